@@ -1,0 +1,138 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))
+def adam(
+    param: Any,
+    grad: Any,
+    step: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    max_exp_avg_sq: Any = None,
+    *,
+    lr: Any,
+    betas: Any,
+    eps: Any,
+    weight_decay: Any,
+    amsgrad: bool,
+    maximize: bool,
+    decoupled_weight_decay: bool,
+) -> Any:
+    beta1, beta2 = betas
+    step = step + 1
+    if maximize:
+        grad = -grad
+    if weight_decay != 0 and decoupled_weight_decay:
+        param = param * (1 - lr * weight_decay)
+    elif weight_decay != 0:
+        grad = grad + weight_decay * param
+    exp_avg = exp_avg.lerp(grad, 1 - beta1)
+    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    largest = exp_avg_sq
+    if amsgrad:
+        largest = max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)
+    denominator = largest.sqrt() / (1 - beta2**step) ** 0.5 + eps
+    param = param - lr / (1 - beta1**step) * exp_avg / denominator
+    return param, step, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running averages of the gradient and of its square.
+
+        g ← ∇f(θ) + λ·θ;  m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²
+        θ ← θ − γ·m̂ / (√v̂ + ε)   with  m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    betas (β₁, β₂): two floats or two 1-element tensors in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8.
+    weight_decay (λ): float, default 0. amsgrad: divide by the largest v so far. maximize: follow the gradient upwards.
+    decoupled_weight_decay: θ ← (1 − γ·λ)·θ instead of adding λ·θ to the gradient. All flags default to False.
+    foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
+    State: `step` (0-dim float), `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
+    contradict each other. Source: Kingma and Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018.
+    Deviations from torch: tensors for lr and betas work with foreach=True; complex parameters with fused=True;
+    capturable=True on the CPU.
+    """
+
+    rule = adam
+    missing = {"amsgrad": False, "maximize": False, "foreach": None, "capturable": False, "differentiable": False}
+    missing |= {"decoupled_weight_decay": False, "fused": None}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        check_number(eps, "Invalid epsilon value")
+        for index in (0, 1):
+            check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
+        check_number(weight_decay, "Invalid weight_decay value")
+        if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
+            raise ValueError("betas must be either both floats or both Tensors")
+        for index in (0, 1):
+            check_tensor_number(betas[index], f"betas[{index}]")
+        betas = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas)  # type: ignore[assignment]
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        defaults |= {"maximize": maximize, "foreach": foreach, "capturable": capturable, "compiled": compiled}
+        defaults |= {"differentiable": differentiable, "fused": fused, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, defaults)
+
+
+class AdamW(Adam):
+    """AdamW: Adam with weight decay apart from the gradient.
+
+        θ ← (1 − γ·λ)·θ, then Adam's update without λ
+
+    weight_decay (λ): float, default 1e-2. All else as in Adam, with decoupled_weight_decay=True.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        compiled: bool | None = None,
+    ) -> None:
+        flags = {"maximize": maximize, "foreach": foreach, "capturable": capturable, "differentiable": differentiable}
+        flags |= {"fused": fused, "compiled": compiled, "decoupled_weight_decay": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **flags)  # type: ignore[arg-type]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True

@@ -1,0 +1,79 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"))
+def sgd(
+    param: Any,
+    grad: Any,
+    momentum_buffer: Any = None,
+    *,
+    first: Any,
+    lr: Any,
+    momentum: Any,
+    dampening: Any,
+    weight_decay: Any,
+    nesterov: bool,
+    maximize: bool,
+) -> Any:
+    if maximize:
+        grad = -grad
+    if weight_decay != 0:
+        grad = grad + weight_decay * param
+    if momentum != 0:
+        later = 1 - first
+        momentum_buffer = momentum * later * momentum_buffer + (1 - dampening * later) * grad
+        grad = grad + momentum * momentum_buffer if nesterov else momentum_buffer
+    return param - lr * grad, momentum_buffer
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum.
+
+        g ← ∇f(θ) + λ·θ;  b ← μ·b + (1 − τ)·g (b ← g at first);  θ ← θ − γ·b,  or with nesterov  θ − γ·(g + μ·b)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    momentum (μ), dampening (τ), weight_decay (λ): floats, or a 1-element tensor for λ, default 0. nesterov, maximize:
+    flags, default False. foreach, fused, compiled, differentiable: see docs/executors.md.
+    State: `momentum_buffer`, like the parameter, where momentum is not 0.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
+    contradict each other. Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
+    Deviations from torch: none in the results; sparse gradients are refused for now.
+    """
+
+    rule = sgd
+    missing = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        check_number(momentum, "Invalid momentum value")
+        check_number(weight_decay, "Invalid weight_decay value")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        defaults |= {"nesterov": nesterov, "maximize": maximize, "foreach": foreach, "differentiable": differentiable}
+        super().__init__(params, defaults | {"fused": fused, "compiled": compiled})

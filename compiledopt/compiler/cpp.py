@@ -1,0 +1,275 @@
+"""C++ source → a loaded function: the kernels, and the launcher that runs them over whole models."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cache
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.program import Program
+from compiledopt.compiler.stats import STATS, timed
+
+HERE = Path(__file__).parent
+# No contraction to fused multiply-adds: an element's result must not depend on where the vectors of a thread's share
+# begin. errno and traps do not concern a kernel, and hinder the vectorizer.
+KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+# NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-fopenmp")
+SHARED = ("-fPIC", "-shared", "-w")
+TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
+
+_C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel. address: of `run(pointers, columns, length)`; library: keeps it loaded; source: the C++ file."""
+
+    address: int
+    library: ctypes.CDLL
+    source: str
+
+
+_kernels: dict[tuple[str, tuple[torch.dtype, ...]], Kernel | CompileError] = {}
+_lock = threading.RLock()
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
+    if done.returncode != 0:
+        raise CompileError(f"the C++ compiler {command[0]} failed: {done.stderr.strip()[-800:]}")
+
+
+def _compiler() -> str:
+    path = cache.compiler()
+    if path is None:
+        raise CompileError("no C++ compiler found (CXX, g++, clang++, c++); install one, for instance g++")
+    return path
+
+
+def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()) -> bytes:
+    """Compile and link; two commands, so that `-fopenmp` does not bring a second OpenMP runtime with it."""
+    compiler = _compiler()
+    file = cache.scratch(f"{name}.cpp")
+    file.write_text(source)
+    object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
+    _run([compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
+    _run([compiler, "-shared", str(object_file), "-o", str(library), *link])
+    content = library.read_bytes()
+    object_file.unlink(missing_ok=True)
+    return content
+
+
+# ---- kernels ----
+
+
+def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
+    from compiledopt.compiler.inductor import compute_dtype, lower_cpu
+
+    with timed("seconds_lowering"):
+        lowered = lower_cpu(program, dtypes)
+    STATS.kernels_lowered += 1
+    body = lowered.body.replace('extern "C"', "static inline __attribute__((always_inline))")
+    # Inductor 2.13 has kernels report integer divisions by zero; a rule has none.
+    dropped = ("#include", "inductor_cpu_integer_div_error")
+    lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
+    scalar = _C_TYPES[compute_dtype(dtypes)]
+    arguments = []
+    for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
+        pointer = f"({type_name}) pointers[{index}]" if kind == "tensor" else f"columns + {index}"
+        arguments.append("length" if kind == "length" else pointer)
+    # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
+    count = len(program.columns)
+    values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
+    run = [
+        'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
+        f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
+        f"  kernel({', '.join(arguments)});",
+        "}",
+    ]
+    return "\n".join([(HERE / "prefix.h").read_text(), *lines, *run, ""])
+
+
+def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
+
+    Raises: CompileError with the reason.
+    """
+    identity = (program.text, tuple(dtypes))
+    with _lock:
+        known = _kernels.get(identity)
+        if isinstance(known, CompileError):
+            raise known
+        if known is not None:
+            STATS.memory_hits += 1
+            return known
+        try:
+            found = _find_kernel(program, dtypes)
+        except CompileError as error:
+            _kernels[identity] = error
+            raise
+        _kernels[identity] = found
+        return found
+
+
+def _find_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    prefix = (HERE / "prefix.h").read_text()
+    name = cache.key("cpu", program.text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, prefix)
+    content = cache.load(f"{name}.so")
+    found = _load_kernel(name, content) if content is not None else None
+    if found is not None:
+        STATS.disk_hits += 1
+        return found
+    launcher_soon()
+    return _compile_kernel(name, program, dtypes)
+
+
+def forget() -> None:
+    """Drop every kernel and the launcher from memory, failures included: the next use looks for them again."""
+    global _launcher
+    with _lock:
+        _kernels.clear()
+        _launcher = None
+
+
+def _compile_kernel(name: str, program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    _compiler()
+    source = kernel_source(program, dtypes)
+    with timed("seconds_compiling"):
+        try:
+            library = build(name, source, KERNEL_FLAGS)
+        except CompileError as error:
+            library = _with_torch_headers(name, source, error)
+    STATS.kernels_compiled += 1
+    content = source.encode() + b"\0" + library
+    cache.store(f"{name}.so", content)
+    loaded = _load_kernel(name, content)
+    if loaded is None:
+        raise CompileError("the compiled kernel cannot be loaded")
+    return loaded
+
+
+def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
+    """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
+    prefix = (HERE / "prefix.h").read_text()
+    full = source.replace(prefix, "#include <torch/csrc/inductor/cpp_prefix.h>\n")
+    include = Path(torch.__file__).parent / "include"
+    flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
+    try:
+        return build(name, full, [*flags, f"-I{include}", f"-I{include}/torch/csrc/api/include"])
+    except CompileError as second:
+        raise CompileError(f"{first}; with torch's headers: {second}") from first
+
+
+def _load_kernel(name: str, content: bytes) -> Kernel | None:
+    source, _, library = content.partition(b"\0")
+    path = cache.scratch(f"{name}.loaded.so")
+    try:
+        path.write_bytes(library)
+        loaded = ctypes.CDLL(str(path))
+        address = ctypes.cast(loaded.run, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+    return Kernel(address or 0, loaded, source.decode())
+
+
+# ---- the launcher ----
+
+_launcher: Future[ModuleType] | None = None
+
+
+def launcher_soon() -> None:
+    """Start building the launcher beside the caller, which is about to spend seconds in Inductor's import."""
+    global _launcher
+    with _lock:
+        if _launcher is None:
+            _launcher = Future()
+            threading.Thread(target=_fill, args=(_launcher,), daemon=True, name="compiledopt-launcher").start()
+
+
+def _fill(future: Future[ModuleType]) -> None:
+    try:
+        future.set_result(_make_launcher())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def launcher() -> ModuleType:
+    """The native module that gathers tensors and runs kernels. Raises: CompileError with the reason."""
+    launcher_soon()
+    assert _launcher is not None
+    try:
+        return _launcher.result()
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"the launcher could not be loaded: {error!r}") from error
+
+
+def _make_launcher() -> ModuleType:
+    source = (HERE / "launcher.cpp").read_text()
+    name = cache.key("launcher", source, LAUNCHER_FLAGS)
+    content = cache.load(f"{name}.so")
+    if content is None:
+        content = _build_launcher(name, source)
+        cache.store(f"{name}.so", content)
+    return _import_launcher(name, content)
+
+
+def _build_launcher(name: str, source: str) -> bytes:
+    headers = sysconfig.get_paths()["include"]
+    if not (Path(headers) / "Python.h").exists():
+        raise CompileError(f"Python.h is not in {headers}; install Python's headers, for instance python3-dev")
+    root = Path(torch.__file__).parent
+    flags = [*LAUNCHER_FLAGS, f"-I{headers}", f"-I{root / 'include'}"]
+    with timed("seconds_compiling"):
+        content = build(name, source, flags, [f"-L{root / 'lib'}", "-lc10", *_openmp(root / "lib")])
+    STATS.launchers_compiled += 1
+    return content
+
+
+def _openmp(libraries: Path) -> list[str]:
+    """torch's own OpenMP runtime, so that our threads are torch's threads and do not compete with them."""
+    own = sorted(libraries.glob("libgomp*.so*")) + sorted((libraries.parent.parent / "torch.libs").glob("libgomp*.so*"))
+    return [str(own[0])] if own else ["-lgomp"]
+
+
+def _import_launcher(name: str, content: bytes) -> ModuleType:
+    path = cache.scratch(f"{name}.loaded.so")
+    path.write_bytes(content)
+    loader = importlib.machinery.ExtensionFileLoader("compiledopt_launcher", str(path))
+    spec = importlib.util.spec_from_loader("compiledopt_launcher", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    example = torch.empty(1)
+    if not module.probe(example, example.data_ptr(), torch.Tensor, torch.nn.Parameter):
+        raise CompileError(f"torch {torch.__version__} keeps its tensors in a way the launcher does not know")
+    return module
+
+
+def supports_dtype(dtype: torch.dtype) -> bool:
+    return dtype in _C_TYPES
+
+
+def platform_reason() -> str | None:
+    """Why nothing can be compiled on this platform, or None."""
+    return None if sys.platform != "win32" else "the C++ launcher is written for g++ and clang++, not for Windows"

@@ -1,0 +1,194 @@
+"""program → source of one kernel, by torch's Inductor. Everything here is private API of torch.
+
+Tried on torch 2.11.0 and 2.13.0. Whatever breaks in another version becomes a CompileError, and the optimizer falls
+back to an eager executor with that reason (tests/test_fallback.py breaks it on purpose).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.ops import OPS
+from compiledopt.compiler.program import Argument, Node, Program
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
+    order, ("tensor", input index), ("column", column index) or ("length", 0); types: the C types of the arguments."""
+
+    body: str
+    arguments: tuple[tuple[str, int], ...]
+    types: tuple[str, ...]
+
+
+def compute_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The dtype of the arithmetic: float64 if anything is, else float32; the half types are for storage alone."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def evaluate(program: Program, tensors: Sequence[torch.Tensor], columns: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The elementwise part on tensors: the new values of `program.tensor_outputs`."""
+    values: dict[Node, torch.Tensor] = dict(zip(program.tensors, tensors, strict=True))
+    values.update(zip(program.columns, columns, strict=True))
+
+    def argument(arg: Argument) -> Any:
+        return values[arg] if isinstance(arg, Node) else arg
+
+    for node in program.elementwise_part:
+        args = [argument(arg) for arg in node.args]
+        if OPS[node.op].boolean is False and node.op in ("maximum", "minimum"):
+            args = [torch.as_tensor(arg, dtype=tensors[0].dtype) for arg in args]
+        values[node] = OPS[node.op].tensor(*args)
+    return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+
+
+def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
+    """The C++ kernel of a program for one tensor of any length, serial: our launcher does the threading.
+
+    Raises: CompileError, where Inductor does not make one pointwise kernel of it.
+    """
+    try:
+        return _lower_cpu(program, dtypes)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+
+
+def _lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
+    # cpp.simdlen=1: a plain loop that g++ vectorizes by itself, in a file without torch's headers (0.2 s instead of 5).
+    options = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp"}
+    with _no_vector_isa():
+        definitions, calls, names = _codegen(program, dtypes, options)
+    if len(definitions) != 1 or len(calls) != 1:
+        raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
+    body = re.search(r"r'''(.*)'''", definitions[0], re.DOTALL)
+    if body is None:
+        raise CompileError("Inductor's kernel definition has a form that is not known here")
+    known = {name: _kind(index, len(program.tensors)) for index, name in enumerate(names)}
+    arguments, types = [], []
+    for name, type_name in zip(*calls[0], strict=True):
+        pointer = type_name.rstrip().endswith("*")
+        if pointer and name not in known:
+            raise CompileError(f"{program.rule} needs a buffer of its own ({name}), so it is not one pass over memory")
+        arguments.append(known[name] if pointer else ("length", 0))
+        types.append(type_name)
+    return Lowered(body.group(1), tuple(arguments), tuple(types))
+
+
+@contextmanager
+def _no_vector_isa() -> Iterator[None]:
+    """Keep Inductor from finding out the vector ISA: it compiles three test programs for that (3.9 s with an empty
+    cache), and the answer is not wanted here. Tried on torch 2.11.0 and 2.13.0."""
+    from torch._inductor import cpu_vec_isa
+
+    original = cpu_vec_isa.pick_vec_isa
+    cpu_vec_isa.pick_vec_isa = lambda: cpu_vec_isa.invalid_vec_isa
+    try:
+        yield
+    finally:
+        cpu_vec_isa.pick_vec_isa = original
+
+
+def _kind(index: int, tensors: int) -> tuple[str, int]:
+    return ("tensor", index) if index < tensors else ("column", index - tensors)
+
+
+def _codegen(program: Program, dtypes: Sequence[torch.dtype], options: dict[str, Any]) -> tuple[list[str], list[Any], list[str]]:
+    """Run Inductor on the program; (kernel definitions, (argument names, types) of the calls, graph input names)."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    mode, fakes, shape_env = _fake_inputs(program, dtypes)
+    with torch.no_grad():
+        module = _in_place_graph(program, dtypes, mode, fakes)
+    definitions: list[str] = []
+    calls: list[Any] = []
+    with ExitStack() as stack:
+        for context in (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad()):
+            stack.enter_context(context)
+        graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)
+        _record_kernels(graph, definitions, calls)
+        for context in (V.set_graph_handler(graph), V.set_debug_handler(DebugContext())):
+            stack.enter_context(context)
+        graph.run(*fakes)
+        graph.codegen()
+        return definitions, calls, list(graph.graph_input_names)
+
+
+def _record_kernels(graph: Any, definitions: list[str], calls: list[Any]) -> None:
+    """Watch the two methods through which every backend of Inductor defines and calls its kernels."""
+    make_wrapper = graph.init_wrapper_code
+
+    def init_wrapper_code(*args: Any, **kwargs: Any) -> None:
+        make_wrapper(*args, **kwargs)
+        wrapper = graph.wrapper_code
+        define, call = wrapper.define_kernel, wrapper.generate_kernel_call
+
+        def define_kernel(name: str, body: str, *args: Any, **kwargs: Any) -> Any:
+            definitions.append(body)
+            return define(name, body, *args, **kwargs)
+
+        def generate_kernel_call(name: str, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(([str(a) for a in arguments], [str(t) for t in kwargs["arg_types"]]))
+            return call(name, arguments, *args, **kwargs)
+
+        wrapper.define_kernel = define_kernel
+        wrapper.generate_kernel_call = generate_kernel_call
+
+    graph.init_wrapper_code = init_wrapper_code
+
+
+def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[Any, list[torch.Tensor], Any]:
+    """Fake tensors of one dynamic length, and fake 0-dim columns."""
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    shape_env = ShapeEnv()
+    symbol = shape_env.create_symbol(1024, ConstantSource("length"), DimDynamic.DYNAMIC)
+    length = shape_env.create_symintnode(symbol, hint=1024)
+    mode = FakeTensorMode(shape_env=shape_env)
+    with mode:
+        fakes = [torch.empty(length, dtype=dtype) for dtype in dtypes]  # type: ignore[list-item]
+        fakes += [torch.empty((), dtype=compute_dtype(dtypes)) for _ in program.columns]
+    return mode, fakes, shape_env
+
+
+def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, fakes: list[torch.Tensor]) -> Any:
+    """The elementwise part as an ATen graph that ends in copies into its own inputs."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    compute, count = compute_dtype(dtypes), len(program.tensors)
+    written = [i for i, node in enumerate(program.tensors) if node.name in program.tensor_outputs]
+
+    def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        tensors = [tensor.to(compute) for tensor in inputs[:count]]
+        results = evaluate(program, tensors, inputs[count:])
+        return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
+
+    with enable_python_dispatcher():
+        module = make_fx(body, select_decomp_table(), "fake", True)(*fakes)
+    graph = module.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        for i, result in zip(written, output.args[0], strict=True):
+            copy = graph.call_function(torch.ops.aten.copy_.default, (placeholders[i], result))
+            copy.meta["val"] = placeholders[i].meta["val"]
+    output.args = ((),)
+    module.recompile()
+    return module

@@ -1,0 +1,106 @@
+"""A traced rule: a list of pointwise operations, split into a scalar part and an elementwise part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One value. op: a name in OPS, or "input"; args: nodes and Python numbers; scalar: whether it is 0-dim."""
+
+    op: str
+    args: tuple[Node | float, ...]
+    scalar: bool
+    name: str = ""
+    line: str = field(default="", repr=False)
+
+
+Argument = Node | float
+
+
+def node_args(node: Node) -> Iterable[Node]:
+    return (arg for arg in node.args if isinstance(arg, Node))
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a rule computes, under one choice of its flags.
+
+    inputs: the tensors (param, grad, states) and then the 0-dim values (states and numbers).
+    outputs: {"param" or a state's name: its new value}.
+    """
+
+    rule: str
+    inputs: tuple[Node, ...]
+    outputs: dict[str, Node]
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All operations that an output needs, in an order that can be executed."""
+        seen: set[Node] = set()
+        ordered: list[Node] = []
+
+        def visit(node: Node) -> None:
+            if node in seen:
+                return
+            seen.add(node)
+            for arg in node_args(node):
+                visit(arg)
+            if node.op != "input":
+                ordered.append(node)
+
+        for output in self.outputs.values():
+            visit(output)
+        return ordered
+
+    @cached_property
+    def tensors(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.inputs if not node.scalar)
+
+    @cached_property
+    def scalars(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.inputs if node.scalar)
+
+    @cached_property
+    def scalar_part(self) -> list[Node]:
+        return [node for node in self.nodes if node.scalar]
+
+    @cached_property
+    def elementwise_part(self) -> list[Node]:
+        return [node for node in self.nodes if not node.scalar]
+
+    @cached_property
+    def columns(self) -> list[Node]:
+        """The 0-dim values that the elementwise part reads: the columns of the scalar table."""
+        found: dict[Node, None] = {}
+        for node in self.elementwise_part:
+            found.update((arg, None) for arg in node_args(node) if arg.scalar)
+        found.update((node, None) for name, node in self.tensor_outputs.items() if node.scalar)
+        return list(found)
+
+    @cached_property
+    def tensor_outputs(self) -> dict[str, Node]:
+        """The new values of the parameter and of the states shaped like it, where they change."""
+        tensors = {node.name: node for node in self.tensors}
+        return {n: node for n, node in self.outputs.items() if n in tensors and node is not tensors[n]}
+
+    @cached_property
+    def scalar_outputs(self) -> dict[str, Node]:
+        tensors = {node.name for node in self.tensors}
+        return {name: node for name, node in self.outputs.items() if name not in tensors}
+
+    @cached_property
+    def text(self) -> str:
+        """One line per operation. Two programs with the same text compute the same."""
+        names = {node: f"{'' if node.scalar else 'tensor '}{node.name}" for node in self.inputs}
+        lines = [f"inputs {', '.join(names.values())}"]
+        names.update((node, node.name) for node in self.inputs)
+        for index, node in enumerate(self.nodes):
+            names[node] = f"%{index}"
+            args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
+            lines.append(f"%{index} = {node.op}({args}){'  # 0-dim' if node.scalar else ''}")
+        lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
+        return "\n".join(lines)

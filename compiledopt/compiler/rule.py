@@ -1,0 +1,82 @@
+"""What a rule is: one pure function of one parameter, and the little the library must be told about it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A pure update of one parameter.
+
+        new_param, *new_states = function(param, grad, *states, **options)
+
+    function: uses tensor operators and methods only, and nothing in place.
+    states: the names after `param` and `grad` in its signature, as in `optimizer.state[param]`.
+    options: its keyword-only names, read from the parameter group by the same names.
+    scalars: the states that are 0-dim (`step`); the others are shaped like the parameter. All start at zero.
+    optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
+    branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
+        are two programs. All other numbers are entries of a table, and changing them costs nothing.
+
+    The option `first` is not read from the group: it is 1.0 on a parameter's first update, when its states were just
+    made, and 0.0 afterwards.
+    """
+
+    function: Callable[..., Any]
+    states: tuple[str, ...]
+    options: tuple[str, ...]
+    scalars: frozenset[str]
+    optional: Mapping[str, str]
+    branches: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def states_for(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The states that exist under the options of `group`."""
+        optional = self.optional
+        return tuple(name for name in self.states if name not in optional or truthy(group[optional[name]]))
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(*args, **options)
+
+
+def truthy(value: Any) -> bool:
+    return bool(value != 0)
+
+
+def rule(
+    *, scalars: Iterable[str] = (), optional: Mapping[str, str] | None = None, branches: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], Rule]:
+    """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
+
+    Raises: TypeError where the signature does not fit, naming the argument.
+    """
+    optional = dict(optional or {})
+
+    def wrap(function: Callable[..., Any]) -> Rule:
+        parameters = inspect.signature(function).parameters
+        positional = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+        options = tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
+        if positional[:2] != ("param", "grad"):
+            raise TypeError(f"rule {function.__name__}: the first two arguments must be (param, grad), got {positional[:2]}")
+        if len(positional) + len(options) != len(parameters):
+            raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
+        states = positional[2:]
+        for kind, names, known in (
+            ("scalars", scalars, states),
+            ("optional", optional, states),
+            ("optional", optional.values(), options),
+            ("branches", branches, options),
+        ):
+            for name in names:
+                if name not in known:
+                    raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
+        return Rule(function, states, options, frozenset(scalars), optional, frozenset(branches))
+
+    return wrap

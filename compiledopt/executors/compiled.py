@@ -1,0 +1,122 @@
+"""One native call over all tensors that share a program and dtypes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cpp
+from compiledopt.compiler.programs import Traced
+from compiledopt.executors.choose import same_layout
+from compiledopt.executors.entries import Entry
+
+READY, REGROUP = 0, 1
+
+Groups = Sequence[Mapping[str, Any]]
+Row = tuple[int, float, tuple[float, ...]]  # index of the group, first, 0-dim states
+
+
+def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
+    """Whether a gradient must be brought into its parameter's layout first."""
+    return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
+
+
+def bucket_of(entry: Entry) -> tuple[Traced, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool]:
+    """What the parameters of one launch have in common."""
+    param = entry.param
+    grad = param if param.grad is None else param.grad
+    states = tuple(entry.state[name].dtype for name in entry.traced.state_names)
+    scalars = tuple(entry.state[name].dtype for name in entry.traced.scalar_names)
+    return entry.traced, (param.dtype, grad.dtype, *states), scalars, needs_staging(param, grad)
+
+
+def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
+    """The dtypes that a kernel sees: complex numbers are two reals."""
+    return tuple(dtype.to_real() for dtype in dtypes)
+
+
+class CompiledBatch:
+    """The parameters of one bucket, and the table of scalars their kernel reads: one row per (group, first, step)."""
+
+    executor = "compiled"
+
+    def __init__(self, entries: list[Entry], groups: Groups) -> None:
+        self.entries = entries
+        self.groups = groups
+        self.traced: Traced = entries[0].traced
+        _, self.dtypes, scalar_dtypes, self.staged = bucket_of(entries[0])
+        self.kernel = cpp.kernel(self.traced.program, kernel_dtypes(self.dtypes))
+        self.rounded = any(dtype == torch.float32 for dtype in scalar_dtypes)
+        self.first = [entry.first for entry in entries]
+        self.rows: list[Row] = []
+        self.fresh: list[tuple[float, ...]] = []
+        self.table = array("d")
+        self.native = cpp.launcher().Plan(
+            self.kernel.address,
+            len(self.traced.program.columns),
+            2 if entries[0].param.is_complex() else 1,
+            [entry.param for entry in entries],
+            [entry.state for entry in entries],
+            self.traced.state_names,
+            self.traced.scalar_names,
+            tuple(torch.empty(0, dtype=dtype) for dtype in self.dtypes),
+        )
+
+    def prepare(self) -> bool:
+        """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""
+        threads = torch.get_num_threads()
+        staged = [_staged(entry.param) for entry in self.entries] if self.staged else None
+        status = REGROUP
+        if self.rows:
+            self._fill_table()
+            status = self.native.gather(self.table, threads, staged)
+        if status == REGROUP:
+            status = self.native.gather(None, threads, staged)
+            if status == READY:
+                self._regroup()
+                self._fill_table()
+                status = self.native.gather(self.table, threads, staged)
+        # The launch holds references to the tensors, so the copies may go when it is over.
+        self.copies = staged
+        return bool(status == READY)
+
+    def _regroup(self) -> None:
+        """Give each parameter the row of its group and its 0-dim states; parameters in step share one."""
+        rows: dict[Row, int] = {}
+        for index, *states in self.native.active():
+            first = 1.0 if self.first[index] and self.traced.reads_first else 0.0
+            row = (self.entries[index].group, first, tuple(states))
+            self.native.set_row(index, rows.setdefault(row, len(rows)))
+        self.rows = list(rows)
+
+    def _fill_table(self) -> None:
+        values: list[float] = []
+        self.fresh = []
+        for group, first, states in self.rows:
+            columns, fresh = self.traced.scalars(self.groups[group], (first, *states))
+            if self.rounded:
+                fresh = list(array("f", fresh))
+            self.fresh.append(tuple(fresh))
+            values += columns
+            values += states
+            values += fresh
+        self.table = array("d", values)
+
+    def launch(self) -> None:
+        self.native.launch(self.table, torch.get_num_threads())
+        self.copies = None
+        if any(row[1] for row in self.rows):
+            self.first = [False] * len(self.entries)
+            self.rows = []
+        else:
+            self.rows = [(g, first, fresh) for (g, first, _), fresh in zip(self.rows, self.fresh, strict=True)]
+
+
+def _staged(param: torch.Tensor) -> torch.Tensor | None:
+    grad = param.grad
+    if grad is None or not needs_staging(param, grad):
+        return grad
+    return torch.empty_like(param, dtype=grad.dtype, requires_grad=False).copy_(grad)

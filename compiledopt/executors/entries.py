@@ -1,0 +1,63 @@
+"""One parameter in a step, and the checks that come before any write."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compiledopt.compiler.programs import Traced
+from compiledopt.executors.choose import Choice
+
+
+@dataclass(eq=False)
+class Entry:
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+
+    param: torch.Tensor
+    state: MutableMapping[str, Any]
+    group: int
+    traced: Traced
+    choice: Choice
+    first: bool = False
+
+
+def check_gradient(param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
+    """Refuse what no executor can use. Raises: RuntimeError or TypeError with what, the bound, the value, the mend."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
+    if not (param.is_floating_point() or param.is_complex()):
+        raise TypeError(f"{owner}: parameters must be floating point or complex, got {param.dtype}; convert them with .float()")
+    if grad.shape != param.shape:
+        raise RuntimeError(
+            f"{owner}: a gradient of shape {tuple(grad.shape)} does not fit its parameter of shape {tuple(param.shape)}; "
+            "run backward again after resizing a parameter"
+        )
+    if grad.device != param.device:
+        raise RuntimeError(f"{owner}: parameter on {param.device}, gradient on {grad.device}; run backward again after moving")
+    if grad.is_complex() != param.is_complex():
+        raise RuntimeError(f"{owner}: a {grad.dtype} gradient does not fit a {param.dtype} parameter")
+
+
+def check_state(entry: Entry, owner: str) -> None:
+    """Refuse states that do not fit their parameter. Raises: RuntimeError, naming the state."""
+    param = entry.param
+    for name in entry.traced.state_names:
+        value = entry.state.get(name)
+        if not isinstance(value, torch.Tensor) or value.shape != param.shape or value.device != param.device:
+            got = f"{tuple(value.shape)} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise RuntimeError(
+                f"{owner}: state {name!r} must be a tensor of shape {tuple(param.shape)} on {param.device} like its "
+                f"parameter, got {got}; delete optimizer.state[param] to start afresh"
+            )
+    for name in entry.traced.scalar_names:
+        value = entry.state.get(name)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise RuntimeError(f"{owner}: state {name!r} must be a tensor of one element, got {value!r}")
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as twice as many reals, sharing memory."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,226 @@
+"""Which parameters go through which executor, decided once and kept until something changes.
+
+Order matters: check everything, then compile, then make states, then check every tensor again as it is now, and only then
+write. Whatever raises before the last point leaves parameters and states as they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cpp
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.programs import Traced, signature, traced
+from compiledopt.compiler.rule import Rule, truthy
+from compiledopt.compiler.stats import STATS
+from compiledopt.executors import choose
+from compiledopt.executors.choose import Choice
+from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
+from compiledopt.executors.eager import EagerBatch
+from compiledopt.executors.entries import Entry, check_gradient, check_state
+from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
+from compiledopt.executors.foreach import ForeachBatch
+from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay
+
+Batch = CompiledBatch | EagerBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """What a plan needs of its optimizer. reasons: fallbacks it was already warned of."""
+
+    name: str
+    rule: Rule
+    groups: list[dict[str, Any]]
+    state: MutableMapping[torch.Tensor, Any]
+    reasons: set[str]
+
+
+class Options:
+    """What of a group's options a plan depends on: which executor, which program. Numbers are not among them, but for
+    the branching ones being zero."""
+
+    def __init__(self, rule: Rule, group: Mapping[str, Any]) -> None:
+        flags = [name for name, part in zip(rule.options, signature(rule, group), strict=True) if isinstance(part, tuple)]
+        self.names = [*flags, *(name for name in choose.OPTIONS if name in group)]
+        self.values = [group[name] for name in self.names]
+        self.branches = [(name, truthy(group[name])) for name in rule.branches]
+
+    def fit(self, group: Mapping[str, Any]) -> bool:
+        if [group[name] for name in self.names] != self.values:
+            return False
+        return all([truthy(group[name]) is value for name, value in self.branches])
+
+
+class Plan:
+    """Batches of parameters, one per executor and bucket; `rounds` has a second one where a parameter is listed twice."""
+
+    def __init__(self, owner: Owner) -> None:
+        STATS.plans_built += 1
+        self.owner = owner
+        self.options = [Options(owner.rule, group) for group in owner.groups]
+        self.params = [param for group in owner.groups for param in group["params"]]
+        self.waiting: list[torch.Tensor] = []
+        entries = self._entries()
+        maker = StateMaker(owner.state)
+        try:
+            for number, entry in enumerate(entries):
+                group = owner.groups[entry.group]
+                if maker.make(entry.traced, entry.param, group, len(entries) - number):
+                    entry.first = True
+                entry.state = owner.state[entry.param]
+                check_state(entry, owner.name)
+            for entry in entries:
+                if entry.choice.executor == "compiled":
+                    relay(entry.traced, entry.param, entry.state)
+            self.rounds = [self._batches(part) for part in _rounds(entries)]
+            self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
+        except BaseException:
+            maker.undo()
+            raise
+        self.states = list(owner.state.values())
+        self.native = any(isinstance(batch, CompiledBatch) for batch in chain(*self.rounds))
+
+    # ---- deciding ----
+
+    def _entries(self) -> list[Entry]:
+        """Every parameter with a gradient, checked, with its executor; kernels are compiled here."""
+        owner, entries = self.owner, []
+        for index, group in enumerate(owner.groups):
+            choose.check_options(group)
+            program = traced(owner.rule, group)
+            for param in group["params"]:
+                known = owner.state.get(param, {})
+                if param.grad is not None:
+                    check_gradient(param, param.grad, owner.name)
+                elif not is_complete(program, known):
+                    self.waiting.append(param)
+                    continue
+                choice = self._choose(program, group, param)
+                if param.grad is not None or choice.executor == "compiled":
+                    entries.append(Entry(param, known, index, program, choice))
+        return entries
+
+    def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
+        choice = choose.wanted(group, param.device)
+        if choice.executor != "compiled":
+            return choice
+        reason = choose.device_reason(param.device) or choose.tensor_reason(param)
+        if reason is None:
+            reason = compile_reason(program, param, self.owner.state.get(param, {}))
+        if reason is None:
+            return choice
+        if choice.required:
+            raise choose.refused(choice, reason)
+        fallback = choose.eager_choice(param.device, reason, fallback=True)
+        if "not dense" in reason:
+            fallback = Choice("for-loop", reason, fallback=True)
+        self._warn(fallback)
+        return fallback
+
+    def _warn(self, choice: Choice) -> None:
+        if choice.reason in self.owner.reasons:
+            return
+        self.owner.reasons.add(choice.reason)
+        STATS.fallbacks += 1
+        warnings.warn(
+            f"compiledopt.{self.owner.name} runs on the {choice.executor} executor for some or all parameters, because "
+            f"{choice.reason}. Pass compiled=False to choose that without this warning.",
+            stacklevel=2,
+        )
+
+    def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
+        groups, name = self.owner.groups, self.owner.name
+        buckets: dict[Any, list[Entry]] = {}
+        for entry in entries:
+            buckets.setdefault(self._bucket(entry), []).append(entry)
+        batches: list[Batch] = []
+        for (executor, *_), members in buckets.items():
+            if executor == "compiled":
+                batches.append(CompiledBatch(members, groups))
+            else:
+                kind = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch}[executor]
+                batches.append(kind(members, groups, name))
+        return batches
+
+    def _bucket(self, entry: Entry) -> tuple[Any, ...]:
+        if entry.choice.executor == "compiled":
+            return ("compiled", *bucket_of(entry))
+        group = self.owner.groups[entry.group]
+        on_device = group.get("capturable") and entry.param.device.type != "cpu"
+        if group.get("differentiable") or on_device:
+            return ("direct",)
+        return (entry.choice.executor,)
+
+    # ---- running ----
+
+    def fits(self, state: MutableMapping[torch.Tensor, Any]) -> bool:
+        """Whether groups, parameters, options and state dicts are the ones that this plan was made for."""
+        owner = self.owner
+        if state is not owner.state or len(self.options) != len(owner.groups):
+            return False
+        for group, options in zip(owner.groups, self.options, strict=True):
+            if not options.fit(group):
+                return False
+        if self.native:
+            unchanged = cpp.launcher().unchanged
+            return bool(unchanged(owner.groups, self.params, state, self.states, self.waiting))
+        return self._unchanged(state)
+
+    def _unchanged(self, state: MutableMapping[torch.Tensor, Any]) -> bool:
+        params = list(chain.from_iterable(group["params"] for group in self.owner.groups))
+        return (
+            len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and len(state) == len(self.states)
+            and all(map(is_, state.values(), self.states))
+            and all(param.grad is None for param in self.waiting)
+        )
+
+    def run(self) -> bool:
+        """Check every tensor, then update. False, with nothing written: the plan must be made again."""
+        for number, batches in enumerate(self.rounds):
+            if not self.prepared and not all([batch.prepare() for batch in batches]):
+                if number == 0:
+                    return False
+                raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
+            self.prepared = False
+            for batch in batches:
+                batch.launch()
+        return True
+
+    @property
+    def batches(self) -> list[Batch]:
+        return list(chain(*self.rounds))
+
+
+def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
+    """Compile the kernel for a parameter, unless it is compiled already; why it cannot be had, or None."""
+    grad = param if param.grad is None else param.grad
+    dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
+    try:
+        cpp.kernel(program.program, kernel_dtypes(dtypes))
+        cpp.launcher()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+def _rounds(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """A parameter listed n times is updated n times, one after the other, as in torch."""
+    rounds: list[list[Entry]] = []
+    seen: dict[int, int] = {}
+    for entry in entries:
+        number = seen.get(id(entry.param), 0)
+        seen[id(entry.param)] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(entry)
+    return rounds

@@ -1,0 +1,78 @@
+"""The states of a parameter: made at its first update, with torch's names, shapes, dtypes and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from compiledopt.compiler.programs import Traced
+from compiledopt.executors.choose import same_layout
+
+
+def scalar_dtype(group: Mapping[str, Any]) -> torch.dtype:
+    """As torch's _get_scalar_dtype: float32, unless the default dtype is float64."""
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.float64 if wide else torch.float32
+
+
+def is_complete(traced: Traced, state: Mapping[str, Any]) -> bool:
+    return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.state_names))
+
+
+def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes of the states as they are, or as they will be made."""
+    values = [state.get(name) for name in traced.state_names]
+    return tuple(v.dtype if isinstance(v, torch.Tensor) else param.dtype for v in values)
+
+
+class StateMaker:
+    """Makes the missing states of many parameters; `undo` takes them away again if the step fails before it wrote."""
+
+    def __init__(self, state: MutableMapping[torch.Tensor, Any]) -> None:
+        self.state = state
+        self.made: list[tuple[torch.Tensor, str | None]] = []
+        self.spare: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+
+    def make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
+        """Fill in what is missing; whether anything was. expected: how many parameters may follow, this one included."""
+        if param not in self.state:
+            self.made.append((param, None))
+        state = self.state[param]
+        missing = [name for name in traced.rule.states if name in traced.program.outputs and state.get(name) is None]
+        for name in missing:
+            self.made.append((param, name))
+            if name in traced.rule.scalars:
+                state[name] = self._zero(param, group, expected)
+            else:
+                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+        return bool(missing)
+
+    def _zero(self, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
+        """A 0-dim zero of its own; many are views of one vector, which the launcher reads in fewer cache lines."""
+        on_device = group.get("capturable") or group.get("fused")
+        device = param.device if on_device else torch.device("cpu")
+        if group.get("differentiable"):
+            return torch.zeros((), dtype=scalar_dtype(group), device=device)
+        spare = self.spare.setdefault((scalar_dtype(group), device), [])
+        if not spare:
+            spare += torch.zeros(max(1, expected), dtype=scalar_dtype(group), device=device).unbind()[::-1]
+        return spare.pop()
+
+    def undo(self) -> None:
+        for param, name in reversed(self.made):
+            if name is None:
+                self.state.pop(param, None)
+            elif param in self.state:
+                self.state[param].pop(name, None)
+
+
+def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
+    """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
+    for name in traced.state_names:
+        value = state[name]
+        if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
+            state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+
+

@@ -1,0 +1,130 @@
+"""The base of all optimizers here: torch's Optimizer, whose step runs a plan over the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import Rule
+from compiledopt.executors import choose
+from compiledopt.executors.plan import Owner, Plan
+
+StateDict = dict[str, Any]
+
+
+def check_number(value: Any, message: str, below: float | None = None) -> None:
+    """Refuse a negative or NaN number, or one that is not below `below`. Raises: ValueError, with torch's `message`."""
+    if not 0.0 <= value or (below is not None and not value < below):
+        raise ValueError(f"{message}: {value}")
+
+
+def check_tensor_number(value: Any, name: str) -> None:
+    """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element")
+
+
+class Optimizer(torch.optim.Optimizer):
+    """torch.optim.Optimizer, with `step` derived from one pure rule.
+
+    A subclass gives its `rule`, and a constructor with torch's signature. Groups, hooks, closures, state_dict and the
+    registries are torch's own.
+    """
+
+    rule: ClassVar[Rule]
+    # What torch's __setstate__ fills into groups that were saved by an older version.
+    missing: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        choose.check_options(defaults)
+        self._plan: Plan | None = None
+        self._reasons: set[str] = set()
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: StateDict) -> None:
+        super().__setstate__(state)
+        self._plan = None
+        self._reasons = set()
+        for group in self.param_groups:
+            for name, value in (*self.missing.items(), ("compiled", None)):
+                group.setdefault(name, value)
+            for param in group["params"]:
+                self._tensor_scalars(param, group)
+
+    def _tensor_scalars(self, param: Tensor, group: Mapping[str, Any]) -> None:
+        """Old checkpoints keep `step` as a number."""
+        from compiledopt.executors.states import scalar_dtype
+
+        values = self.state.get(param, {})
+        on_device = group.get("capturable") or group.get("fused")
+        for name in self.rule.scalars & set(values):
+            if not isinstance(values[name], Tensor):
+                device = param.device if on_device else None
+                values[name] = torch.tensor(float(values[name]), dtype=scalar_dtype(group), device=device)
+
+    # ---- stepping ----
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        closure: reevaluates the model and returns the loss; called with gradients enabled. Returns its loss, or None.
+        Mutates: the parameters and `state`; never a gradient. An exception leaves them as they were.
+        Raises: RuntimeError or TypeError, before any write, where a gradient or a state does not fit its parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._plan
+        if plan is None or not plan.fits(self.state) or not plan.run():
+            self._make_plan().run()
+        return loss
+
+    def _make_plan(self) -> Plan:
+        self._plan = None
+        self._plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons))
+        return self._plan
+
+    # ---- knowing ----
+
+    def compile(self) -> None:
+        """Compile ahead of the first step what it will need, as if every parameter had a gradient of its own dtype.
+
+        Mutates: nothing of the optimizer. Raises: RuntimeError with the reason, where compiled=True or fused=True
+        cannot be had.
+        """
+        from compiledopt.executors.foresee import foresee
+
+        for choice, _ in foresee(self.rule, self.param_groups, self.state):
+            if choice.fallback and choice.required:
+                raise choose.refused(choice, choice.reason)
+
+    @property
+    def executor(self) -> str:
+        """Which executor runs the step: "compiled", "foreach", "for-loop", or several joined with " + "."""
+        from compiledopt.executors.foresee import foresee
+
+        plan = self._plan
+        if plan is not None and plan.batches:
+            names = [batch.executor for batch in plan.batches]
+        else:
+            names = [choice.executor for choice, _ in foresee(self.rule, self.param_groups, self.state)]
+        return " + ".join(dict.fromkeys(names)) or "none"
+
+    def explain(self, *, source: bool = False) -> str:
+        """What runs, and why, as text: executor, program, kernels, launches, bytes. source: with the generated kernel."""
+        from compiledopt.explain import explain_optimizer
+
+        return str(explain_optimizer(self, source=source))
+
+
