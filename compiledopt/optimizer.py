@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors import choose
-from compiledopt.executors.plan import Owner, Plan
+from compiledopt.executors.plan import Owner, Plan, foresee
+from compiledopt.executors.states import scalar_dtype
 
 StateDict = dict[str, Any]
 
@@ -57,8 +58,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _tensor_scalars(self, param: Tensor, group: Mapping[str, Any]) -> None:
         """Old checkpoints keep `step` as a number."""
-        from compiledopt.executors.states import scalar_dtype
-
         values = self.state.get(param, {})
         on_device = group.get("capturable") or group.get("fused")
         for name in self.rule.scalars & set(values):
@@ -103,22 +102,16 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: nothing of the optimizer. Raises: RuntimeError with the reason, where compiled=True or fused=True
         cannot be had.
         """
-        from compiledopt.executors.foresee import foresee
-
-        for choice, _ in foresee(self.rule, self.param_groups, self.state):
-            if choice.fallback and choice.required:
-                raise choose.refused(choice, choice.reason)
+        foresee(self.rule, self.param_groups, self.state)
 
     @property
     def executor(self) -> str:
         """Which executor runs the step: "compiled", "foreach", "for-loop", or several joined with " + "."""
-        from compiledopt.executors.foresee import foresee
-
         plan = self._plan
         if plan is not None and plan.batches:
             names = [batch.executor for batch in plan.batches]
         else:
-            names = [choice.executor for choice, _ in foresee(self.rule, self.param_groups, self.state)]
+            names = [entry.choice.executor for entry in foresee(self.rule, self.param_groups, self.state)]
         return " + ".join(dict.fromkeys(names)) or "none"
 
     def explain(self, *, source: bool = False) -> str:

@@ -24,8 +24,9 @@ from compiledopt.compiler.program import Program
 from compiledopt.compiler.stats import STATS, timed
 
 HERE = Path(__file__).parent
-# No contraction to fused multiply-adds: an element's result must not depend on where the vectors of a thread's share
-# begin. errno and traps do not concern a kernel, and hinder the vectorizer.
+# The fused multiply-adds are in the source (inductor.evaluate); g++ must not choose others: it chose differently in a
+# loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
+# kernel, and hinder the vectorizer.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-fopenmp")

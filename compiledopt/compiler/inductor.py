@@ -7,7 +7,7 @@ back to an eager executor with that reason (tests/test_fallback.py breaks it on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +34,13 @@ def compute_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def evaluate(program: Program, tensors: Sequence[torch.Tensor], columns: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The elementwise part on tensors: the new values of `program.tensor_outputs`."""
+def evaluate(
+    program: Program, tensors: Sequence[torch.Tensor], columns: Sequence[torch.Tensor], fused: bool
+) -> list[torch.Tensor]:
+    """The elementwise part on tensors: the new values of `program.tensor_outputs`.
+
+    fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
+    """
     values: dict[Node, torch.Tensor] = dict(zip(program.tensors, tensors, strict=True))
     values.update(zip(program.columns, columns, strict=True))
 
@@ -43,11 +48,40 @@ def evaluate(program: Program, tensors: Sequence[torch.Tensor], columns: Sequenc
         return values[arg] if isinstance(arg, Node) else arg
 
     for node in program.elementwise_part:
+        product = _product_in(node) if fused else None
+        if product is not None:
+            values[node] = _multiply_add(node, product, argument)
+            continue
         args = [argument(arg) for arg in node.args]
-        if OPS[node.op].boolean is False and node.op in ("maximum", "minimum"):
+        if node.op in ("maximum", "minimum"):
             args = [torch.as_tensor(arg, dtype=tensors[0].dtype) for arg in args]
         values[node] = OPS[node.op].tensor(*args)
     return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+
+
+def _product_in(node: Node) -> Node | None:
+    """The product that an addition or subtraction consumes: the last, if both operands are products."""
+    products = [a for a in node.args if isinstance(a, Node) and a.op == "mul" and not a.scalar]
+    return products[-1] if node.op in ("add", "sub") and products else None
+
+
+def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any]) -> torch.Tensor:
+    from torch._inductor import inductor_prims
+
+    left, right = (argument(arg) for arg in product.args)
+    last = node.args[1] is product
+    other = argument(node.args[0] if last else node.args[1])
+    example = next(value for value in (left, right) if isinstance(value, torch.Tensor) and value.dim())
+    left, right, other = (torch.as_tensor(value, dtype=example.dtype) for value in (left, right, other))
+    if node.op == "sub":
+        left, other = (-left, other) if last else (left, -other)
+    result: torch.Tensor = inductor_prims.fma(*torch.broadcast_tensors(left, right, other))
+    return result
+
+
+def has_fused_multiply_add() -> bool:
+    """Whether the processor multiplies and adds in one instruction; std::fma is a slow function where it does not."""
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
 
 
 def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
@@ -177,7 +211,7 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         tensors = [tensor.to(compute) for tensor in inputs[:count]]
-        results = evaluate(program, tensors, inputs[count:])
+        results = evaluate(program, tensors, inputs[count:], has_fused_multiply_add())
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
 
     with enable_python_dispatcher():

@@ -18,6 +18,7 @@ import torch
 from compiledopt.compiler import cpp
 from compiledopt.compiler.errors import CompileError
 
+NOT_DENSE = "a parameter is not dense in memory"
 OPTIONS = ("foreach", "fused", "compiled", "capturable", "differentiable")
 
 
@@ -84,8 +85,8 @@ def tensor_reason(param: torch.Tensor) -> str | None:
     if not cpp.supports_dtype(real):
         return f"{param.dtype} has no kernel"
     if param.layout is not torch.strided or param.is_inference() or param.is_conj() or param.is_neg():
-        return "it is not a plain strided tensor"
-    return None if is_dense(param) else "it is not dense in memory"
+        return "a parameter is not a plain strided tensor"
+    return None if is_dense(param) else NOT_DENSE
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

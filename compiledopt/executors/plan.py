@@ -103,27 +103,14 @@ class Plan:
                 elif not is_complete(program, known):
                     self.waiting.append(param)
                     continue
-                choice = self._choose(program, group, param)
-                if param.grad is not None or choice.executor == "compiled":
-                    entries.append(Entry(param, known, index, program, choice))
+                entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
         return entries
 
     def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
-        choice = choose.wanted(group, param.device)
-        if choice.executor != "compiled":
-            return choice
-        reason = choose.device_reason(param.device) or choose.tensor_reason(param)
-        if reason is None:
-            reason = compile_reason(program, param, self.owner.state.get(param, {}))
-        if reason is None:
-            return choice
-        if choice.required:
-            raise choose.refused(choice, reason)
-        fallback = choose.eager_choice(param.device, reason, fallback=True)
-        if "not dense" in reason:
-            fallback = Choice("for-loop", reason, fallback=True)
-        self._warn(fallback)
-        return fallback
+        choice = decide(program, group, param, self.owner.state.get(param, {}))
+        if choice.fallback:
+            self._warn(choice)
+        return choice
 
     def _warn(self, choice: Choice) -> None:
         if choice.reason in self.owner.reasons:
@@ -199,6 +186,40 @@ class Plan:
     @property
     def batches(self) -> list[Batch]:
         return list(chain(*self.rounds))
+
+
+def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
+    """The executor of a parameter; its kernel is compiled if it is to have one.
+
+    Raises: CompileError, where compiled=True or fused=True cannot be had.
+    """
+    choice = choose.wanted(group, param.device)
+    if choice.executor != "compiled":
+        return choice
+    reason = choose.device_reason(param.device) or choose.tensor_reason(param)
+    if reason is not None and choice.required:
+        raise choose.refused(choice, reason)
+    if reason is not None and reason == choose.NOT_DENSE:
+        return Choice("for-loop", reason, fallback=True)
+    reason = reason or compile_reason(program, param, state)
+    if reason is not None and choice.required:
+        raise choose.refused(choice, reason)
+    return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
+
+
+def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> list[Entry]:
+    """What a first step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
+
+    Mutates: nothing. Raises: as `decide`.
+    """
+    entries: list[Entry] = []
+    for index, group in enumerate(groups):
+        choose.check_options(group)
+        program = traced(rule, group)
+        for param in group["params"]:
+            known = state.get(param, {})
+            entries.append(Entry(param, known, index, program, decide(program, group, param, known)))
+    return entries
 
 
 def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:

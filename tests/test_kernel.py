@@ -1,0 +1,109 @@
+"""What is in a compiled kernel: one pass, whatever the cut; conversions of the half types bit for bit as torch's."""
+
+import ctypes
+
+import pytest
+import torch
+from catalog import CASES, DTYPES
+from helpers import parameters
+
+from compiledopt.compiler import cpp
+from compiledopt.compiler.cpp import kernel
+from compiledopt.compiler.programs import traced
+from compiledopt.compiler.rule import rule
+
+LENGTH = 1003
+
+
+def example(case, dtype):
+    """A traced program, its kernel, tensors for it, and a row of scalars."""
+    params = parameters(dtype, [(3,)])
+    group = case.ours(params, dtype=dtype).param_groups[0]
+    program = traced(type(case.ours(params)).rule, group)
+    count = len(program.program.tensors)
+    tensors = [torch.randn(LENGTH, dtype=torch.float64).to(dtype) for _ in range(count)]
+    for tensor in tensors[3:]:
+        tensor.abs_()
+    columns, _ = program.scalars(group, (0.0, *[3.0] * len(program.scalar_names)))
+    return program, kernel(program.program, [dtype] * count), tensors, columns
+
+
+def launch(compiled, tensors, columns, pieces):
+    """Run a kernel piece by piece, each piece [begin, end)."""
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(compiled.address)
+    table = (ctypes.c_double * max(1, len(columns)))(*columns)
+    for begin, end in pieces:
+        pointers = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() + begin * t.element_size() for t in tensors])
+        run(ctypes.addressof(pointers), ctypes.addressof(table), end - begin)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_cut_changes_no_bit(case, dtype):
+    """A thread's share begins anywhere, so an element may be in a vector here and in the remainder there."""
+    _, compiled, tensors, columns = example(case, dtype)
+    whole = [t.clone() for t in tensors]
+    launch(compiled, whole, columns, [(0, LENGTH)])
+    assert any(not torch.equal(a, b) for a, b in zip(whole, tensors, strict=True))
+    cuts = [0, 1, 2, 7, 20, 37, 64, 65, 300, 511, 515, 900, 901, 902, LENGTH]
+    pieced = [t.clone() for t in tensors]
+    launch(compiled, pieced, columns, list(zip(cuts, cuts[1:], strict=False)))
+    for a, b in zip(whole, pieced, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(whole[1], tensors[1]), "the gradient was written"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernel_is_one_loop_with_the_least_traffic(case):
+    """Each tensor is loaded once per element, and what changes is stored once."""
+    program, compiled, _, _ = example(case, torch.float32)
+    body = compiled.source[compiled.source.index("kernel(") : compiled.source.index('extern "C" void run')]
+    assert body.count("for(") == 1
+    loads = [line for line in body.splitlines() if "= in_ptr" in line and "x0" in line]
+    stores = [line for line in body.splitlines() if line.strip().startswith(("out_ptr", "in_out_ptr"))]
+    reads = {node.name for node in program.program.tensors}
+    assert len(loads) == len(reads)
+    assert len(stores) == len(program.program.tensor_outputs)
+
+
+@rule()
+def copy_grad(param, grad):
+    return grad * 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_conversions(dtype):
+    """float32 → half for a float32 of every exponent, and half → float32 for every bit pattern, against torch."""
+    program = traced(copy_grad, {}).program
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    up = torch.zeros(2**16)
+    launch(kernel(program, [torch.float32, dtype]), [up, every], [], [(0, 2**16)])
+    assert torch.equal(up.nan_to_num(7.5, 1e30, -1e30), every.float().nan_to_num(7.5, 1e30, -1e30))
+    assert torch.equal(up.isnan(), every.isnan()) and torch.equal(up.signbit(), every.float().signbit())
+    bits = torch.randint(-(2**31), 2**31 - 1, (2**20,), dtype=torch.int64).to(torch.int32)
+    around = (up.view(torch.int32)[:, None] + torch.tensor([-1, 0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001])).reshape(-1)
+    wide = torch.cat([bits, around.to(torch.int32)]).view(torch.float32)
+    down = torch.zeros(len(wide), dtype=dtype)
+    launch(kernel(program, [dtype, torch.float32]), [down, wide], [], [(0, len(wide))])
+    expected = wide.to(dtype)
+    assert torch.equal(down.isnan(), expected.isnan())
+    finite = ~expected.isnan()
+    assert torch.equal(down[finite].view(torch.int16), expected[finite].view(torch.int16))
+
+
+def test_one_compiler_run_per_kernel():
+    assert "-march=native" in cpp.KERNEL_FLAGS
+
+
+@rule()
+def with_erf(param, grad, *, lr):
+    return param - lr * torch.tanh(grad)
+
+
+def test_functions_of_the_math_library():
+    _ = torch.manual_seed(0)
+    program = traced(with_erf, {"lr": 0.5})
+    param, grad = torch.randn(50), torch.randn(50)
+    expected = param - 0.5 * grad.tanh()
+    launch(kernel(program.program, [torch.float32] * 2), [param, grad], [0.5], [(0, 50)])
+    torch.testing.assert_close(param, expected)
