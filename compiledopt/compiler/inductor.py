@@ -6,6 +6,7 @@ back to an eager executor with that reason (tests/test_fallback.py breaks it on 
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -81,7 +82,8 @@ def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any]
 
 def has_fused_multiply_add() -> bool:
     """Whether the processor multiplies and adds in one instruction; std::fma is a slow function where it does not."""
-    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
+    arm = platform.machine() in ("aarch64", "arm64")
+    return arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:

@@ -59,9 +59,15 @@ class Row:
         for name, tensors in zip(self.traced.state_names, self.states, strict=True):
             if not all(map(is_, [state.get(name) for state in self.dicts], tensors)):
                 return False
-        for name, value in zip(self.traced.scalar_names, self.values, strict=True):
-            if [state[name].item() for state in self.dicts] != [value] * len(self.dicts):
-                return False
+        return self._scalars_are_as_before()
+
+    def _scalars_are_as_before(self) -> bool:
+        try:
+            for name, value in zip(self.traced.scalar_names, self.values, strict=True):
+                if [state[name].item() for state in self.dicts] != [value] * len(self.dicts):
+                    return False
+        except (KeyError, AttributeError, RuntimeError):  # missing, not a tensor, several elements: the full check tells
+            return False
         return True
 
     def evaluate(self, groups: Sequence[Mapping[str, Any]]) -> None:

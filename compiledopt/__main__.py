@@ -1,0 +1,73 @@
+"""python -m compiledopt demo | explain"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import compiledopt
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"an option is written name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a Python literal") from error
+
+
+def _algorithms() -> dict[str, type[compiledopt.Optimizer]]:
+    found = {name: getattr(compiledopt, name) for name in compiledopt.__all__}
+    return {n: c for n, c in found.items() if isinstance(c, type) and hasattr(c, "rule")}
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Explain one algorithm on a small made-up model: four matrices of 1024 × 1024 and their biases."""
+    from compiledopt.explain import explain_optimizer
+
+    dtype = getattr(torch, arguments.dtype)
+    shapes = [(1024, 1024), (1024,)] * 4
+    params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=arguments.device)) for shape in shapes]
+    optimizer = _algorithms()[arguments.algorithm](params, **dict(arguments.option))  # type: ignore[arg-type]
+    explanation = explain_optimizer(optimizer, source=arguments.source)
+    print(explanation.json() if arguments.json else explanation)
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    try:
+        from compiledopt.demo import main
+    except ModuleNotFoundError as error:
+        print(f"the demo needs {error.name}: pip install '.[demo]'", file=sys.stderr)
+        return 1
+    return main(quick=arguments.quick, output=arguments.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m compiledopt", description=compiledopt.__doc__)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("explain", help="what runs for an algorithm, and why")
+    one.add_argument("algorithm", choices=sorted(_algorithms()))
+    one.add_argument("--device", default="cpu", choices=["cpu"])
+    one.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32", "float64"])
+    one.add_argument("--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="amsgrad=True")
+    one.add_argument("--source", action="store_true", help="with the generated source")
+    one.add_argument("--json", action="store_true")
+    one.set_defaults(run=explain)
+    two = commands.add_parser("demo", help="train a small transformer with torch's AdamW and with ours")
+    two.add_argument("--quick", action="store_true", help="under 40 seconds")
+    two.add_argument("--output", default="demo.png", help="where to draw the curves (demo.png)")
+    two.set_defaults(run=demo)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

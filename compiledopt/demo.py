@@ -1,0 +1,186 @@
+"""The demo: a small character-level transformer on the Python standard library's sources, with torch.optim and with us.
+
+Both runs start from the same seed and see the same batches, so the loss curves must agree; then the step of each
+optimizer is timed on this model, in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sysconfig
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import compiledopt
+
+Factory = Callable[[Any], torch.optim.Optimizer]
+OPTIONS = {"lr": 1e-3, "weight_decay": 0.1}
+
+
+@dataclass(frozen=True)
+class Scale:
+    width: int
+    layers: int
+    context: int
+    batch: int
+    steps: int
+
+
+FULL = Scale(width=128, layers=4, context=64, batch=16, steps=400)
+QUICK = Scale(width=64, layers=3, context=32, batch=8, steps=120)
+
+
+def read_text(limit: int = 2_000_000) -> str:
+    """The standard library's own sources, in the order of their names."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    pieces: list[str] = []
+    for path in sorted(root.glob("*.py")):
+        pieces.append(path.read_text(encoding="utf-8", errors="replace"))
+        if sum(map(len, pieces)) > limit:
+            break
+    text = "".join(pieces)[:limit]
+    if len(text) < 10_000:
+        raise RuntimeError(f"no sources of the standard library under {root}; the demo trains on them")
+    return text
+
+
+class Transformer(nn.Module):
+    """Predicts the next character."""
+
+    def __init__(self, characters: int, scale: Scale) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(characters, scale.width)
+        self.positions = nn.Embedding(scale.context, scale.width)
+        layer = nn.TransformerEncoderLayer(
+            scale.width, 4, 4 * scale.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, scale.layers, enable_nested_tensor=False)
+        self.head = nn.Linear(scale.width, characters)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        hidden = self.characters(tokens) + self.positions.weight[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        return self.head(self.layers(hidden, mask=mask, is_causal=True))  # type: ignore[no-any-return]
+
+
+@dataclass
+class Run:
+    losses: list[float]
+    step_seconds: list[float]
+    total_seconds: float
+
+
+def train(text: torch.Tensor, characters: int, scale: Scale, factory: Factory, title: str) -> Run:
+    torch.manual_seed(0)
+    model = Transformer(characters, scale)
+    optimizer = factory(model.parameters())
+    batches = torch.Generator().manual_seed(1)
+    run = Run([], [], 0.0)
+    start = time.perf_counter()
+    for _ in tqdm(range(scale.steps), desc=title, ncols=88):
+        at = torch.randint(len(text) - scale.context - 1, (scale.batch,), generator=batches)
+        window = at[:, None] + torch.arange(scale.context + 1)
+        tokens = text[window]
+        loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        before = time.perf_counter()
+        optimizer.step()
+        run.step_seconds.append(time.perf_counter() - before)
+        run.losses.append(loss.item())
+    run.total_seconds = time.perf_counter() - start
+    return run
+
+
+CONTENDERS: dict[str, Factory] = {
+    "torch for-loop": lambda params: torch.optim.AdamW(params, foreach=False, **OPTIONS),
+    "torch foreach": lambda params: torch.optim.AdamW(params, foreach=True, **OPTIONS),
+    "torch fused": lambda params: torch.optim.AdamW(params, fused=True, **OPTIONS),
+    "compiledopt": lambda params: compiledopt.AdamW(params, **OPTIONS),
+}
+
+
+def time_steps(characters: int, scale: Scale, rounds: int = 15) -> dict[str, float]:
+    """Median seconds of one step of each optimizer on this model; ten steps of each in turn, so that all see the same
+    machine."""
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, factory in CONTENDERS.items():
+        model = Transformer(characters, scale)
+        for param in model.parameters():
+            param.grad = torch.randn_like(param)
+        optimizers[name] = factory(model.parameters())
+        optimizers[name].step()
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in tqdm(range(rounds), desc="timing the steps", ncols=88):
+        for name, optimizer in optimizers.items():
+            for _ in range(10):
+                before = time.perf_counter()
+                optimizer.step()
+                seconds[name].append(time.perf_counter() - before)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def draw(torchs: Run, ours: Run, seconds: dict[str, float], output: str) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    left.plot(torchs.losses, label="torch.optim.AdamW", linewidth=3, alpha=0.5)
+    left.plot(ours.losses, label="compiledopt.AdamW", linewidth=1)
+    left.set(xlabel="step", ylabel="loss", title="the same training")
+    left.legend()
+    bars = right.barh(list(seconds), [value * 1e3 for value in seconds.values()], color=["0.7", "0.7", "0.7", "C1"])
+    right.bar_label(bars, fmt="%.2f ms", padding=3)
+    right.invert_yaxis()
+    right.margins(x=0.2)
+    right.set(xlabel="median of one optimizer step, ms", title=f"AdamW, torch {torch.__version__}")
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+def report(torchs: Run, ours: Run, seconds: dict[str, float], scale: Scale) -> bool:
+    """Print what was seen; whether the two runs agree."""
+    rest = (torchs.total_seconds - sum(torchs.step_seconds)) / scale.steps
+    print(f"\nforward, backward and data: {rest * 1e3:.1f} ms a step; the optimizer on top of that:")
+    for name, value in seconds.items():
+        print(f"  {name:15} {value * 1e3:8.3f} ms   {value / (value + rest):6.1%} of the step")
+    stats = compiledopt.compile_stats()
+    print(
+        f"compiling took {ours.step_seconds[0]:.2f} s, once: {stats['kernels_compiled']:.0f} kernels compiled, "
+        f"{stats['disk_hits']:.0f} found on disk (the next start finds them all)"
+    )
+    apart = max(abs(a - b) for a, b in zip(torchs.losses, ours.losses, strict=True))
+    fell = torchs.losses[0] - statistics.mean(torchs.losses[-10:])
+    print(f"loss: {torchs.losses[0]:.3f} at first, {torchs.losses[-1]:.4f} (torch) and {ours.losses[-1]:.4f} (ours) at last")
+    print(f"the curves differ by at most {apart:.4f}, {apart / fell:.2%} of what the loss fell")
+    return apart < 0.01 * fell
+
+
+def main(quick: bool = False, output: str = "demo.png") -> int:
+    scale = QUICK if quick else FULL
+    warnings.filterwarnings("ignore", message=".*enable_nested_tensor.*")
+    text = read_text(200_000 if quick else 2_000_000)
+    alphabet = sorted(set(text))
+    index = {character: i for i, character in enumerate(alphabet)}
+    tokens = torch.tensor([index[character] for character in text])
+    model = Transformer(len(alphabet), scale)
+    params = list(model.parameters())
+    print(f"{len(text):,} characters of Python; a transformer of {sum(p.numel() for p in params):,} parameters in {len(params)} tensors")
+    torchs = train(tokens, len(alphabet), scale, lambda p: torch.optim.AdamW(p, **OPTIONS), "torch.optim.AdamW")
+    ours = train(tokens, len(alphabet), scale, CONTENDERS["compiledopt"], "compiledopt.AdamW")
+    seconds = time_steps(len(alphabet), scale)
+    agree = report(torchs, ours, seconds, scale)
+    draw(torchs, ours, seconds, output)
+    print(f"drawn: {output}")
+    return 0 if agree else 1

@@ -1,0 +1,178 @@
+"""What runs, and why: executor and reason, program, kernels, launches, bytes, and the floor that memory sets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cpp
+from compiledopt.compiler.source import scalar_source
+from compiledopt.executors.compiled import kernel_dtypes
+from compiledopt.executors.eager import compute_in
+from compiledopt.executors.entries import Entry
+from compiledopt.executors.plan import foresee
+from compiledopt.executors.states import future_dtypes
+from compiledopt.optimizer import Optimizer
+
+
+@dataclass
+class Part:
+    """The parameters that share an executor, a program and dtypes."""
+
+    executor: str
+    reason: str
+    program: str
+    dtypes: list[str]
+    tensors: int
+    elements: int
+    rows: int
+    kernels: int
+    calls_per_step: int  # kernel launches, or calls of torch operations by an eager executor
+    bytes_read_per_element: int
+    bytes_written_per_element: int
+    scalar_part: list[str]
+    elementwise_part: list[str]
+    source: str = ""
+
+    @property
+    def bytes_per_step(self) -> int:
+        return self.elements * (self.bytes_read_per_element + self.bytes_written_per_element)
+
+
+@dataclass
+class Explanation:
+    """What a step of an optimizer does. `str()` is for people, `json()` for machines."""
+
+    optimizer: str
+    executor: str
+    tensors: int
+    elements: int
+    launches_per_step: int
+    kernels: int
+    bytes_per_step: int
+    memory_bandwidth: float  # bytes per second, measured on this machine
+    floor_seconds: float  # the bytes of a step at that bandwidth
+    threads: int
+    torch: str
+    parts: list[Part] = field(default_factory=list)
+
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.optimizer}: {self.executor}, {self.tensors} tensors, {self.elements:,} elements, "
+            f"{self.launches_per_step} launches per step, {self.kernels} kernels",
+            f"memory: {self.bytes_per_step / 1e6:.1f} MB per step, {self.floor_seconds * 1e3:.3f} ms at the "
+            f"{self.memory_bandwidth / 1e9:.1f} GB/s that an addition in place reaches here; no step out of cache is faster",
+            f"torch {self.torch}, {self.threads} threads",
+        ]
+        for part in self.parts:
+            lines += ["", *_describe(part)]
+        return "\n".join(lines)
+
+
+def _describe(part: Part) -> list[str]:
+    calls = "launches" if part.executor == "compiled" else "calls of torch operations"
+    lines = [
+        f"{part.executor} ({part.reason}): {part.tensors} tensors of {', '.join(part.dtypes)}",
+        f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
+        f"  per element: {part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
+        f"  scalar part of {part.program}, once per row, in float64:",
+        *[f"    {line}" for line in part.scalar_part],
+        "  elementwise part, once per element:",
+        *[f"    {line}" for line in part.elementwise_part],
+    ]
+    return [*lines, "  source:", *[f"    {line}" for line in part.source.splitlines()]] if part.source else lines
+
+
+@lru_cache
+def memory_bandwidth(device: str = "cpu", size: int = 64 * 2**20) -> float:
+    """Bytes per second that an addition in place reads and writes, best of ten on 64 MiB: like an optimizer's step, and
+    unlike a copy, it fetches no line only to overwrite it."""
+    source = torch.zeros(size // 4, device=device)
+    target = torch.zeros_like(source)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        target.add_(source)
+        best = min(best, time.perf_counter() - start)
+    return 3 * size / best
+
+
+def explain_optimizer(optimizer: Optimizer, source: bool = False) -> Explanation:
+    """Explain a step of `optimizer` in which every parameter has a gradient; kernels are compiled for that.
+
+    Mutates: nothing of the optimizer.
+    """
+    entries = foresee(optimizer.rule, optimizer.param_groups, optimizer.state)
+    buckets: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))
+        buckets.setdefault((entry.choice, entry.traced, dtypes), []).append(entry)
+    parts = [_part(members, key[2], source) for key, members in buckets.items()]
+    total = sum(part.bytes_per_step for part in parts)
+    bandwidth = memory_bandwidth()
+    return Explanation(
+        optimizer=type(optimizer).__name__,
+        executor=" + ".join(dict.fromkeys(part.executor for part in parts)) or "none",
+        tensors=len(entries),
+        elements=sum(part.elements for part in parts),
+        launches_per_step=sum(part.calls_per_step for part in parts),
+        kernels=sum(part.kernels for part in parts),
+        bytes_per_step=total,
+        memory_bandwidth=bandwidth,
+        floor_seconds=total / bandwidth,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        parts=parts,
+    )
+
+
+def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool) -> Part:
+    first = entries[0]
+    program, compiled = first.traced.program, first.choice.executor == "compiled"
+    written = [dtype for node, dtype in zip(program.tensors, dtypes, strict=True) if node.name in program.tensor_outputs]
+    scalar, elementwise = [], []
+    for line in program.text.splitlines():
+        (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
+    text, calls = _source_of(entries, dtypes, compiled)
+    return Part(
+        executor=first.choice.executor,
+        reason=first.choice.reason,
+        program=program.rule,
+        dtypes=[str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes)],
+        tensors=len(entries),
+        elements=sum(entry.param.numel() for entry in entries),
+        rows=len({(entry.group, _steps(entry)) for entry in entries}),
+        kernels=int(compiled),
+        calls_per_step=calls,
+        bytes_read_per_element=sum(dtype.itemsize for dtype in dtypes),
+        bytes_written_per_element=sum(dtype.itemsize for dtype in written),
+        scalar_part=scalar,
+        elementwise_part=elementwise,
+        source=text if source else "",
+    )
+
+
+def _steps(entry: Entry) -> tuple[float, ...]:
+    return tuple(float(entry.state[name]) for name in entry.traced.scalar_names if name in entry.state)
+
+
+def _source_of(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], compiled: bool) -> tuple[str, int]:
+    """The generated source, and how many calls a step makes of it."""
+    traced = entries[0].traced
+    scalars = scalar_source(traced.program)
+    if compiled:
+        kernel = cpp.kernel(traced.program, kernel_dtypes(dtypes))
+        return f"{scalars}\n\n{kernel.source}", 1
+    foreach = entries[0].choice.executor == "foreach"
+    eager = traced.eager(foreach=foreach, compute=compute_in(kernel_dtypes(dtypes)))
+    operations = sum("(" in line for line in eager.source.splitlines()[1:])
+    return f"{scalars}\n\n{eager.source}", operations * (1 if foreach else len(entries))

@@ -1,0 +1,180 @@
+"""Whatever raises leaves parameters, gradients and states as they were, bit for bit."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from catalog import EXECUTORS, one_per_algorithm
+from helpers import Gradients, parameters, run, same, snapshot
+
+import compiledopt
+from compiledopt.compiler import cpp
+from compiledopt.compiler.errors import CompileError
+
+MODES = {**EXECUTORS, "differentiable": {"differentiable": True}}
+
+
+def sparse(params):
+    params[1].grad = torch.zeros(params[1].shape).to_sparse()
+
+
+def resized(params):
+    params[1].data = torch.zeros(5)
+
+
+def integer(params):
+    params[1].requires_grad_(False)
+    params[1].grad = None
+    params[1].data = torch.ones(params[1].shape, dtype=torch.int64)
+    params[1].grad = torch.ones(params[1].shape, dtype=torch.int64)
+
+
+BAD_GRADIENTS = {
+    "sparse": (sparse, RuntimeError, "does not support sparse gradients"),
+    "resized": (resized, RuntimeError, "does not fit its parameter of shape"),
+    "integer": (integer, TypeError, "must be floating point or complex, got torch.int64"),
+}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", BAD_GRADIENTS)
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+def test_bad_gradients(case, bad, mode, warm):
+    params = parameters()
+    params = [p.detach() for p in params] if mode == "differentiable" else params
+    optimizer = case.ours(params, "none", **MODES[mode])
+    if warm:
+        run(optimizer, params, Gradients(), range(2))
+    Gradients().set(params, 5)
+    spoil, error, words = BAD_GRADIENTS[bad]
+    spoil(params)
+    before = snapshot(optimizer)
+    states = len(optimizer.state)
+    with pytest.raises(error, match=words):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+    assert len(optimizer.state) == states
+
+
+def wrong_shape(state):
+    state["exp_avg"] = torch.zeros(3)
+
+
+def not_a_tensor(state):
+    state["exp_avg_sq"] = 3.0
+
+
+def several_steps(state):
+    state["step"] = torch.zeros(2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("spoil", [wrong_shape, not_a_tensor, several_steps])
+def test_bad_states(spoil, mode):
+    params = parameters()
+    params = [p.detach() for p in params] if mode == "differentiable" else params
+    optimizer = compiledopt.AdamW(params, **MODES[mode])
+    run(optimizer, params, Gradients(), range(2))
+    spoil(optimizer.state[params[1]])
+    Gradients().set(params, 5)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=r"state '\w+' must be a tensor of"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("mode", EXECUTORS)
+@pytest.mark.parametrize("value", ["fast", None, torch.ones(2)], ids=["text", "None", "two"])
+def test_bad_options(value, mode):
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, **EXECUTORS[mode])
+    run(optimizer, params, Gradients(), range(2))
+    optimizer.param_groups[0]["lr"] = value
+    before = snapshot(optimizer)
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("error", [CompileError("no"), KeyboardInterrupt(), MemoryError()], ids=["fails", "interrupted", "memory"])
+def test_compilation_that_fails(monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    for name, options in (("kernel", {}), ("launcher", {})):
+        params = parameters()
+        optimizer = compiledopt.AdamW(params, compiled=True, **options)
+        Gradients().set(params, 0)
+        before = snapshot(optimizer)
+        with monkeypatch.context() as patch:
+            patch.setattr(cpp, name, fail)
+            with pytest.raises(type(error)):
+                optimizer.step()
+        assert same(before, snapshot(optimizer)) and not optimizer.state
+        optimizer.step()
+        assert optimizer.state[params[0]]["step"].item() == 1
+
+
+def test_a_hook_that_raises():
+    params = parameters()
+    optimizer = compiledopt.SGD(params, momentum=0.9)
+    Gradients().set(params, 0)
+
+    def hook(*_):
+        raise ValueError("no")
+
+    optimizer.register_step_pre_hook(hook)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="no"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer)) and not optimizer.state
+
+
+def test_failed_first_step_of_momentum_is_still_first():
+    """The states that a failed step made are gone, so that dampening does not touch the first gradient later."""
+    theirs, mine = parameters(), parameters()
+    optimizer = compiledopt.SGD(mine, lr=0.1, momentum=0.9, dampening=0.5)
+    Gradients().set(mine, 0)
+    mine[1].grad = torch.zeros(mine[1].shape).to_sparse()
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    reference = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, dampening=0.5)
+    for o, params in ((reference, theirs), (optimizer, mine)):
+        run(o, params, Gradients(), range(3))
+    for p, q in zip(theirs, mine, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_differentiable_refuses_leaves():
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, differentiable=True)
+    Gradients().set(params, 0)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("mode", EXECUTORS)
+def test_nothing_keeps_an_optimizer_alive(mode):
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, **EXECUTORS[mode])
+    run(optimizer, params, Gradients(), range(3))
+    watched = [weakref.ref(optimizer), *map(weakref.ref, params), weakref.ref(optimizer.state[params[0]]["exp_avg"])]
+    watched.append(weakref.ref(params[0].grad))
+    del optimizer, params
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * len(watched)
+
+
+def test_versions_tell_autograd_of_the_write():
+    """A backward through a value that the step overwrote is refused, as with torch's optimizers."""
+    param = torch.nn.Parameter(torch.ones(4))
+    loss = (param * param).sum()
+    loss.backward(retain_graph=True)
+    optimizer = compiledopt.SGD([param], lr=0.1)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

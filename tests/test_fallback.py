@@ -1,0 +1,158 @@
+"""What happens where nothing can be compiled: a fallback with one warning, or an error where it was asked for."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from helpers import Gradients, flat, parameters, run
+
+import compiledopt
+from compiledopt.compiler import cache, cpp, inductor
+from compiledopt.executors import choose
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """No kernel in memory, none on disk; restored afterwards."""
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    kernels, launcher = dict(cpp._kernels), cpp._launcher
+    cpp._kernels.clear()
+    yield monkeypatch
+    cpp._kernels.clear()
+    cpp._kernels.update(kernels)
+    cpp._launcher = launcher
+
+
+def no_compiler(patch):
+    patch.setattr(cache, "compiler", lambda: None)
+
+
+def failing_compiler(patch):
+    patch.setattr(cache, "compiler", lambda: "/bin/false")
+
+
+def absent_compiler(patch):
+    patch.setattr(cpp, "_compiler", lambda: "/nonexistent/g++")
+
+
+def inductor_raises(patch):
+    def raises(*args):
+        raise AttributeError("graph.gone")
+
+    patch.setattr(inductor, "_codegen", raises)
+
+
+def several_kernels(patch):
+    patch.setattr(inductor, "_codegen", lambda *args: (["a", "b"], [1, 2], []))
+
+
+def unknown_form(patch):
+    patch.setattr(inductor, "_codegen", lambda *args: (["no source"], [([], [])], []))
+
+
+def own_buffer(patch):
+    patch.setattr(inductor, "_codegen", lambda *args: (["r'''x'''"], [(["buf0"], ["float*"])], []))
+
+
+def no_launcher(patch):
+    cpp._launcher = None
+    patch.setattr(cpp, "_import_launcher", lambda *args: (_ for _ in ()).throw(ImportError("undefined symbol")))
+
+
+def no_python_headers(patch):
+    cpp._launcher = None
+    patch.setattr("sysconfig.get_paths", lambda: {"include": "/nonexistent"})
+
+
+def unknown_tensors(patch):
+    cpp._launcher = None
+    patch.setattr(torch.Tensor, "data_ptr", lambda self: 12345)
+
+
+def other_platform(patch):
+    patch.setattr(cpp.sys, "platform", "win32")
+
+
+WAYS = {
+    no_compiler: "no C++ compiler found",
+    failing_compiler: "the C++ compiler /bin/false failed",
+    absent_compiler: "could not be run",
+    inductor_raises: "could not lower adam",
+    several_kernels: "not one pass over memory",
+    unknown_form: "a form that is not known",
+    own_buffer: "a buffer of its own",
+    no_launcher: "undefined symbol",
+    no_python_headers: "Python.h is not in",
+    unknown_tensors: "keeps its tensors in a way",
+    other_platform: "not for Windows",
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_falls_back_with_one_warning(broken, way):
+    theirs, mine = parameters(), parameters()
+    run(torch.optim.AdamW(theirs, foreach=False), theirs, Gradients(), range(5))
+    optimizer = compiledopt.AdamW(mine)
+    way(broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(optimizer, mine, Gradients(), range(5))
+    assert len(caught) == 1 and WAYS[way] in str(caught[0].message)
+    assert optimizer.executor == "for-loop"
+    assert (flat(theirs) - flat(mine)).abs().max() < 1e-6
+    assert WAYS[way] in optimizer.explain()
+
+
+@pytest.mark.parametrize("options", [{"compiled": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_asked_for_by_name_it_raises(broken, way, options):
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, **options)
+    Gradients().set(params, 0)
+    way(broken)
+    with pytest.raises(RuntimeError, match=re.escape(WAYS[way])):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="cannot be had"):
+        optimizer.compile()
+    assert not optimizer.state
+
+
+def test_a_failure_is_not_tried_again_for_each_parameter(broken):
+    failing_compiler(broken)
+    tried = []
+    broken.setattr(cpp, "build", lambda *args: tried.append(1) or (_ for _ in ()).throw(cpp.CompileError("no")))
+    params = parameters(shapes=[(3,)] * 50)
+    optimizer = compiledopt.AdamW(params)
+    with pytest.warns(UserWarning, match="because no"):
+        run(optimizer, params, Gradients(), range(3))
+    assert len(tried) <= 3
+
+
+def test_accelerators_fall_back_to_foreach():
+    reason = choose.device_reason(torch.device("cuda"))
+    assert reason == "there is no compiled executor for cuda yet"
+    assert choose.eager_choice(torch.device("cuda"), reason).executor == "foreach"
+    assert choose.eager_choice(torch.device("cpu"), reason).executor == "for-loop"
+
+
+def test_meta_parameters_step():
+    param = torch.nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones(3, device="meta")
+    optimizer = compiledopt.AdamW([param])
+    with pytest.warns(UserWarning, match="there is no compiled executor for meta"):
+        optimizer.step()
+    assert optimizer.state[param]["exp_avg"].is_meta
+
+
+class Wrapped(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_subclasses_with_their_own_dispatch_take_an_eager_executor():
+    param = torch.nn.Parameter(torch.ones(3))
+    assert choose.tensor_reason(param) is None
+    plain = torch.Tensor._make_subclass(Wrapped, torch.ones(3))
+    assert "its own dispatch" in choose.tensor_reason(plain)

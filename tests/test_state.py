@@ -1,0 +1,156 @@
+"""state_dict in and out, here and in torch, in the middle of a run; pickle and deepcopy; old checkpoints."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from catalog import BASELINE, CASES, EXECUTORS, one_per_algorithm
+from helpers import Gradients, copies, flat, parameters, run, same, snapshot
+
+EXCHANGED = [c for c in CASES if c.label in ("default", "momentum", "amsgrad", "all", "tensor_lr", "nesterov")]
+
+
+def saved(optimizer):
+    """Through a file, as users do, with weights_only=True."""
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", EXCHANGED, ids=str)
+def test_from_torch_and_back(case, executor):
+    """torch for 5 steps, ours for 5, torch for 5, against torch alone: as if nothing happened."""
+    alone, mixed = parameters(), parameters()
+    gradients = Gradients(skip=True)
+    reference = case.torch(alone, **BASELINE.get(case.label, {}))
+    run(reference, alone, gradients, range(15))
+    first = case.torch(mixed, **BASELINE.get(case.label, {}))
+    run(first, mixed, gradients, range(5))
+    second = case.ours(mixed, executor)
+    second.load_state_dict(saved(first))
+    # torch's options come with its state: ask again for the executor under test.
+    for group in second.param_groups:
+        group.update({"foreach": None, "compiled": None} | EXECUTORS[executor])
+    run(second, mixed, gradients, range(5, 10))
+    assert second.executor == executor
+    third = case.torch(mixed, **BASELINE.get(case.label, {}))
+    third.load_state_dict(saved(second))
+    for group in third.param_groups:
+        group.update({"foreach": False, "fused": None})
+    run(third, mixed, gradients, range(10, 15))
+    assert (flat(alone) - flat(mixed)).abs().max() < 1e-5
+    for p, q in zip(alone, mixed, strict=True):
+        assert list(reference.state[p]) == list(third.state[q])
+        assert all(reference.state[p][k].dtype == third.state[q][k].dtype for k in reference.state[p])
+
+
+@pytest.mark.parametrize("into", EXECUTORS)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+def test_between_executors(case, executor, into):
+    params, straight = parameters(), parameters()
+    first = case.ours(params, executor)
+    run(first, params, Gradients(), range(5))
+    second = case.ours(params, into)
+    state = saved(first)
+    for group in state["param_groups"]:
+        group.update({"foreach": None, "compiled": None} | EXECUTORS[into])
+    second.load_state_dict(state)
+    run(second, params, Gradients(), range(5, 10))
+    assert second.executor == into
+    run(case.ours(straight, "for-loop"), straight, Gradients(), range(10))
+    assert (flat(params) - flat(straight)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_clones_go_on_alone(case, clone):
+    params = parameters()
+    original = case.ours(params)
+    run(original, params, Gradients(), range(3))
+    twin = clone(original)
+    twin_params = [p for group in twin.param_groups for p in group["params"]]
+    assert not any(a is b for a, b in zip(params, twin_params, strict=True))
+    before = snapshot(original)
+    run(twin, twin_params, Gradients(), range(3, 6))
+    assert same([b[0] for b in before], [p.detach() for p in params])
+    run(original, params, Gradients(), range(3, 6))
+    assert same(snapshot(original), snapshot(twin))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("algorithm", ["Adam", "AdamW"])
+def test_old_checkpoints_with_a_number_as_step(algorithm, executor):
+    case = next(c for c in CASES if c.algorithm == algorithm and c.label == "default")
+    params, straight = parameters(), parameters()
+    first = case.ours(params, executor)
+    run(first, params, Gradients(), range(4))
+    state = first.state_dict()
+    state["state"] = {k: {**v, "step": int(v["step"])} for k, v in state["state"].items()}
+    for group in state["param_groups"]:
+        for name in ("maximize", "capturable", "differentiable", "fused", "amsgrad", "compiled"):
+            del group[name]
+    second = case.ours(params, executor)
+    second.load_state_dict(state)
+    assert second.param_groups[0]["compiled"] is None
+    assert all(isinstance(second.state[p]["step"], torch.Tensor) for p in params)
+    run(second, params, Gradients(), range(4, 8))
+    run(case.ours(straight, executor), straight, Gradients(), range(8))
+    assert (flat(params) - flat(straight)).abs().max() < 1e-6
+
+
+def test_state_is_torchs():
+    """Names, order, shapes and dtypes, and step as a 0-dim tensor of its own for each parameter."""
+    params = parameters()
+    optimizer = one_per_algorithm()[1].ours(params)
+    run(optimizer, params, Gradients(), range(1))
+    assert list(optimizer.state[params[0]]) == ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    steps = [optimizer.state[p]["step"] for p in params]
+    assert all(s.dim() == 0 and s.dtype == torch.float32 and s.item() == 1 for s in steps)
+    steps[0].fill_(7)
+    assert [s.item() for s in steps] == [7, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_step_changed_by_hand_is_seen(executor):
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    theirs, mine = parameters(), parameters()
+    baseline, optimizer = case.torch(theirs), case.ours(mine, executor)
+    for o, params in ((baseline, theirs), (optimizer, mine)):
+        run(o, params, Gradients(), range(3))
+        o.state[params[0]]["step"].fill_(100)
+        o.state[params[1]]["exp_avg"] = torch.ones_like(params[1])
+        o.state[params[4]] = {k: v.clone() for k, v in o.state[params[4]].items()}
+        run(o, params, Gradients(), range(3, 6))
+    assert (flat(theirs) - flat(mine)).abs().max() < 1e-6
+
+
+def test_default_dtype_float64_makes_wide_steps():
+    torch.set_default_dtype(torch.float64)
+    try:
+        params = parameters(torch.float64)
+        optimizer = one_per_algorithm()[1].ours(params)
+        run(optimizer, params, Gradients(torch.float64), range(2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[params[0]]["step"].dtype == torch.float64
+
+
+def test_loading_casts_as_torch():
+    """A float32 state into a bfloat16 model becomes bfloat16, step stays."""
+    case = one_per_algorithm()[2]
+    wide = parameters()
+    first = case.ours(wide)
+    run(first, wide, Gradients(), range(3))
+    narrow = copies(wide, torch.bfloat16)
+    second, reference = case.ours(narrow), case.torch(copies(wide, torch.bfloat16))
+    second.load_state_dict(first.state_dict())
+    reference.load_state_dict(first.state_dict())
+    for mine, theirs in zip(second.state.values(), reference.state.values(), strict=True):
+        assert {k: v.dtype for k, v in mine.items()} == {k: v.dtype for k, v in theirs.items()}
+    run(second, narrow, Gradients(torch.bfloat16), range(3, 5))
+    assert second.state[narrow[0]]["step"].item() == 5
