@@ -30,13 +30,11 @@ def _algorithms() -> dict[str, type[compiledopt.Optimizer]]:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Explain one algorithm on a small made-up model: four matrices of 1024 × 1024 and their biases."""
-    from compiledopt.explain import explain_optimizer
-
     dtype = getattr(torch, arguments.dtype)
     shapes = [(1024, 1024), (1024,)] * 4
     params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=arguments.device)) for shape in shapes]
     optimizer = _algorithms()[arguments.algorithm](params, **dict(arguments.option))  # type: ignore[arg-type]
-    explanation = explain_optimizer(optimizer, source=arguments.source)
+    explanation = optimizer._explanation(source=arguments.source)
     print(explanation.json() if arguments.json else explanation)
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from compiledopt.compiler import cpp
+from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.source import scalar_source
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
 from compiledopt.executors.plan import foresee
 from compiledopt.executors.states import future_dtypes
-from compiledopt.optimizer import Optimizer
 
 
 @dataclass
@@ -106,12 +106,14 @@ def memory_bandwidth(device: str = "cpu", size: int = 64 * 2**20) -> float:
     return 3 * size / best
 
 
-def explain_optimizer(optimizer: Optimizer, source: bool = False) -> Explanation:
-    """Explain a step of `optimizer` in which every parameter has a gradient; kernels are compiled for that.
+def explain(
+    name: str, rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], source: bool = False
+) -> Explanation:
+    """Explain a step of an optimizer in which every parameter has a gradient; kernels are compiled for that.
 
     Mutates: nothing of the optimizer.
     """
-    entries = foresee(optimizer.rule, optimizer.param_groups, optimizer.state)
+    entries = foresee(rule, groups, state)
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))
@@ -120,7 +122,7 @@ def explain_optimizer(optimizer: Optimizer, source: bool = False) -> Explanation
     total = sum(part.bytes_per_step for part in parts)
     bandwidth = memory_bandwidth()
     return Explanation(
-        optimizer=type(optimizer).__name__,
+        optimizer=name,
         executor=" + ".join(dict.fromkeys(part.executor for part in parts)) or "none",
         tensors=len(entries),
         elements=sum(part.elements for part in parts),

@@ -13,6 +13,7 @@ from compiledopt.compiler.rule import Rule
 from compiledopt.executors import choose
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.states import scalar_dtype
+from compiledopt.explain import Explanation, explain
 
 StateDict = dict[str, Any]
 
@@ -116,8 +117,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def explain(self, *, source: bool = False) -> str:
         """What runs, and why, as text: executor, program, kernels, launches, bytes. source: with the generated kernel."""
-        from compiledopt.explain import explain_optimizer
+        return str(self._explanation(source=source))
 
-        return str(explain_optimizer(self, source=source))
+    def _explanation(self, source: bool = False) -> Explanation:
+        return explain(type(self).__name__, self.rule, self.param_groups, self.state, source=source)
 
 

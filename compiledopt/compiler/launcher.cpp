@@ -178,6 +178,7 @@ Status gather_entry(Plan* plan, int64_t index, const double* table, int width, b
   for (int k = 0; k < plan->operands; ++k)
     if (!is_plain(found[k]) || found[k]->dtype() != plan->types[k] || (k && !same_layout(param, found[k])))
       return kRebuild;
+  if (table && entry.row < 0) return kRegroup;
   for (int k = 0; k < plan->scalar_states; ++k) {
     const TensorImpl* scalar = found[plan->operands + k];
     if (!is_scalar(scalar)) return kRebuild;
@@ -366,6 +367,12 @@ PyObject* plan_set_row(PyObject* self, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+// An entry without a row makes `gather` say that the rows differ as soon as it has a gradient.
+PyObject* plan_forget_rows(PyObject* self, PyObject*) {
+  for (Entry& entry : *reinterpret_cast<Plan*>(self)->entries) entry.row = -1;
+  Py_RETURN_NONE;
+}
+
 PyObject* plan_release(PyObject* self, PyObject*) {
   release(reinterpret_cast<Plan*>(self));
   Py_RETURN_NONE;
@@ -428,7 +435,7 @@ bool add_entries(Plan* plan, PyObject* params, PyObject* states) {
       PyErr_SetString(PyExc_TypeError, "a plan takes tensors and their state dicts");
       return false;
     }
-    plan->entries->push_back({Py_NewRef(param), Py_NewRef(state), 0});
+    plan->entries->push_back({Py_NewRef(param), Py_NewRef(state), -1});
   }
   return true;
 }
@@ -484,6 +491,7 @@ PyMethodDef plan_methods[] = {
     {"launch", plan_launch, METH_VARARGS, "launch(table, threads) -> elements updated"},
     {"active", plan_active, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
     {"set_row", plan_set_row, METH_VARARGS, "set_row(entry, row)"},
+    {"forget_rows", plan_forget_rows, METH_NOARGS, "forget_rows(): no entry has a row"},
     {"release", plan_release, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -47,7 +47,7 @@ def _guarded(function: Callable[[float], float], at_zero: float, overflow: float
 
 
 def _sign(a: float) -> float:
-    return float((a > 0) - (a < 0)) if a == a else a
+    return float((a > 0) - (a < 0))  # 0 for NaN, as torch
 
 
 def _maximum(a: float, b: float) -> float:

@@ -86,6 +86,7 @@ class CompiledBatch:
     def _regroup(self) -> None:
         """Give each parameter the row of its group and its 0-dim states; parameters in step share one."""
         rows: dict[Row, int] = {}
+        self.native.forget_rows()
         for index, *states in self.native.active():
             first = 1.0 if self.first[index] and self.traced.reads_first else 0.0
             row = (self.entries[index].group, first, tuple(states))

@@ -59,5 +59,5 @@ def check_state(entry: Entry, owner: str) -> None:
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """A complex tensor as twice as many reals, sharing memory."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    """A complex tensor as twice as many reals, sharing memory unless it is lazily conjugated, as a gradient may be."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

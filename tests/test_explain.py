@@ -1,0 +1,81 @@
+"""explain and the command line tell the truth, to people and to machines."""
+
+import json
+
+import pytest
+import torch
+from catalog import EXECUTORS
+from helpers import Gradients, parameters, run
+
+import compiledopt
+from compiledopt.__main__ import main
+
+
+def test_numbers_of_adamw():
+    params = parameters(shapes=[(10, 10), (50,)])
+    optimizer = compiledopt.AdamW(params)
+    found = optimizer._explanation()
+    assert (found.executor, found.tensors, found.elements, found.launches_per_step, found.kernels) == ("compiled", 2, 150, 1, 1)
+    assert found.parts[0].bytes_read_per_element == 16 and found.parts[0].bytes_written_per_element == 12
+    assert found.bytes_per_step == 150 * 28
+    assert found.floor_seconds == pytest.approx(found.bytes_per_step / found.memory_bandwidth)
+    assert not optimizer.state, "explaining changed the optimizer"
+    run(optimizer, params, Gradients(), range(2))
+    assert optimizer._explanation().launches_per_step == len(optimizer._plan.batches) == 1
+    text = optimizer.explain(source=True)
+    assert "compiled (the default): 2 tensors of float32" in text and " kernel(" in text and "def scalars(" in text
+
+
+def test_parts_are_apart():
+    params = [*parameters(shapes=[(4,)]), *parameters(torch.bfloat16, [(4,), (5,)])]
+    groups = [{"params": params[:1]}, {"params": params[1:2], "foreach": True}, {"params": params[2:], "momentum": 0.9}]
+    found = compiledopt.SGD(groups)._explanation()
+    assert found.executor == "compiled + foreach"
+    assert [(p.executor, p.reason, p.tensors, p.dtypes) for p in found.parts] == [
+        ("compiled", "the default", 1, ["float32"]),
+        ("foreach", "foreach=True", 1, ["bfloat16"]),
+        ("compiled", "the default", 1, ["bfloat16"]),
+    ]
+    assert found.parts[2].bytes_read_per_element == 6
+
+
+def test_rows_are_counted():
+    params = parameters()
+    optimizer = compiledopt.AdamW([{"params": params[:2]}, {"params": params[2:], "lr": 0.1}])
+    run(optimizer, params, Gradients(), range(3))
+    assert optimizer._explanation().parts[0].rows == 2
+    run(optimizer, params, Gradients(skip=True), range(3))
+    assert optimizer._explanation().parts[0].rows > 2
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_command_line(capsys, executor):
+    flag = {"compiled": "compiled=True", "foreach": "foreach=True", "for-loop": "foreach=False"}[executor]
+    assert main(["explain", "AdamW", "--option", flag, "--option", "amsgrad=True", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["executor"] == executor and found["elements"] == 4 * (1024 * 1024 + 1024)
+    assert found["parts"][0]["bytes_read_per_element"] == 20
+    assert main(["explain", "SGD", "--source", "--dtype", "float16", "--option", flag]) == 0
+    assert {"compiled": " kernel(", "foreach": "_foreach_add_", "for-loop": "param_.add_"}[executor] in capsys.readouterr().out
+
+
+def test_command_line_errors(capsys):
+    for argv in (["explain", "Nothing"], ["explain", "SGD", "--option", "lr"], ["explain", "SGD", "--option", "lr=x+"], []):
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert "usage" in capsys.readouterr().err
+
+
+def test_operations_are_counted():
+    """What explain says of the eager executors, against what torch really calls."""
+    params = parameters(shapes=[(3,), (4,)])
+    for executor in ("foreach", "for-loop"):
+        optimizer = compiledopt.AdamW(params, **EXECUTORS[executor])
+        expected = optimizer._explanation().launches_per_step
+        run(optimizer, params, Gradients(), range(1))
+        with torch.profiler.profile() as profile:
+            optimizer._plan.batches[0].prepare()
+            with torch.no_grad():
+                optimizer._plan.batches[0].update()
+        top = [e for e in profile.events() if e.cpu_parent is None and e.name.startswith("aten::") and "item" not in e.name]
+        assert len(top) == expected, [e.name for e in top]

@@ -1,0 +1,92 @@
+"""The house rules: who imports whom, how long things are, and what the public names are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import compiledopt
+
+ROOT = Path(compiledopt.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# A room may import what stands after it, and itself.
+ROOMS = ["__main__", "demo", "__init__", "algorithms", "optimizer", "explain", "executors", "compiler"]
+PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
+
+
+def room(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "__init__"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path))
+def test_imports_go_in_one_direction(path):
+    mine = room(module_of(path))
+    for name in imports(path):
+        if name.split(".")[0] == "compiledopt":
+            assert ROOMS.index(room(name)) >= ROOMS.index(mine), f"{mine} imports {name}"
+        if mine != "compiler":
+            assert not name.startswith(PRIVATE), f"{mine} imports {name}, which only the compiler may"
+
+
+def test_no_import_cycle():
+    graph = {module_of(p).removesuffix(".__init__"): {n for n in imports(p) if n.startswith("compiledopt")} for p in FILES}
+
+    def visit(name, path):
+        assert name not in path, f"cycle: {[*path, name]}"
+        for other in graph.get(name, ()):
+            if other != "compiledopt":
+                visit(other, [*path, name])
+
+    for name in graph:
+        visit(name, [])
+
+
+def code_lines(path: Path) -> int:
+    """Lines with code: no blanks, comments or docstrings."""
+    tree = ast.parse(path.read_text())
+    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    strings = [n.body[0] for n in documented if n.body and isinstance(n.body[0], ast.Expr) and isinstance(n.body[0].value, ast.Constant)]
+    skipped = {line for s in strings for line in range(s.lineno, s.end_lineno + 1)}
+    lines = path.read_text().splitlines()
+    return sum(1 for i, line in enumerate(lines, 1) if i not in skipped and line.strip() and not line.strip().startswith("#"))
+
+
+def statements(path: Path) -> int:
+    """Code lines as the scorecard counts them: an import block or an argument list laid out one per line is one."""
+    tree = ast.parse(path.read_text())
+    return sum(isinstance(n, ast.stmt) for n in ast.walk(tree))
+
+
+def test_scorecard():
+    adam = ROOT / "algorithms" / "adam.py"
+    assert statements(adam) <= 70, "Adam and AdamW"
+    assert statements(ROOT / "algorithms" / "sgd.py") <= 40
+    assert sum("lerp" in path.read_text() for path in (ROOT / "algorithms").glob("*.py")) == 1, "Adam's mathematics once"
+    for path in FILES:
+        assert path.read_text().count("\n") <= 400, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                documented = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+                start = node.body[1] if documented and len(node.body) > 1 else node.body[0]
+                assert node.end_lineno - start.lineno + 1 <= 40, f"{path.name}: {node.name}"
+
+
+def test_public_names_are_documented():
+    assert compiledopt.__all__ == [*sorted(n for n in compiledopt.__all__)] or set(compiledopt.__all__) <= set(dir(compiledopt))
+    for name in compiledopt.__all__:
+        value = getattr(compiledopt, name)
+        assert value.__doc__ and len(value.__doc__.splitlines()[0]) > 20, name
+    assert (ROOT / "py.typed").exists()

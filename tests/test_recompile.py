@@ -1,0 +1,88 @@
+"""One kernel whatever the numbers: nothing that may change between steps compiles anything again."""
+
+import pytest
+import torch
+from catalog import one_per_algorithm
+from helpers import Gradients, parameters, run
+
+import compiledopt
+from compiledopt import compile_stats
+
+COUNTED = ("programs_traced", "kernels_lowered", "kernels_compiled", "launchers_compiled", "disk_hits", "fallbacks")
+
+
+def counts():
+    stats = compile_stats()
+    return {name: stats[name] for name in COUNTED}
+
+
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+def test_numbers_never_compile(case):
+    params = parameters()
+    optimizer = case.ours(params)
+    run(optimizer, params, Gradients(), range(3))
+    before = counts()
+    group = optimizer.param_groups[0]
+    for step, lr in enumerate([0.3, 0.1, 0.0, torch.tensor(0.2), torch.tensor([0.1]), 1]):
+        group["lr"] = lr
+        run(optimizer, params, Gradients(), range(step, step + 1))
+    group["weight_decay"] = 0.7
+    if "betas" in group:
+        for betas in ((0.5, 0.6), (torch.tensor(0.5), torch.tensor(0.6)), (0.0, 0.0)):
+            group["betas"] = betas
+            run(optimizer, params, Gradients(), range(3))
+        group["eps"] = 1e-3
+    else:
+        group["momentum"], group["dampening"] = 0.123, 0.456
+    run(optimizer, params, Gradients(skip=True), range(10))
+    optimizer.add_param_group({"params": parameters(seed=5), "lr": 0.7})
+    run(optimizer, [*params, *optimizer.param_groups[1]["params"]], Gradients(skip=True), range(5))
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, params, Gradients(), range(3))
+    twin = case.ours(parameters(shapes=[(3, 3, 3), (1,), (100_000,)]))
+    run(twin, twin.param_groups[0]["params"], Gradients(), range(3))
+    assert counts() == before
+    assert optimizer.executor == "compiled"
+
+
+def test_steps_reuse_their_plan():
+    """No plan is made again for steps without change, nor for gradients that come and go."""
+    params = parameters()
+    optimizer = compiledopt.AdamW(params)
+    run(optimizer, params, Gradients(), range(2))
+    before = compile_stats()["plans_built"]
+    run(optimizer, params, Gradients(skip=True), range(20))
+    optimizer.param_groups[0]["lr"] = 0.5
+    run(optimizer, params, Gradients(), range(5))
+    assert compile_stats()["plans_built"] == before
+
+
+def test_a_flag_or_a_zero_is_another_program():
+    """Flags select programs; of the numbers only those on whose zero torch's formula branches do."""
+    params = parameters()
+    optimizer = compiledopt.Adam(params, weight_decay=0.1)
+    run(optimizer, params, Gradients(), range(2))
+    texts = {optimizer._plan.batches[0].traced.program.text}
+    for change in ({"weight_decay": 0.0}, {"weight_decay": 0.1, "maximize": True}, {"amsgrad": True}):
+        optimizer.param_groups[0].update(change)
+        run(optimizer, params, Gradients(), range(2))
+        texts.add(optimizer._plan.batches[0].traced.program.text)
+    assert len(texts) == 4
+
+
+def test_stats_are_a_copy():
+    compile_stats()["kernels_compiled"] = -1
+    assert compile_stats()["kernels_compiled"] >= 0
+
+
+def test_compile_ahead():
+    class Fresh(compiledopt.SGD):
+        pass
+
+    params = parameters(torch.float64)
+    optimizer = Fresh(params, momentum=0.25, maximize=True, weight_decay=0.125, nesterov=True)
+    optimizer.compile()
+    before = counts()
+    assert not optimizer.state
+    run(optimizer, params, Gradients(torch.float64), range(2))
+    assert counts() == before
