@@ -23,7 +23,7 @@ from tqdm import tqdm
 import compiledopt
 
 Factory = Callable[[Any], torch.optim.Optimizer]
-OPTIONS = {"lr": 1e-3, "weight_decay": 0.1}
+OPTIONS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def train(text: torch.Tensor, characters: int, scale: Scale, factory: Factory, t
         tokens = text[window]
         loss = nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         before = time.perf_counter()
         optimizer.step()
         run.step_seconds.append(time.perf_counter() - before)
@@ -176,7 +176,10 @@ def main(quick: bool = False, output: str = "demo.png") -> int:
     tokens = torch.tensor([index[character] for character in text])
     model = Transformer(len(alphabet), scale)
     params = list(model.parameters())
-    print(f"{len(text):,} characters of Python; a transformer of {sum(p.numel() for p in params):,} parameters in {len(params)} tensors")
+    print(
+    count = sum(param.numel() for param in params)
+    print(f"{len(text):,} characters of Python; a transformer of {count:,} parameters in {len(params)} tensors")
+    )
     torchs = train(tokens, len(alphabet), scale, lambda p: torch.optim.AdamW(p, **OPTIONS), "torch.optim.AdamW")
     ours = train(tokens, len(alphabet), scale, CONTENDERS["compiledopt"], "compiledopt.AdamW")
     seconds = time_steps(len(alphabet), scale)

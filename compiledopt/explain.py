@@ -141,7 +141,8 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool)
     first = entries[0]
     program, compiled = first.traced.program, first.choice.executor == "compiled"
     written = [dtype for node, dtype in zip(program.tensors, dtypes, strict=True) if node.name in program.tensor_outputs]
-    scalar, elementwise = [], []
+    scalar: list[str] = []
+    elementwise: list[str] = []
     for line in program.text.splitlines():
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
     text, calls = _source_of(entries, dtypes, compiled)

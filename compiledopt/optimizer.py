@@ -20,7 +20,7 @@ StateDict = dict[str, Any]
 
 def check_number(value: Any, message: str, below: float | None = None) -> None:
     """Refuse a negative or NaN number, or one that is not below `below`. Raises: ValueError, with torch's `message`."""
-    if not 0.0 <= value or (below is not None and not value < below):
+    if not value >= 0.0 or (below is not None and not value < below):
         raise ValueError(f"{message}: {value}")
 
 
@@ -121,5 +121,3 @@ class Optimizer(torch.optim.Optimizer):
 
     def _explanation(self, source: bool = False) -> Explanation:
         return explain(type(self).__name__, self.rule, self.param_groups, self.state, source=source)
-
-

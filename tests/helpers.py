@@ -10,7 +10,9 @@ import torch
 SHAPES = [(40, 50), (3001,), (), (0,), (1, 7)]
 
 
-def parameters(dtype: torch.dtype = torch.float32, shapes: Iterable[Sequence[int]] = SHAPES, seed: int = 1) -> list[torch.nn.Parameter]:
+def parameters(
+    dtype: torch.dtype = torch.float32, shapes: Iterable[Sequence[int]] = SHAPES, seed: int = 1
+) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     return [torch.nn.Parameter(torch.randn(tuple(s), generator=generator, dtype=wide).to(dtype)) for s in shapes]

@@ -1,5 +1,6 @@
 """The disk cache: a warm start compiles nothing; on its bad days training works all the same."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,14 +15,13 @@ STEP = """
     for p in params: p.grad = torch.ones(10)
     optimizer = compiledopt.AdamW(params, compiled=True)
     optimizer.step()
-    modules = [m for m in ("torch._inductor.graph", "torch._inductor.codecache", "torch._inductor.scheduler") if m in sys.modules]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     print(json.dumps({"value": params[0][0].item(), "modules": modules, **compiledopt.compile_stats()}))
 """
 
 
 def start(directory, code=STEP, **environment):
-    import json
-
     env = {**os.environ, "COMPILEDOPT_CACHE_DIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr

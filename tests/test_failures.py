@@ -98,7 +98,9 @@ def test_bad_options(value, mode):
     assert same(before, snapshot(optimizer))
 
 
-@pytest.mark.parametrize("error", [CompileError("no"), KeyboardInterrupt(), MemoryError()], ids=["fails", "interrupted", "memory"])
+@pytest.mark.parametrize(
+    "error", [CompileError("no"), KeyboardInterrupt(), MemoryError()], ids=["fails", "interrupted", "memory"]
+)
 def test_compilation_that_fails(monkeypatch, error):
     def fail(*args):
         raise error

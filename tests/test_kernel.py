@@ -1,6 +1,7 @@
 """What is in a compiled kernel: one pass, whatever the cut; conversions of the half types bit for bit as torch's."""
 
 import ctypes
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_a_cut_changes_no_bit(case, dtype):
     assert any(not torch.equal(a, b) for a, b in zip(whole, tensors, strict=True))
     cuts = [0, 1, 2, 7, 20, 37, 64, 65, 300, 511, 515, 900, 901, 902, LENGTH]
     pieced = [t.clone() for t in tensors]
-    launch(compiled, pieced, columns, list(zip(cuts, cuts[1:], strict=False)))
+    launch(compiled, pieced, columns, list(pairwise(cuts)))
     for a, b in zip(whole, pieced, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(whole[1], tensors[1]), "the gradient was written"
@@ -81,7 +82,9 @@ def test_conversions(dtype):
     assert torch.equal(up.nan_to_num(7.5, 1e30, -1e30), every.float().nan_to_num(7.5, 1e30, -1e30))
     assert torch.equal(up.isnan(), every.isnan()) and torch.equal(up.signbit(), every.float().signbit())
     bits = torch.randint(-(2**31), 2**31 - 1, (2**20,), dtype=torch.int64).to(torch.int32)
-    around = (up.view(torch.int32)[:, None] + torch.tensor([-1, 0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001])).reshape(-1)
+    around = (up.view(torch.int32)[:, None] + torch.tensor([-1, 0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001])).reshape(
+        -1
+    )
     wide = torch.cat([bits, around.to(torch.int32)]).view(torch.float32)
     down = torch.zeros(len(wide), dtype=dtype)
     launch(kernel(program, [dtype, torch.float32]), [down, wide], [], [(0, len(wide))])

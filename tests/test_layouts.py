@@ -184,7 +184,9 @@ def test_tensors_that_change_between_steps(case, executor):
 
 
 def random_model(rng):
-    shapes = [tuple(rng.choice([0, 1, 1, 2, 3, 8, 17, 64]) for _ in range(rng.randrange(4))) for _ in range(rng.randrange(1, 9))]
+    shapes = [
+        tuple(rng.choice([0, 1, 1, 2, 3, 8, 17, 64]) for _ in range(rng.randrange(4))) for _ in range(rng.randrange(1, 9))
+    ]
     params = []
     for shape in shapes:
         tensor = torch.randn(shape)

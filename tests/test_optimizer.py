@@ -25,7 +25,9 @@ def database():
 def error_inputs():
     for info in database():
         for error in info.optim_error_inputs_func(device="cpu", dtype=torch.float32):
-            yield pytest.param(info.optim_cls.__name__, error, id=f"{info.optim_cls.__name__}-{error.optimizer_error_input.desc}")
+            yield pytest.param(
+                info.optim_cls.__name__, error, id=f"{info.optim_cls.__name__}-{error.optimizer_error_input.desc}"
+            )
 
 
 @pytest.mark.parametrize(("name", "error"), list(error_inputs()))

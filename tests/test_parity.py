@@ -14,7 +14,9 @@ def as_floats(options):
     """A tensor lr makes torch compute its scalars in float32; the oracle has the same numbers in float64."""
 
     def plain(value):
-        return tuple(map(plain, value)) if isinstance(value, tuple) else float(value) if isinstance(value, torch.Tensor) else value
+        return (
+            tuple(map(plain, value)) if isinstance(value, tuple) else float(value) if isinstance(value, torch.Tensor) else value
+        )
 
     return {name: plain(value) for name, value in options.items()}
 

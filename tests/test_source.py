@@ -91,7 +91,9 @@ def test_sequences_compute_what_the_program_says(foreach, compute, lr):
     for result, value in zip(results, expected, strict=True):
         torch.testing.assert_close(result, value, equal_nan=True)
     assert torch.equal(written[1], tensors[1]), "the gradient was written"
-    direct = everything(*[t.clone() for t in tensors[:2]], torch.tensor(3.0), *[t.clone() for t in tensors[2:]], lr=torch.tensor(lr), k=1.5)
+    direct = everything(
+        *[t.clone() for t in tensors[:2]], torch.tensor(3.0), *[t.clone() for t in tensors[2:]], lr=torch.tensor(lr), k=1.5
+    )
     for result, value in zip(results, (direct[0], *direct[2:]), strict=True):
         torch.testing.assert_close(result, value, equal_nan=True)
 
@@ -114,7 +116,10 @@ def test_numbers_follow_ieee(name):
 def bad(body):
     """A rule whose third line is the culprit."""
     namespace = {"torch": torch}
-    exec(compile(f"def bad_rule(param, grad, *, lr):\n    double = grad * 2\n    {body}\n    return param", "author.py", "exec"), namespace)
+    exec(
+        compile(f"def bad_rule(param, grad, *, lr):\n    double = grad * 2\n    {body}\n    return param", "author.py", "exec"),
+        namespace,
+    )
     return rule()(namespace["bad_rule"])
 
 

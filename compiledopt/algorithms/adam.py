@@ -97,7 +97,7 @@ class Adam(Optimizer):
         for index in (0, 1):
             check_tensor_number(betas[index], f"betas[{index}]")
         betas = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas)  # type: ignore[assignment]
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         defaults |= {"maximize": maximize, "foreach": foreach, "capturable": capturable, "compiled": compiled}
         defaults |= {"differentiable": differentiable, "fused": fused, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, defaults)

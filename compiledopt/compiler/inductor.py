@@ -76,7 +76,7 @@ def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any]
     left, right, other = (torch.as_tensor(value, dtype=example.dtype) for value in (left, right, other))
     if node.op == "sub":
         left, other = (-left, other) if last else (left, -other)
-    result: torch.Tensor = inductor_prims.fma(*torch.broadcast_tensors(left, right, other))
+    result: torch.Tensor = inductor_prims.fma(*torch.broadcast_tensors(left, right, other))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -138,7 +138,9 @@ def _kind(index: int, tensors: int) -> tuple[str, int]:
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
-def _codegen(program: Program, dtypes: Sequence[torch.dtype], options: dict[str, Any]) -> tuple[list[str], list[Any], list[str]]:
+def _codegen(
+    program: Program, dtypes: Sequence[torch.dtype], options: dict[str, Any]
+) -> tuple[list[str], list[Any], list[str]]:
     """Run Inductor on the program; (kernel definitions, (argument names, types) of the calls, graph input names)."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config

@@ -268,7 +268,11 @@ class _Sequence:
             call = {"sub": "rsub({1}, {0})", "div": "mul(reciprocal({1}), {0})", "pow": "pow({0}, {1})"}[op]
             return self._each(call, args, step) if self.foreach else call.format(*args)
         if op == "where" and not tensors[0]:
-            return self._each("({1} if {0} else {2}) + 0", args, step) if self.foreach else f"({args[1]} if {args[0]} else {args[2]}) + 0"
+            return (
+                self._each("({1} if {0} else {2}) + 0", args, step)
+                if self.foreach
+                else f"({args[1]} if {args[0]} else {args[2]}) + 0"
+            )
         if self.foreach and OPS[op].foreach and all(tensors[:1]):
             return f"_foreach_{OPS[op].foreach}({', '.join(args)})"
         if op in ("maximum", "minimum") and not tensors[1]:
@@ -288,7 +292,9 @@ class _Sequence:
         call = f"{args[0]}.{op}_({', '.join(args[1:])})"
         if not self.foreach:
             return call
-        lists = list(dict.fromkeys(a for a, arg in zip(args, step.args, strict=True) if isinstance(arg, Node) and not arg.scalar))
+        lists = list(
+            dict.fromkeys(a for a, arg in zip(args, step.args, strict=True) if isinstance(arg, Node) and not arg.scalar)
+        )
         inner = {name: f"x{i}" for i, name in enumerate(lists)}
         body = f"{inner[args[0]]}.{op}_({', '.join(inner.get(a, a) for a in args[1:])})"
         return f"for {', '.join(inner.values())} in zip({', '.join(lists)}): {body}"

@@ -64,7 +64,9 @@ class Tracer:
         if name == "rsub":
             name, args = "sub", (args[1], args[0])
         if name not in OPS:
-            raise TraceError(f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}")
+            raise TraceError(
+                f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}"
+            )
         if scale is not None:
             args = (args[0], scale * args[1])
         if len(args) != OPS[name].arity:
@@ -76,7 +78,9 @@ class Tracer:
             return value.node
         if isinstance(value, (bool, int, float)):
             return value if isinstance(value, bool) else float(value)
-        raise TraceError(f"{_author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}")
+        raise TraceError(
+            f"{_author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
+        )
 
 
 def _is_scalar(arg: Argument) -> bool:
@@ -106,7 +110,9 @@ class Symbol:
         if name in ("item", "tolist", "numpy"):
             raise TraceError(f"{_author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
         if name not in OPS and name not in ("addcmul", "addcdiv", "clamp_min", "clamp_max", "true_divide"):
-            raise TraceError(f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}")
+            raise TraceError(
+                f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}"
+            )
         return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
@@ -127,7 +133,11 @@ class Symbol:
         return self.tracer.apply("eq", (self, other), {})
 
     def __ne__(self, other: Any) -> Any:
-        return True if self.branch and isinstance(other, (int, float)) and other == 0 else self.tracer.apply("ne", (self, other), {})
+        return (
+            True
+            if self.branch and isinstance(other, (int, float)) and other == 0
+            else self.tracer.apply("ne", (self, other), {})
+        )
 
 
 def _binary(name: str, reflected: bool = False) -> Any:

@@ -1,10 +1,10 @@
 """Which executor runs a parameter, and why. The one place that reads foreach, fused, compiled, capturable and the device.
 
-    nothing asked             compiled where a compiler for the device works, else foreach on accelerators, else for-loop
-    compiled=True, fused=True compiled, or an error with the reason
-    foreach=True              foreach
-    foreach=False, fused=False, compiled=False   for-loop, as in torch (compiled=False alone: foreach on accelerators)
-    differentiable=True       for-loop
+nothing asked             compiled where a compiler for the device works, else foreach on accelerators, else for-loop
+compiled=True, fused=True compiled, or an error with the reason
+foreach=True              foreach
+foreach=False, fused=False, compiled=False   for-loop, as in torch (compiled=False alone: foreach on accelerators)
+differentiable=True       for-loop
 """
 
 from __future__ import annotations

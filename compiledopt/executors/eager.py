@@ -46,8 +46,9 @@ class Row:
 
     def is_as_before(self) -> bool:
         """Read the gradients; whether nothing changed that the full check looked at, and no parameter fell behind."""
+        grads: list[Any] = [param.grad for param in self.params]
+        self.grads = grads
         try:
-            self.grads = grads = [param.grad for param in self.params]  # type: ignore[misc]
             if [grad.layout for grad in grads] != self.layouts or [grad.dtype for grad in grads] != self.dtypes:
                 return False
         except AttributeError:  # a gradient that is None
@@ -105,7 +106,7 @@ class EagerBatch:
 
     def prepare(self) -> bool:
         """Read and check every tensor, and compute the scalars; nothing is written."""
-        kept = self.rows and all(param.grad is None for param in self.idle) and all([row.is_as_before() for row in self.rows])
+        kept = self.rows and all(param.grad is None for param in self.idle) and all(row.is_as_before() for row in self.rows)
         if not kept:
             self._make_rows()
         for row in self.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -21,7 +22,7 @@ class ForeachBatch(EagerBatch):
         for row in self.rows:
             sequence = row.traced.eager(foreach=True, compute=row.compute)
             bounds, lists = self._bounds(row, sequence.temporaries), row.tensors()
-            for begin, end in zip(bounds, bounds[1:], strict=False):
+            for begin, end in pairwise(bounds):
                 whole = end - begin == len(row.params)
                 sequence.function(row.columns, *(lists if whole else [tensors[begin:end] for tensors in lists]))
 

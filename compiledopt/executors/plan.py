@@ -56,7 +56,7 @@ class Options:
     def fit(self, group: Mapping[str, Any]) -> bool:
         if [group[name] for name in self.names] != self.values:
             return False
-        return all([truthy(group[name]) is value for name, value in self.branches])
+        return all(truthy(group[name]) is value for name, value in self.branches)
 
 
 class Plan:
@@ -174,7 +174,7 @@ class Plan:
     def run(self) -> bool:
         """Check every tensor, then update. False, with nothing written: the plan must be made again."""
         for number, batches in enumerate(self.rounds):
-            if not self.prepared and not all([batch.prepare() for batch in batches]):
+            if not self.prepared and not all(batch.prepare() for batch in batches):
                 if number == 0:
                     return False
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")

@@ -74,5 +74,3 @@ def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) 
         value = state[name]
         if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
             state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
-
-

@@ -1,0 +1,223 @@
+"""Time of one optimizer step, in pairs within one process: python perf/step.py --optimizer AdamW --shapes even
+
+Each contender runs against ours in turns of a few steps each, so that both see the same machine, its noise and its caches.
+Medians of all steps, the quartiles as spread, the ratio of the medians, and the memory that a step takes on top.
+--cold empties the caches before each step, as a forward and backward pass does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import append, circumstances
+from shapes import SHAPES
+
+import compiledopt
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 1e-3, "momentum": 0.9},
+    "AdamW": {"lr": 1e-3, "weight_decay": 0.1},
+    "Adam": {"lr": 1e-3, "amsgrad": True},
+}
+
+
+def torchs(name: str, **flags: Any) -> Callable[[Any], Any]:
+    return lambda params: getattr(torch.optim, name)(params, **OPTIONS.get(name, {}), **flags)
+
+
+def compiled_step(name: str) -> Callable[[Any], Any]:
+    def make(params: Any) -> Any:
+        optimizer = torchs(name)(params)
+        optimizer.step = torch.compile(optimizer.step)
+        return optimizer
+
+    return make
+
+
+def optimi(name: str) -> Callable[[Any], Any]:
+    def make(params: Any) -> Any:
+        import optimi as library
+
+        return getattr(library, name)(params, **OPTIONS[name])
+
+    return make
+
+
+def heavyball(name: str) -> Callable[[Any], Any]:
+    def make(params: Any) -> Any:
+        import heavyball as library
+
+        library.utils.compile_mode = "default"
+        return library.AdamW(params, **OPTIONS[name])
+
+    return make
+
+
+def torchao(name: str) -> Callable[[Any], Any]:
+    def make(params: Any) -> Any:
+        from torchao.optim import _AdamW
+
+        return _AdamW(params, **OPTIONS[name])
+
+    return make
+
+
+def contenders(name: str) -> dict[str, Callable[[Any], Any]]:
+    return {
+        "torch for-loop": torchs(name, foreach=False),
+        "torch foreach": torchs(name, foreach=True),
+        "torch fused": torchs(name, fused=True),
+        "torch.compile(step)": compiled_step(name),
+        "optimi": optimi(name),
+        "heavyball": heavyball(name),
+        "torchao": torchao(name),
+    }
+
+
+OURS: dict[str, dict[str, Any]] = {"compiled": {}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
+
+
+def model(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
+
+
+def timed(step: Callable[[], Any], count: int, cold: torch.Tensor | None) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        if cold is not None:
+            cold.add_(1)
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(theirs: Any, ours: Any, budget: float, cold: torch.Tensor | None) -> tuple[list[float], list[float]]:
+    """Turns of ten steps (fewer of long ones) for `budget` seconds; the first step of each turn warms and is dropped."""
+    for _ in range(3):
+        theirs.step()
+        ours.step()
+    one = max(max(timed(theirs.step, 3, cold)), max(timed(ours.step, 3, cold)))
+    turn = max(3, min(10, int(budget / 10 / one)))
+    a: list[float] = []
+    b: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < budget or len(a) < 9:
+        a += timed(theirs.step, turn, cold)[1:]
+        b += timed(ours.step, turn, cold)[1:]
+    return a, b
+
+
+def quartiles(seconds: list[float]) -> str:
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return f"{low * 1e3:.4g}-{high * 1e3:.4g}"
+
+
+def peak_memory(command: list[str]) -> float:
+    """MiB that steps take on top of parameters, gradients and states, measured in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else float("nan")
+
+
+def measure_memory(arguments: argparse.Namespace) -> None:
+    """The growth of the peak between the third step and the tenth would miss temporaries of the first: so the states are
+    made by one step on tensors that are then released, and the peak is read around the following ones."""
+    ours = arguments.memory.startswith("ours ")
+    name, shapes = arguments.optimizer, SHAPES[arguments.shapes[0]]()
+    if ours:
+        flags = OURS[arguments.memory.removeprefix("ours ")]
+        factory = lambda p: getattr(compiledopt, name)(p, **OPTIONS[name], **flags)  # noqa: E731
+    else:
+        factory = contenders(name)[arguments.memory]
+    small = factory(model([(64,)] * 3, torch.float32))
+    small.step()
+    params = model(shapes, torch.float32)
+    optimizer = factory(params)
+    for param in params:  # the states, without a step
+        for key in {"SGD": ["momentum_buffer"], "AdamW": ["exp_avg", "exp_avg_sq"]}.get(
+            name, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+        ):
+            optimizer.state[param][key] = torch.ones_like(param, requires_grad=False)
+        if name != "SGD":
+            optimizer.state[param]["step"] = torch.tensor(1.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        optimizer.step()
+    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+
+def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]:
+    name, rows = arguments.optimizer, []
+    cold = torch.zeros(24 * 2**20) if arguments.cold else None
+    memory = {}
+    for against in arguments.against:
+        for executor in arguments.ours:
+            try:
+                theirs = contenders(name)[against](model(SHAPES[shapes](), torch.float32))
+                theirs.step()
+            except Exception as error:
+                print(f"{against} on {shapes}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
+                break
+            ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor])
+            a, b = compare(theirs, ours, arguments.seconds, cold)
+            for who in (against, f"ours {executor}") if arguments.with_memory else ():
+                if who not in memory:
+                    memory[who] = peak_memory(["--optimizer", name, "--shapes", shapes, "--memory", who])
+            row = {
+                "optimizer": name,
+                "options": json.dumps(OPTIONS[name]),
+                "shapes": shapes,
+                "caches": "cold" if arguments.cold else "warm",
+                "against": against,
+                "ours": executor,
+                "their_ms": f"{statistics.median(a) * 1e3:.4g}",
+                "their_quartiles": quartiles(a),
+                "our_ms": f"{statistics.median(b) * 1e3:.4g}",
+                "our_quartiles": quartiles(b),
+                "ratio": f"{statistics.median(a) / statistics.median(b):.2f}",
+                "their_extra_mib": f"{memory.get(against, float('nan')):.1f}",
+                "our_extra_mib": f"{memory.get(f'ours {executor}', float('nan')):.1f}",
+                "steps": len(a),
+                **circumstances(),
+            }
+            print("{optimizer:6} {shapes:16} {against:20} {their_ms:>9} ms, ours {ours:9} {our_ms:>9} ms, ratio {ratio}".format(**row))
+            rows.append(row)
+            del theirs, ours
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizer", default="AdamW", choices=sorted(OPTIONS))
+    parser.add_argument("--shapes", nargs="+", default=["many_small", "tiny", "even", "one"], choices=sorted(SHAPES))
+    parser.add_argument("--against", nargs="+", default=["torch fused"], choices=sorted(contenders("AdamW")))
+    parser.add_argument("--ours", nargs="+", default=["compiled"], choices=sorted(OURS))
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each pair")
+    parser.add_argument("--cold", action="store_true", help="empty the caches before each step")
+    parser.add_argument("--with-memory", action="store_true", help="peak memory too, in processes of their own")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory(arguments)
+        return
+    for shapes in arguments.shapes:
+        rows = rows_for(arguments, shapes)
+        if rows and not arguments.no_save:
+            append("step.csv", rows)
+
+
+if __name__ == "__main__":
+    main()
