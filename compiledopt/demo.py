@@ -176,10 +176,8 @@ def main(quick: bool = False, output: str = "demo.png") -> int:
     tokens = torch.tensor([index[character] for character in text])
     model = Transformer(len(alphabet), scale)
     params = list(model.parameters())
-    print(
     count = sum(param.numel() for param in params)
     print(f"{len(text):,} characters of Python; a transformer of {count:,} parameters in {len(params)} tensors")
-    )
     torchs = train(tokens, len(alphabet), scale, lambda p: torch.optim.AdamW(p, **OPTIONS), "torch.optim.AdamW")
     ours = train(tokens, len(alphabet), scale, CONTENDERS["compiledopt"], "compiledopt.AdamW")
     seconds = time_steps(len(alphabet), scale)

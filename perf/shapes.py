@@ -22,7 +22,7 @@ def resnet50() -> Shapes:
 
 def _transformer(width: int, layers: int, hidden: int) -> Shapes:
     layer = [(width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)]
-    return (layer + [(hidden, width), (hidden,), (width, hidden), (width,)]) * layers
+    return ([*layer, (hidden, width), (hidden,), (width, hidden), (width,)]) * layers
 
 
 def vit_b16() -> Shapes:
@@ -37,7 +37,7 @@ def gpt2_small() -> Shapes:
 def llama_1b(layers: int = 16) -> Shapes:
     """Llama 3.2 1B, tied embeddings."""
     layer: Shapes = [(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
-    return [(128256, 2048), (2048,), *(layer + [(2048,), (2048,)]) * layers]
+    return [(128256, 2048), (2048,), *([*layer, (2048,), (2048,)]) * layers]
 
 
 def llama_1b_scaled() -> Shapes:

@@ -192,7 +192,11 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
                 "steps": len(a),
                 **circumstances(),
             }
-            print("{optimizer:6} {shapes:16} {against:20} {their_ms:>9} ms, ours {ours:9} {our_ms:>9} ms, ratio {ratio}".format(**row))
+            print(
+                "{optimizer:6} {shapes:16} {against:20} {their_ms:>9} ms, ours {ours:9} {our_ms:>9} ms, ratio {ratio}".format(
+                    **row
+                )
+            )
             rows.append(row)
             del theirs, ours
     return rows
