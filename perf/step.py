@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import memory
 import torch
 from common import append, circumstances
 from shapes import SHAPES
@@ -56,8 +56,16 @@ def heavyball(name: str) -> Callable[[Any], Any]:
     def make(params: Any) -> Any:
         import heavyball as library
 
-        library.utils.compile_mode = "default"
-        return library.AdamW(params, **OPTIONS[name])
+        params = list(params)
+        gradients = [param.grad for param in params]
+        optimizer = library.AdamW(params, **OPTIONS[name])
+
+        def restore(*_: Any) -> None:  # it takes the gradients away at each step
+            for param, grad in zip(params, gradients, strict=True):
+                param.grad = grad
+
+        optimizer.register_step_pre_hook(restore)
+        return optimizer
 
     return make
 
@@ -127,41 +135,24 @@ def quartiles(seconds: list[float]) -> str:
 
 def peak_memory(command: list[str]) -> float:
     """MiB that steps take on top of parameters, gradients and states, measured in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else float("nan")
+    command = [sys.executable, __file__, *command]
+    done = subprocess.run(command, capture_output=True, text=True, env=memory.environment())
+    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else float("nan")
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:
-    """The growth of the peak between the third step and the tenth would miss temporaries of the first: so the states are
-    made by one step on tensors that are then released, and the peak is read around the following ones."""
-    ours = arguments.memory.startswith("ours ")
-    name, shapes = arguments.optimizer, SHAPES[arguments.shapes[0]]()
-    if ours:
-        flags = OURS[arguments.memory.removeprefix("ours ")]
-        factory = lambda p: getattr(compiledopt, name)(p, **OPTIONS[name], **flags)  # noqa: E731
+    name, params = arguments.optimizer, model(SHAPES[arguments.shapes[0]](), torch.float32)
+    if arguments.memory.startswith("ours "):
+        optimizer = getattr(compiledopt, name)(params, **OPTIONS[name], **OURS[arguments.memory.removeprefix("ours ")])
     else:
-        factory = contenders(name)[arguments.memory]
-    small = factory(model([(64,)] * 3, torch.float32))
-    small.step()
-    params = model(shapes, torch.float32)
-    optimizer = factory(params)
-    for param in params:  # the states, without a step
-        for key in {"SGD": ["momentum_buffer"], "AdamW": ["exp_avg", "exp_avg_sq"]}.get(
-            name, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
-        ):
-            optimizer.state[param][key] = torch.ones_like(param, requires_grad=False)
-        if name != "SGD":
-            optimizer.state[param]["step"] = torch.tensor(1.0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        optimizer.step()
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+        optimizer = contenders(name)[arguments.memory](params)
+    print(memory.extra_mib(optimizer.step))
 
 
 def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]:
     name, rows = arguments.optimizer, []
     cold = torch.zeros(24 * 2**20) if arguments.cold else None
-    memory = {}
+    extra: dict[str, float] = {}
     for against in arguments.against:
         for executor in arguments.ours:
             try:
@@ -173,8 +164,8 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
             ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor])
             a, b = compare(theirs, ours, arguments.seconds, cold)
             for who in (against, f"ours {executor}") if arguments.with_memory else ():
-                if who not in memory:
-                    memory[who] = peak_memory(["--optimizer", name, "--shapes", shapes, "--memory", who])
+                if who not in extra:
+                    extra[who] = peak_memory(["--optimizer", name, "--shapes", shapes, "--memory", who])
             row = {
                 "optimizer": name,
                 "options": json.dumps(OPTIONS[name]),
@@ -187,7 +178,7 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
                 "our_ms": f"{statistics.median(b) * 1e3:.4g}",
                 "our_quartiles": quartiles(b),
                 "ratio": f"{statistics.median(a) / statistics.median(b):.2f}",
-                "their_extra_mib": f"{memory.get(against, float('nan')):.1f}",
+                "their_extra_mib": f"{extra.get(against, float('nan')):.1f}",
                 "our_extra_mib": f"{memory.get(f'ours {executor}', float('nan')):.1f}",
                 "steps": len(a),
                 **circumstances(),
