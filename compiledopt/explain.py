@@ -17,7 +17,7 @@ from compiledopt.compiler.source import scalar_source
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
-from compiledopt.executors.plan import foresee
+from compiledopt.executors.plan import Plan, foresee
 from compiledopt.executors.states import future_dtypes
 
 
@@ -107,13 +107,18 @@ def memory_bandwidth(device: str = "cpu", size: int = 64 * 2**20) -> float:
 
 
 def explain(
-    name: str, rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], source: bool = False
+    name: str,
+    rule: Rule,
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Any, Any],
+    plan: Plan | None,
+    source: bool = False,
 ) -> Explanation:
     """Explain a step of an optimizer in which every parameter has a gradient; kernels are compiled for that.
 
     Mutates: nothing of the optimizer.
     """
-    entries = foresee(rule, groups, state)
+    entries = foresee(rule, groups, state, plan)
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))

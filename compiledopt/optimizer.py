@@ -87,13 +87,15 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         plan = self._plan
         if plan is None or not plan.fits(self.state) or not plan.run():
-            self._make_plan().run()
+            self._run_new_plan()
         return loss
 
-    def _make_plan(self) -> Plan:
+    def _run_new_plan(self) -> None:
         self._plan = None
-        self._plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons))
-        return self._plan
+        plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons))
+        self._plan = plan
+        if not plan.run():
+            raise RuntimeError(f"{type(self).__name__}: parameters, gradients or states changed during the step")
 
     # ---- knowing ----
 
@@ -103,21 +105,21 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: nothing of the optimizer. Raises: RuntimeError with the reason, where compiled=True or fused=True
         cannot be had.
         """
-        foresee(self.rule, self.param_groups, self.state)
+        foresee(self.rule, self.param_groups, self.state, self._current_plan())
 
     @property
     def executor(self) -> str:
         """Which executor runs the step: "compiled", "foreach", "for-loop", or several joined with " + "."""
-        plan = self._plan
-        if plan is not None and plan.batches:
-            names = [batch.executor for batch in plan.batches]
-        else:
-            names = [entry.choice.executor for entry in foresee(self.rule, self.param_groups, self.state)]
+        entries = foresee(self.rule, self.param_groups, self.state, self._current_plan())
+        names = [entry.choice.executor for entry in entries]
         return " + ".join(dict.fromkeys(names)) or "none"
 
     def explain(self, *, source: bool = False) -> str:
         """What runs, and why, as text: executor, program, kernels, launches, bytes. source: with the generated kernel."""
         return str(self._explanation(source=source))
 
+    def _current_plan(self) -> Plan | None:
+        return self._plan if self._plan is not None and self._plan.fits(self.state) else None
+
     def _explanation(self, source: bool = False) -> Explanation:
-        return explain(type(self).__name__, self.rule, self.param_groups, self.state, source=source)
+        return explain(type(self).__name__, self.rule, self.param_groups, self.state, self._current_plan(), source)

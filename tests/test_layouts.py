@@ -254,3 +254,47 @@ def test_many_parameters(threads):
             optimizer.step()
         results.append(flat(params))
     assert (results[0] - results[1]).abs().max() < 1e-5
+
+
+def test_a_step_in_inference_mode():
+    """States made there are plain tensors, so that the next step, outside, is compiled as well."""
+    theirs, mine = leaf(torch.ones(3)), leaf(torch.ones(3))
+    for library, param in ((torch.optim, theirs), (compiledopt, mine)):
+        param.grad = torch.ones(3)
+        optimizer = library.AdamW([param], lr=0.1)
+        if library is compiledopt:
+            with torch.inference_mode():
+                optimizer.step()
+            optimizer.step()
+            assert optimizer.executor == "compiled"
+        else:
+            optimizer.step()
+            optimizer.step()
+    torch.testing.assert_close(theirs, mine)
+
+
+def test_states_that_the_launcher_does_not_take():
+    """A state made by the user in inference mode: an eager executor with a warning, an error where compiled=True."""
+    param = leaf(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = compiledopt.SGD([param], lr=0.1, momentum=0.5)
+    with torch.inference_mode():
+        optimizer.state[param]["momentum_buffer"] = torch.ones(3)
+        with pytest.warns(UserWarning, match="a gradient or state is not a plain dense tensor"):
+            optimizer.step()
+    assert torch.allclose(param.detach(), torch.full((3,), 1 - 0.1 * 1.5))
+    assert optimizer.executor == "for-loop" and "not a plain dense tensor" in optimizer.explain()
+    optimizer.param_groups[0]["compiled"] = True
+    with pytest.raises(RuntimeError, match="compiled=True cannot be had: a gradient or state"):
+        optimizer.step()
+
+
+def test_a_parameter_without_storage_waits():
+    module = torch.nn.LazyLinear(3)
+    optimizer = compiledopt.AdamW(module.parameters())
+    optimizer.step()
+    optimizer.compile()
+    assert optimizer.executor == "none"
+    module(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert optimizer.executor == "compiled" and len(optimizer.state) == 2

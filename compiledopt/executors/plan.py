@@ -14,6 +14,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from compiledopt.compiler import cpp
 from compiledopt.compiler.errors import CompileError
@@ -80,7 +81,7 @@ class Plan:
             for entry in entries:
                 if entry.choice.executor == "compiled":
                     relay(entry.traced, entry.param, entry.state)
-            self.rounds = [self._batches(part) for part in _rounds(entries)]
+            self.rounds = [self._settle(self._batches(part)) for part in _rounds(entries)]
             self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
         except BaseException:
             maker.undo()
@@ -136,6 +137,22 @@ class Plan:
                 kind = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch}[executor]
                 batches.append(kind(members, groups, name))
         return batches
+
+    def _settle(self, batches: Sequence[Batch]) -> list[Batch]:
+        """A compiled batch whose tensors the launcher does not take, for instance states made in inference mode, gets an
+        eager executor."""
+        settled: list[Batch] = []
+        for batch in batches:
+            if isinstance(batch, CompiledBatch) and not batch.prepare():
+                eager = Choice("for-loop", "a gradient or state is not a plain dense tensor", fallback=True)
+                for entry in batch.entries:
+                    if entry.choice.required:
+                        raise choose.refused(entry.choice, eager.reason)
+                    entry.choice = eager
+                self._warn(eager)
+                batch = ForLoopBatch(batch.entries, self.owner.groups, self.owner.name)
+            settled.append(batch)
+        return settled
 
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
         if entry.choice.executor == "compiled":
@@ -207,18 +224,25 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
     return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
 
 
-def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> list[Entry]:
-    """What a first step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
+def foresee(
+    rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
+) -> list[Entry]:
+    """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
-    Mutates: nothing. Raises: as `decide`.
+    plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
     """
     entries: list[Entry] = []
+    batches = plan.batches if plan is not None else []
+    settled = {entry.param: entry.choice for batch in batches for entry in batch.entries}
     for index, group in enumerate(groups):
         choose.check_options(group)
         program = traced(rule, group)
         for param in group["params"]:
+            if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
+                continue
             known = state.get(param, {})
-            entries.append(Entry(param, known, index, program, decide(program, group, param, known)))
+            choice = settled.get(param) or decide(program, group, param, known)
+            entries.append(Entry(param, known, index, program, choice))
     return entries
 
 

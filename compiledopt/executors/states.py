@@ -43,10 +43,12 @@ class StateMaker:
         missing = [name for name in traced.rule.states if name in traced.program.outputs and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))
-            if name in traced.rule.scalars:
-                state[name] = self._zero(param, group, expected)
-            else:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+            # Made in inference mode, a state could never be written to outside of it.
+            with torch.inference_mode(False):
+                if name in traced.rule.scalars:
+                    state[name] = self._zero(param, group, expected)
+                else:
+                    state[name] = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
         return bool(missing)
 
     def _zero(self, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
