@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors import choose
 from compiledopt.executors.plan import Owner, Plan, foresee
-from compiledopt.executors.states import scalar_dtype
+from compiledopt.executors.states import StateMaker, scalar_dtype
 from compiledopt.explain import Explanation, explain
 
 StateDict = dict[str, Any]
 
 
-def check_number(value: Any, message: str, below: float | None = None) -> None:
-    """Refuse a negative or NaN number, or one that is not below `below`. Raises: ValueError, with torch's `message`."""
-    if not value >= 0.0 or (below is not None and not value < below):
+def check_number(value: Any, message: str, below: float | None = None, most: float | None = None) -> None:
+    """Refuse a negative or NaN number, one not below `below`, or one above `most`. Raises: ValueError, torch's `message`."""
+    if not value >= 0.0 or (below is not None and not value < below) or (most is not None and not value <= most):
         raise ValueError(f"{message}: {value}")
 
 
@@ -28,6 +29,16 @@ def check_tensor_number(value: Any, name: str) -> None:
     """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element")
+
+
+def check_adam_numbers(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
+    """The checks that Adam and its relatives share, in torch's order. Raises: ValueError."""
+    check_tensor_number(lr, "lr")
+    check_number(lr, "Invalid learning rate")
+    check_number(eps, "Invalid epsilon value")
+    for index in (0, 1):
+        check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
+    check_number(weight_decay, "Invalid weight_decay value")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -89,6 +100,14 @@ class Optimizer(torch.optim.Optimizer):
         if plan is None or not plan.fits(self.state) or not plan.run():
             self._run_new_plan()
         return loss
+
+    def make_states(self) -> None:
+        """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""
+        maker = StateMaker(self.state)
+        for group in self.param_groups:
+            program = traced(self.rule, group)
+            for param in group["params"]:
+                maker.make(program, param, group, len(group["params"]))
 
     def _run_new_plan(self) -> None:
         self._plan = None

@@ -32,7 +32,7 @@ class Case:
     def kwargs(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         options = self.options()
         # As torch's own database: 1e-8 is zero in float16, and the quotient infinite.
-        if dtype in (torch.float16, torch.bfloat16) and self.algorithm in ("Adam", "AdamW"):
+        if dtype in (torch.float16, torch.bfloat16) and self.algorithm not in ("SGD", "ASGD", "Rprop"):
             options.setdefault("eps", 1e-3)
         return options
 
@@ -77,10 +77,47 @@ _ADAM = {
     "small_betas": {"lr": 0.01, "betas": (0.0, 0.3)},
     "capturable": {"lr": 0.01, "capturable": True},
 }
+_COMMON = {
+    "default": {"lr": 0.02},
+    "tensor_lr": lambda: {"lr": torch.tensor(0.02)},
+    "weight_decay": {"lr": 0.02, "weight_decay": 0.1},
+    "capturable": {"lr": 0.02, "capturable": True},
+    "all": {"lr": 0.02, "weight_decay": 0.1, "maximize": True},
+}
+_DECOUPLED = {**_COMMON, "decoupled": {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}}
+_ADADELTA = {
+    label: {**options, "lr": 1.0} if isinstance(options, dict) else (lambda: {"lr": torch.tensor(1.0)})
+    for label, options in _COMMON.items()
+} | {"all": {"lr": 3.0, "rho": 0.8, "weight_decay": 0.1, "maximize": True}}
+_ADAGRAD = {
+    **{label: options for label, options in _COMMON.items() if label != "capturable"},
+    "lr_decay": {"lr": 0.1, "lr_decay": 0.01},
+    "initial": {"lr": 0.1, "initial_accumulator_value": 0.1},
+}
+_ASGD = {**_COMMON, "averaging": {"lr": 0.02, "t0": 5, "lambd": 0.01, "alpha": 0.5}}
+_RMSPROP = {
+    **_COMMON,
+    "momentum": {"lr": 0.01, "momentum": 0.9},
+    "centered": {"lr": 0.01, "centered": True},
+    "all": {"lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.1, "maximize": True},
+}
+_RPROP = {
+    **{label: options for label, options in _COMMON.items() if label not in ("weight_decay", "all")},
+    "etas": {"lr": 0.02, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.5)},
+    "all": {"lr": 0.02, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True},
+}
 CASES: list[Case] = [
     *_cases("SGD", _SGD),
     *_cases("Adam", {**_ADAM, "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}}),
     *_cases("AdamW", _ADAM),
+    *_cases("Adadelta", _ADADELTA),
+    *_cases("Adagrad", _ADAGRAD),
+    *_cases("Adamax", _COMMON),
+    *_cases("ASGD", _ASGD),
+    *_cases("NAdam", {**_DECOUPLED, "momentum_decay": {"lr": 0.02, "momentum_decay": 0.1}}),
+    *_cases("RAdam", _DECOUPLED),
+    *_cases("RMSprop", _RMSPROP),
+    *_cases("Rprop", _RPROP),
 ]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
 # torch refuses capturable=True on the CPU; the baseline runs without it.

@@ -91,3 +91,34 @@ def test_step_that_requires_grad_is_refused():
     optimizer.state[param]["step"] = optimizer.state[param]["step"].detach().requires_grad_()
     with pytest.raises(RuntimeError, match="`requires_grad` is not supported for `step` in differentiable mode"):
         optimizer.step()
+
+
+OTHERS = {
+    "Adadelta": {},
+    "Adagrad": {"lr_decay": 0.1},
+    "Adamax": {},
+    "ASGD": {"lambd": 0.1, "t0": 1},
+    "NAdam": {"decoupled_weight_decay": True},
+    "RAdam": {"betas": (0.5, 0.6)},
+    "RMSprop": {"momentum": 0.5, "centered": True},
+    "Rprop": {},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_gradcheck_of_the_others(name):
+    """Eight steps, so that RAdam rectifies and ASGD averages: to the start, lr and weight_decay."""
+    torch.manual_seed(0)
+    start = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    lr, decay = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.1, 0.2))
+
+    def function(start, lr, decay):
+        param = start.clone()
+        extra = {} if name == "Rprop" else {"weight_decay": decay}
+        optimizer = getattr(compiledopt, name)([param], lr=lr, differentiable=True, **extra, **OTHERS[name])
+        for step in range(8):
+            param.grad = (start * (step + 1)).sin() + 0.1 * start
+            optimizer.step()
+        return param
+
+    assert torch.autograd.gradcheck(function, (start, lr, decay) if name != "Rprop" else (start, lr.detach(), decay))

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from catalog import CASES, DTYPES
-from helpers import parameters
+from helpers import parameters, same
 
 from compiledopt.compiler import cpp
 from compiledopt.compiler.cpp import kernel
@@ -23,7 +23,7 @@ def example(case, dtype):
     program = traced(type(case.ours(params)).rule, group)
     count = len(program.program.tensors)
     tensors = [torch.randn(LENGTH, dtype=torch.float64).to(dtype) for _ in range(count)]
-    for tensor in tensors[3:]:
+    for tensor in tensors[2:]:
         tensor.abs_()
     columns, _ = program.scalars(group, (0.0, *[3.0] * len(program.scalar_names)))
     return program, kernel(program.program, [dtype] * count), tensors, columns
@@ -49,8 +49,7 @@ def test_a_cut_changes_no_bit(case, dtype):
     cuts = [0, 1, 2, 7, 20, 37, 64, 65, 300, 511, 515, 900, 901, 902, LENGTH]
     pieced = [t.clone() for t in tensors]
     launch(compiled, pieced, columns, list(pairwise(cuts)))
-    for a, b in zip(whole, pieced, strict=True):
-        assert torch.equal(a, b)
+    assert same(whole, pieced)
     assert torch.equal(whole[1], tensors[1]), "the gradient was written"
 
 

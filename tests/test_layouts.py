@@ -204,8 +204,11 @@ def random_model(rng):
     return params, groups
 
 
+SEEDS = [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 60))]
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
 def test_random_models(case, seed, executor):
     """Random shapes, layouts, groups, absent gradients and thread counts, against torch."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer, check_adam_numbers, check_tensor_number
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))
@@ -86,12 +86,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         compiled: bool | None = None,
     ) -> None:
-        check_tensor_number(lr, "lr")
-        check_number(lr, "Invalid learning rate")
-        check_number(eps, "Invalid epsilon value")
-        for index in (0, 1):
-            check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
-        check_number(weight_decay, "Invalid weight_decay value")
+        check_adam_numbers(lr, betas, eps, weight_decay)
         if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
             raise ValueError("betas must be either both floats or both Tensors")
         for index in (0, 1):

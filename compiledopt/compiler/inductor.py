@@ -54,6 +54,8 @@ def evaluate(
             values[node] = _multiply_add(node, product, argument)
             continue
         args = [argument(arg) for arg in node.args]
+        if node.op == "where" and args[0].dtype is not torch.bool:
+            args[0] = args[0] != 0  # a truth among the columns is a number
         if node.op in ("maximum", "minimum"):
             args = [torch.as_tensor(arg, dtype=tensors[0].dtype) for arg in args]
         values[node] = OPS[node.op].tensor(*args)

@@ -17,8 +17,9 @@ class Rule:
     function: uses tensor operators and methods only, and nothing in place.
     states: the names after `param` and `grad` in its signature, as in `optimizer.state[param]`.
     options: its keyword-only names, read from the parameter group by the same names.
-    scalars: the states that are 0-dim (`step`); the others are shaped like the parameter. All start at zero.
+    scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
     optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
+    initial: {state: a number, or the name of an option}: what the state starts from; zero for those not named.
     branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
         are two programs. All other numbers are entries of a table, and changing them costs nothing.
 
@@ -31,6 +32,7 @@ class Rule:
     options: tuple[str, ...]
     scalars: frozenset[str]
     optional: Mapping[str, str]
+    initial: Mapping[str, float | str]
     branches: frozenset[str]
 
     @property
@@ -42,6 +44,10 @@ class Rule:
         optional = self.optional
         return tuple(name for name in self.states if name not in optional or truthy(group[optional[name]]))
 
+    def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
+        value = self.initial.get(state, 0.0)
+        return float(group[value] if isinstance(value, str) else value)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
 
@@ -51,13 +57,17 @@ def truthy(value: Any) -> bool:
 
 
 def rule(
-    *, scalars: Iterable[str] = (), optional: Mapping[str, str] | None = None, branches: Iterable[str] = ()
+    *,
+    scalars: Iterable[str] = (),
+    optional: Mapping[str, str] | None = None,
+    initial: Mapping[str, float | str] | None = None,
+    branches: Iterable[str] = (),
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
     Raises: TypeError where the signature does not fit, naming the argument.
     """
-    optional = dict(optional or {})
+    optional, initial = dict(optional or {}), dict(initial or {})
 
     def wrap(function: Callable[..., Any]) -> Rule:
         parameters = inspect.signature(function).parameters
@@ -72,11 +82,13 @@ def rule(
             ("scalars", scalars, states),
             ("optional", optional, states),
             ("optional", optional.values(), options),
+            ("initial", initial, states),
+            ("initial", [v for v in initial.values() if isinstance(v, str)], options),
             ("branches", branches, options),
         ):
             for name in names:
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
-        return Rule(function, states, options, frozenset(scalars), optional, frozenset(branches))
+        return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches))
 
     return wrap

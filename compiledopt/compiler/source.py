@@ -48,6 +48,12 @@ def scalar_function(program: Program) -> Callable[..., tuple[list[float], list[f
 # ---- the elementwise part, eagerly ----
 
 
+def select(condition: float, a: Any, b: Any) -> torch.Tensor:
+    """where() for a 0-dim condition: a copy of one branch, since what follows may write into it."""
+    chosen, other = (a, b) if condition else (b, a)
+    return chosen.clone() if isinstance(chosen, torch.Tensor) else torch.full_like(other, chosen)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One eager operation: result = op(*args), with a number `scale` for add(alpha=), addcmul and addcdiv."""
@@ -268,11 +274,8 @@ class _Sequence:
             call = {"sub": "rsub({1}, {0})", "div": "mul(reciprocal({1}), {0})", "pow": "pow({0}, {1})"}[op]
             return self._each(call, args, step) if self.foreach else call.format(*args)
         if op == "where" and not tensors[0]:
-            return (
-                self._each("({1} if {0} else {2}) + 0", args, step)
-                if self.foreach
-                else f"({args[1]} if {args[0]} else {args[2]}) + 0"
-            )
+            call = "select({}, {}, {})"
+            return self._each(call, args, step) if self.foreach else call.format(*args)
         if self.foreach and OPS[op].foreach and all(tensors[:1]):
             return f"_foreach_{OPS[op].foreach}({', '.join(args)})"
         if op in ("maximum", "minimum") and not tensors[1]:
@@ -328,7 +331,7 @@ def eager(program: Program, *, foreach: bool, compute: torch.dtype | None) -> Ea
     columns = ", ".join(sequence.columns.values())
     unpack = [f"{columns}{',' if len(sequence.columns) == 1 else ''} = columns"] if columns else []
     source = "\n    ".join([f"def update(columns, {tensors}):", *unpack, *body])
-    namespace: dict[str, Any] = {"compute": compute}
+    namespace: dict[str, Any] = {"compute": compute, "select": select}
     namespace |= {name: op.tensor for name, op in OPS.items()}
     namespace |= {name: getattr(torch, name) for name in ("rsub", "clamp_min", "clamp_max", "addcmul", "addcdiv")}
     namespace |= {name: getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}

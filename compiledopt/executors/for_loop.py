@@ -63,7 +63,8 @@ class DirectBatch(EagerBatch):
         results = rule(_operand(entry.param, False), _operand(entry.param.grad, False), *states, **options)
         for name, result in zip(("param", *present), results, strict=True):
             if name is not None:
-                as_real(entry.param if name == "param" else entry.state[name]).copy_(result)
+                target = as_real(entry.param if name == "param" else entry.state[name])
+                target.copy_(result.reshape(target.shape))
 
 
 def _number(value: Any) -> Any:
@@ -78,4 +79,6 @@ def _operand(tensor: torch.Tensor, scalar: bool) -> torch.Tensor:
     if scalar and tensor.device.type != "mps":
         return tensor.to(torch.float64, copy=True)
     tensor = as_real(tensor)
+    if tensor.dim() == 0:  # a 0-dim float32 parameter and a 0-dim float64 scalar would make a float64
+        tensor = tensor.reshape(1)
     return tensor.float() if tensor.dtype in HALF else tensor.clone()

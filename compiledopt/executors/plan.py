@@ -224,9 +224,7 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
     return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
 
 
-def foresee(
-    rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
-) -> list[Entry]:
+def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
     """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
     plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.

@@ -33,7 +33,7 @@ class StateMaker:
     def __init__(self, state: MutableMapping[torch.Tensor, Any]) -> None:
         self.state = state
         self.made: list[tuple[torch.Tensor, str | None]] = []
-        self.spare: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        self.spare: dict[tuple[float, torch.dtype, torch.device], list[torch.Tensor]] = {}
 
     def make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
         """Fill in what is missing; whether anything was. expected: how many parameters may follow, this one included."""
@@ -43,23 +43,25 @@ class StateMaker:
         missing = [name for name in traced.rule.states if name in traced.program.outputs and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))
+            value = traced.rule.initial_value(name, group)
             # Made in inference mode, a state could never be written to outside of it.
             with torch.inference_mode(False):
                 if name in traced.rule.scalars:
-                    state[name] = self._zero(param, group, expected)
+                    state[name] = self._scalar(value, param, group, expected)
                 else:
-                    state[name] = torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+                    fill = complex(value, value) if param.is_complex() else value
+                    state[name] = torch.full_like(param, fill, memory_format=torch.preserve_format, requires_grad=False)
         return bool(missing)
 
-    def _zero(self, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
-        """A 0-dim zero of its own; many are views of one vector, which the launcher reads in fewer cache lines."""
+    def _scalar(self, value: float, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
+        """A 0-dim tensor of its own; many are views of one vector, which the launcher reads in fewer cache lines."""
         on_device = group.get("capturable") or group.get("fused")
         device = param.device if on_device else torch.device("cpu")
         if group.get("differentiable"):
-            return torch.zeros((), dtype=scalar_dtype(group), device=device)
-        spare = self.spare.setdefault((scalar_dtype(group), device), [])
+            return torch.full((), value, dtype=scalar_dtype(group), device=device)
+        spare = self.spare.setdefault((value, scalar_dtype(group), device), [])
         if not spare:
-            spare += torch.zeros(max(1, expected), dtype=scalar_dtype(group), device=device).unbind()[::-1]
+            spare += torch.full((max(1, expected),), value, dtype=scalar_dtype(group), device=device).unbind()[::-1]
         return spare.pop()
 
     def undo(self) -> None:

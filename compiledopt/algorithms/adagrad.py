@@ -1,0 +1,78 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(scalars=("step",), initial={"sum": "initial_accumulator_value"}, branches=("weight_decay",))
+def adagrad(
+    param: Any,
+    grad: Any,
+    step: Any,
+    sum: Any,
+    *,
+    lr: Any,
+    lr_decay: Any,
+    weight_decay: Any,
+    initial_accumulator_value: Any,
+    eps: Any,
+    maximize: bool,
+) -> Any:
+    if maximize:
+        grad = -grad
+    if weight_decay != 0:
+        grad = grad + weight_decay * param
+    sum = sum + grad * grad
+    param = param - lr / (1 + step * lr_decay) * grad / (sum.sqrt() + eps)
+    return param, step + 1, sum
+
+
+class Adagrad(Optimizer):
+    """Adagrad: steps scaled by the sum of all squared gradients so far.
+
+        g ← ∇f(θ) + λ·θ;  s ← s + g²;  θ ← θ − γ / (1 + (t − 1)·η) · g / (√s + ε)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    lr_decay (η), weight_decay (λ), initial_accumulator_value (s at first): floats, default 0. eps (ε): float, default 1e-10.
+    maximize: flag, default False. foreach, fused, compiled, differentiable: see docs/executors.md.
+    State, made with the optimizer: `step` (0-dim) and `sum` (s), like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    Source: Duchi, Hazan and Singer 2011. Deviations from torch: sparse gradients are refused for now.
+    """
+
+    rule = adagrad
+    missing = {"foreach": None, "maximize": False, "differentiable": False, "fused": None}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        check_number(lr_decay, "Invalid lr_decay value")
+        check_number(weight_decay, "Invalid weight_decay value")
+        check_number(initial_accumulator_value, "Invalid initial_accumulator_value value")
+        check_number(eps, "Invalid epsilon value")
+        defaults: dict[str, Any] = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"initial_accumulator_value": initial_accumulator_value, "foreach": foreach, "maximize": maximize}
+        defaults |= {"differentiable": differentiable, "fused": fused, "compiled": compiled}
+        super().__init__(params, defaults)
+        self.make_states()

@@ -1,0 +1,76 @@
+"""Averaged stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(scalars=("step", "eta", "mu"), initial={"eta": "lr", "mu": 1.0}, branches=("weight_decay",))
+def asgd(
+    param: Any,
+    grad: Any,
+    step: Any,
+    eta: Any,
+    mu: Any,
+    ax: Any,
+    *,
+    lr: Any,
+    lambd: Any,
+    alpha: Any,
+    t0: Any,
+    weight_decay: Any,
+    maximize: bool,
+) -> Any:
+    step = step + 1
+    if maximize:
+        grad = -grad
+    if weight_decay != 0:
+        grad = grad + weight_decay * param
+    param = param * (1 - lambd * eta) - eta * grad
+    ax = ax.lerp(param, mu)
+    return param, step, lr / (1 + lambd * lr * step) ** alpha, 1 / (step - t0).clamp_min(1.0), ax
+
+
+class ASGD(Optimizer):
+    """Averaged stochastic gradient descent.
+
+        g ← ∇f(θ) + λ·θ;  θ ← (1 − Λ·η)·θ − η·g;  a ← a + μ·(θ − a);  η ← γ / (1 + Λ·γ·t)^α;  μ ← 1 / max(1, t − t₀)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    lambd (Λ): float, default 1e-4. alpha (α): float, default 0.75. t0 (t₀): steps before averaging, default 1e6.
+    weight_decay (λ): float, default 0. maximize: flag, default False.
+    foreach, compiled, capturable, differentiable: see docs/executors.md.
+    State: `step`, `eta` (η), `mu` (μ), 0-dim, and `ax` (a), the average, like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    Source: Polyak and Juditsky 1992.
+    """
+
+    rule = asgd
+    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        check_number(weight_decay, "Invalid weight_decay value")
+        defaults: dict[str, Any] = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
+        defaults |= {"foreach": foreach, "maximize": maximize, "differentiable": differentiable}
+        super().__init__(params, defaults | {"capturable": capturable, "compiled": compiled})

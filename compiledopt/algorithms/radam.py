@@ -1,0 +1,87 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_adam_numbers
+
+
+@rule(scalars=("step",), branches=("weight_decay",))
+def radam(
+    param: Any,
+    grad: Any,
+    step: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    *,
+    lr: Any,
+    betas: Any,
+    eps: Any,
+    weight_decay: Any,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+) -> Any:
+    beta1, beta2 = betas
+    step = step + 1
+    if maximize:
+        grad = -grad
+    if weight_decay != 0 and decoupled_weight_decay:
+        param = param * (1 - lr * weight_decay)
+    elif weight_decay != 0:
+        grad = grad + weight_decay * param
+    exp_avg = exp_avg.lerp(grad, 1 - beta1)
+    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    correction = 1 - beta2**step
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / correction
+    rectifier = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    size = lr / (1 - beta1**step)
+    rectified = size * (rectifier * correction) ** 0.5 * exp_avg / (exp_avg_sq.sqrt() + eps)
+    return param - torch.where(length > 5, rectified, size * exp_avg), step, exp_avg, exp_avg_sq
+
+
+class RAdam(Optimizer):
+    """RAdam: Adam whose adaptive step waits until its variance is known.
+
+        m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²;  ρ∞ = 2 / (1 − β₂) − 1;  ρ = ρ∞ − 2·t·β₂ᵗ / (1 − β₂ᵗ)
+        θ ← θ − γ·m̂·r·√(1 − β₂ᵗ) / (√v + ε)  if ρ > 5, else  θ ← θ − γ·m̂
+        with  m̂ = m / (1 − β₁ᵗ),  r² = (ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    betas (β₁, β₂): floats in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8. weight_decay (λ): float, default 0,
+    added to g as λ·θ, or apart from it with decoupled_weight_decay. maximize: flag, default False.
+    foreach, compiled, capturable, differentiable: see docs/executors.md.
+    State: `step` (0-dim), `exp_avg` (m) and `exp_avg_sq` (v), like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    Source: Liu et al. 2020, arXiv:1908.03265.
+    """
+
+    rule = radam
+    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
+    missing |= {"decoupled_weight_decay": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_adam_numbers(lr, betas, eps, weight_decay)
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "foreach": foreach}
+        super().__init__(params, defaults | {"capturable": capturable, "differentiable": differentiable, "compiled": compiled})

@@ -1,0 +1,93 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(
+    scalars=("step",),
+    optional={"momentum_buffer": "momentum", "grad_avg": "centered"},
+    branches=("weight_decay", "momentum"),
+)
+def rmsprop(
+    param: Any,
+    grad: Any,
+    step: Any,
+    square_avg: Any,
+    momentum_buffer: Any = None,
+    grad_avg: Any = None,
+    *,
+    lr: Any,
+    alpha: Any,
+    eps: Any,
+    weight_decay: Any,
+    momentum: Any,
+    centered: bool,
+    maximize: bool,
+) -> Any:
+    if maximize:
+        grad = -grad
+    if weight_decay != 0:
+        grad = grad + weight_decay * param
+    square_avg = variance = alpha * square_avg + (1 - alpha) * grad * grad
+    if centered:
+        grad_avg = grad_avg.lerp(grad, 1 - alpha)
+        variance = square_avg - grad_avg * grad_avg
+    deviation = variance.sqrt() + eps
+    if momentum != 0:
+        momentum_buffer = momentum * momentum_buffer + grad / deviation
+        param = param - lr * momentum_buffer
+    else:
+        param = param - lr * grad / deviation
+    return param, step + 1, square_avg, momentum_buffer, grad_avg
+
+
+class RMSprop(Optimizer):
+    """RMSprop: steps scaled by a running average of squared gradients.
+
+        g ← ∇f(θ) + λ·θ;  v ← α·v + (1 − α)·g²;  σ = √v + ε,  or centered  √(v − a²) + ε  with  a ← α·a + (1 − α)·g
+        θ ← θ − γ·g / σ,  or with momentum  b ← μ·b + g / σ;  θ ← θ − γ·b
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    alpha (α): float, default 0.99. eps (ε): float, default 1e-8. weight_decay (λ), momentum (μ): floats, default 0.
+    centered, maximize: flags, default False. foreach, compiled, capturable, differentiable: see docs/executors.md.
+    State: `step` (0-dim), `square_avg` (v), `momentum_buffer` (b) and `grad_avg` (a) where used, like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    Source: Hinton 2012, lecture 6; centered: Graves 2013, arXiv:1308.0850.
+    """
+
+    rule = rmsprop
+    missing = {"momentum": 0, "centered": False, "foreach": None, "maximize": False}
+    missing |= {"differentiable": False, "capturable": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        check_number(eps, "Invalid epsilon value")
+        check_number(momentum, "Invalid momentum value")
+        check_number(weight_decay, "Invalid weight_decay value")
+        check_number(alpha, "Invalid alpha value")
+        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered}
+        defaults |= {"weight_decay": weight_decay, "capturable": capturable, "foreach": foreach, "maximize": maximize}
+        super().__init__(params, defaults | {"differentiable": differentiable, "compiled": compiled})

@@ -1,0 +1,63 @@
+"""Rprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+
+@rule(scalars=("step",), initial={"step_size": "lr"})
+def rprop(
+    param: Any, grad: Any, step: Any, prev: Any, step_size: Any, *, lr: Any, etas: Any, step_sizes: Any, maximize: bool
+) -> Any:
+    if maximize:
+        grad = -grad
+    agreement = grad * prev
+    slower = torch.where(agreement < 0, etas[0] * step_size, step_size)
+    step_size = torch.where(agreement > 0, etas[1] * step_size, slower)
+    step_size = step_size.clamp_min(step_sizes[0]).clamp_max(step_sizes[1])
+    grad = torch.where(agreement < 0, 0.0, grad)
+    return param - grad.sign() * step_size, step + 1, grad, step_size
+
+
+class Rprop(Optimizer):
+    """Resilient backpropagation: a step size for each element, from the signs of its gradients alone.
+
+        s ← clamp(s·η₊ where g·g' > 0, s·η₋ where g·g' < 0, else s);  g ← 0 where g·g' < 0;  θ ← θ − sign(g)·s;  g' ← g
+
+    params: parameters, named parameters, or dicts of groups. lr (s at first): float or 1-element tensor, default 1e-2.
+    etas (η₋, η₊): floats, default (0.5, 1.2). step_sizes: the least and the largest s, default (1e-6, 50).
+    maximize: flag, default False. foreach, compiled, capturable, differentiable: see docs/executors.md.
+    State: `step` (0-dim), `prev` (g') and `step_size` (s), like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    Source: Riedmiller and Braun 1993.
+    """
+
+    rule = rprop
+    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        check_number(lr, "Invalid learning rate")
+        if not 0.0 < etas[0] < 1.0 < etas[1]:
+            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
+        defaults: dict[str, Any] = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize}
+        super().__init__(params, defaults | {"differentiable": differentiable, "capturable": capturable, "compiled": compiled})
