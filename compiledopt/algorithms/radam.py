@@ -41,6 +41,8 @@ def radam(
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / correction
     rectifier = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    # Negative at first, and its square root not a number: the branch is not taken then, but gradients pass through it.
+    rectifier = torch.where(length > 5, rectifier, 1.0)
     size = lr / (1 - beta1**step)
     rectified = size * (rectifier * correction) ** 0.5 * exp_avg / (exp_avg_sq.sqrt() + eps)
     return param - torch.where(length > 5, rectified, size * exp_avg), step, exp_avg, exp_avg_sq

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.program import Program
-from compiledopt.compiler.rule import Rule, truthy
+from compiledopt.compiler.rule import Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
 from compiledopt.compiler.stats import STATS, timed
 from compiledopt.compiler.trace import is_number, trace
@@ -21,8 +21,8 @@ def _reader(name: str) -> Callable[[Mapping[str, Any]], float]:
     option, _, index = name.partition("[")
     if index:
         position = int(index[:-1])
-        return lambda group: float(group[option][position])
-    return lambda group: float(group[option])
+        return lambda group: as_float(group[option][position])
+    return lambda group: as_float(group[option])
 
 
 class Traced:

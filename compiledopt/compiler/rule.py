@@ -46,10 +46,15 @@ class Rule:
 
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
-        return float(group[value] if isinstance(value, str) else value)
+        return as_float(group[value] if isinstance(value, str) else value)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
+
+
+def as_float(value: Any) -> float:
+    """A number or a tensor of one element as a float."""
+    return float(value.detach() if hasattr(value, "detach") else value)
 
 
 def truthy(value: Any) -> bool:
