@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
@@ -25,10 +26,7 @@ def adagrad(
     eps: Any,
     maximize: bool,
 ) -> Any:
-    if maximize:
-        grad = -grad
-    if weight_decay != 0:
-        grad = grad + weight_decay * param
+    grad = with_decay(param, grad, weight_decay, maximize)
     sum = sum + grad * grad
     param = param - lr / (1 + step * lr_decay) * grad / (sum.sqrt() + eps)
     return param, step + 1, sum

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import moments, with_either_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_adam_numbers, check_tensor_number
 
@@ -31,14 +32,8 @@ def adam(
 ) -> Any:
     beta1, beta2 = betas
     step = step + 1
-    if maximize:
-        grad = -grad
-    if weight_decay != 0 and decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    elif weight_decay != 0:
-        grad = grad + weight_decay * param
-    exp_avg = exp_avg.lerp(grad, 1 - beta1)
-    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     largest = exp_avg_sq
     if amsgrad:
         largest = max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_adam_numbers
 
@@ -28,10 +29,7 @@ def adamax(
 ) -> Any:
     beta1, beta2 = betas
     step = step + 1
-    if maximize:
-        grad = -grad
-    if weight_decay != 0:
-        grad = grad + weight_decay * param
+    grad = with_decay(param, grad, weight_decay, maximize)
     exp_avg = exp_avg.lerp(grad, 1 - beta1)
     exp_inf = torch.maximum(beta2 * exp_inf, grad.abs() + eps)
     return param - lr / (1 - beta1**step) * exp_avg / exp_inf, step, exp_avg, exp_inf

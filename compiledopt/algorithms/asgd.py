@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
@@ -28,10 +29,7 @@ def asgd(
     maximize: bool,
 ) -> Any:
     step = step + 1
-    if maximize:
-        grad = -grad
-    if weight_decay != 0:
-        grad = grad + weight_decay * param
+    grad = with_decay(param, grad, weight_decay, maximize)
     param = param * (1 - lambd * eta) - eta * grad
     ax = ax.lerp(param, mu)
     return param, step, lr / (1 + lambd * lr * step) ** alpha, 1 / (step - t0).clamp_min(1.0), ax

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import moments, with_either_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_adam_numbers, check_number
 
@@ -30,17 +31,11 @@ def nadam(
 ) -> Any:
     beta1, beta2 = betas
     step = step + 1
-    if maximize:
-        grad = -grad
-    if weight_decay != 0 and decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    elif weight_decay != 0:
-        grad = grad + weight_decay * param
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
     mu_product = mu_product * mu
-    exp_avg = exp_avg.lerp(grad, 1 - beta1)
-    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     denominator = (exp_avg_sq / (1 - beta2**step)).sqrt() + eps
     param = param - lr * (1 - mu) / (1 - mu_product) * grad / denominator
     param = param - lr * mu_next / (1 - mu_product * mu_next) * exp_avg / denominator

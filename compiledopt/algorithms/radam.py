@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import moments, with_either_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_adam_numbers
 
@@ -29,14 +30,8 @@ def radam(
 ) -> Any:
     beta1, beta2 = betas
     step = step + 1
-    if maximize:
-        grad = -grad
-    if weight_decay != 0 and decoupled_weight_decay:
-        param = param * (1 - lr * weight_decay)
-    elif weight_decay != 0:
-        grad = grad + weight_decay * param
-    exp_avg = exp_avg.lerp(grad, 1 - beta1)
-    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / correction

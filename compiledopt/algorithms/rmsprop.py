@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
@@ -32,10 +33,7 @@ def rmsprop(
     centered: bool,
     maximize: bool,
 ) -> Any:
-    if maximize:
-        grad = -grad
-    if weight_decay != 0:
-        grad = grad + weight_decay * param
+    grad = with_decay(param, grad, weight_decay, maximize)
     square_avg = variance = alpha * square_avg + (1 - alpha) * grad * grad
     if centered:
         grad_avg = grad_avg.lerp(grad, 1 - alpha)

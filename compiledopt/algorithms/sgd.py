@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
@@ -25,10 +26,7 @@ def sgd(
     nesterov: bool,
     maximize: bool,
 ) -> Any:
-    if maximize:
-        grad = -grad
-    if weight_decay != 0:
-        grad = grad + weight_decay * param
+    grad = with_decay(param, grad, weight_decay, maximize)
     if momentum != 0:
         later = 1 - first
         momentum_buffer = momentum * later * momentum_buffer + (1 - dampening * later) * grad
