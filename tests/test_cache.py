@@ -97,6 +97,25 @@ def test_the_key_knows_what_matters(monkeypatch, tmp_path):
     assert len(keys) == 7
 
 
+def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
+    """A kernel compiled after a cleaner has removed the process's temporary directory."""
+    import shutil
+
+    import torch
+
+    from compiledopt.compiler import cache, cpp
+    from compiledopt.compiler.programs import traced
+    from compiledopt.compiler.rule import rule
+
+    @rule()
+    def fresh_rule(param, grad):
+        return param - 0.03125 * grad
+
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    shutil.rmtree(cache.scratch("x").parent)
+    assert cpp.kernel(traced(fresh_rule, {}).program, [torch.float32] * 2).address
+
+
 def test_directory(monkeypatch):
     from compiledopt.compiler import cache
 

@@ -70,6 +70,10 @@ def unknown_tensors(patch):
     patch.setattr(torch.Tensor, "data_ptr", lambda self: 12345)
 
 
+def no_temporary_files(patch):
+    patch.setattr(cache, "scratch", lambda name: (_ for _ in ()).throw(OSError("disk full")))
+
+
 def other_platform(patch):
     patch.setattr(cpp.sys, "platform", "win32")
 
@@ -85,6 +89,7 @@ WAYS = {
     no_launcher: "undefined symbol",
     no_python_headers: "Python.h is not in",
     unknown_tensors: "keeps its tensors in a way",
+    no_temporary_files: "no room for temporary files: disk full",
     other_platform: "not for Windows",
 }
 

@@ -104,7 +104,7 @@ def store(name: str, content: bytes) -> bool:
 
 
 @lru_cache
-def _private_dir() -> tempfile.TemporaryDirectory[str]:
+def _private_dir(process: int) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="compiledopt-", ignore_cleanup_errors=True)
 
 
@@ -114,4 +114,6 @@ _serial = itertools.count()
 def scratch(name: str) -> Path:
     """A new path of this process alone, removed at its end: libraries are loaded from here, never from the shared cache,
     and never from a path that was used before, since writing over a loaded library kills the process."""
-    return Path(_private_dir().name) / f"{next(_serial)}-{name}"
+    directory = Path(_private_dir(os.getpid()).name)
+    directory.mkdir(exist_ok=True)  # a cleaner of temporary files may have been here
+    return directory / f"{next(_serial)}-{name}"

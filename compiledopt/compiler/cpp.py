@@ -67,14 +67,16 @@ def _compiler() -> str:
 def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()) -> bytes:
     """Compile and link; two commands, so that `-fopenmp` does not bring a second OpenMP runtime with it."""
     compiler = _compiler()
-    file = cache.scratch(f"{name}.cpp")
-    file.write_text(source)
-    object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
-    _run([compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
-    _run([compiler, "-shared", str(object_file), "-o", str(library), *link])
-    content = library.read_bytes()
-    object_file.unlink(missing_ok=True)
-    return content
+    try:
+        file = cache.scratch(f"{name}.cpp")
+        file.write_text(source)
+        object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
+        _run([compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
+        _run([compiler, "-shared", str(object_file), "-o", str(library), *link])
+        object_file.unlink(missing_ok=True)
+        return library.read_bytes()
+    except OSError as error:
+        raise CompileError(f"no room for temporary files: {error}") from error
 
 
 # ---- kernels ----
