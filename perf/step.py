@@ -180,7 +180,7 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
                 "our_quartiles": quartiles(b),
                 "ratio": f"{statistics.median(a) / statistics.median(b):.2f}",
                 "their_extra_mib": f"{extra.get(against, float('nan')):.1f}",
-                "our_extra_mib": f"{memory.get(f'ours {executor}', float('nan')):.1f}",
+                "our_extra_mib": f"{extra.get(f'ours {executor}', float('nan')):.1f}",
                 "steps": len(a),
                 **circumstances(),
             }

@@ -29,3 +29,13 @@ def test_shapes_are_the_models():
     assert parameters["gpt2_small"] == 124_439_808
     assert parameters["llama_1b"] == 1_235_814_400
     assert len(SHAPES["resnet50"]()) == 161
+
+
+@pytest.mark.parametrize("against", ["torch fused", "torch for-loop"])
+def test_the_measurement_runs(against):
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    command = [sys.executable, str(PERF / "step.py"), "--shapes", "tiny", "--against", against, "--seconds", "0.1", "--no-save"]
+    done = subprocess.run([*command, "--with-memory"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
