@@ -1,5 +1,6 @@
 """docs/performance.md is what the rows in perf/results say."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_the_measurement_runs(against):
     if not PERF.exists():
         pytest.skip("the tests run without the repository around them")
     command = [sys.executable, str(PERF / "step.py"), "--shapes", "tiny", "--against", against, "--seconds", "0.1", "--no-save"]
-    done = subprocess.run([*command, "--with-memory"], capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*command, "--with-memory"], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "ratio" in done.stdout
