@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.compiler.inductor import compute_dtype
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state
 
 HALF = (torch.float16, torch.bfloat16)
@@ -150,4 +151,4 @@ def compute_in(dtypes: Sequence[torch.dtype]) -> torch.dtype | None:
     distinct = set(dtypes)
     if len(distinct) == 1 and not distinct & set(HALF):
         return None
-    return torch.float64 if torch.float64 in distinct else torch.float32
+    return compute_dtype(dtypes)
