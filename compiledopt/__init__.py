@@ -1,31 +1,52 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
+import torch.optim
+from torch.optim import lr_scheduler, swa_utils
+
 from compiledopt.algorithms.adadelta import Adadelta
+from compiledopt.algorithms.adafactor import Adafactor
 from compiledopt.algorithms.adagrad import Adagrad
 from compiledopt.algorithms.adam import Adam, AdamW
 from compiledopt.algorithms.adamax import Adamax
 from compiledopt.algorithms.asgd import ASGD
+from compiledopt.algorithms.lbfgs import LBFGS
+from compiledopt.algorithms.muon import Muon
 from compiledopt.algorithms.nadam import NAdam
 from compiledopt.algorithms.radam import RAdam
 from compiledopt.algorithms.rmsprop import RMSprop
 from compiledopt.algorithms.rprop import Rprop
 from compiledopt.algorithms.sgd import SGD
+from compiledopt.algorithms.sparse_adam import SparseAdam
+from compiledopt.compiler.rule import rule
 from compiledopt.compiler.stats import compile_stats
 from compiledopt.optimizer import Optimizer
+from compiledopt.own import define
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "compile_stats",
+    "define",
+    "lr_scheduler",
+    "rule",
+    "swa_utils",
 ]
+if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.13
+    from torch.optim import swap_in_optimizer_params_and_state
+
+    __all__ += ["swap_in_optimizer_params_and_state"]
 __version__ = "0.1.0"

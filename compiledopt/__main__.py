@@ -33,7 +33,9 @@ def explain(arguments: argparse.Namespace) -> int:
     dtype = getattr(torch, arguments.dtype)
     shapes = [(1024, 1024), (1024,)] * 4
     params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=arguments.device)) for shape in shapes]
-    optimizer = _algorithms()[arguments.algorithm](params, **dict(arguments.option))  # type: ignore[arg-type]
+    algorithm = _algorithms()[arguments.algorithm]
+    params = [param for param in params if param.dim() == 2 or arguments.algorithm != "Muon"]
+    optimizer = algorithm(params, **dict(arguments.option))  # type: ignore[arg-type]
     explanation = optimizer._explanation(source=arguments.source)
     print(explanation.json() if arguments.json else explanation)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -80,15 +81,16 @@ class Explanation:
 
 def _describe(part: Part) -> list[str]:
     calls = "launches" if part.executor == "compiled" else "calls of torch operations"
+    if not part.elementwise_part:
+        calls = "calls of the rule at least"
     lines = [
         f"{part.executor} ({part.reason}): {part.tensors} tensors of {', '.join(part.dtypes)}",
         f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
         f"  per element: {part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
-        f"  scalar part of {part.program}, once per row, in float64:",
-        *[f"    {line}" for line in part.scalar_part],
-        "  elementwise part, once per element:",
-        *[f"    {line}" for line in part.elementwise_part],
     ]
+    if part.elementwise_part:
+        lines += [f"  scalar part of {part.program}, once per row, in float64:", *[f"    {line}" for line in part.scalar_part]]
+        lines += ["  elementwise part, once per element:", *[f"    {line}" for line in part.elementwise_part]]
     return [*lines, "  source:", *[f"    {line}" for line in part.source.splitlines()]] if part.source else lines
 
 
@@ -144,29 +146,47 @@ def explain(
 
 def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool) -> Part:
     first = entries[0]
-    program, compiled = first.traced.program, first.choice.executor == "compiled"
-    written = [dtype for node, dtype in zip(program.tensors, dtypes, strict=True) if node.name in program.tensor_outputs]
+    compiled = first.choice.executor == "compiled"
+    names, written = _operands(first, dtypes)
     scalar: list[str] = []
     elementwise: list[str] = []
-    for line in program.text.splitlines():
+    for line in first.traced.program.text.splitlines() if first.traced.elementwise else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
-    text, calls = _source_of(entries, dtypes, compiled)
+    text, calls = _source_of(entries, dtypes, compiled) if first.traced.elementwise else _whole(entries)
     return Part(
         executor=first.choice.executor,
         reason=first.choice.reason,
-        program=program.rule,
+        program=first.traced.rule.name,
         dtypes=[str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes)],
         tensors=len(entries),
         elements=sum(entry.param.numel() for entry in entries),
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=int(compiled),
         calls_per_step=calls,
-        bytes_read_per_element=sum(dtype.itemsize for dtype in dtypes),
-        bytes_written_per_element=sum(dtype.itemsize for dtype in written),
+        bytes_read_per_element=sum(dtype.itemsize for dtype in names.values()),
+        bytes_written_per_element=sum(names[name].itemsize for name in written),
         scalar_part=scalar,
         elementwise_part=elementwise,
         source=text if source else "",
     )
+
+
+def _operands(entry: Entry, dtypes: Sequence[torch.dtype]) -> tuple[dict[str, torch.dtype], list[str]]:
+    """The dtypes of what a step reads that is shaped like the parameter, and the names of what it writes of that."""
+    shapes = {"param": entry.param.shape, "grad": entry.param.shape, **entry.traced.shapes_of(entry.param)}
+    named = dict(zip(("param", "grad", *entry.traced.state_names), dtypes, strict=True))
+    names = {name: dtype for name, dtype in named.items() if shapes.get(name) == entry.param.shape}
+    if entry.traced.elementwise:
+        return names, list(entry.traced.program.tensor_outputs)
+    return names, [name for name in names if name != "grad"]
+
+
+def _whole(entries: Sequence[Entry]) -> tuple[str, int]:
+    """The rule itself, and at least how many calls of it a step makes."""
+    rule = entries[0].traced.rule
+    together = entries[0].choice.executor == "foreach"
+    shapes = {entry.param.shape for entry in entries} if together else entries
+    return inspect.getsource(rule.function), len(shapes)
 
 
 def _steps(entry: Entry) -> tuple[float, ...]:

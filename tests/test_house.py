@@ -10,7 +10,7 @@ import compiledopt
 ROOT = Path(compiledopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # A room may import what stands after it, and itself.
-ROOMS = ["__main__", "demo", "__init__", "algorithms", "optimizer", "explain", "executors", "compiler"]
+ROOMS = ["__main__", "demo", "__init__", "own", "algorithms", "optimizer", "explain", "executors", "compiler"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
 
 
@@ -77,8 +77,9 @@ def statements(path: Path) -> int:
 def test_scorecard():
     adam = ROOT / "algorithms" / "adam.py"
     assert statements(adam) <= 70, "Adam and AdamW"
+    most = {"adam.py": 70, "adafactor.py": 70, "muon.py": 90, "lbfgs.py": 140, "line_search.py": 80}
     for path in (ROOT / "algorithms").glob("*.py"):
-        assert path == adam or statements(path) <= 40, path
+        assert statements(path) <= most.get(path.name, 40), path
     assert sum("torch.maximum(max_exp_avg_sq" in path.read_text() for path in (ROOT / "algorithms").glob("*.py")) == 1, (
         "Adam's mathematics once"
     )

@@ -12,7 +12,7 @@ from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
 
-@rule(scalars=("step",), initial={"sum": "initial_accumulator_value"}, branches=("weight_decay",))
+@rule(scalars=("step",), initial={"sum": "initial_accumulator_value"}, branches=("weight_decay",), sparse="rows")
 def adagrad(
     param: Any,
     grad: Any,
@@ -42,7 +42,8 @@ class Adagrad(Optimizer):
     maximize: flag, default False. foreach, fused, compiled, differentiable: see docs/executors.md.
     State, made with the optimizer: `step` (0-dim) and `sum` (s), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
-    Source: Duchi, Hazan and Singer 2011. Deviations from torch: sparse gradients are refused for now.
+    Source: Duchi, Hazan and Singer 2011.
+    Sparse gradients are taken where weight_decay is 0: the rows they name are updated. Deviations from torch: none.
     """
 
     rule = adagrad

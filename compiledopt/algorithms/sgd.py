@@ -12,7 +12,7 @@ from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
 
 
-@rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"))
+@rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"), sparse="linear")
 def sgd(
     param: Any,
     grad: Any,
@@ -45,7 +45,8 @@ class SGD(Optimizer):
     State: `momentum_buffer`, like the parameter, where momentum is not 0.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
     contradict each other. Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
-    Deviations from torch: none in the results; sparse gradients are refused for now.
+    Sparse gradients are taken where weight_decay is 0, as in torch; `momentum_buffer` is then sparse too.
+    Deviations from torch: none in the results.
     """
 
     rule = sgd

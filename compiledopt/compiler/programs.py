@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.program import Program
-from compiledopt.compiler.rule import Rule, as_float, truthy
+from compiledopt.compiler.rule import RESERVED, Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
 from compiledopt.compiler.stats import STATS, timed
-from compiledopt.compiler.trace import is_number, trace
+from compiledopt.compiler.trace import NotElementwise, is_number, trace
 
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
 
@@ -26,16 +26,51 @@ def _reader(name: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 class Traced:
-    """A program and what is derived from it, each derived once."""
+    """A rule under one choice of its flags: its program, and what is derived from that, each derived once.
 
-    def __init__(self, rule: Rule, program: Program) -> None:
+    A rule that is not elementwise has no program; `reason` says why.
+    """
+
+    def __init__(self, rule: Rule, present: tuple[str, ...], program: Program | None, reason: str) -> None:
         self.rule = rule
-        self.program = program
-        self.state_names = tuple(node.name for node in program.tensors[2:])
-        self.scalar_names = tuple(program.scalar_outputs)
-        self.reads_first = any(node.name == "first" for node in program.scalars)
+        self.reason = reason
+        self.state_names = tuple(name for name in present if name not in rule.scalars)
+        self.scalar_names = tuple(name for name in present if name in rule.scalars)
+        self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
+        self._program = program
         self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
-        self._readers = [self._source(node.name) for node in program.scalars]
+        self._shapes: dict[torch.Size, dict[str, torch.Size]] = {}
+        self._readers = [self._source(node.name) for node in program.scalars] if program else []
+
+    @property
+    def elementwise(self) -> bool:
+        return self._program is not None
+
+    @property
+    def program(self) -> Program:
+        assert self._program is not None, self.reason
+        return self._program
+
+    @cached_property
+    def reads_first(self) -> bool:
+        return "first" in self.rule.options
+
+    # ---- states ----
+
+    def shapes_of(self, param: torch.Tensor) -> dict[str, torch.Size]:
+        """The shapes of the states that `param` has, but for the 0-dim ones."""
+        shape = param.shape
+        if shape not in self._shapes:
+            meta = torch.empty_like(param, device="meta", requires_grad=False)
+            made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
+            self._shapes[shape] = {name: value.shape for name, value in made.items() if value is not None}
+        return self._shapes[shape]
+
+    def states_of(self, param: torch.Tensor) -> tuple[str, ...]:
+        """The names of the states that `param` has, but for the 0-dim ones."""
+        return tuple(self.shapes_of(param)) if self.makers else self.state_names
+
+    # ---- the program ----
 
     def _source(self, name: str) -> tuple[int | None, Callable[[Mapping[str, Any]], float] | None]:
         """Where a 0-dim input comes from: a position among (first, *scalar states), or an option of the group."""
@@ -64,9 +99,11 @@ def signature(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a group's options selects the program: flags, and which branching numbers are zero. Numbers do not."""
     parts: list[Any] = []
     for name in rule.options:
-        value = 0.0 if name == "first" else group[name]
+        value = 0.0 if name in RESERVED else group[name]
         if name in rule.branches:
             parts.append(truthy(value))
+        elif name in rule.static:
+            parts.append((value,))
         elif isinstance(value, (tuple, list)):
             parts.append(len(value))
         else:
@@ -79,6 +116,16 @@ def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     key = (rule, signature(rule, group))
     if key not in _traced:
         with timed("seconds_tracing"):
-            _traced[key] = Traced(rule, trace(rule, group))
+            _traced[key] = _trace(rule, group)
         STATS.programs_traced += 1
     return _traced[key]
+
+
+def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
+    present = rule.states_for(group)
+    if not rule.elementwise:
+        return Traced(rule, present, None, f"{rule.name} is declared with elementwise=False")
+    try:
+        return Traced(rule, present, trace(rule, group), "")
+    except NotElementwise as error:
+        return Traced(rule, present, None, str(error))

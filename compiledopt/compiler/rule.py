@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Initial = float | str | Callable[[Any], Any]
+# Options that do not come from the group.
+RESERVED = ("first", "dtype")
+
 
 @dataclass(frozen=True, eq=False)
 class Rule:
@@ -19,12 +23,19 @@ class Rule:
     options: its keyword-only names, read from the parameter group by the same names.
     scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
     optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
-    initial: {state: a number, or the name of an option}: what the state starts from; zero for those not named.
+    initial: {state: a number, the name of an option, or a function of the parameter}: what the state starts from; zero
+        for those not named. A function makes the tensor itself, of any shape, or None where a parameter has no such state.
     branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
         are two programs. All other numbers are entries of a table, and changing them costs nothing.
+    static: numbers that the function takes as they are, such as a count of iterations: each value is another program.
+    elementwise: False says that the function reduces, multiplies matrices or the like: it is then called on tensors, on
+        stacks of those with one shape where that helps, instead of being compiled into one pass over memory.
+    sparse: what a sparse gradient means. "rows": the update of the rows it touches, and nothing of the others;
+        "linear": the function is linear in the gradient, and works on sparse tensors as it stands; None: refused.
+    dense: whether dense gradients are taken.
 
-    The option `first` is not read from the group: it is 1.0 on a parameter's first update, when its states were just
-    made, and 0.0 afterwards.
+    Two options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
+    and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one.
     """
 
     function: Callable[..., Any]
@@ -32,12 +43,22 @@ class Rule:
     options: tuple[str, ...]
     scalars: frozenset[str]
     optional: Mapping[str, str]
-    initial: Mapping[str, float | str]
+    initial: Mapping[str, Initial]
     branches: frozenset[str]
+    static: frozenset[str] = frozenset()
+    elementwise: bool = True
+    sparse: str | None = None
+    dense: bool = True
 
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def place(self) -> str:
+        """File and line of the function."""
+        code = inspect.unwrap(self.function).__code__
+        return f"{code.co_filename}:{code.co_firstlineno}"
 
     def states_for(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The states that exist under the options of `group`."""
@@ -47,6 +68,11 @@ class Rule:
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
+
+    def maker(self, state: str) -> Callable[[Any], Any] | None:
+        """The function that makes a state of its parameter, if one was given."""
+        value = self.initial.get(state)
+        return value if callable(value) else None
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
@@ -65,14 +91,21 @@ def rule(
     *,
     scalars: Iterable[str] = (),
     optional: Mapping[str, str] | None = None,
-    initial: Mapping[str, float | str] | None = None,
+    initial: Mapping[str, Initial] | None = None,
     branches: Iterable[str] = (),
+    static: Iterable[str] = (),
+    elementwise: bool = True,
+    sparse: str | None = None,
+    dense: bool = True,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
     Raises: TypeError where the signature does not fit, naming the argument.
     """
-    optional, initial = dict(optional or {}), dict(initial or {})
+    optional, initial, scalars, branches = dict(optional or {}), dict(initial or {}), tuple(scalars), tuple(branches)
+    static = tuple(static)
+    if sparse not in (None, "rows", "linear"):
+        raise TypeError(f'sparse must be "rows", "linear" or None, got {sparse!r}')
 
     def wrap(function: Callable[..., Any]) -> Rule:
         parameters = inspect.signature(function).parameters
@@ -83,6 +116,8 @@ def rule(
         if len(positional) + len(options) != len(parameters):
             raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
         states = positional[2:]
+        if "dtype" in options and elementwise:
+            raise TypeError(f"rule {function.__name__}: the option `dtype` is for rules with elementwise=False")
         for kind, names, known in (
             ("scalars", scalars, states),
             ("optional", optional, states),
@@ -90,10 +125,12 @@ def rule(
             ("initial", initial, states),
             ("initial", [v for v in initial.values() if isinstance(v, str)], options),
             ("branches", branches, options),
+            ("static", static, options),
         ):
             for name in names:
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
-        return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches))
+        flags = (frozenset(static), elementwise, sparse, dense)
+        return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
 
     return wrap

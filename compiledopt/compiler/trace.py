@@ -7,6 +7,7 @@ must not depend on.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,20 +18,35 @@ from compiledopt.compiler.ops import OPS
 from compiledopt.compiler.program import Argument, Node, Program
 from compiledopt.compiler.rule import Rule
 
+HERE = os.path.dirname(__file__)
+
 
 class TraceError(TypeError):
     """A rule does what a rule must not; the message names its line and the mend."""
 
 
-def _author_line() -> str:
-    """Where the rule's author stands: the innermost frame that is neither ours nor torch's."""
+# Names for operations that are others in OPS, or made of them.
+ALIASES = {"true_divide": "div", "divide": "div", "subtract": "sub", "rsub": "sub", "multiply": "mul", "negative": "neg"}
+ALIASES |= {"addcmul": "", "addcdiv": "", "clamp_min": "", "clamp_max": ""}
+
+
+def _unknown(name: str) -> str:
+    return f"{author_line()}: {name} is not a pointwise operation that compiledopt knows"
+
+
+def author_line() -> str:
+    """Where the rule's author stands: the innermost frame that is neither the compiler's nor torch's."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and "/torch/" not in file:
+        if not file.startswith(HERE) and "/torch/" not in file:
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class NotElementwise(TraceError):
+    """A rule uses an operation that is not pointwise: no fault, but no kernel either."""
 
 
 class Tracer:
@@ -45,32 +61,30 @@ class Tracer:
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
-            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=_author_line())
+            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line())
         return Symbol(self, self.known[key])
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
+        if name not in OPS and name not in ALIASES:
+            raise NotElementwise(_unknown(name))
         scale = kwargs.get("alpha", kwargs.get("value"))
         extra = set(kwargs) - {"alpha", "value", "other", "end", "weight", "exponent", "input"}
         args = (*args, *(v for k, v in kwargs.items() if k not in ("alpha", "value")))
         if extra:
-            raise TraceError(f"{_author_line()}: {name} with {sorted(extra)} is not supported in a rule")
+            raise TraceError(f"{author_line()}: {name} with {sorted(extra)} is not supported in a rule")
         if name in ("addcmul", "addcdiv"):
             first = args[1] if scale is None else scale * args[1]
             return args[0] + self.apply("mul" if name == "addcmul" else "div", (first, args[2]), {})
         if name in ("clamp_min", "clamp_max"):
             return self.apply("maximum" if name == "clamp_min" else "minimum", args, {})
-        name = {"true_divide": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "negative": "neg"}.get(name, name)
         if name == "rsub":
-            name, args = "sub", (args[1], args[0])
-        if name not in OPS:
-            raise TraceError(
-                f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}"
-            )
+            args = (args[1], args[0])
+        name = ALIASES.get(name) or name
         if scale is not None:
             args = (args[0], scale * args[1])
         if len(args) != OPS[name].arity:
-            raise TraceError(f"{_author_line()}: {name} takes {OPS[name].arity} arguments here, got {len(args)}")
+            raise TraceError(f"{author_line()}: {name} takes {OPS[name].arity} arguments here, got {len(args)}")
         return self.record(name, tuple(self.argument(arg) for arg in args))
 
     def argument(self, value: Any) -> Argument:
@@ -79,7 +93,7 @@ class Tracer:
         if isinstance(value, (bool, int, float)):
             return value if isinstance(value, bool) else float(value)
         raise TraceError(
-            f"{_author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
+            f"{author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
         )
 
 
@@ -106,25 +120,26 @@ class Symbol:
         if name.startswith("__"):
             raise AttributeError(name)
         if name.endswith("_"):
-            raise TraceError(f"{_author_line()}: {name} mutates its operand; a rule returns new values: write {name[:-1]}")
+            raise TraceError(f"{author_line()}: {name} mutates its operand; a rule returns new values: write {name[:-1]}")
         if name in ("item", "tolist", "numpy"):
-            raise TraceError(f"{_author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
-        if name not in OPS and name not in ("addcmul", "addcdiv", "clamp_min", "clamp_max", "true_divide"):
-            raise TraceError(
-                f"{_author_line()}: {name} is not a pointwise operation known to compiledopt; known: {', '.join(OPS)}"
-            )
+            raise TraceError(f"{author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
+        if name not in OPS and name not in ALIASES:
+            raise NotElementwise(_unknown(name))
         return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
 
     def __bool__(self) -> bool:
         if self.branch:
             return True
         raise TraceError(
-            f"{_author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
+            f"{author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
             "number that is compared with zero in branches=(...)"
         )
 
+    def __getitem__(self, key: Any) -> Any:
+        raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
+
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise TraceError(f"{_author_line()}: assigning to elements mutates; use torch.where")
+        raise TraceError(f"{author_line()}: assigning to elements mutates; use torch.where")
 
     def __hash__(self) -> int:
         return id(self)
@@ -149,7 +164,7 @@ def _binary(name: str, reflected: bool = False) -> Any:
 
 def _mutation(name: str) -> Any:
     def method(self: Symbol, other: Any) -> Any:
-        raise TraceError(f"{_author_line()}: {name} mutates a tensor in place; write x = x {name[0]} y")
+        raise TraceError(f"{author_line()}: {name} mutates a tensor in place; write x = x {name[0]} y")
 
     return method
 
@@ -159,6 +174,8 @@ for _dunder, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div",
     setattr(Symbol, f"__r{_dunder}__", _binary(_op, reflected=True))
 for _dunder, _op in {"gt": "gt", "ge": "ge", "lt": "lt", "le": "le", "and": "logical_and", "or": "logical_or"}.items():
     setattr(Symbol, f"__{_dunder}__", _binary(_op))
+for _dunder in ("matmul", "rmatmul"):
+    setattr(Symbol, f"__{_dunder}__", _binary("matmul"))
 for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/="}.items():
     setattr(Symbol, f"__{_dunder}__", _mutation(_sign))
 for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
@@ -174,7 +191,8 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
     """Call `rule` once with symbols under the flags in `options`, and return what it did.
 
     options: the parameter group. A number listed in `rule.branches` that is zero becomes the constant zero.
-    Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things.
+    Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
+    NotElementwise, where it uses an operation that is not pointwise.
     """
     tracer = Tracer()
     inputs: list[Node] = []
@@ -189,7 +207,9 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name == "first" else options[name]
-        if isinstance(value, (tuple, list)):
+        if name in rule.static:
+            arguments[name] = value
+        elif isinstance(value, (tuple, list)):
             arguments[name] = tuple(symbol(f"{name}[{i}]", True) for i in range(len(value)))
         elif not is_number(value):
             arguments[name] = value
@@ -203,7 +223,7 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
 
 def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mapping[str, Symbol]) -> dict[str, Node]:
     expected = ("param", *rule.states)
-    where = f"{rule.function.__code__.co_filename}:{rule.function.__code__.co_firstlineno}"
+    where = rule.place
     returned = returned if isinstance(returned, tuple) else (returned,)
     if len(returned) != len(expected):
         raise TraceError(f"{where}: rule {rule.name} must return ({', '.join(expected)}), got {len(returned)} values")

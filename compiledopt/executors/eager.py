@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.inductor import compute_dtype
-from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state
+from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -42,7 +42,7 @@ class Row:
         self.states = [[state[name] for state in self.dicts] for name in self.traced.state_names]
         self.shapes = [param.shape for param in self.params]
         self.dtypes = [grad.dtype for grad in self.grads]
-        self.layouts = [torch.strided] * len(self.params)
+        self.layouts = [grad.layout for grad in self.grads]
         self.devices = [param.device for param in self.params]
 
     def is_as_before(self) -> bool:
@@ -97,6 +97,7 @@ class EagerBatch:
     """Parameters that an eager executor updates with the sequence derived from their programs."""
 
     executor = "for-loop"
+    sparse = False  # whether its gradients are
 
     def __init__(self, entries: list[Entry], groups: Sequence[Mapping[str, Any]], owner: str) -> None:
         self.entries = entries
@@ -108,14 +109,17 @@ class EagerBatch:
     def prepare(self) -> bool:
         """Read and check every tensor, and compute the scalars; nothing is written."""
         kept = self.rows and all(param.grad is None for param in self.idle) and all(row.is_as_before() for row in self.rows)
-        if not kept:
-            self._make_rows()
+        if not kept and not self._make_rows():
+            return False
         for row in self.rows:
             row.evaluate(self.groups)
         return True
 
-    def _make_rows(self) -> None:
-        """The full check of every parameter. Raises: RuntimeError or TypeError, before anything is written."""
+    def _make_rows(self) -> bool:
+        """The full check of every parameter; False where a gradient became sparse, or dense.
+
+        Raises: RuntimeError or TypeError, before anything is written.
+        """
         rows: dict[tuple[Any, ...], Row] = {}
         self.idle = []
         for entry in self.entries:
@@ -123,7 +127,9 @@ class EagerBatch:
             if grad is None:
                 self.idle.append(param)
                 continue
-            check_gradient(param, grad, self.owner)
+            if is_sparse(grad) is not self.sparse:
+                return False
+            check_gradient(traced, param, grad, self.owner)
             check_state(entry, self.owner)
             dtypes = (param.dtype, grad.dtype, *[state[name].dtype for name in traced.state_names])
             values = tuple([state[name].item() for name in traced.scalar_names])
@@ -134,6 +140,7 @@ class EagerBatch:
         self.rows = list(rows.values())
         for row in self.rows:
             row.seal()
+        return True
 
     def launch(self) -> None:
         with torch.no_grad():

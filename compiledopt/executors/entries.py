@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.programs import Traced
+from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import Choice
 
 
@@ -24,10 +25,26 @@ class Entry:
     first: bool = False
 
 
-def check_gradient(param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
-    """Refuse what no executor can use. Raises: RuntimeError or TypeError with what, the bound, the value, the mend."""
-    if grad.layout is not torch.strided:
+def is_sparse(grad: torch.Tensor | None) -> bool:
+    return grad is not None and grad.layout is not torch.strided
+
+
+def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
+    """Refuse a sparse or dense gradient that the rule has no use for. Raises: RuntimeError, in torch's words."""
+    if not is_sparse(grad):
+        if not rule.dense:
+            raise RuntimeError(f"{owner} does not support dense gradients, please consider Adam instead")
+    elif rule.sparse is None or grad.layout is not torch.sparse_coo:
         raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
+    elif param.is_complex():
+        raise RuntimeError(f"{owner} does not support sparse gradients of complex parameters; use torch.view_as_real")
+
+
+def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
+    """Refuse what no executor can use. Raises: RuntimeError or TypeError with what, the bound, the value, the mend."""
+    check_layout(traced.rule, param, grad, owner)
+    if param.is_complex() and not traced.elementwise:
+        raise RuntimeError(f"{owner} does not support complex parameters")
     if not (param.is_floating_point() or param.is_complex()):
         raise TypeError(f"{owner}: parameters must be floating point or complex, got {param.dtype}; convert them with .float()")
     if grad.shape != param.shape:
@@ -44,13 +61,18 @@ def check_gradient(param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
 def check_state(entry: Entry, owner: str) -> None:
     """Refuse states that do not fit their parameter. Raises: RuntimeError, naming the state."""
     param = entry.param
-    for name in entry.traced.state_names:
+    for name, shape in entry.traced.shapes_of(param).items():
         value = entry.state.get(name)
-        if not isinstance(value, torch.Tensor) or value.shape != param.shape or value.device != param.device:
+        if not isinstance(value, torch.Tensor) or value.shape != shape or value.device != param.device:
             got = f"{tuple(value.shape)} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise RuntimeError(
-                f"{owner}: state {name!r} must be a tensor of shape {tuple(param.shape)} on {param.device} like its "
+                f"{owner}: state {name!r} must be a tensor of shape {tuple(shape)} on {param.device} like its "
                 f"parameter, got {got}; delete optimizer.state[param] to start afresh"
+            )
+        if is_sparse(value) and not is_sparse(param.grad):
+            raise RuntimeError(
+                f"{owner}: state {name!r} is sparse, from sparse gradients, and the gradient is dense now; "
+                "delete optimizer.state[param] to start afresh"
             )
     for name in entry.traced.scalar_names:
         value = entry.state.get(name)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from compiledopt.executors.eager import HALF, EagerBatch
-from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state
+from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
+from compiledopt.executors.whole import as_option
 
 
 class ForLoopBatch(EagerBatch):
@@ -32,7 +33,9 @@ class DirectBatch(EagerBatch):
             grad, traced = entry.param.grad, entry.traced
             if grad is None:
                 continue
-            check_gradient(entry.param, grad, self.owner)
+            check_gradient(traced, entry.param, grad, self.owner)
+            if is_sparse(grad):
+                raise RuntimeError(f"{self.owner} does not support sparse gradients with `differentiable` or `capturable`")
             check_state(entry, self.owner)
             if any(entry.state[name].requires_grad for name in traced.scalar_names):
                 raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
@@ -56,8 +59,13 @@ class DirectBatch(EagerBatch):
 
     def _update_one(self, entry: Entry) -> None:
         rule, group = entry.traced.rule, self.groups[entry.group]
-        options = {name: float(entry.first) if name == "first" else _number(group[name]) for name in rule.options}
-        present = [name if name in entry.traced.program.outputs else None for name in rule.states]
+        given = {**group, "first": float(entry.first), "dtype": entry.param.dtype}
+        if entry.traced.elementwise:
+            options = {n: given[n] if n in rule.static else _number(given[n]) for n in rule.options}
+        else:
+            options = {name: as_option(rule, name, given[name]) for name in rule.options}
+        known = {*entry.traced.scalar_names, *entry.traced.states_of(entry.param)}
+        present = [name if name in known else None for name in rule.states]
         states = [None if name is None else _operand(entry.state[name], name in rule.scalars) for name in present]
         assert entry.param.grad is not None
         results = rule(_operand(entry.param, False), _operand(entry.param.grad, False), *states, **options)

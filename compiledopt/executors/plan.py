@@ -25,12 +25,15 @@ from compiledopt.executors import choose
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
 from compiledopt.executors.eager import EagerBatch
-from compiledopt.executors.entries import Entry, check_gradient, check_state
+from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
+from compiledopt.executors.sparse import SparseBatch
 from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay
+from compiledopt.executors.whole import WholeBatch
 
-Batch = CompiledBatch | EagerBatch
+Batch = CompiledBatch | EagerBatch | WholeBatch
+EAGER = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch, "sparse": SparseBatch}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +103,8 @@ class Plan:
             for param in group["params"]:
                 known = owner.state.get(param, {})
                 if param.grad is not None:
-                    check_gradient(param, param.grad, owner.name)
-                elif not is_complete(program, known):
+                    check_gradient(program, param, param.grad, owner.name)
+                elif not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
                 entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
@@ -133,9 +136,10 @@ class Plan:
         for (executor, *_), members in buckets.items():
             if executor == "compiled":
                 batches.append(CompiledBatch(members, groups))
+            elif executor == "whole":
+                batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
-                kind = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch}[executor]
-                batches.append(kind(members, groups, name))
+                batches.append(EAGER[executor](members, groups, name))
         return batches
 
     def _settle(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -161,6 +165,10 @@ class Plan:
         on_device = group.get("capturable") and entry.param.device.type != "cpu"
         if group.get("differentiable") or on_device:
             return ("direct",)
+        if not entry.traced.elementwise:
+            return ("whole", entry.choice.executor)
+        if is_sparse(entry.param.grad):
+            return ("sparse",)
         return (entry.choice.executor,)
 
     # ---- running ----
@@ -211,6 +219,11 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
     Raises: CompileError, where compiled=True or fused=True cannot be had.
     """
     choice = choose.wanted(group, param.device)
+    special = special_choice(program, group, param)
+    if special is not None:
+        if choice.required:
+            raise choose.refused(choice, special.reason)
+        return special
     if choice.executor != "compiled":
         return choice
     reason = choose.device_reason(param.device) or choose.tensor_reason(param)
@@ -222,6 +235,18 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
     if reason is not None and choice.required:
         raise choose.refused(choice, reason)
     return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
+
+
+def special_choice(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice | None:
+    """The executor where the rule or the gradient leaves no choice of the kind that `choose` makes."""
+    if is_sparse(param.grad) or not program.rule.dense:
+        return Choice("for-loop", "sparse gradients touch some rows alone")
+    if program.elementwise:
+        return None
+    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
+    surprise = program.rule.elementwise
+    loop = group.get("foreach") is False or group.get("differentiable")
+    return Choice("for-loop" if loop else "foreach", program.reason, fallback=surprise)
 
 
 def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:

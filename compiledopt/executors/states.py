@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.programs import Traced
+from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import same_layout
 
 
@@ -17,8 +18,8 @@ def scalar_dtype(group: Mapping[str, Any]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def is_complete(traced: Traced, state: Mapping[str, Any]) -> bool:
-    return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.state_names))
+def is_complete(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> bool:
+    return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.states_of(param)))
 
 
 def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
@@ -40,17 +41,18 @@ class StateMaker:
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
-        missing = [name for name in traced.rule.states if name in traced.program.outputs and state.get(name) is None]
+        present = {*traced.scalar_names, *traced.states_of(param)}
+        missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))
-            value = traced.rule.initial_value(name, group)
             # Made in inference mode, a state could never be written to outside of it.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():
                 if name in traced.rule.scalars:
-                    state[name] = self._scalar(value, param, group, expected)
+                    state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
+                elif name in traced.makers:
+                    state[name] = traced.makers[name](param.detach())
                 else:
-                    fill = complex(value, value) if param.is_complex() else value
-                    state[name] = torch.full_like(param, fill, memory_format=torch.preserve_format, requires_grad=False)
+                    state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
         return bool(missing)
 
     def _scalar(self, value: float, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
@@ -70,6 +72,14 @@ class StateMaker:
                 self.state.pop(param, None)
             elif param in self.state:
                 self.state[param].pop(name, None)
+
+
+def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:
+    """A state shaped like its parameter; sparse where the rule works on sparse gradients as they stand, as torch's."""
+    if rule.sparse == "linear" and param.grad is not None and param.grad.layout is torch.sparse_coo:
+        return torch.zeros_like(param.grad, requires_grad=False)
+    fill = complex(value, value) if param.is_complex() else value
+    return torch.full_like(param, fill, memory_format=torch.preserve_format, requires_grad=False)
 
 
 def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:

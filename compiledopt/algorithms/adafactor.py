@@ -1,0 +1,129 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_tensor_number
+
+
+def _factor(kept: int, other: int) -> Any:
+    """A state with dimension `kept` (-2 or -1) of a matrix, and one element along `other`."""
+
+    def make(param: Tensor) -> Tensor | None:
+        return (
+            None
+            if param.dim() < 2
+            else param.new_zeros([1 if i == param.dim() + other else n for i, n in enumerate(param.shape)])
+        )
+
+    return make
+
+
+def _mean_square(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return flat.dot(flat) / tensor.numel()
+
+
+def _variance(param: Tensor) -> Tensor | None:
+    return torch.zeros_like(param, memory_format=torch.preserve_format) if param.dim() < 2 else None
+
+
+@rule(
+    scalars=("step",),
+    initial={"row_var": _factor(-2, -1), "col_var": _factor(-1, -2), "variance": _variance},
+    branches=("weight_decay",),
+    elementwise=False,
+)
+def adafactor(
+    param: Any,
+    grad: Any,
+    step: Any,
+    row_var: Any = None,
+    col_var: Any = None,
+    variance: Any = None,
+    *,
+    lr: Any,
+    beta2_decay: Any,
+    eps: Any,
+    d: Any,
+    weight_decay: Any,
+    maximize: bool,
+    dtype: torch.dtype,
+) -> Any:
+    step = step + 1
+    new = step**beta2_decay
+    tiny = torch.finfo(dtype).eps if eps[0] is None else eps[0]
+    # fmax: a NaN among the elements stays theirs, as in torch.
+    size = torch.fmax(_mean_square(param).sqrt(), eps[1]) * torch.minimum(lr, step.rsqrt())
+    square = grad * grad
+    if variance is None:
+        row_var = row_var + new * (square.mean(-1, keepdim=True) - row_var)
+        col_var = col_var + new * (square.mean(-2, keepdim=True) - col_var)
+        # 1/√max(r·c, ε²) as min(1/√r · 1/√c, 1/ε): two square roots a row and a column instead of one an element.
+        row = (row_var / row_var.mean(-2, keepdim=True).clamp_min(tiny)).rsqrt()
+        update = square.copy_(row).mul_(col_var.rsqrt())
+    else:
+        variance = variance + new * (square - variance)
+        update = variance.rsqrt()
+    # In place: a second temporary of a large matrix costs more in page faults than all the arithmetic.
+    update = update.clamp_max_(1 / tiny).mul_(-grad if maximize else grad)
+    update.mul_(-size / torch.fmax(_mean_square(update).sqrt() / d, torch.ones_like(d)))
+    if weight_decay != 0:
+        param = param * (1 - lr * weight_decay)
+    return update.add_(param), step, row_var, col_var, variance
+
+
+class Adafactor(Optimizer):
+    """Adafactor: the second moment of a matrix from those of its rows and columns.
+
+        r ← r + t^τ·(mean over columns of g² − r);  c likewise over rows;  v = r·c / max(mean r, ε₁)
+        u = g / max(√v, ε₁);  θ ← (1 − γ·λ)·θ − max(ε₂, rms θ)·min(γ, 1/√t)·u / max(1, rms u / d)
+
+    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    beta2_decay (τ): float ≤ 0, default -0.8. eps (ε₁, ε₂): floats, default (None, 1e-3); None is the dtype's epsilon.
+    d: clipping threshold, float ≥ 1, default 1. weight_decay (λ): float, default 0. maximize: flag, default False.
+    foreach: None or True runs parameters of one shape as one; False one by one. compiled=True is refused: the rule reduces.
+    capturable: keep `step` on the parameter's device, and read nothing on the host.
+    State: `step` (0-dim); `row_var` (r) and `col_var` (c) of parameters with two dimensions and more, `variance` of others.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError at the step for
+    complex parameters and sparse gradients. Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    Deviations from torch: nothing is read on the host in a step; 1/√max(r·c, ε₁²) is min(1/√r · 1/√c, 1/ε₁).
+    """
+
+    rule = adafactor
+    missing = {"foreach": None, "maximize": False, "capturable": False}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        for good, message in (
+            (lr >= 0.0, f"Learning rate should be >= 0 but is: {lr}"),
+            (beta2_decay <= 0.0, f"beta2_decay should be <= 0 but is: {beta2_decay}"),
+            (eps[0] is None or eps[0] >= 0.0, f"epsilon1 should be >= 0 but is: {eps[0]}"),
+            (eps[1] >= 0.0, f"epsilon2 should be >= 0 but is: {eps[1]}"),
+            (d >= 1.0, f"Clipping threshold d should be >= 1 but is: {d}"),
+            (weight_decay >= 0.0, f"weight_decay should be >= 0 but is: {weight_decay}"),
+        ):
+            if not good:
+                raise ValueError(message)
+        defaults: dict[str, Any] = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
+        defaults |= {"foreach": foreach, "maximize": maximize, "capturable": capturable, "compiled": compiled}
+        super().__init__(params, defaults)

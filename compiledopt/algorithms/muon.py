@@ -1,0 +1,136 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import rule
+from compiledopt.optimizer import Optimizer, check_tensor_number
+
+
+@lru_cache
+def product_dtype(device: str) -> torch.dtype:
+    """The dtype to multiply matrices in: bfloat16 where the hardware does that, else float32.
+
+    A product of two 512 × 512 matrices takes 0.3 ms in bfloat16 and 1.2 ms in float32 on a processor with avx512_bf16,
+    and 214 ms against 2.2 ms on one without.
+    """
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device == "cpu":
+        known = torch.cpu.get_capabilities()
+        native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    else:
+        native = True
+    return torch.bfloat16 if native else torch.float32
+
+
+def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Tensor:
+    """Newton–Schulz: towards the nearest matrix with orthogonal rows or columns."""
+    a, b, c = coefficients
+    wide = matrix.size(-2) <= matrix.size(-1)
+    x = matrix.to(product_dtype(matrix.device.type))
+    x = x if wide else x.mT
+    x = x / x.norm().clamp_min(eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, polynomial, x, beta=a)
+    return x if wide else x.mT
+
+
+def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns))
+
+
+@rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
+def muon(
+    param: Any,
+    grad: Any,
+    momentum_buffer: Any,
+    *,
+    lr: Any,
+    weight_decay: Any,
+    momentum: Any,
+    nesterov: bool,
+    ns_coefficients: Any,
+    eps: Any,
+    ns_steps: Any,
+    adjust_lr_fn: str | None,
+) -> Any:
+    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
+    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
+    update = orthogonalize(update, ns_coefficients, ns_steps, eps)
+    ratio = lr_ratio(adjust_lr_fn, *param.shape)
+    return param * (1 - lr * weight_decay) - (lr * ratio) * update, momentum_buffer
+
+
+class Muon(Optimizer):
+    """Muon: momentum, made orthogonal by Newton–Schulz iterations, for matrices.
+
+        b ← μ·b + (1 − μ)·g;  u = b, or with nesterov  (1 − μ)·g + μ·b;  O = NewtonSchulz(u)
+        θ ← (1 − γ·λ)·θ − γ·ratio(rows, columns)·O
+
+    params: 2-dimensional parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    weight_decay (λ): float, default 0.1. momentum (μ): float, default 0.95. nesterov: flag, default True.
+    ns_coefficients: three floats, of x, x³ and x⁵. eps: least norm, default 1e-7. ns_steps: iterations, default 5.
+    adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
+    foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
+    State: `momentum_buffer` (b), like the parameter.
+    Mutates: the parameters and the state. Raises: ValueError for a number out of its range or a parameter that is not
+    2-dimensional; RuntimeError at the step for complex parameters and sparse gradients.
+    Source: Keller Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982.
+    Deviations from torch: products are in bfloat16 where the hardware multiplies that, else in float32; lr is read live.
+    """
+
+    rule = muon
+    missing = {"foreach": None}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        foreach: bool | None = None,
+        compiled: bool | None = None,
+    ) -> None:
+        check_tensor_number(lr, "lr")
+        if not lr >= 0.0:
+            raise ValueError(f"Learning rate should be >= 0 but is: {lr}")
+        if not momentum >= 0.0:
+            raise ValueError(f"momentum should be >= 0 but is: {momentum}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"weight decay should be >= 0 but is: {weight_decay}")
+        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+            raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        defaults |= {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        super().__init__(params, defaults | {"foreach": foreach, "compiled": compiled})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        odd = [param.size() for param in group["params"] if param.ndim != 2]
+        if odd or len(group["ns_coefficients"]) != 3 or group["ns_steps"] >= 100:
+            self.param_groups.pop()
+        if odd:
+            raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {odd[0]}")
+        if len(group["ns_coefficients"]) != 3:
+            raise ValueError("Coefficients must be a tuple of exactly 3 values")
+        if group["ns_steps"] >= 100:
+            raise ValueError("Number of steps must be less than 100 for computational efficiency")

@@ -1,0 +1,93 @@
+"""A rule that is not elementwise is tried on tensors without data before it touches any with."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from compiledopt.compiler.rule import Rule
+from compiledopt.compiler.trace import TraceError, author_line
+
+Operands = Mapping[str, torch.Tensor | None]
+
+
+class _Watch(TorchFunctionMode):
+    """Names the line that writes into one of the rule's arguments; its own temporaries it may write to."""
+
+    def __init__(self, operands: Operands) -> None:
+        super().__init__()
+        self.watched = [(name, t, t._version) for name, t in operands.items() if t is not None]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for name, tensor, version in self.watched:
+            if tensor._version != version:
+                raise TraceError(f"{author_line()}: {func.__name__} mutates {name}; a rule returns new values")
+        return result
+
+
+def named(rule: Rule, results: Any, present: Sequence[str]) -> dict[str, torch.Tensor]:
+    """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
+    where = rule.place
+    expected = ("param", *rule.states)
+    results = results if isinstance(results, tuple) else (results,)
+    if len(results) != len(expected):
+        raise TraceError(f"{where}: rule {rule.name} must return ({', '.join(expected)}), got {len(results)} values")
+    values = {name: value for name, value in zip(expected, results, strict=True) if name == "param" or name in present}
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            raise TraceError(f"{where}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+    return values
+
+
+def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None:
+    """Call `rule` on meta tensors: same shapes, no data. operands: {"param", "grad", states}, None for absent states.
+
+    Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
+    """
+    meta = {name: _meta(value) for name, value in operands.items()}
+    try:
+        with torch.no_grad(), _Watch(meta):
+            results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
+    except (TraceError, NotImplementedError) as error:
+        if isinstance(error, TraceError):
+            raise
+        return  # an operation that does not work without data: nothing can be known beforehand
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise TraceError(
+            f"{_failing_line(error)}: a rule must not branch on or read the value of a tensor or number; use torch.where"
+        ) from error
+    present = [name for name, value in operands.items() if value is not None]
+    for name, value in named(rule, results, present).items():
+        if value.shape != meta[name].shape:
+            shapes = f"{tuple(value.shape)} for {name}, which is {tuple(meta[name].shape)}"
+            raise TraceError(f"{rule.place}: rule {rule.name} returned a tensor of shape {shapes}")
+
+
+def can_stack(call: Callable[..., Any], operands: Sequence[torch.Tensor]) -> str | None:
+    """Why a rule cannot run on a stack of parameters through torch.vmap, or None."""
+    try:
+        with torch.no_grad():
+            torch.vmap(call)(*[torch.stack([_meta(operand)] * 2) for operand in operands])
+    except NotImplementedError:
+        return None
+    except RuntimeError as error:
+        return f"torch.vmap cannot run it: {str(error).splitlines()[0]}"
+    return None
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_meta, value))
+    return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
+
+
+def _failing_line(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the rule"

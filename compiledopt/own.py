@@ -1,0 +1,116 @@
+"""Write your own: a pure function becomes an optimizer class with torch's habits (docs/write-your-own.md)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from compiledopt.compiler.rule import RESERVED, rule
+from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+
+Function = Callable[..., Any]
+# What every optimizer takes beside the options of its rule.
+HABITS: dict[str, Any] = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False}
+HABITS |= {"fused": None, "compiled": None}
+# The names whose bounds the field agrees on: (torch's words, largest value excluded).
+BOUNDS: dict[str, tuple[str, float | None]] = {
+    "lr": ("Invalid learning rate", None),
+    "eps": ("Invalid epsilon value", None),
+    "weight_decay": ("Invalid weight_decay value", None),
+    "momentum": ("Invalid momentum value", None),
+    "betas": ("Invalid beta parameter", 1.0),
+}
+
+
+@overload
+def define(function: Function, /) -> type[Optimizer]: ...
+
+
+@overload
+def define(*, name: str | None = None, **declarations: Any) -> Callable[[Function], type[Optimizer]]: ...
+
+
+def define(function: Function | None = None, /, *, name: str | None = None, **declarations: Any) -> Any:
+    """Make an optimizer class of a pure update of one parameter.
+
+        (param, *states) ← function(param, grad, *states, **options)
+
+    function: takes the parameter, its gradient, its states, then keyword-only options. The options and their defaults
+        become the constructor's, beside maximize, foreach, capturable, differentiable, fused and compiled; the states
+        become `optimizer.state[param]`, zeros at first.
+    name: the class's; the function's own by default. declarations: what `rule` takes: scalars, optional, initial,
+        branches, static, elementwise, sparse, dense.
+    Returns: the class, or, without `function`, a decorator that makes it. Mutates: nothing.
+    Raises: TypeError where the signature does not fit, TraceError (a TypeError) at the first step where the function
+    mutates, branches on a value or returns the wrong things, naming the line.
+    """
+    if function is None:
+        return functools.partial(_define, name=name, declarations=declarations)
+    return _define(function, name, declarations)
+
+
+def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
+    own = rule(**declarations)(_with_maximize(function))
+    defaults = _defaults(function)
+    names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    names += [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    names += [
+        p.replace(kind=p.POSITIONAL_OR_KEYWORD, annotation=p.empty) for p in defaults.values() if p.default is not p.empty
+    ]
+    required = [p.replace(annotation=p.empty) for p in defaults.values() if p.default is p.empty]
+    names += required
+    habits = {key: value for key, value in HABITS.items() if key not in defaults}
+    names += [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in habits.items()]
+    signature = inspect.Signature(names)
+
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        options = {key: value for key, value in bound.arguments.items() if key not in ("self", "params")}
+        check_options(options)
+        params: ParamsT = bound.arguments["params"]
+        Optimizer.__init__(self, params, options)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    title = name or function.__name__
+    doc = inspect.getdoc(function) or f"{title}, of the rule {function.__name__} in {function.__module__}."
+    missing = {p.name: p.default for p in names if p.default is not p.empty}
+    body = {"rule": own, "missing": missing, "__init__": __init__, "__doc__": doc, "__module__": function.__module__}
+    return type(title, (Optimizer,), body)
+
+
+def _defaults(function: Function) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in RESERVED}
+
+
+def _with_maximize(function: Function) -> Function:
+    """The function with the option `maximize`, unless it has one: the gradient turned round."""
+    signature = inspect.signature(function)
+    if "maximize" in signature.parameters:
+        return function
+
+    @functools.wraps(function)
+    def turned(param: Any, grad: Any, *states: Any, maximize: bool, **options: Any) -> Any:
+        return function(param, -grad if maximize else grad, *states, **options)
+
+    option = inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY)
+    turned.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return turned
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse numbers of well-known names that are out of their bounds. Raises: ValueError in torch's words."""
+    for name, value in options.items():
+        values = value if isinstance(value, tuple | list) else (value,)
+        for index, one in enumerate(values):
+            if isinstance(one, Tensor):
+                check_tensor_number(one, name)
+            if name in BOUNDS and isinstance(one, Tensor | float | int):
+                message, below = BOUNDS[name]
+                check_number(one, f"{message} at index {index}" if isinstance(value, tuple | list) else message, below)
