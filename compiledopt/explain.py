@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
 from compiledopt.executors.plan import Plan, foresee
 from compiledopt.executors.states import future_dtypes
+
+if TYPE_CHECKING:
+    from compiledopt.compiler.formula import Formula
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Part:
     bytes_written_per_element: int
     scalar_part: list[str]
     elementwise_part: list[str]
+    formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
+    latex: list[str] = field(default_factory=list)
     source: str = ""
 
     @property
@@ -89,6 +94,8 @@ def _describe(part: Part) -> list[str]:
         f"  per element: {part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
     ]
     if part.elementwise_part:
+        lines += ["  formula, with ' for new values:", *[f"    {line}" for line in part.formula]]
+        lines += ["  in LaTeX:", *[f"    {line}" for line in part.latex]]
         lines += [f"  scalar part of {part.program}, once per row, in float64:", *[f"    {line}" for line in part.scalar_part]]
         lines += ["  elementwise part, once per element:", *[f"    {line}" for line in part.elementwise_part]]
     return [*lines, "  source:", *[f"    {line}" for line in part.source.splitlines()]] if part.source else lines
@@ -152,6 +159,7 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool)
     elementwise: list[str] = []
     for line in first.traced.program.text.splitlines() if first.traced.elementwise else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
+    written_out = _formula(first)
     text, calls = _source_of(entries, dtypes, compiled) if first.traced.elementwise else _whole(entries)
     return Part(
         executor=first.choice.executor,
@@ -167,8 +175,16 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool)
         bytes_written_per_element=sum(names[name].itemsize for name in written),
         scalar_part=scalar,
         elementwise_part=elementwise,
+        formula=written_out.text,
+        latex=written_out.latex,
         source=text if source else "",
     )
+
+
+def _formula(entry: Entry) -> Formula:
+    from compiledopt.compiler.formula import Formula, formula  # sympy takes 0.2 s to import
+
+    return formula(entry.traced.program) if entry.traced.elementwise else Formula((), {})
 
 
 def _operands(entry: Entry, dtypes: Sequence[torch.dtype]) -> tuple[dict[str, torch.dtype], list[str]]:
@@ -186,7 +202,11 @@ def _whole(entries: Sequence[Entry]) -> tuple[str, int]:
     rule = entries[0].traced.rule
     together = entries[0].choice.executor == "foreach"
     shapes = {entry.param.shape for entry in entries} if together else entries
-    return inspect.getsource(rule.function), len(shapes)
+    try:
+        source = inspect.getsource(rule.function)
+    except OSError:  # a function without a file
+        source = rule.place
+    return source, len(shapes)
 
 
 def _steps(entry: Entry) -> tuple[float, ...]:

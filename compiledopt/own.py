@@ -57,13 +57,11 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
 def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
     own = rule(**declarations)(_with_maximize(function))
     defaults = _defaults(function)
-    names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
-    names += [inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    names += [
-        p.replace(kind=p.POSITIONAL_OR_KEYWORD, annotation=p.empty) for p in defaults.values() if p.default is not p.empty
-    ]
-    required = [p.replace(annotation=p.empty) for p in defaults.values() if p.default is p.empty]
-    names += required
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    options = [p.replace(annotation=p.empty) for p in defaults.values()]
+    names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), inspect.Parameter("params", either)]
+    names += [p.replace(kind=either) for p in options if p.default is not p.empty]
+    names += [p for p in options if p.default is p.empty]
     habits = {key: value for key, value in HABITS.items() if key not in defaults}
     names += [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in habits.items()]
     signature = inspect.Signature(names)

@@ -139,9 +139,11 @@ def test_failed_first_step_of_momentum_is_still_first():
     theirs, mine = parameters(), parameters()
     optimizer = compiledopt.SGD(mine, lr=0.1, momentum=0.9, dampening=0.5)
     Gradients().set(mine, 0)
-    mine[0].grad = torch.zeros(mine[0].shape).to_sparse_csr()
-    with pytest.raises(RuntimeError):
+    mine[1].grad = torch.zeros(mine[1].shape).to_sparse()
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+    optimizer.param_groups[0]["weight_decay"] = 0
     reference = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, dampening=0.5)
     for o, params in ((reference, theirs), (optimizer, mine)):
         run(o, params, Gradients(), range(3))

@@ -181,7 +181,7 @@ def test_a_bad_gradient_changes_nothing(name, executor):
     Gradients(torch.complex64).set(params, 0)
     with pytest.raises(RuntimeError, match=f"{name} does not support complex parameters"):
         optimizer.step()
-    with pytest.raises(RuntimeError, match="compiled=True cannot be had: .* is declared with elementwise=False"):
+    with pytest.raises(RuntimeError, match=r"compiled=True cannot be had: .* is declared with elementwise=False"):
         params = parameters(shapes=[(3, 4)])
         params[0].grad = torch.ones(3, 4)
         getattr(compiledopt, name)(params, compiled=True).step()
@@ -209,8 +209,12 @@ def test_adafactors_special_values():
 
 SPARSE = {
     "SparseAdam": [{"lr": 0.1}, {"lr": torch.tensor(0.1), "betas": (0.5, 0.9), "eps": 1e-4, "maximize": True}],
-    "SGD": [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}]
-    + [{"lr": 0.1, "momentum": 0.9, "dampening": 0.5}],
+    "SGD": [
+        {"lr": 0.1},
+        {"lr": 0.1, "momentum": 0.9},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+    ],
     "Adagrad": [{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "maximize": True}],
 }
 

@@ -12,15 +12,12 @@ from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer, check_tensor_number
 
 
-def _factor(kept: int, other: int) -> Any:
-    """A state with dimension `kept` (-2 or -1) of a matrix, and one element along `other`."""
+def _factor(other: int) -> Any:
+    """A state like a matrix, but for one element along dimension `other` (-1 or -2)."""
 
     def make(param: Tensor) -> Tensor | None:
-        return (
-            None
-            if param.dim() < 2
-            else param.new_zeros([1 if i == param.dim() + other else n for i, n in enumerate(param.shape)])
-        )
+        shape = [1 if i == param.dim() + other else n for i, n in enumerate(param.shape)]
+        return None if param.dim() < 2 else param.new_zeros(shape)
 
     return make
 
@@ -36,7 +33,7 @@ def _variance(param: Tensor) -> Tensor | None:
 
 @rule(
     scalars=("step",),
-    initial={"row_var": _factor(-2, -1), "col_var": _factor(-1, -2), "variance": _variance},
+    initial={"row_var": _factor(-1), "col_var": _factor(-2), "variance": _variance},
     branches=("weight_decay",),
     elementwise=False,
 )

@@ -68,7 +68,7 @@ class LBFGS(Optimizer):
         return torch.cat([_flat(grad.to_dense() if grad.layout is not torch.strided else grad) for grad in grads])
 
     def _place(self, flat: Tensor) -> None:
-        for param, part in zip(self._params, flat.split([_flat(p).numel() for p in self._params]), strict=True):
+        for param, part in zip(self._params, torch.split(flat, [_flat(p).numel() for p in self._params]), strict=True):
             target = torch.view_as_real(param) if param.is_complex() else param
             target.copy_(part.view(target.shape))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compiledopt.compiler.ops import OPS
 
-divide = OPS["div"].number  # as IEEE arithmetic: x / 0 is an infinity
+divide: Callable[[float, float], float] = OPS["div"].number  # as IEEE arithmetic: x / 0 is an infinity
 SUFFICIENT, CURVATURE = 1e-4, 0.9
 
 

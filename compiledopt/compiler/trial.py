@@ -21,12 +21,14 @@ class _Watch(TorchFunctionMode):
     def __init__(self, operands: Operands) -> None:
         super().__init__()
         self.watched = [(name, t, t._version) for name, t in operands.items() if t is not None]
+        # Kept and raised afterwards: torch's operators swallow a TypeError from within.
+        self.found = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for name, tensor, version in self.watched:
-            if tensor._version != version:
-                raise TraceError(f"{author_line()}: {func.__name__} mutates {name}; a rule returns new values")
+            if tensor._version != version and not self.found:
+                self.found = f"{author_line()}: {func.__name__} mutates {name}; a rule returns new values"
         return result
 
 
@@ -50,19 +52,21 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None
     Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
     """
     meta = {name: _meta(value) for name, value in operands.items()}
+    watch, results = _Watch(meta), None
     try:
-        with torch.no_grad(), _Watch(meta):
+        with torch.no_grad(), watch:
             results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
-    except (TraceError, NotImplementedError) as error:
-        if isinstance(error, TraceError):
-            raise
-        return  # an operation that does not work without data: nothing can be known beforehand
+    except NotImplementedError:  # an operation that does not work without data: nothing can be known beforehand
+        return
     except RuntimeError as error:
-        if "meta tensor" not in str(error):
+        if not watch.found and "meta tensor" not in str(error):
             raise
-        raise TraceError(
-            f"{_failing_line(error)}: a rule must not branch on or read the value of a tensor or number; use torch.where"
-        ) from error
+        line = _failing_line(error)
+        watch.found = (
+            watch.found or f"{line}: a rule must not branch on or read the value of a tensor or number; use torch.where"
+        )
+    if watch.found:
+        raise TraceError(watch.found)
     present = [name for name, value in operands.items() if value is not None]
     for name, value in named(rule, results, present).items():
         if value.shape != meta[name].shape:
@@ -71,13 +75,11 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None
 
 
 def can_stack(call: Callable[..., Any], operands: Sequence[torch.Tensor]) -> str | None:
-    """Why a rule cannot run on a stack of parameters through torch.vmap, or None."""
+    """Why a rule cannot run on a stack of parameters through torch.vmap, or None where it can."""
     try:
         with torch.no_grad():
             torch.vmap(call)(*[torch.stack([_meta(operand)] * 2) for operand in operands])
-    except NotImplementedError:
-        return None
-    except RuntimeError as error:
+    except (NotImplementedError, RuntimeError) as error:
         return f"torch.vmap cannot run it: {str(error).splitlines()[0]}"
     return None
 

@@ -32,21 +32,19 @@ def check_decay(entry: Entry, group: Mapping[str, Any], owner: str) -> None:
     """Weight decay touches every row. Raises: RuntimeError in torch's words."""
     if entry.traced.rule.sparse == "linear" and group.get("weight_decay", 0) != 0:
         raise RuntimeError(
-            f"{owner}: add(sparse, dense) is not supported. Use add(dense, sparse) instead. (weight_decay with a sparse gradient)"
+            f"{owner} with weight_decay: add(sparse, dense) is not supported. Use add(dense, sparse) instead. Set it to 0."
         )
     if group.get("weight_decay", 0) != 0:
         raise RuntimeError("weight_decay option is not compatible with sparse gradients")
 
 
-def update_rows(
-    function: Callable[..., None], row: Row, param: torch.Tensor, grad: torch.Tensor, *states: torch.Tensor
-) -> None:
+def update_rows(function: Callable[..., None], row: Row, param: torch.Tensor, grad: torch.Tensor, *rest: torch.Tensor) -> None:
     """Gather the rows that the gradient names, update those, and put them back; no other row is read or written."""
     grad = grad.coalesce()  # the update is not linear, so a row must occur once
     index = tuple(grad.indices())
-    rows = [tensor[index] for tensor in (param, *states)]
+    rows = [tensor[index] for tensor in (param, *rest)]
     function(row.columns, rows[0], grad.values(), *rows[1:])
-    for tensor, value in zip((param, *states), rows, strict=True):
+    for tensor, value in zip((param, *rest), rows, strict=True):
         tensor.index_put_(index, value)
 
 

@@ -1,0 +1,237 @@
+"""Write your own: the examples of docs/write-your-own.md, and what a defined class must do."""
+
+import copy
+import inspect
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from catalog import EXECUTORS
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt.compiler.trace import TraceError
+
+PAGE = Path(__file__).parent.parent / "docs" / "write-your-own.md"
+
+
+def test_the_pages_examples():
+    if not PAGE.exists():
+        pytest.skip("the tests run without the repository around them")
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    namespace = {"__name__": "page"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), namespace)
+
+
+@compiledopt.define
+def Lion(param, grad, exp_avg, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
+    """Lion: the sign of a momentum."""
+    update = exp_avg.lerp(grad, 1 - betas[0]).sign()
+    param = param * (1 - lr * weight_decay) - lr * update
+    return param, exp_avg.lerp(grad, 1 - betas[1])
+
+
+class PlainLion(torch.optim.Optimizer):
+    """Lion as its authors wrote it, one operation at a time."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                grad = -p.grad if group["maximize"] else p.grad
+                state = self.state[p]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(p)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                update = state["exp_avg"].clone().mul_(beta1).add(grad, alpha=1 - beta1).sign_()
+                p.add_(update, alpha=-group["lr"])
+                state["exp_avg"].mul_(beta2).add_(grad, alpha=1 - beta2)
+
+
+@compiledopt.define(scalars=("step", "decay"), initial={"decay": 1.0, "peak": 0.5})
+def Own(param, grad, step, decay, peak, *, lr=0.1, rate=0.9, flag=False):
+    decay = decay * rate
+    grad = grad.abs() if flag else grad
+    peak = torch.maximum(peak, grad.abs())
+    return param - lr * decay * grad / peak, step + 1, decay, peak
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_lion_against_its_authors(executor, maximize):
+    theirs, mine = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
+    options = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    reference = PlainLion(theirs, {**options, "maximize": maximize})
+    optimizer = Lion(mine, **options, maximize=maximize, **EXECUTORS[executor])
+    gradients = Gradients(torch.float64, skip=True)
+    run(reference, theirs, gradients, range(50))
+    run(optimizer, mine, gradients, range(50))
+    assert optimizer.executor == executor
+    effect = rms(flat(theirs) - flat(parameters(dtype=torch.float64)))
+    assert effect > 0.01 and (flat(mine) - flat(theirs)).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("algorithm", [Lion, Own])
+def test_every_executor_and_dtype(algorithm, executor, dtype):
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    start, lr = parameters(dtype), 0.2 if dtype is torch.bfloat16 else 0.01
+    oracle, mine = copies(start, wide), copies(start)
+    run(algorithm(oracle, lr=lr, foreach=False), oracle, Gradients(dtype), range(20))
+    optimizer = algorithm(mine, lr=lr, **EXECUTORS[executor])
+    run(optimizer, mine, Gradients(dtype), range(20))
+    effect = rms(flat(oracle) - flat(start))
+    assert effect > 0.01 and optimizer.executor == executor
+    # Lion takes signs, which may turn over where a momentum passes zero: hence a mean.
+    assert rms(flat(mine) - flat(oracle)) <= (0.2 if dtype is torch.bfloat16 else 0.01) * effect
+
+
+def test_a_defined_class_has_torchs_habits():
+    assert str(inspect.signature(Lion)).startswith("(params, lr=0.0001, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False")
+    assert Lion.__name__ == "Lion" and Lion.__doc__.startswith("Lion: the sign") and Lion.__module__ == __name__
+    assert "Own, of the rule Own" in Own.__doc__
+    params = parameters()
+    optimizer = Lion([{"params": params[:2], "lr": 0.5}, {"params": params[2:]}], 0.1, (0.5, 0.6))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1] and optimizer.defaults["betas"] == (0.5, 0.6)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    before = compiledopt.compile_stats()["kernels_compiled"]
+    run(optimizer, params, Gradients(), range(1))
+    compiled = compiledopt.compile_stats()["kernels_compiled"]
+    for step in range(1, 4):
+        scheduler.step()
+        run(optimizer, params, Gradients(skip=True), range(step, step + 1))
+    assert compiledopt.compile_stats()["kernels_compiled"] == compiled <= before + 1
+    for clone in (copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))):
+        twin = clone(optimizer)
+        twins = [p for group in twin.param_groups for p in group["params"]]
+        run(twin, twins, Gradients(), range(4, 6))
+        assert all(torch.isfinite(p).all() for p in twins)
+    others = copies(params)
+    other = Lion([{"params": others[:2]}, {"params": others[2:]}])
+    other.load_state_dict(optimizer.state_dict())
+    assert same([state for _, _, state in snapshot(other)], [state for _, _, state in snapshot(optimizer)])
+    assert [group["lr"] for group in other.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    assert "sign" in optimizer.explain() and Lion(parameters(), lr=torch.tensor(0.1)).executor == "compiled"
+
+
+def test_initial_values():
+    params = parameters(shapes=[(3,)])
+    params[0].grad = torch.tensor([0.1, -2.0, 0.2])
+    optimizer = Own(params, lr=0.1)
+    optimizer.step()
+    state = optimizer.state[params[0]]
+    assert state["step"] == 1 and state["decay"] == pytest.approx(0.9) and list(state) == ["step", "decay", "peak"]
+    torch.testing.assert_close(state["peak"], torch.tensor([0.5, 2.0, 0.5]))
+
+
+def test_bad_arguments():
+    for arguments, error, words in (
+        ({"lr": -1.0}, ValueError, "Invalid learning rate: -1.0"),
+        ({"betas": (0.5, 1.0)}, ValueError, "Invalid beta parameter at index 1: 1.0"),
+        ({"weight_decay": float("nan")}, ValueError, "Invalid weight_decay value: nan"),
+        ({"lr": torch.ones(2)}, ValueError, "Tensor lr must be 1-element"),
+        ({"momentum": 0.9}, TypeError, "unexpected keyword argument 'momentum'"),
+        ({"fused": True, "foreach": True}, RuntimeError, "cannot be `True` together"),
+    ):
+        with pytest.raises(error, match=re.escape(words)):
+            Lion(parameters(), **arguments)
+
+    @compiledopt.define
+    def needs(param, grad, *, lr):
+        return param - lr * grad
+
+    with pytest.raises(TypeError, match="missing a required argument: 'lr'"):
+        needs(parameters())
+    with pytest.raises(TypeError, match=r"the first two arguments must be \(param, grad\)"):
+        compiledopt.define(lambda grad, param: None)
+    with pytest.raises(TypeError, match="branches names 'weight_decay'"):
+        compiledopt.define(branches=("weight_decay",))(lambda param, grad: param)
+
+
+def authored(body, declared=False):
+    """A function whose third line is the culprit; its second is not pointwise."""
+    namespace = {"torch": torch}
+    source = f"def Bad(param, grad, *, lr=0.1):\n    size = grad.norm()\n    {body}\n    return param - lr * grad / size"
+    exec(compile(source, "author.py", "exec"), namespace)
+    return compiledopt.define(elementwise=not declared)(namespace["Bad"])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("param.add_(grad)", "author.py:3: add_ mutates param; a rule returns new values"),
+        ("grad += 1", "author.py:3: (add_|__iadd__|iadd) mutates grad"),
+        ("param[0] = 1", "author.py:3: __setitem__ mutates param"),
+        ("if size > 1: pass", "author.py:3: a rule must not branch on or read the value"),
+        ("if lr > 1: pass", "author.py:3: a rule must not branch on or read the value"),
+        ("size.item()", "author.py:3: a rule must not branch on or read the value"),
+        ("return size", r"author.py:1: rule Bad returned a tensor of shape \(\) for param, which is \(40, 50\)"),
+        ("return param, grad", r"author.py:1: rule Bad must return \(param\), got 2 values"),
+        ("return 3.0", "author.py:1: rule Bad returned float for param, not a tensor"),
+    ],
+)
+def test_rules_that_are_not_pointwise_are_tried_before_they_write(body, words):
+    params = parameters()
+    run(compiledopt.SGD(params, lr=0.0), params, Gradients(), range(1))
+    optimizer = authored(body, declared=True)(params)
+    before = snapshot(optimizer)
+    for _ in range(2):
+        with pytest.raises(TraceError, match=words):
+            optimizer.step()
+        assert same(before, snapshot(optimizer)) and not optimizer.state
+
+
+def test_what_is_not_pointwise_falls_back_with_a_reason():
+    params = parameters(shapes=[(4, 3), (4, 3), (5,)])
+    optimizer = authored("pass")(params)
+    Gradients().set(params, 0)
+    with pytest.warns(UserWarning, match=r"runs on the foreach executor .* author.py:2: norm is not a pointwise operation"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # once is enough
+        authored("pass")(params, foreach=False, compiled=False)
+    assert optimizer.executor == "foreach" and "author.py:2: norm" in optimizer.explain()
+    with pytest.raises(RuntimeError, match="compiled=True cannot be had"):
+        authored("pass")(params, compiled=True).step()
+
+
+def test_stacks_agree_with_single_tensors_and_with_the_definition():
+    results = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(shapes=[(4, 3), (4, 3), (5,), (5,), ()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(authored("pass")(params, lr=0.1, **options), params, Gradients(), range(5))
+        results.append(flat(params))
+    expected = parameters(shapes=[(4, 3), (4, 3), (5,), (5,), ()])
+    for step in range(5):
+        Gradients().set(expected, step)
+        with torch.no_grad():
+            for param in expected:
+                param -= 0.1 * param.grad / param.grad.norm()
+    for result in results:
+        torch.testing.assert_close(result, flat(expected))
+
+
+def test_a_rule_that_cannot_be_stacked_runs_one_by_one():
+    @compiledopt.define(elementwise=False)
+    def data_dependent(param, grad, *, lr=0.1):
+        return param - lr * grad / torch.nonzero(grad).shape[0]
+
+    params = parameters(shapes=[(6,), (6,)])
+    Gradients().set(params, 0)
+    before = flat(params)
+    data_dependent(params).step()
+    torch.testing.assert_close(flat(params), before - 0.1 * flat([p.grad for p in params]) / 6)
