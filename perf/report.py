@@ -52,6 +52,17 @@ def steps() -> str:
     return f"## One step\n\n{table(list(columns.values()), cells)}\n\n{machine(rows)}\n"
 
 
+def bandwidths() -> str:
+    rows = latest(read("bandwidth.csv"), ["optimizer", "options", "shapes"])
+    if not rows:
+        return ""
+    columns = {"optimizer": "optimizer", "options": "options", "shapes": "shapes", "bytes_per_element": "bytes/element"}
+    columns |= {"our_ms": "our ms", "our_gb_s": "our GB/s", "their_gb_s": "torch's fused AdamW, GB/s", "quotient": "quotient"}
+    cells = [[row[name] for name in columns] for row in rows]
+    text = "Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns."
+    return f"## Bandwidth\n\n{text}\n\n{table(list(columns.values()), cells)}\n\n{machine(rows)}\n"
+
+
 def compile_times() -> str:
     rows = latest(read("compile_time.csv"), ["optimizer", "tensors"])
     if not rows:
@@ -76,7 +87,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far, and the compiled executor is for the CPU.\n"
-    page = "\n".join(part for part in (HEAD, steps(), compile_times(), overhead(), gpu) if part)
+    page = "\n".join(part for part in (HEAD, steps(), bandwidths(), compile_times(), overhead(), gpu) if part)
     if arguments.check:
         return int(page != PAGE.read_text())
     PAGE.write_text(page)

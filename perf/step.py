@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-3, "momentum": 0.9},
     "AdamW": {"lr": 1e-3, "weight_decay": 0.1},
     "Adam": {"lr": 1e-3, "amsgrad": True},
-    **{name: {} for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")},
+    **{name: {} for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "Adafactor", "Muon")},
 }
 
 
@@ -82,6 +82,7 @@ def torchao(name: str) -> Callable[[Any], Any]:
 
 def contenders(name: str) -> dict[str, Callable[[Any], Any]]:
     return {
+        "torch": torchs(name),
         "torch for-loop": torchs(name, foreach=False),
         "torch foreach": torchs(name, foreach=True),
         "torch fused": torchs(name, fused=True),
