@@ -52,7 +52,11 @@ def main() -> None:
     rows = []
     for name in arguments.optimizer:
         rows.append(rate(name, arguments.shapes, arguments.seconds))
-        print("{optimizer:9} {our_ms:>7} ms, {our_gb_s:>6} GB/s; AdamW of torch {their_gb_s:>6} GB/s; {quotient}".format(**rows[-1]))
+        print(
+            "{optimizer:9} {our_ms:>7} ms, {our_gb_s:>6} GB/s; AdamW of torch {their_gb_s:>6} GB/s; {quotient}".format(
+                **rows[-1]
+            )
+        )
     if not arguments.no_save:
         append("bandwidth.csv", rows)
 

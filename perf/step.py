@@ -27,7 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-3, "momentum": 0.9},
     "AdamW": {"lr": 1e-3, "weight_decay": 0.1},
     "Adam": {"lr": 1e-3, "amsgrad": True},
-    **{name: {} for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "Adafactor", "Muon")},
+    **{
+        name: {}
+        for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "Adafactor", "Muon")
+    },
 }
 
 

@@ -80,13 +80,14 @@ _ADAM = {
 _COMMON = {
     "default": {"lr": 0.02},
     "tensor_lr": lambda: {"lr": torch.tensor(0.02)},
+    "one_element_lr": lambda: {"lr": torch.tensor([0.02])},
     "weight_decay": {"lr": 0.02, "weight_decay": 0.1},
     "capturable": {"lr": 0.02, "capturable": True},
     "all": {"lr": 0.02, "weight_decay": 0.1, "maximize": True},
 }
 _DECOUPLED = {**_COMMON, "decoupled": {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}}
 _ADADELTA = {
-    label: {**options, "lr": 1.0} if isinstance(options, dict) else (lambda: {"lr": torch.tensor(1.0)})
+    label: {**options, "lr": 1.0} if isinstance(options, dict) else (lambda make=options: {"lr": make()["lr"] * 50})
     for label, options in _COMMON.items()
 } | {"all": {"lr": 3.0, "rho": 0.8, "weight_decay": 0.1, "maximize": True}}
 _ADAGRAD = {
