@@ -54,7 +54,7 @@ TensorImpl* gradient_of(TensorImpl* param) {
 }
 
 // A dense CPU tensor with autograd's keys and no others: no sparse, quantized, conjugate, inference or wrapper tensor.
-bool is_plain(const TensorImpl* impl) { return impl->key_set().raw_repr() == plain_keys; }
+bool is_plain(const TensorImpl* impl, uint64_t keys) { return impl->key_set().raw_repr() == keys; }
 
 // Written out, because IntArrayRef's == is a call of memcmp, and this runs four times per parameter.
 bool same_layout(const TensorImpl* a, const TensorImpl* b) {
@@ -90,6 +90,9 @@ struct Plan {
   int scalar_states;  // 0-dim states: step, ...
   int columns;        // scalars the kernel reads, per row
   int scale;          // 2 where a complex tensor is two reals
+  uint64_t keys_of_operands;  // dispatch keys of a plain tensor on the plan's device
+  c10::Device device;
+  bool device_scalars;        // the 0-dim states live on the device: their pointers are gathered, nothing is read
   caffe2::TypeMeta types[kMaxOperands];
   int64_t itemsize[kMaxOperands];
   std::vector<PyObject*>* keys;  // of the state dicts: the scalar states, then the others
@@ -124,7 +127,7 @@ void write_scalar(TensorImpl* impl, double value) {
 }
 
 bool is_scalar(const TensorImpl* impl) {
-  return is_plain(impl) && impl->numel() == 1 &&
+  return is_plain(impl, plain_keys) && impl->numel() == 1 &&
       (impl->dtype() == caffe2::TypeMeta::Make<float>() || impl->dtype() == caffe2::TypeMeta::Make<double>());
 }
 
@@ -176,11 +179,17 @@ Status gather_entry(Plan* plan, int64_t index, const double* table, int width, b
   if (!find_states(plan, entry, may_look_up, found)) return kRebuild;
   if (!param->is_non_overlapping_and_dense()) return kRebuild;
   for (int k = 0; k < plan->operands; ++k)
-    if (!is_plain(found[k]) || found[k]->dtype() != plan->types[k] || (k && !same_layout(param, found[k])))
+    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k] || (k && !same_layout(param, found[k])))
       return kRebuild;
   if (table && entry.row < 0) return kRegroup;
   for (int k = 0; k < plan->scalar_states; ++k) {
     const TensorImpl* scalar = found[plan->operands + k];
+    if (plan->device_scalars) {
+      if (!is_plain(scalar, plan->keys_of_operands) || scalar->device() != plan->device || scalar->numel() != 1 ||
+          scalar->dtype() != plan->types[plan->operands + k])
+        return kRebuild;
+      continue;
+    }
     if (!is_scalar(scalar)) return kRebuild;
     // A value is compared as bits would be, so that a state that is NaN does not regroup the rows for ever.
     const double is = read_scalar(scalar), expected = table ? table[int64_t(entry.row) * width + plan->columns + k] : is;
@@ -252,7 +261,8 @@ void commit_range(const Plan* plan, const double* table, int width, int64_t begi
     if ((*plan->lengths)[i] < 0) continue;
     TensorImpl* const* found = plan->found->data() + i * tensors_of(plan);
     const double* fresh = table + int64_t((*plan->entries)[i].row) * width + plan->columns + plan->scalar_states;
-    for (int k = 0; k < plan->scalar_states; ++k) write_scalar(found[plan->operands + k], fresh[k]);
+    for (int k = 0; k < plan->scalar_states && !plan->device_scalars; ++k)
+      write_scalar(found[plan->operands + k], fresh[k]);
     for (int k = 0; k < tensors_of(plan); ++k)
       if (k != 1) found[k]->bump_version();
   }
@@ -348,11 +358,42 @@ PyObject* plan_active(PyObject* self, PyObject*) {
     PyObject* item = PyTuple_New(1 + plan->scalar_states);
     PyTuple_SET_ITEM(item, 0, PyLong_FromSize_t(i));
     for (int k = 0; k < plan->scalar_states; ++k)
-      PyTuple_SET_ITEM(item, 1 + k, PyFloat_FromDouble(read_scalar((*plan->found)[i * tensors_of(plan) + plan->operands + k])));
+      PyTuple_SET_ITEM(item, 1 + k, PyFloat_FromDouble(plan->device_scalars ? 0.0 : read_scalar((*plan->found)[i * tensors_of(plan) + plan->operands + k])));
     PyList_Append(list, item);
     Py_DECREF(item);
   }
   return list;
+}
+
+PyObject* bytes_of(const std::vector<int64_t>& values) {
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int64_t));
+}
+
+// For a launch elsewhere: (pointers of the operands, lengths, rows, pointers of the 0-dim states) of the entries that
+// have a gradient and elements, each as bytes of int64.
+PyObject* plan_tables(PyObject* self, PyObject*) {
+  Plan* plan = reinterpret_cast<Plan*>(self);
+  std::vector<int64_t> pointers, lengths, rows, scalars;
+  for (size_t i = 0; i < plan->entries->size(); ++i) {
+    if ((*plan->lengths)[i] < 0) continue;
+    for (int k = 0; k < plan->operands; ++k)
+      pointers.push_back(reinterpret_cast<int64_t>((*plan->pointers)[i * plan->operands + k]));
+    lengths.push_back((*plan->lengths)[i]);
+    rows.push_back((*plan->entries)[i].row);
+    for (int k = 0; k < plan->scalar_states; ++k)
+      scalars.push_back(reinterpret_cast<int64_t>(data_of((*plan->found)[i * tensors_of(plan) + plan->operands + k], true)));
+  }
+  return Py_BuildValue("NNNN", bytes_of(pointers), bytes_of(lengths), bytes_of(rows), bytes_of(scalars));
+}
+
+// What `launch` does after its kernel, where the kernel ran elsewhere.
+PyObject* plan_commit(PyObject* self, PyObject* table) {
+  Plan* plan = reinterpret_cast<Plan*>(self);
+  Doubles doubles(table);
+  if (!doubles.valid) return nullptr;
+  commit_range(plan, doubles.data(), row_width(plan), 0, plan->entries->size());
+  release(plan);
+  Py_RETURN_NONE;
 }
 
 PyObject* plan_set_row(PyObject* self, PyObject* args) {
@@ -442,13 +483,14 @@ bool add_entries(Plan* plan, PyObject* params, PyObject* states) {
 
 PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   unsigned long long kernel;
-  int columns, scale;
+  int columns, scale, device_scalars;
   PyObject *params, *states, *keys, *scalar_keys, *types;
-  if (!PyArg_ParseTuple(args, "KiiO!O!O!O!O!", &kernel, &columns, &scale, &PyList_Type, &params, &PyList_Type, &states,
-                        &PyTuple_Type, &keys, &PyTuple_Type, &scalar_keys, &PyTuple_Type, &types))
+  if (!PyArg_ParseTuple(args, "KiipO!O!O!O!O!", &kernel, &columns, &scale, &device_scalars, &PyList_Type, &params,
+                        &PyList_Type, &states, &PyTuple_Type, &keys, &PyTuple_Type, &scalar_keys, &PyTuple_Type, &types))
     return nullptr;
   const Py_ssize_t operands = PyTuple_GET_SIZE(keys) + 2;
-  if (operands > kMaxOperands || PyTuple_GET_SIZE(scalar_keys) > kMaxOperands || PyTuple_GET_SIZE(types) != operands ||
+  const Py_ssize_t tensors = operands + (device_scalars ? PyTuple_GET_SIZE(scalar_keys) : 0);
+  if (operands + PyTuple_GET_SIZE(scalar_keys) > kMaxOperands || PyTuple_GET_SIZE(types) != tensors ||
       PyList_GET_SIZE(params) != PyList_GET_SIZE(states))
     return PyErr_Format(PyExc_ValueError, "a plan takes at most %d operands, one dtype each", kMaxOperands);
   PyObject* self = type->tp_alloc(type, 0);
@@ -456,6 +498,7 @@ PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   Plan* plan = reinterpret_cast<Plan*>(self);
   plan->kernel = reinterpret_cast<Kernel>(kernel);
   plan->operands = static_cast<int>(operands);
+  plan->device_scalars = device_scalars;
   plan->scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_keys));
   plan->columns = columns;
   plan->scale = scale;
@@ -470,13 +513,15 @@ PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   plan->held = new std::vector<c10::intrusive_ptr<TensorImpl>>;
   add_keys(plan->keys, scalar_keys);
   add_keys(plan->keys, keys);
-  for (int k = 0; k < plan->operands; ++k) {
+  for (int k = 0; k < tensors; ++k) {
     TensorImpl* example = tensor_impl(PyTuple_GET_ITEM(types, k));
     if (!example) {
       Py_DECREF(self);
       return PyErr_Format(PyExc_TypeError, "dtypes are given by example tensors");
     }
     plan->types[k] = example->dtype();
+    plan->keys_of_operands = example->key_set().raw_repr();
+    plan->device = example->device();
     plan->itemsize[k] = static_cast<int64_t>(example->itemsize()) / scale;
   }
   if (!add_entries(plan, params, states)) {
@@ -492,6 +537,8 @@ PyMethodDef plan_methods[] = {
     {"active", plan_active, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
     {"set_row", plan_set_row, METH_VARARGS, "set_row(entry, row)"},
     {"forget_rows", plan_forget_rows, METH_NOARGS, "forget_rows(): no entry has a row"},
+    {"tables", plan_tables, METH_NOARGS, "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
+    {"commit", plan_commit, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
     {"release", plan_release, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -9,13 +9,14 @@ differentiable=True       for-loop
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from compiledopt.compiler import cpp
+from compiledopt.compiler import cpp, triton
 from compiledopt.compiler.errors import CompileError
 
 NOT_DENSE = "a parameter is not dense in memory"
@@ -72,9 +73,21 @@ def eager_choice(device: torch.device, reason: str, fallback: bool = False) -> C
 
 def device_reason(device: torch.device) -> str | None:
     """Why no kernel can be had for a device, or None. That a compiler is missing shows when a kernel is wanted."""
-    if device.type != "cpu":
-        return f"there is no compiled executor for {device.type} yet"
-    return cpp.platform_reason()
+    if backend(device) == "cpp":
+        return cpp.platform_reason()
+    if backend(device) is None:
+        return f"there is no compiled executor for {device.type}"
+    return triton.missing() or cpp.platform_reason()
+
+
+def backend(device: torch.device) -> str | None:
+    """Who makes kernels for a device: "cpp", "triton" or None.
+
+    COMPILEDOPT_TRITON_ON_CPU=1, with TRITON_INTERPRET=1: Triton's interpreter runs the kernels of the GPU path on CPU tensors.
+    """
+    if device.type == "cpu":
+        return "triton" if os.environ.get("COMPILEDOPT_TRITON_ON_CPU") == "1" else "cpp"
+    return "triton" if device.type in ("cuda", "xpu") else None
 
 
 def tensor_reason(param: torch.Tensor) -> str | None:

@@ -24,13 +24,16 @@ def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
     return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
 
 
-def bucket_of(entry: Entry) -> tuple[Traced, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool]:
+Bucket = tuple[Traced, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
+
+
+def bucket_of(entry: Entry) -> Bucket:
     """What the parameters of one launch have in common."""
     param = entry.param
     grad = param if param.grad is None else param.grad
     states = tuple(entry.state[name].dtype for name in entry.traced.state_names)
     scalars = tuple(entry.state[name].dtype for name in entry.traced.scalar_names)
-    return entry.traced, (param.dtype, grad.dtype, *states), scalars, needs_staging(param, grad)
+    return entry.traced, (param.dtype, grad.dtype, *states), scalars, needs_staging(param, grad), param.device
 
 
 def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
@@ -47,22 +50,31 @@ class CompiledBatch:
         self.entries = entries
         self.groups = groups
         self.traced: Traced = entries[0].traced
-        _, self.dtypes, scalar_dtypes, self.staged = bucket_of(entries[0])
-        self.kernel = cpp.kernel(self.traced.program, kernel_dtypes(self.dtypes))
-        self.rounded = any(dtype == torch.float32 for dtype in scalar_dtypes)
+        self.device = entries[0].param.device
+        _, self.dtypes, self.scalar_dtypes, self.staged, _ = bucket_of(entries[0])
+        self.rounded = any(dtype == torch.float32 for dtype in self.scalar_dtypes)
         self.first = [entry.first for entry in entries]
         self.rows: list[Row] = []
         self.fresh: list[tuple[float, ...]] = []
         self.table = array("d")
-        self.native = cpp.launcher().Plan(
-            self.kernel.address,
+        self.native = self._plan()
+
+    def _plan(self) -> Any:
+        self.kernel = cpp.kernel(self.traced.program, kernel_dtypes(self.dtypes))
+        return self._native_plan(self.kernel.address, self.dtypes)
+
+    def _native_plan(self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False) -> Any:
+        """The native gather. dtypes: of the operands, and of the 0-dim states where they live on the device."""
+        return cpp.launcher().Plan(
+            address,
             len(self.traced.program.columns),
-            2 if entries[0].param.is_complex() else 1,
-            [entry.param for entry in entries],
-            [entry.state for entry in entries],
+            2 if self.entries[0].param.is_complex() else 1,
+            device_scalars,
+            [entry.param for entry in self.entries],
+            [entry.state for entry in self.entries],
             self.traced.state_names,
             self.traced.scalar_names,
-            tuple(torch.empty(0, dtype=dtype) for dtype in self.dtypes),
+            tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes),
         )
 
     def prepare(self) -> bool:
@@ -107,13 +119,17 @@ class CompiledBatch:
         self.table = array("d", values)
 
     def launch(self) -> None:
-        self.native.launch(self.table, torch.get_num_threads())
+        self._run()
         self.copies = None
         if any(row[1] for row in self.rows):
             self.first = [False] * len(self.entries)
             self.rows = []
         else:
             self.rows = [(g, first, fresh) for (g, first, _), fresh in zip(self.rows, self.fresh, strict=True)]
+
+
+    def _run(self) -> None:
+        self.native.launch(self.table, torch.get_num_threads())
 
 
 def _staged(param: torch.Tensor) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from compiledopt.compiler import cpp
+from compiledopt.compiler import cpp, triton
 from compiledopt.compiler.errors import CompileError
 from compiledopt.compiler.programs import Traced, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
@@ -24,6 +24,7 @@ from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
+from compiledopt.executors.device import TritonBatch
 from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
@@ -135,7 +136,8 @@ class Plan:
         batches: list[Batch] = []
         for (executor, *_), members in buckets.items():
             if executor == "compiled":
-                batches.append(CompiledBatch(members, groups))
+                on_device = choose.backend(members[0].param.device) == "triton"
+                batches.append((TritonBatch if on_device else CompiledBatch)(members, groups))
             elif executor == "whole":
                 batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
@@ -274,7 +276,8 @@ def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any
     grad = param if param.grad is None else param.grad
     dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
     try:
-        cpp.kernel(program.program, kernel_dtypes(dtypes))
+        maker = triton if choose.backend(param.device) == "triton" else cpp
+        maker.kernel(program.program, kernel_dtypes(dtypes))
         cpp.launcher()
     except CompileError as error:
         return str(error)

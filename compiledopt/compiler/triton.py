@@ -1,0 +1,156 @@
+"""Inductor's Triton kernel for one tensor → one kernel over a whole model.
+
+The kernel's body stays as Inductor wrote it. What changes is where its arguments come from: a table of pointers, a table
+of lengths, a table of scalars, and for each block of threads the tensor and the part of it that it works on.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import textwrap
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cache
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.program import Program
+from compiledopt.compiler.stats import STATS, timed
+
+ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
+NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+# The names that a signature for triton.compile uses.
+SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
+
+HEAD = """\
+import triton
+import triton.language as tl
+{imports}
+
+@triton.jit
+def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
+    xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
+    scalars = table + tl.load(rows + tensor).to(tl.int64) * {columns}
+    xnumel = tl.load(lengths + tensor)
+    if ALIGNED:
+        xnumel = tl.multiple_of(xnumel, {alignment})
+"""
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table."""
+
+    source: str
+    operands: int
+    columns: int
+    scalar: torch.dtype
+    tuned: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def function(self) -> Any:
+        """The function under triton.jit, or under the interpreter where TRITON_INTERPRET=1."""
+        name = cache.key("triton file", self.source)
+        path = cache.scratch(f"k{name}.py")
+        path.write_text(self.source)
+        spec = importlib.util.spec_from_file_location(f"compiledopt_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.whole_model
+
+
+_kernels: dict[tuple[str, tuple[torch.dtype, ...]], TritonKernel | CompileError] = {}
+_lock = threading.RLock()
+
+
+def missing() -> str | None:
+    """Why no Triton kernel can be had, or None."""
+    return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+
+
+def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+    """The kernel of a program for these dtypes: from memory, from disk, or lowered now. Raises: CompileError."""
+    identity = (program.text, tuple(dtypes))
+    with _lock:
+        known = _kernels.get(identity)
+        if known is None:
+            try:
+                known = _find(program, dtypes)
+            except CompileError as error:
+                known = error
+            _kernels[identity] = known
+        if isinstance(known, CompileError):
+            raise known
+        return known
+
+
+def forget() -> None:
+    """Drop every kernel from memory, failures included."""
+    with _lock:
+        _kernels.clear()
+
+
+def _find(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+    from compiledopt.compiler.inductor import compute_dtype
+
+    if (reason := missing()) is not None:
+        raise CompileError(reason)
+    scalar = compute_dtype(dtypes)
+    name = cache.key("triton", program.text, [str(dtype) for dtype in dtypes], HEAD)
+    content = cache.load(f"{name}.py")
+    if content is None:
+        source = whole_model_source(program, dtypes)
+        cache.store(f"{name}.py", source.encode())
+    else:
+        STATS.disk_hits += 1
+        source = content.decode()
+    return TritonKernel(source, len(program.tensors), len(program.columns), scalar)
+
+
+def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python file with the kernel over a whole model. Raises: CompileError."""
+    from compiledopt.compiler.inductor import lower_triton
+
+    with timed("seconds_lowering"):
+        lowered = lower_triton(program, dtypes)
+    STATS.kernels_lowered += 1
+    function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
+    names = [argument.arg for argument in function.args.args]
+    lines, known = [], {}
+    for name, (kind, index) in zip(names, lowered.arguments, strict=False):
+        if kind == "tensor" and index in known:
+            lines.append(f"{name} = {known[index]}")
+        elif kind == "tensor":
+            known[index] = name
+            address = f"tl.load(pointers + tensor * {len(program.tensors)} + {index})"
+            lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
+            lines.append(f"if ALIGNED:\n    {name} = tl.multiple_of({name}, {ALIGNMENT})")
+        elif kind == "column":
+            lines.append(f"{name} = scalars + {index}")
+    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
+    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
+        raise CompileError("Inductor's Triton kernel has a form that is not known here")
+    body = "\n".join([*lines, *(ast.unparse(statement) for statement in function.body[1:])])
+    head = HEAD.format(imports=_imports(body), columns=len(program.columns), alignment=ALIGNMENT)
+    return head + textwrap.indent(body, "    ") + "\n"
+
+
+def _assigns(statement: ast.stmt, name: str) -> bool:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
+
+
+def _imports(body: str) -> str:
+    """The helpers of Inductor that a body calls."""
+    lines = []
+    if "triton_helpers." in body:
+        lines.append("from torch._inductor.runtime import triton_helpers")
+    if "libdevice." in body or "tl_math." in body:
+        lines.append("from torch._inductor.runtime.triton_helpers import libdevice, math as tl_math")
+    return "\n".join(lines)

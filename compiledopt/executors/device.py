@@ -1,0 +1,97 @@
+"""One Triton launch over all tensors of a device that share a program and dtypes.
+
+The tables (pointers, lengths, rows, blocks) live on the device and are uploaded again only when they changed; the scalars,
+a few numbers per row, at every step. All of it is asynchronous, on the current stream.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import triton
+from compiledopt.executors.compiled import CompiledBatch, kernel_dtypes
+
+BLOCK, WARPS = 1024, 4
+
+
+class Tables:
+    """What a kernel over a whole model reads beside the tensors themselves."""
+
+    def __init__(self, kernel: triton.TritonKernel, device: torch.device) -> None:
+        self.kernel, self.device = kernel, device
+        self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
+        self.launches: list[tuple[bool, int, torch.Tensor]] = []
+
+    def update(self, pointers: bytes, lengths: bytes, rows: bytes) -> None:
+        """Upload what differs from the last call."""
+        old, self.known = self.known, (pointers, lengths, rows)
+        if pointers != old[0]:
+            self.pointers = upload(pointers, self.device)
+        if lengths != old[1]:
+            self.lengths = upload(lengths, self.device)
+        if rows != old[2]:
+            self.rows = upload(rows, self.device)
+        if pointers != old[0] or lengths != old[1]:
+            self._cut(as_numbers(pointers).view(-1, self.kernel.operands), as_numbers(lengths), lengths != old[1])
+
+    def _cut(self, pointers: torch.Tensor, lengths: torch.Tensor, moved: bool) -> None:
+        """One launch over the tensors that vector loads can serve, and one over the others."""
+        fits = (lengths % triton.ALIGNMENT == 0) & (pointers % triton.ALIGNMENT == 0).all(1)
+        if not moved and self.launches and torch.equal(fits, self.aligned):
+            return
+        self.aligned, self.launches = fits, []
+        for aligned in (True, False):
+            blocks = cut(lengths, fits == aligned)
+            if blocks.shape[0]:
+                self.launches.append((aligned, blocks.shape[0], upload(blocks, self.device)))
+
+    def run(self, table: torch.Tensor) -> None:
+        with on_device(self.device):
+            for aligned, count, blocks in self.launches:
+                self.kernel.function[(count,)](
+                    self.pointers, self.lengths, self.rows, blocks, table, XBLOCK=BLOCK, ALIGNED=aligned, num_warps=WARPS
+                )
+
+
+def cut(lengths: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """(tensor, part) for each block of the chosen tensors, as int32."""
+    counts = torch.where(chosen, (lengths + BLOCK - 1) // BLOCK, 0)
+    tensors = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return torch.stack([tensors, torch.arange(len(tensors)) - first], 1).to(torch.int32)
+
+
+def as_numbers(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.int64) if content else torch.empty(0, dtype=torch.int64)
+
+
+def upload(content: bytes | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Host → device without waiting: from pinned memory, which torch's allocator keeps until the copy is over."""
+    tensor = as_numbers(content) if isinstance(content, bytes) else content
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class TritonBatch(CompiledBatch):
+    """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
+
+    def _plan(self) -> Any:
+        self.triton = triton.kernel(self.traced.program, kernel_dtypes(self.dtypes))
+        self.tables = Tables(self.triton, self.device)
+        return self._native_plan(0, self.dtypes)
+
+    def _run(self) -> None:
+        pointers, lengths, rows, _ = self.native.tables()
+        self.tables.update(pointers, lengths, rows)
+        count, width = self.triton.columns, len(self.table) // max(1, len(self.rows))
+        columns = [self.table[row * width + i] for row in range(len(self.rows)) for i in range(count)]
+        self.tables.run(upload(torch.tensor(columns, dtype=self.triton.scalar), self.device))
+        self.native.commit(self.table)
