@@ -43,6 +43,7 @@ def evaluate(
 
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
+    compute = tensors[0].dtype
     values: dict[Node, torch.Tensor] = dict(zip(program.tensors, tensors, strict=True))
     values.update(zip(program.columns, columns, strict=True))
 
@@ -58,9 +59,14 @@ def evaluate(
         if node.op == "where" and args[0].dtype is not torch.bool:
             args[0] = args[0] != 0  # a truth among the columns is a number
         if node.op in ("maximum", "minimum"):
-            args = [torch.as_tensor(arg, dtype=tensors[0].dtype) for arg in args]
+            args = [_as_tensor(arg, tensors[0].device, compute) for arg in args]
         values[node] = OPS[node.op].tensor(*args)
     return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+
+
+def _as_tensor(value: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Not torch.as_tensor, which would make a tensor with data, and there may be no device to make it on."""
+    return value.to(dtype) if isinstance(value, torch.Tensor) else torch.full((), value, dtype=dtype, device=device)
 
 
 def _product_in(node: Node) -> Node | None:
@@ -76,7 +82,7 @@ def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any]
     last = node.args[1] is product
     other = argument(node.args[0] if last else node.args[1])
     example = next(value for value in (left, right) if isinstance(value, torch.Tensor) and value.dim())
-    left, right, other = (torch.as_tensor(value, dtype=example.dtype) for value in (left, right, other))
+    left, right, other = (_as_tensor(value, example.device, example.dtype) for value in (left, right, other))
     if node.op == "sub":
         left, other = (-left, other) if last else (left, -other)
     result: torch.Tensor = inductor_prims.fma(*torch.broadcast_tensors(left, right, other))  # type: ignore[no-untyped-call]
@@ -117,7 +123,7 @@ def lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
 
 def _lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
     with _stand_in_for_cuda():
-        definitions, calls, names = _codegen(program, dtypes, {"cpp_wrapper": False}, "cuda")
+        definitions, calls, names = _codegen(program, dtypes, {"cpp_wrapper": False, "compile_threads": 1}, "cuda")
     if len(definitions) != 1 or len(calls) != 1:
         raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
@@ -285,7 +291,8 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
     from torch.fx.experimental.proxy_tensor import make_fx
 
     compute, count = compute_dtype(dtypes), len(program.tensors)
-    written = [i for i, node in enumerate(program.tensors) if node.name in program.tensor_outputs]
+    index = {node.name: i for i, node in enumerate(program.tensors)}
+    written = [index[name] for name in program.tensor_outputs]
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         tensors = [tensor.to(compute) for tensor in inputs[:count]]

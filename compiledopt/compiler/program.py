@@ -104,3 +104,27 @@ class Program:
             lines.append(f"%{index} = {node.op}({args}){'  # 0-dim' if node.scalar else ''}")
         lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
         return "\n".join(lines)
+
+
+def scalar_program(program: Program) -> Program:
+    """The scalar part as an elementwise program over rows: its inputs as they are, and each of its results as one more
+    input that is written: first `column0`, `column1`, ..., and, in place, the 0-dim states."""
+    made: dict[Node, Node] = {node: Node("input", (), False, node.name) for node in program.scalars}
+
+    def vector(node: Node) -> Node:
+        if node not in made:
+            args = tuple(vector(arg) if isinstance(arg, Node) else arg for arg in node.args)
+            made[node] = Node(node.op, args, False, line=node.line)
+        return made[node]
+
+    # Every result reads one input in common, or Inductor would make a kernel of those that share none with the others.
+    anchor = made[program.scalars[0]]
+    same = Node("eq", (anchor, anchor), False)
+
+    def anchored(node: Node) -> Node:
+        return Node("where", (same, vector(node), vector(node)), False)
+
+    columns = {f"column{i}": anchored(node) for i, node in enumerate(program.columns)}
+    results = {name: anchored(node) for name, node in program.scalar_outputs.items()}
+    inputs = (*(made[node] for node in program.scalars), *(Node("input", (), False, name) for name in columns))
+    return Program(f"{program.rule}_scalars", inputs, {**columns, **results})

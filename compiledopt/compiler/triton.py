@@ -42,6 +42,19 @@ def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, AL
         xnumel = tl.multiple_of(xnumel, {alignment})
 """
 
+# Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
+ROWS_HEAD = """\
+import triton
+import triton.language as tl
+{imports}
+
+@triton.jit
+def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
+    xindex = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
+    xmask = xindex < xnumel
+    x0 = xindex * 0
+"""
+
 
 @dataclass(frozen=True)
 class TritonKernel:
@@ -75,14 +88,14 @@ def missing() -> str | None:
     return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
-def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+def kernel(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) -> TritonKernel:
     """The kernel of a program for these dtypes: from memory, from disk, or lowered now. Raises: CompileError."""
     identity = (program.text, tuple(dtypes))
     with _lock:
         known = _kernels.get(identity)
         if known is None:
             try:
-                known = _find(program, dtypes)
+                known = _find(program, dtypes, rows)
             except CompileError as error:
                 known = error
             _kernels[identity] = known
@@ -91,22 +104,27 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
         return known
 
 
+def rows_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+    """The kernel of a `scalar_program` over rows, whose operands are scattered over the device. Raises: CompileError."""
+    return kernel(program, dtypes, rows=True)
+
+
 def forget() -> None:
     """Drop every kernel from memory, failures included."""
     with _lock:
         _kernels.clear()
 
 
-def _find(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> TritonKernel:
     from compiledopt.compiler.inductor import compute_dtype
 
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.text, [str(dtype) for dtype in dtypes], HEAD)
+    name = cache.key("triton", program.text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
     content = cache.load(f"{name}.py")
     if content is None:
-        source = whole_model_source(program, dtypes)
+        source = (rows_source if rows else whole_model_source)(program, dtypes)
         cache.store(f"{name}.py", source.encode())
     else:
         STATS.disk_hits += 1
@@ -114,8 +132,20 @@ def _find(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
     return TritonKernel(source, len(program.tensors), len(program.columns), scalar)
 
 
-def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
-    """The Python file with the kernel over a whole model. Raises: CompileError."""
+def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python file with the kernel over rows. Raises: CompileError."""
+    function, arguments = _lowered(program, dtypes)
+    lines = []
+    for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
+        if kind == "tensor":
+            address = f"tl.load(pointers + xindex * {len(program.tensors)} + {index}, xmask, other=0)"
+            lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
+    kept = [s for s in function.body if not any(_assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
+    body = "\n".join([*lines, *(ast.unparse(statement) for statement in kept)])
+    return ROWS_HEAD.format(imports=_imports(body)) + textwrap.indent(body, "    ") + "\n"
+
+
+def _lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
     from compiledopt.compiler.inductor import lower_triton
 
     with timed("seconds_lowering"):
@@ -123,8 +153,18 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     STATS.kernels_lowered += 1
     function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
     names = [argument.arg for argument in function.args.args]
-    lines, known = [], {}
-    for name, (kind, index) in zip(names, lowered.arguments, strict=False):
+    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
+    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
+        raise CompileError("Inductor's Triton kernel has a form that is not known here")
+    return function, lowered.arguments
+
+
+def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python file with the kernel over a whole model. Raises: CompileError."""
+    function, arguments = _lowered(program, dtypes)
+    lines: list[str] = []
+    known: dict[int, str] = {}
+    for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
         if kind == "tensor" and index in known:
             lines.append(f"{name} = {known[index]}")
         elif kind == "tensor":
@@ -134,9 +174,6 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
             lines.append(f"if ALIGNED:\n    {name} = tl.multiple_of({name}, {ALIGNMENT})")
         elif kind == "column":
             lines.append(f"{name} = scalars + {index}")
-    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
-    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
-        raise CompileError("Inductor's Triton kernel has a form that is not known here")
     body = "\n".join([*lines, *(ast.unparse(statement) for statement in function.body[1:])])
     head = HEAD.format(imports=_imports(body), columns=len(program.columns), alignment=ALIGNMENT)
     return head + textwrap.indent(body, "    ") + "\n"
@@ -153,4 +190,6 @@ def _imports(body: str) -> str:
         lines.append("from torch._inductor.runtime import triton_helpers")
     if "libdevice." in body or "tl_math." in body:
         lines.append("from torch._inductor.runtime.triton_helpers import libdevice, math as tl_math")
+        lines.append('if __import__("os").environ.get("TRITON_INTERPRET") == "1":')
+        lines.append("    from compiledopt.compiler.interpreted import libdevice")
     return "\n".join(lines)

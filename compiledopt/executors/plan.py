@@ -22,6 +22,7 @@ from compiledopt.compiler.programs import Traced, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
 from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
+from compiledopt.executors.capturable import CapturableBatch, option_dtypes
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
 from compiledopt.executors.device import TritonBatch
@@ -136,8 +137,7 @@ class Plan:
         batches: list[Batch] = []
         for (executor, *_), members in buckets.items():
             if executor == "compiled":
-                on_device = choose.backend(members[0].param.device) == "triton"
-                batches.append((TritonBatch if on_device else CompiledBatch)(members, groups))
+                batches.append(self._compiled(members[0])(members, groups))
             elif executor == "whole":
                 batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
@@ -162,7 +162,9 @@ class Plan:
 
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
         if entry.choice.executor == "compiled":
-            return ("compiled", *bucket_of(entry))
+            kind = self._compiled(entry)
+            options = option_dtypes(entry, self.owner.groups[entry.group]) if kind is CapturableBatch else ()
+            return ("compiled", kind, options, *bucket_of(entry))
         group = self.owner.groups[entry.group]
         on_device = group.get("capturable") and entry.param.device.type != "cpu"
         if group.get("differentiable") or on_device:
@@ -172,6 +174,11 @@ class Plan:
         if is_sparse(entry.param.grad):
             return ("sparse",)
         return (entry.choice.executor,)
+
+    def _compiled(self, entry: Entry) -> type[CompiledBatch]:
+        if choose.backend(entry.param.device) != "triton":
+            return CompiledBatch
+        return CapturableBatch if self.owner.groups[entry.group].get("capturable") else TritonBatch
 
     # ---- running ----
 

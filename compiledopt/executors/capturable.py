@@ -1,0 +1,157 @@
+"""capturable=True: the scalar part runs on the device too, one row per parameter, so that nothing is read on the host.
+
+Numbers of the groups are mirrored into a table on the device when they change; numbers that are tensors on the device are
+read where they are. So a captured graph follows tensors changed in place, and floats after `Optimizer.refresh()`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import triton
+from compiledopt.compiler.program import scalar_program
+from compiledopt.compiler.rule import as_float
+from compiledopt.executors.compiled import READY, _staged
+from compiledopt.executors.device import TritonBatch, on_device, upload
+from compiledopt.executors.entries import Entry
+
+ROWS = 128  # rows per block of the scalar kernel
+Key = tuple[Any, ...]
+
+
+def option(group: Mapping[str, Any], name: str) -> Any:
+    """A number of a group by its name in a program: "lr", "betas[0]"."""
+    plain, _, index = name.partition("[")
+    return group[plain][int(index[:-1])] if index else group[plain]
+
+
+def lives_on(value: Any, device: torch.device) -> bool:
+    return isinstance(value, torch.Tensor) and value.device == device and value.dtype in triton.NAMES
+
+
+def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
+    names = [node.name for node in entry.traced.program.scalars if node.name not in entry.traced.scalar_names]
+    values = [None if name == "first" else option(group, name) for name in names]
+    return tuple(v.dtype if lives_on(v, entry.param.device) else torch.float64 for v in values)
+
+
+class Mirror:
+    """The numbers of the groups that are not on the device already, and the two constants that `first` points to."""
+
+    def __init__(self, groups: Any, names: list[str], device: torch.device) -> None:
+        self.groups, self.names, self.device = groups, names, device
+        self.values: list[float] = []
+        self.table = torch.zeros(len(groups) * len(names) + 2, dtype=torch.float64, device=device)
+
+    def refresh(self) -> None:
+        """Write into the table what changed; where it is never moves, since a captured graph may read it."""
+        values = [self._value(option(group, name)) for group in self.groups for name in self.names]
+        if values != self.values:
+            self.values = values
+            self.table.copy_(upload(torch.tensor([*values, 0.0, 1.0], dtype=torch.float64), self.device), non_blocking=True)
+
+    def _value(self, value: Any) -> float:
+        return 0.0 if lives_on(value, self.device) else as_float(value)
+
+    def address(self, group: int, name: str, first: bool) -> int:
+        place = len(self.values) + first if name == "first" else group * len(self.names) + self.names.index(name)
+        value = None if name == "first" else option(self.groups[group], name)
+        if isinstance(value, torch.Tensor) and lives_on(value, self.device):
+            return value.data_ptr()
+        return self.table.data_ptr() + 8 * place
+
+
+class CapturableBatch(TritonBatch):
+    """The parameters of one bucket, with their 0-dim states on the device."""
+
+    def _plan(self) -> Any:
+        native = super()._plan()
+        del native
+        self.scalars = scalar_program(self.traced.program)
+        entry = self.entries[0]
+        states, options = iter(self.scalar_dtypes), iter(option_dtypes(entry, self.groups[entry.group]))
+        inputs = [node.name for node in self.traced.program.scalars]
+        dtypes = [next(states if name in self.traced.scalar_names else options) for name in inputs]
+        dtypes += [self.triton.scalar] * self.triton.columns
+        self.rows_kernel = triton.rows_kernel(self.scalars, dtypes)
+        names = [name for name in inputs if name not in self.traced.scalar_names and name != "first"]
+        self.mirror = Mirror(self.groups, names, self.device)
+        self.key: Key = ()
+        return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
+
+    def refresh(self) -> None:
+        self.mirror.refresh()
+
+    def prepare(self) -> bool:
+        """Read and check every tensor but what is on the device; nothing is written. False: the plan no longer fits."""
+        staged = [_staged(entry.param) for entry in self.entries] if self.staged else None
+        ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
+        self.copies = staged
+        if ready:
+            check_capture(self)
+        return bool(ready)
+
+    def _run(self) -> None:
+        active = [index for index, *_ in self.native.active()]
+        for row, index in enumerate(active):
+            self.native.set_row(index, row)
+        pointers, lengths, rows, states = self.native.tables()
+        self.mirror.refresh()
+        self.tables.update(pointers, lengths, rows)
+        self._point(active, states)
+        with on_device(self.device):
+            count = -(-len(active) // ROWS)
+            self.rows_kernel.function[(count,)](self.addresses, len(active), XBLOCK=ROWS)
+        self.tables.run(self.columns)
+        self.native.commit(array("d"))
+
+    def _point(self, active: list[int], states: bytes) -> None:
+        """Where each row finds its inputs and leaves its results; uploaded when that changed."""
+        options = [self.mirror.address(g, name, False) for g in range(len(self.groups)) for name in self.mirror.names]
+        key = (tuple(active), states, tuple(options), tuple(self.first[index] for index in active))
+        if key == self.key:
+            return
+        self.key = key
+        self.columns = torch.zeros(max(1, len(active)) * self.triton.columns, dtype=self.triton.scalar, device=self.device)
+        state_names, addresses = self.traced.scalar_names, []
+        found = iter(array("q", states))
+        for row, index in enumerate(active):
+            own = dict(zip(state_names, [next(found) for _ in state_names], strict=True))
+            for node in self.traced.program.scalars:
+                known = own.get(node.name)
+                group, first = self.entries[index].group, self.first[index]
+                addresses.append(self.mirror.address(group, node.name, first) if known is None else known)
+            base, size = self.columns.data_ptr(), self.columns.element_size()
+            addresses += [base + (row * self.triton.columns + j) * size for j in range(self.triton.columns)]
+        self.addresses = upload(torch.tensor(addresses, dtype=torch.int64), self.device)
+
+    def launch(self) -> None:
+        self._run()
+        self.copies = None
+        self.first = [False] * len(self.entries) if any(self.first) else self.first
+
+
+def check_capture(batch: TritonBatch) -> None:
+    """Refuse a capture that would not replay rightly. Raises: RuntimeError with the mend, before anything is recorded."""
+    if batch.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return
+    if not isinstance(batch, CapturableBatch):
+        raise RuntimeError(
+            "Attempting CUDA graph capture of step() for an optimizer with capturable=False. "
+            "Pass capturable=True, so that nothing is read on the host."
+        )
+    if not batch.tables.launches:
+        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, so that kernels and states are there")
+    missing = [index for index, entry in enumerate(batch.entries) if entry.param.grad is None]
+    if missing:
+        raise RuntimeError(
+            f"CUDA graph capture of step() with {len(missing)} gradients that are None, which a replay would leave out for "
+            "ever: run backward inside the capture, or give these parameters gradients of zeros"
+        )
+    if any(batch.first):
+        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, so that kernels and states are there")
