@@ -12,7 +12,9 @@ from torch.optim.optimizer import ParamsT
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors import choose
+from compiledopt.executors.entries import is_sparse
 from compiledopt.executors.plan import Owner, Plan, foresee
+from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.states import StateMaker, scalar_dtype
 from compiledopt.explain import Explanation, explain
 
@@ -55,12 +57,13 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         choose.check_options(defaults)
         self._plan: Plan | None = None
+        self._scaling: Scaling | None = None
         self._reasons: set[str] = set()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
-        self._plan = None
+        self._plan = self._scaling = None
         self._reasons = set()
         for group in self.param_groups:
             for name, value in (*self.missing.items(), ("compiled", None)):
@@ -96,10 +99,53 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_capture()
+        scaling, skipped = self._take_scale()
         plan = self._plan
-        if plan is None or not plan.fits(self.state) or not plan.run():
-            self._run_new_plan()
+        if skipped:
+            return loss
+        if plan is None or plan.owner.scaling is not scaling or not plan.fits(self.state) or not plan.run():
+            self._run_new_plan(scaling)
         return loss
+
+    def _take_scale(self) -> tuple[Scaling | None, bool]:
+        """What torch.amp.GradScaler set on this optimizer, and whether it is known already that the step is left out."""
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is None and grad_scale is None:
+            return None, False
+        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
+            return None, True
+        self._scaling = self._scaling or Scaling()
+        self._scaling.set(grad_scale, found_inf)
+        return self._scaling, False
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler: whether the step divides by the scale and leaves out what is not finite, without
+        waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
+        for group in self.param_groups:
+            if group.get("differentiable") or not traced(self.rule, group).elementwise:
+                return False
+            for param in group["params"]:
+                if is_sparse(param.grad) or (param.device.type != "cpu" and not group.get("capturable")):
+                    return False
+        return True
+
+    def _refuse_capture(self) -> None:
+        """Refuse a CUDA graph capture that could not replay, before anything is recorded. Raises: RuntimeError."""
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):  # type: ignore[no-untyped-call]
+            return
+        for group in self.param_groups:
+            if not group.get("capturable") and any(param.is_cuda for param in group["params"]):
+                raise RuntimeError(
+                    "Attempting CUDA graph capture of step() for an instance of "
+                    f"{type(self).__name__} but param_groups' capturable is False. Pass capturable=True."
+                )
+        if self._plan is None or not self._plan.fits(self.state) or self._plan.waiting:
+            raise RuntimeError(
+                "CUDA graph capture of a step() that needs new kernels or states, or with gradients that are None: "
+                "run step() once before, with the same parameters and all their gradients"
+            )
 
     def make_states(self) -> None:
         """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""
@@ -109,12 +155,21 @@ class Optimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 maker.make(program, param, group, len(group["params"]))
 
-    def _run_new_plan(self) -> None:
+    def _run_new_plan(self, scaling: Scaling | None) -> None:
         self._plan = None
-        plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons))
+        plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons, scaling))
         self._plan = plan
         if not plan.run():
             raise RuntimeError(f"{type(self).__name__}: parameters, gradients or states changed during the step")
+
+    def refresh(self) -> None:
+        """Bring numbers of the groups that changed to the device, for replays of a captured step: with capturable=True, call it
+        between replays after changing a float (a scheduler does). Tensors changed in place need no call; step() does it itself.
+
+        Mutates: the device's copy of the numbers, in the order of the current stream. Does nothing without such a copy.
+        """
+        for batch in self._plan.batches if self._plan is not None else []:
+            batch.refresh()
 
     # ---- knowing ----
 

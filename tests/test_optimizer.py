@@ -63,12 +63,13 @@ def test_signature_is_torchs(name):
     """The same arguments, order, kinds and defaults, and `compiled` at the end."""
     ours = inspect.signature(getattr(compiledopt, name)).parameters
     theirs = inspect.signature(getattr(torch.optim, name)).parameters
-    assert list(ours) == [*theirs, "compiled"]
+    own = [name for name in ("capturable", "compiled") if name not in theirs]
+    assert list(ours) == [*theirs, *own]
     for key, parameter in theirs.items():
         assert ours[key].kind == parameter.kind and ours[key].default == parameter.default
     assert issubclass(getattr(compiledopt, name), torch.optim.Optimizer)
     mine, reference = getattr(compiledopt, name)(parameters()), getattr(torch.optim, name)(parameters())
-    assert mine.defaults == {**reference.defaults, "compiled": None}
+    assert mine.defaults == {"capturable": False, **reference.defaults, "compiled": None}
 
 
 def test_nan_and_type_errors():

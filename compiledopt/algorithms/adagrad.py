@@ -39,7 +39,7 @@ class Adagrad(Optimizer):
 
     params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
     lr_decay (η), weight_decay (λ), initial_accumulator_value (s at first): floats, default 0. eps (ε): float, default 1e-10.
-    maximize: flag, default False. foreach, fused, compiled, differentiable: see docs/executors.md.
+    maximize: flag, default False. foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
     State, made with the optimizer: `step` (0-dim) and `sum` (s), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Duchi, Hazan and Singer 2011.
@@ -47,7 +47,7 @@ class Adagrad(Optimizer):
     """
 
     rule = adagrad
-    missing = {"foreach": None, "maximize": False, "differentiable": False, "fused": None}
+    missing = {"foreach": None, "maximize": False, "differentiable": False, "fused": None, "capturable": False}
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         compiled: bool | None = None,
     ) -> None:
         check_tensor_number(lr, "lr")
@@ -72,6 +73,6 @@ class Adagrad(Optimizer):
         check_number(eps, "Invalid epsilon value")
         defaults: dict[str, Any] = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"initial_accumulator_value": initial_accumulator_value, "foreach": foreach, "maximize": maximize}
-        defaults |= {"differentiable": differentiable, "fused": fused, "compiled": compiled}
+        defaults |= {"differentiable": differentiable, "fused": fused, "capturable": capturable, "compiled": compiled}
         super().__init__(params, defaults)
         self.make_states()

@@ -84,6 +84,7 @@ class Muon(Optimizer):
     ns_coefficients: three floats, of x, x³ and x⁵. eps: least norm, default 1e-7. ns_steps: iterations, default 5.
     adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
     foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
+    capturable: read nothing on the host.
     State: `momentum_buffer` (b), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range or a parameter that is not
     2-dimensional; RuntimeError at the step for complex parameters and sparse gradients.
@@ -92,7 +93,7 @@ class Muon(Optimizer):
     """
 
     rule = muon
-    missing = {"foreach": None}
+    missing = {"foreach": None, "capturable": False}
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class Muon(Optimizer):
         adjust_lr_fn: str | None = None,
         *,
         foreach: bool | None = None,
+        capturable: bool = False,
         compiled: bool | None = None,
     ) -> None:
         check_tensor_number(lr, "lr")
@@ -120,7 +122,7 @@ class Muon(Optimizer):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
         defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         defaults |= {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        super().__init__(params, defaults | {"foreach": foreach, "compiled": compiled})
+        super().__init__(params, defaults | {"foreach": foreach, "capturable": capturable, "compiled": compiled})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

@@ -41,7 +41,7 @@ class SGD(Optimizer):
 
     params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
     momentum (μ), dampening (τ), weight_decay (λ): floats, or a 1-element tensor for λ, default 0. nesterov, maximize:
-    flags, default False. foreach, fused, compiled, differentiable: see docs/executors.md.
+    flags, default False. foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
     State: `momentum_buffer`, like the parameter, where momentum is not 0.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
     contradict each other. Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
@@ -51,6 +51,7 @@ class SGD(Optimizer):
 
     rule = sgd
     missing = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": False}
+    missing |= {"capturable": False}
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         compiled: bool | None = None,
     ) -> None:
         check_tensor_number(lr, "lr")
@@ -75,4 +77,4 @@ class SGD(Optimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         defaults |= {"nesterov": nesterov, "maximize": maximize, "foreach": foreach, "differentiable": differentiable}
-        super().__init__(params, defaults | {"fused": fused, "compiled": compiled})
+        super().__init__(params, defaults | {"fused": fused, "capturable": capturable, "compiled": compiled})

@@ -161,13 +161,14 @@ def _stand_in_for_cuda() -> Iterator[None]:
         raise_if_triton_unavailable = staticmethod(lambda device=None: None)
         get_compute_capability = staticmethod(lambda device=None: 80)
         current_device = staticmethod(lambda: 0)
-        get_device_properties = Worker.get_device_properties
+        get_device_properties = Worker.get_device_properties  # type: ignore[assignment]
         synchronize = staticmethod(lambda device=None: None)
 
-    StandIn.Worker = Worker  # type: ignore[misc]
+    StandIn.Worker = Worker  # type: ignore[assignment,misc]
     with ExitStack() as stack:
         known = dict(interfaces.device_interfaces)
-        stack.callback(lambda: (interfaces.device_interfaces.clear(), interfaces.device_interfaces.update(known)))
+        stack.callback(interfaces.device_interfaces.update, known)
+        stack.callback(interfaces.device_interfaces.clear)
         for name in ("cuda", "cuda:0"):
             interfaces.register_interface_for_device(name, StandIn)
         for module, attribute, value in (

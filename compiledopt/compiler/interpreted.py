@@ -15,8 +15,8 @@ from triton.runtime.interpreter import TensorHandle
 class Libdevice:
     """`libdevice.pow(a, b)` and the like, elementwise on numpy arrays."""
 
-    functions = {"pow": np.power, "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}
-    functions |= {"abs": np.abs, "rsqrt": lambda x: 1 / np.sqrt(x)}
+    functions: dict[str, Any] = {"pow": np.power, "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "abs": np.abs}
+    functions |= {"tanh": np.tanh, "sin": np.sin, "cos": np.cos, "rsqrt": lambda x: 1 / np.sqrt(x)}
 
     def __getattr__(self, name: str) -> Any:
         function = self.functions[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler.program import Program
+from compiledopt.compiler.program import Program, scaled_program
 from compiledopt.compiler.rule import RESERVED, Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
 from compiledopt.compiler.stats import STATS, timed
@@ -54,6 +54,14 @@ class Traced:
     @cached_property
     def reads_first(self) -> bool:
         return "first" in self.rule.options
+
+    @cached_property
+    def scaled(self) -> Traced:
+        """The same under torch.amp.GradScaler. Raises: RuntimeError where the rule is not elementwise."""
+        if not self.elementwise:
+            raise RuntimeError(f"{self.rule.name} does not take scaled gradients: {self.reason}; call scaler.unscale_() first")
+        present = (*self.scalar_names, *self.state_names)
+        return Traced(self.rule, tuple(n for n in self.rule.states if n in present), scaled_program(self.program), "")
 
     # ---- states ----
 

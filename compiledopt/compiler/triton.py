@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import re
+import subprocess
 import textwrap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,3 +197,61 @@ def _imports(body: str) -> str:
         lines.append('if __import__("os").environ.get("TRITON_INTERPRET") == "1":')
         lines.append("    from compiledopt.compiler.interpreted import libdevice")
     return "\n".join(lines)
+
+
+# ---- for a GPU that is not here ----
+
+
+@dataclass(frozen=True)
+class Built:
+    """What triton and ptxas make of a kernel for an architecture."""
+
+    ptx: str
+    registers: int
+    spills: int  # bytes stored and loaded because registers ran out
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.ptx))
+
+    @property
+    def vector_loads(self) -> int:
+        return self.count(r"ld\.global[.\w]*\.v[248]\.")
+
+    @property
+    def vector_stores(self) -> int:
+        return self.count(r"st\.global[.\w]*\.v[248]\.")
+
+
+def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024, warps: int = 4) -> Built:
+    """Compile a kernel for an NVIDIA architecture (80, 90, ...), on any machine. Raises: CompileError."""
+    try:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+
+        types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
+        types |= {"XBLOCK": "constexpr", "ALIGNED": "constexpr"}
+        source = ASTSource(fn=kernel.function, signature=types, constexprs={"XBLOCK": block, "ALIGNED": aligned})
+        made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    except Exception as error:
+        raise CompileError(f"triton could not compile for sm_{arch}: {error!r}") from error
+    ptx = made.asm["ptx"]
+    return Built(ptx, *_assembled(ptx, arch))
+
+
+def _assembled(ptx: str, arch: int) -> tuple[int, int]:
+    """(registers, bytes of spills), by the ptxas that comes with triton."""
+    import triton
+
+    file = cache.scratch("kernel.ptx")
+    file.write_text(ptx)
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    target = re.search(r"\.target (\w+)", ptx)
+    command = [str(assembler), "-v", f"--gpu-name={target.group(1) if target else f'sm_{arch}'}", str(file), "-o", os.devnull]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"ptxas could not be run: {error}") from error
+    found = re.search(r"Used (\d+) registers", done.stderr)
+    if done.returncode != 0 or found is None:
+        raise CompileError(f"ptxas failed: {done.stderr[-500:]}")
+    return int(found.group(1)), sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr))

@@ -16,7 +16,7 @@ from compiledopt.compiler import triton
 from compiledopt.compiler.program import scalar_program
 from compiledopt.compiler.rule import as_float
 from compiledopt.executors.compiled import READY, _staged
-from compiledopt.executors.device import TritonBatch, on_device, upload
+from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload
 from compiledopt.executors.entries import Entry
 
 ROWS = 128  # rows per block of the scalar kernel
@@ -37,7 +37,7 @@ def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, 
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
     names = [node.name for node in entry.traced.program.scalars if node.name not in entry.traced.scalar_names]
     values = [None if name == "first" else option(group, name) for name in names]
-    return tuple(v.dtype if lives_on(v, entry.param.device) else torch.float64 for v in values)
+    return tuple(v.dtype if isinstance(v, torch.Tensor) and lives_on(v, entry.param.device) else torch.float64 for v in values)
 
 
 class Mirror:
@@ -48,9 +48,15 @@ class Mirror:
         self.values: list[float] = []
         self.table = torch.zeros(len(groups) * len(names) + 2, dtype=torch.float64, device=device)
 
+    def _now(self) -> list[float]:
+        return [self._value(option(group, name)) for group in self.groups for name in self.names]
+
+    def stale(self) -> bool:
+        return self._now() != self.values
+
     def refresh(self) -> None:
         """Write into the table what changed; where it is never moves, since a captured graph may read it."""
-        values = [self._value(option(group, name)) for group in self.groups for name in self.names]
+        values = self._now()
         if values != self.values:
             self.values = values
             self.table.copy_(upload(torch.tensor([*values, 0.0, 1.0], dtype=torch.float64), self.device), non_blocking=True)
@@ -92,7 +98,7 @@ class CapturableBatch(TritonBatch):
         staged = [_staged(entry.param) for entry in self.entries] if self.staged else None
         ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
         self.copies = staged
-        if ready:
+        if ready and is_capturing(self.device):
             check_capture(self)
         return bool(ready)
 
@@ -136,22 +142,20 @@ class CapturableBatch(TritonBatch):
         self.first = [False] * len(self.entries) if any(self.first) else self.first
 
 
-def check_capture(batch: TritonBatch) -> None:
+def check_capture(batch: CapturableBatch) -> None:
     """Refuse a capture that would not replay rightly. Raises: RuntimeError with the mend, before anything is recorded."""
-    if batch.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        return
-    if not isinstance(batch, CapturableBatch):
-        raise RuntimeError(
-            "Attempting CUDA graph capture of step() for an optimizer with capturable=False. "
-            "Pass capturable=True, so that nothing is read on the host."
-        )
-    if not batch.tables.launches:
-        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, so that kernels and states are there")
-    missing = [index for index, entry in enumerate(batch.entries) if entry.param.grad is None]
+    missing = sum(entry.param.grad is None for entry in batch.entries)
     if missing:
         raise RuntimeError(
-            f"CUDA graph capture of step() with {len(missing)} gradients that are None, which a replay would leave out for "
+            f"CUDA graph capture of step() with {missing} gradients that are None, which a replay would leave out for "
             "ever: run backward inside the capture, or give these parameters gradients of zeros"
         )
-    if any(batch.first):
-        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, so that kernels and states are there")
+    if not batch.key or any(batch.first):
+        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, to have kernels and states")
+    if batch.mirror.stale():
+        raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
+    pointers, lengths, _, states = batch.native.tables()
+    if batch.tables.unfit(pointers, lengths) or states != batch.key[1]:
+        raise RuntimeError(
+            "CUDA graph capture with other parameters, states or sizes than in the last step(): run step() with them before"
+        )

@@ -118,6 +118,9 @@ class CompiledBatch:
             values += fresh
         self.table = array("d", values)
 
+    def refresh(self) -> None:
+        """Nothing is on the device."""
+
     def launch(self) -> None:
         self._run()
         self.copies = None
@@ -126,7 +129,6 @@ class CompiledBatch:
             self.rows = []
         else:
             self.rows = [(g, first, fresh) for (g, first, _), fresh in zip(self.rows, self.fresh, strict=True)]
-
 
     def _run(self) -> None:
         self.native.launch(self.table, torch.get_num_threads())

@@ -24,12 +24,20 @@ class Tables:
         self.kernel, self.device = kernel, device
         self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
         self.launches: list[tuple[bool, int, torch.Tensor]] = []
+        self.aligned = torch.empty(0, dtype=torch.bool)
+        self.reserve = torch.empty(0, dtype=torch.int64)
+        self.kept: list[Any] = []  # what captured graphs read
 
     def update(self, pointers: bytes, lengths: bytes, rows: bytes) -> None:
         """Upload what differs from the last call."""
+        if is_capturing(self.device):
+            self._update_captured(pointers)
+            return
         old, self.known = self.known, (pointers, lengths, rows)
         if pointers != old[0]:
             self.pointers = upload(pointers, self.device)
+            if self.device.type == "cuda":
+                self.reserve = torch.empty(len(pointers) // 8, dtype=torch.int64, pin_memory=True)
         if lengths != old[1]:
             self.lengths = upload(lengths, self.device)
         if rows != old[2]:
@@ -37,9 +45,26 @@ class Tables:
         if pointers != old[0] or lengths != old[1]:
             self._cut(as_numbers(pointers).view(-1, self.kernel.operands), as_numbers(lengths), lengths != old[1])
 
+    def _update_captured(self, pointers: bytes) -> None:
+        """During a capture: gradients made inside of it have new addresses, so the graph gets a copy of its own of them,
+        from pinned memory that was allocated before and is kept. The tables that it reads are kept too."""
+        if pointers != self.known[0]:
+            self.reserve.copy_(as_numbers(pointers))
+            self.pointers = torch.empty_like(self.reserve, device=self.device)
+            self.pointers.copy_(self.reserve, non_blocking=True)
+            self.known = (pointers, *self.known[1:])
+        self.kept.append((self.reserve, self.pointers, self.lengths, self.rows, self.launches))
+        self.reserve = torch.empty(0, dtype=torch.int64)
+
+    def unfit(self, pointers: bytes, lengths: bytes) -> bool:
+        """Whether a capture would need other tables than those on the device."""
+        fits = aligned_ones(as_numbers(pointers).view(-1, self.kernel.operands), as_numbers(lengths))
+        same = self.launches and lengths == self.known[1] and torch.equal(fits, self.aligned)
+        return not same or (pointers != self.known[0] and 8 * self.reserve.numel() != len(pointers))
+
     def _cut(self, pointers: torch.Tensor, lengths: torch.Tensor, moved: bool) -> None:
         """One launch over the tensors that vector loads can serve, and one over the others."""
-        fits = (lengths % triton.ALIGNMENT == 0) & (pointers % triton.ALIGNMENT == 0).all(1)
+        fits = aligned_ones(pointers, lengths)
         if not moved and self.launches and torch.equal(fits, self.aligned):
             return
         self.aligned, self.launches = fits, []
@@ -54,6 +79,14 @@ class Tables:
                 self.kernel.function[(count,)](
                     self.pointers, self.lengths, self.rows, blocks, table, XBLOCK=BLOCK, ALIGNED=aligned, num_warps=WARPS
                 )
+
+
+def aligned_ones(pointers: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return (lengths % triton.ALIGNMENT == 0) & (pointers % triton.ALIGNMENT == 0).all(1)
+
+
+def is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def cut(lengths: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -87,6 +120,14 @@ class TritonBatch(CompiledBatch):
         self.triton = triton.kernel(self.traced.program, kernel_dtypes(self.dtypes))
         self.tables = Tables(self.triton, self.device)
         return self._native_plan(0, self.dtypes)
+
+    def prepare(self) -> bool:
+        if is_capturing(self.device):
+            raise RuntimeError(
+                "Attempting CUDA graph capture of step() for an optimizer with capturable=False. "
+                "Pass capturable=True, so that nothing is read on the host."
+            )
+        return super().prepare()
 
     def _run(self) -> None:
         pointers, lengths, rows, _ = self.native.tables()

@@ -142,6 +142,9 @@ class EagerBatch:
             row.seal()
         return True
 
+    def refresh(self) -> None:
+        """Nothing is on the device."""
+
     def launch(self) -> None:
         with torch.no_grad():
             self.update()

@@ -30,6 +30,7 @@ from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
+from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.sparse import SparseBatch
 from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay
 from compiledopt.executors.whole import WholeBatch
@@ -47,6 +48,11 @@ class Owner:
     groups: list[dict[str, Any]]
     state: MutableMapping[torch.Tensor, Any]
     reasons: set[str]
+    scaling: Scaling | None = None
+
+    def traced(self, group: Mapping[str, Any]) -> Traced:
+        program = traced(self.rule, group)
+        return program if self.scaling is None else program.scaled
 
 
 class Options:
@@ -101,7 +107,7 @@ class Plan:
         owner, entries = self.owner, []
         for index, group in enumerate(owner.groups):
             choose.check_options(group)
-            program = traced(owner.rule, group)
+            program = owner.traced(group)
             for param in group["params"]:
                 known = owner.state.get(param, {})
                 if param.grad is not None:
@@ -130,12 +136,15 @@ class Plan:
         )
 
     def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
-        groups, name = self.owner.groups, self.owner.name
+        name = self.owner.name
         buckets: dict[Any, list[Entry]] = {}
         for entry in entries:
             buckets.setdefault(self._bucket(entry), []).append(entry)
         batches: list[Batch] = []
         for (executor, *_), members in buckets.items():
+            groups: Sequence[Mapping[str, Any]] = self.owner.groups
+            if self.owner.scaling is not None:
+                groups = self.owner.scaling.views(groups, members[0].param.device)
             if executor == "compiled":
                 batches.append(self._compiled(members[0])(members, groups))
             elif executor == "whole":
@@ -156,7 +165,7 @@ class Plan:
                         raise choose.refused(entry.choice, eager.reason)
                     entry.choice = eager
                 self._warn(eager)
-                batch = ForLoopBatch(batch.entries, self.owner.groups, self.owner.name)
+                batch = ForLoopBatch(batch.entries, batch.groups, self.owner.name)
             settled.append(batch)
         return settled
 

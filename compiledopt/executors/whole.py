@@ -112,6 +112,9 @@ class WholeBatch:
         self.work = [(stack, self.stack and self.checked[key[:5]]) for key, stack in stacks.items()]
         return True
 
+    def refresh(self) -> None:
+        """Nothing is on the device."""
+
     def launch(self) -> None:
         with torch.no_grad():
             for stack, together in self.work:

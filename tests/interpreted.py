@@ -1,0 +1,167 @@
+"""The GPU executors on CPU tensors, under Triton's interpreter: run by test_triton.py in a process of its own."""
+
+import copy
+
+import pytest
+import torch
+from catalog import CASES
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt.executors.capturable import CapturableBatch
+from compiledopt.executors.device import TritonBatch
+
+LABELS = ("default", "all", "tensor_lr", "amsgrad", "nesterov", "momentum", "centered", "averaging", "tensor_betas", "etas")
+ELEMENTWISE = [case for case in CASES if case.label in LABELS]
+# Whole blocks, ragged ones, aligned and not, empty, 0-dim, and one that starts in the middle of a storage.
+SHAPES = [(40, 50), (3001,), (), (0,), (1, 7), (2048,), (16,)]
+
+
+def model(dtype=torch.float32):
+    params = parameters(dtype, SHAPES)
+    odd = torch.randn(101, generator=torch.Generator().manual_seed(5)).to(dtype)
+    return [*params, torch.nn.Parameter(odd[1:])]
+
+
+def started(case, capturable, dtype=torch.float32, **more):
+    reference, mine = model(dtype), model(dtype)
+    flags = {"capturable": True} if capturable else {}
+    kwargs = {k: v for k, v in case.kwargs(dtype).items() if k != "capturable"}
+    algorithm = getattr(compiledopt, case.algorithm)
+    expected = algorithm(reference, foreach=False, **copy.deepcopy(kwargs), **more)
+    return expected, reference, algorithm(mine, compiled=True, **kwargs, **flags, **more), mine
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
+def test_against_the_for_loop(case, capturable):
+    """Absent gradients let parameters fall behind; lr changes at each step; states are compared too."""
+    expected, reference, optimizer, mine = started(case, capturable)
+    start = flat(reference)
+    for step in range(5):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            run(one, params, Gradients(skip=True), range(step, step + 1))
+            group = one.param_groups[0]
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].mul_(0.9)
+            else:
+                group["lr"] *= 0.9
+    batch = optimizer._plan.batches[0]
+    assert type(batch) is (CapturableBatch if capturable else TritonBatch) and optimizer.executor == "compiled"
+    assert {aligned for aligned, *_ in batch.tables.launches} == {True, False}
+    effect = rms(flat(reference) - start)
+    assert effect > 1e-3 and (flat(mine) - flat(reference)).abs().max() <= 1e-4 * effect
+    for p, q in zip(reference, mine, strict=True):
+        assert list(expected.state[p]) == list(optimizer.state[q])
+        for name, value in expected.state[p].items():
+            torch.testing.assert_close(optimizer.state[q][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_other_dtypes(dtype, capturable):
+    """bfloat16 is left to the PTX: the interpreter cuts it off instead of rounding."""
+    case = next(c for c in CASES if str(c) == "Adam-amsgrad")
+    expected, reference, optimizer, mine = started(case, capturable, dtype)
+    start = flat(reference)
+    for one, params in ((expected, reference), (optimizer, mine)):
+        run(one, params, Gradients(dtype), range(3))
+    effect = rms(flat(reference) - start)
+    assert effect > 1e-3
+    assert rms(flat(mine) - flat(reference)) <= (0.02 if dtype is torch.float16 else 1e-5) * effect
+
+
+def test_groups_that_differ_share_a_launch():
+    for capturable in (False, True):
+        reference, mine = model(), model()
+        optimizers = []
+        for params, flags in ((reference, {"foreach": False}), (mine, {"compiled": True, "capturable": capturable})):
+            groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.1, "betas": (0.5, 0.6), "weight_decay": 0.3}]
+            optimizers.append(compiledopt.AdamW(groups, lr=0.01, **flags))
+        for one, params in zip(optimizers, (reference, mine), strict=True):
+            run(one, params, Gradients(), range(4))
+        assert len(optimizers[1]._plan.batches) == 1
+        assert (flat(mine) - flat(reference)).abs().max() <= 1e-6
+
+
+def test_tables_are_uploaded_only_when_they_change(monkeypatch):
+    from compiledopt.executors import capturable, device
+
+    count = []
+
+    def counted(content, where, upload=device.upload):
+        count.append(where)
+        return upload(content, where)
+
+    monkeypatch.setattr(device, "upload", counted)
+    monkeypatch.setattr(capturable, "upload", counted)
+    params = model()
+    optimizer = compiledopt.AdamW(params, lr=0.01, compiled=True, capturable=True)
+    run(optimizer, params, Gradients(), range(3))
+    grads = [p.grad for p in params]
+    optimizer.step()
+    count.clear()
+    optimizer.step()
+    assert count == [], "nothing changed, so nothing goes to the device"
+    optimizer.param_groups[0]["lr"] = 0.02
+    optimizer.step()
+    assert len(count) == 1, "the numbers of the groups"
+    optimizer.param_groups[0]["lr"] = 0.03
+    optimizer.refresh()
+    assert len(count) == 2
+    params[0].grad = grads[0].clone()
+    optimizer.step()
+    assert len(count) == 3, "the pointers"
+
+
+def test_refresh_is_what_a_replay_sees():
+    """The device's own tables, after `refresh` and without a step, hold the new lr."""
+    params = model()
+    optimizer = compiledopt.SGD(params, lr=0.5, compiled=True, capturable=True)
+    run(optimizer, params, Gradients(), range(2))
+    batch = optimizer._plan.batches[0]
+    optimizer.param_groups[0]["lr"] = 0.25
+    assert 0.5 in batch.mirror.table.tolist()
+    optimizer.refresh()
+    assert 0.25 in batch.mirror.table.tolist() and 0.5 not in batch.mirror.table.tolist()
+
+
+def test_toggling_capturable_and_exchanging_states():
+    case = next(c for c in CASES if str(c) == "AdamW-all")
+    reference, mine = model(), model()
+    expected, optimizer = case.ours(reference, "for-loop"), case.ours(mine, "compiled")
+    run(expected, reference, Gradients(), range(6))
+    run(optimizer, mine, Gradients(), range(2))
+    optimizer.param_groups[0]["capturable"] = True
+    run(optimizer, mine, Gradients(), range(2, 4))
+    assert type(optimizer._plan.batches[0]) is CapturableBatch
+    other = case.ours(copies(mine), "compiled")
+    other.load_state_dict(optimizer.state_dict())
+    other.param_groups[0]["capturable"] = False
+    run(other, other.param_groups[0]["params"], Gradients(), range(4, 6))
+    assert (flat(other.param_groups[0]["params"]) - flat(reference)).abs().max() <= 1e-5
+
+
+def test_a_bad_gradient_changes_nothing():
+    for capturable in (False, True):
+        params = model()
+        optimizer = compiledopt.Adam(params, compiled=True, capturable=capturable)
+        run(optimizer, params, Gradients(), range(2))
+        params[1].grad = torch.zeros(3001).to_sparse()
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="sparse"):
+            optimizer.step()
+        assert same(before, snapshot(optimizer))
+
+
+def test_lengths_beyond_int32():
+    """The offset of a block is computed in 64 bits, and so is the cut."""
+    from compiledopt.executors.device import BLOCK, cut
+
+    blocks = cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]))
+    assert blocks.shape[0] == 1 + 3 * 2**31 // BLOCK and blocks[-1].tolist() == [1, 3 * 2**31 // BLOCK - 1]
+    assert (blocks[-1, 1].item() + 1) * BLOCK > 2**32
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    optimizer = case.ours(model(), "compiled")
+    run(optimizer, optimizer.param_groups[0]["params"], Gradients(), range(1))
+    assert "+ 1).to(tl.int64) * XBLOCK" in optimizer._plan.batches[0].triton.source

@@ -1,0 +1,144 @@
+"""The GPU path on a machine without a GPU: generated source, PTX, and Triton's interpreter."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from catalog import CASES
+from expecttest import assert_expected_inline
+from helpers import parameters
+
+import compiledopt
+from compiledopt.compiler import triton
+from compiledopt.compiler.inductor import lower_triton
+from compiledopt.compiler.program import scalar_program
+from compiledopt.compiler.programs import traced
+
+if triton.missing():
+    pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
+ELEMENTWISE = [
+    case for case in CASES if case.label in ("default", "all", "amsgrad", "nesterov", "momentum", "centered", "etas")
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def program_of(case):
+    optimizer = case.ours(parameters(), "for-loop")
+    return traced(type(optimizer).rule, optimizer.param_groups[0]).program
+
+
+def test_adams_source():
+    """Inductor's lines, as they were, between our tables and the last store; other versions write the same."""
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    source = triton.kernel(program_of(case), [torch.float32] * 4).source
+    assert_expected_inline(
+        re.sub(r"    (in|out)_ptr\d+ = scalars.*\n", "", source.split("@triton.jit\n")[1].split("    xindex =")[0]),
+        """\
+def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
+    xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
+    scalars = table + tl.load(rows + tensor).to(tl.int64) * 7
+    xnumel = tl.load(lengths + tensor)
+    if ALIGNED:
+        xnumel = tl.multiple_of(xnumel, 16)
+    in_ptr2 = tl.load(pointers + tensor * 4 + 1).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        in_ptr2 = tl.multiple_of(in_ptr2, 16)
+    in_ptr3 = tl.load(pointers + tensor * 4 + 2).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        in_ptr3 = tl.multiple_of(in_ptr3, 16)
+    in_ptr6 = tl.load(pointers + tensor * 4 + 3).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        in_ptr6 = tl.multiple_of(in_ptr6, 16)
+    in_ptr9 = tl.load(pointers + tensor * 4 + 0).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        in_ptr9 = tl.multiple_of(in_ptr9, 16)
+    out_ptr3 = in_ptr3
+    out_ptr4 = in_ptr6
+    out_ptr6 = in_ptr9
+""",
+    )
+
+
+def loads_and_stores(source):
+    return len(re.findall(r"tl\.load\(\w+ \+ x0", source)), len(re.findall(r"tl\.store\(\w+ \+ x0", source))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
+def test_one_kernel_that_moves_each_tensor_once(case, dtype):
+    program = program_of(case)
+    kernel = triton.kernel(program, [dtype] * len(program.tensors))  # more than one kernel is a CompileError
+    read = {arg for node in program.elementwise_part for arg in node.args if arg in program.tensors}
+    assert loads_and_stores(kernel.source) == (len(read), len(program.tensor_outputs))
+    assert kernel.operands == len(program.tensors) and kernel.columns == len(program.columns)
+
+
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
+def test_the_scalar_part_is_one_kernel(case):
+    scalars = scalar_program(program_of(case))
+    dtypes = [
+        torch.float32 if node.name == "step" or node.name.startswith("column") else torch.float64 for node in scalars.tensors
+    ]
+    source = triton.rows_kernel(scalars, dtypes).source
+    assert source.count("@triton.jit") == 1
+    assert len(re.findall(r"tl\.store\(", source)) == len(scalars.tensor_outputs)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [c for c in ELEMENTWISE if c.label in ("default", "amsgrad", "all")], ids=str)
+def test_ptx(case, dtype, arch):
+    """Vector loads and stores of every tensor where pointers and lengths are aligned, and nothing spilled."""
+    program = program_of(case)
+    kernel = triton.kernel(program, [dtype] * len(program.tensors))
+    loads, stores = loads_and_stores(kernel.source)
+    aligned = triton.build_for(kernel, arch, aligned=True)
+    # 1024 elements by 128 threads: 8 each, of 4 bytes in two vectors of 16 bytes, of 2 bytes in one.
+    vectors = 2 if dtype is torch.float32 else 1
+    assert (aligned.vector_loads, aligned.vector_stores) == (vectors * loads, vectors * stores)
+    assert aligned.spills == 0 and aligned.registers < 128
+    general = triton.build_for(kernel, arch, aligned=False)
+    assert general.vector_stores == 0 and general.spills == 0
+
+
+def test_half_types_are_rounded_once():
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    for dtype, word in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):
+        kernel = triton.kernel(program_of(case), [dtype] * 4)
+        ptx = triton.build_for(kernel, 90, aligned=False).ptx
+        assert f"cvt.rn.{word}" in ptx and "sqrt.rn.f32" in ptx
+
+
+def test_lowering_leaves_torch_as_it_was():
+    import torch._dynamo.device_interface as interfaces
+    import torch.utils._triton as utilities
+
+    case = next(c for c in CASES if str(c) == "SGD-momentum")
+    interfaces.get_interface_for_device("cpu")
+    before = (dict(interfaces.device_interfaces), utilities.triton_hash_with_backend, torch.cuda.get_device_capability)
+    lower_triton(program_of(case), [torch.float32] * 3)
+    after = (dict(interfaces.device_interfaces), utilities.triton_hash_with_backend, torch.cuda.get_device_capability)
+    assert before == after
+
+
+def test_in_the_interpreter():
+    """tests/interpreted.py in a process of its own, since triton reads TRITON_INTERPRET when it is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "COMPILEDOPT_TRITON_ON_CPU": "1"}
+    environment["PYTHONPATH"] = str(Path(compiledopt.__file__).parent.parent)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).parent / "interpreted.py"),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
