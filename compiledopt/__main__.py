@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 import compiledopt
+from compiledopt.compiler.errors import CompileError
+from compiledopt.explain_gpu import explain_gpu
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -31,12 +33,32 @@ def _algorithms() -> dict[str, type[compiledopt.Optimizer]]:
 def explain(arguments: argparse.Namespace) -> int:
     """Explain one algorithm on a small made-up model: four matrices of 1024 × 1024 and their biases."""
     dtype = getattr(torch, arguments.dtype)
+    if arguments.device == "cuda":
+        return explain_cuda(arguments, dtype)
     shapes = [(1024, 1024), (1024,)] * 4
     params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=arguments.device)) for shape in shapes]
     algorithm = _algorithms()[arguments.algorithm]
     params = [param for param in params if param.dim() == 2 or arguments.algorithm != "Muon"]
     optimizer = algorithm(params, **dict(arguments.option))  # type: ignore[arg-type]
     explanation = optimizer._explanation(source=arguments.source)
+    print(explanation.json() if arguments.json else explanation)
+    return 0
+
+
+def explain_cuda(arguments: argparse.Namespace, dtype: torch.dtype) -> int:
+    """The kernel for a GPU, whether there is one or not."""
+    algorithm = _algorithms()[arguments.algorithm]
+    if not algorithm.rule.elementwise or not algorithm.rule.dense:
+        print(f"{arguments.algorithm} has no kernel over the whole model: its rule is not elementwise", file=sys.stderr)
+        return 1
+    group = algorithm([torch.nn.Parameter(torch.zeros(1))], **dict(arguments.option)).param_groups[0]  # type: ignore[arg-type]
+    arch = int(arguments.arch.removeprefix("sm_"))
+    flags = {"source": arguments.source, "ptx": arguments.ptx}
+    try:
+        explanation = explain_gpu(arguments.algorithm, algorithm.rule, group, arch, dtype, **flags)
+    except CompileError as error:
+        print(f"no kernel: {error}", file=sys.stderr)
+        return 1
     print(explanation.json() if arguments.json else explanation)
     return 0
 
@@ -55,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("explain", help="what runs for an algorithm, and why")
     one.add_argument("algorithm", choices=sorted(_algorithms()))
-    one.add_argument("--device", default="cpu", choices=["cpu"])
+    one.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     one.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32", "float64"])
     one.add_argument("--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="amsgrad=True")
+    one.add_argument("--arch", default="sm_90", help="with --device cuda, on a machine with or without a GPU: sm_80, sm_90")
+    one.add_argument("--ptx", action="store_true", help="with the PTX")
     one.add_argument("--source", action="store_true", help="with the generated source")
     one.add_argument("--json", action="store_true")
     one.set_defaults(run=explain)

@@ -165,3 +165,31 @@ def test_lengths_beyond_int32():
     optimizer = case.ours(model(), "compiled")
     run(optimizer, optimizer.param_groups[0]["params"], Gradients(), range(1))
     assert "+ 1).to(tl.int64) * XBLOCK" in optimizer._plan.batches[0].triton.source
+
+
+def test_the_verdict_of_a_scaler_is_read_on_the_device():
+    """found_inf and grad_scale as tensors that the host does not read; nothing changes where found_inf is not 0."""
+    from compiledopt.executors.plan import Owner, Plan
+    from compiledopt.executors.scaling import Scaling
+
+    reference, mine = model(), model()
+    expected = compiledopt.AdamW(reference, lr=0.01, foreach=False)
+    optimizer = compiledopt.AdamW(mine, lr=0.01, compiled=True, capturable=True)
+    scaling, plan = Scaling(), None
+    for step in range(5):
+        bad = step in (0, 3)
+        Gradients().set(mine, step)
+        for param in mine:
+            param.grad.mul_(4.0)
+        if bad:
+            mine[1].grad[5] = torch.nan
+        else:
+            run(expected, reference, Gradients(), [step])
+        scaling.set(torch.tensor(4.0), torch.tensor(float(bad)))
+        if plan is None:
+            plan = Plan(Owner("AdamW", optimizer.rule, optimizer.param_groups, optimizer.state, set(), scaling))
+        before = snapshot(optimizer)
+        assert plan.run() and type(plan.batches[0]) is CapturableBatch
+        assert same([b[0::2] for b in before], [b[0::2] for b in snapshot(optimizer)]) is bad
+    assert (flat(mine) - flat(reference)).abs().max() <= 1e-5
+    assert all(optimizer.state[p]["step"] == 3 for p in mine)

@@ -1,5 +1,6 @@
 """The GPU path on a machine without a GPU: generated source, PTX, and Triton's interpreter."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from expecttest import assert_expected_inline
 from helpers import parameters
 
 import compiledopt
+from compiledopt import __main__
 from compiledopt.compiler import triton
 from compiledopt.compiler.inductor import lower_triton
 from compiledopt.compiler.program import scalar_program
@@ -142,3 +144,15 @@ def test_in_the_interpreter():
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Rprop"])
+def test_explain_for_a_gpu(name, capsys):
+    assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_90", "--json", "--ptx", "--source"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == 1 and told["launches_per_step"] == 2 and told["spills"] == 0 and told["registers"] > 8
+    assert told["vector_loads"] == 2 * told["loads_per_element"] and told["vector_stores"] == 2 * told["stores_per_element"]
+    assert ".target sm_90" in told["ptx"] and "whole_model" in told["source"] and not told["measured"]
+    assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
+    assert "nothing was run on a GPU" in capsys.readouterr().out
+    assert __main__.main(["explain", "Adafactor", "--device", "cuda"]) == 1

@@ -13,7 +13,7 @@ import re
 import subprocess
 import textwrap
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,12 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) 
 def rows_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
     """The kernel of a `scalar_program` over rows, whose operands are scattered over the device. Raises: CompileError."""
     return kernel(program, dtypes, rows=True)
+
+
+def usual_dtypes(scalars: Program, states: Container[str]) -> list[torch.dtype]:
+    """The dtypes of a `scalar_program` where states and columns are float32 and the numbers of a group are mirrored."""
+    single = [node.name in states or node.name.startswith("column") for node in scalars.tensors]
+    return [torch.float32 if is_single else torch.float64 for is_single in single]
 
 
 def forget() -> None:

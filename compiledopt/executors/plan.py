@@ -50,6 +50,10 @@ class Owner:
     reasons: set[str]
     scaling: Scaling | None = None
 
+    def groups_on(self, device: torch.device) -> Sequence[Mapping[str, Any]]:
+        """The groups as a batch on `device` reads them."""
+        return self.groups if self.scaling is None else self.scaling.views(self.groups, device)
+
     def traced(self, group: Mapping[str, Any]) -> Traced:
         program = traced(self.rule, group)
         return program if self.scaling is None else program.scaled
@@ -142,9 +146,7 @@ class Plan:
             buckets.setdefault(self._bucket(entry), []).append(entry)
         batches: list[Batch] = []
         for (executor, *_), members in buckets.items():
-            groups: Sequence[Mapping[str, Any]] = self.owner.groups
-            if self.owner.scaling is not None:
-                groups = self.owner.scaling.views(groups, members[0].param.device)
+            groups = self.owner.groups_on(members[0].param.device)
             if executor == "compiled":
                 batches.append(self._compiled(members[0])(members, groups))
             elif executor == "whole":
@@ -172,7 +174,9 @@ class Plan:
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
         if entry.choice.executor == "compiled":
             kind = self._compiled(entry)
-            options = option_dtypes(entry, self.owner.groups[entry.group]) if kind is CapturableBatch else ()
+            options: tuple[torch.dtype, ...] = ()
+            if kind is CapturableBatch:
+                options = option_dtypes(entry, self.owner.groups_on(entry.param.device)[entry.group])
             return ("compiled", kind, options, *bucket_of(entry))
         group = self.owner.groups[entry.group]
         on_device = group.get("capturable") and entry.param.device.type != "cpu"

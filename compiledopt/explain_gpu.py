@@ -1,0 +1,87 @@
+"""What runs on an NVIDIA GPU, told on any machine: the whole-model kernel of an algorithm, and what ptxas makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import triton
+from compiledopt.compiler.program import scalar_program
+from compiledopt.compiler.programs import traced
+from compiledopt.compiler.rule import Rule
+
+
+@dataclass
+class GpuExplanation:
+    """`str()` is for people, `json()` for machines."""
+
+    optimizer: str
+    arch: str
+    dtype: str
+    kernels: int
+    launches_per_step: int  # at most; with capturable one more, for the scalar part
+    loads_per_element: int
+    stores_per_element: int
+    bytes_per_element: int
+    vector_loads: int  # instructions in the aligned variant
+    vector_stores: int
+    registers: int
+    spills: int  # bytes, of both variants
+    formula: list[str]
+    measured: bool = False
+    source: str = ""
+    ptx: str = ""
+
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.optimizer} on {self.arch}: one kernel over the whole model, at most {self.launches_per_step} launches per "
+            "step (tensors that vector loads can serve, and the others), one more where capturable",
+            f"per element of {self.dtype}: {self.loads_per_element} loads, {self.stores_per_element} stores, "
+            f"{self.bytes_per_element} bytes",
+            f"aligned variant: {self.vector_loads} vector loads, {self.vector_stores} vector stores, "
+            f"{self.registers} registers, {self.spills} bytes spilled",
+            "made by Inductor, triton and ptxas on this machine; nothing was run on a GPU",
+            *[f"  {line}" for line in self.formula],
+        ]
+        return "\n".join([*lines, *([self.source] if self.source else []), *([self.ptx] if self.ptx else [])])
+
+
+def explain_gpu(
+    name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
+) -> GpuExplanation:
+    """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
+    from compiledopt.compiler.formula import formula
+
+    program = traced(rule, group).program
+    kernel = triton.kernel(program, [dtype] * len(program.tensors))
+    aligned, general = (triton.build_for(kernel, arch, aligned=which) for which in (True, False))
+    loads, stores = (len(re.findall(rf"tl\.{what}\(\w+ \+ x0", kernel.source)) for what in ("load", "store"))
+    text = kernel.source
+    if source and group.get("capturable"):
+        scalars = scalar_program(program)
+        text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, rule.scalars)).source
+    return GpuExplanation(
+        optimizer=name,
+        arch=f"sm_{arch}",
+        dtype=str(dtype).removeprefix("torch."),
+        kernels=1,
+        launches_per_step=2,
+        loads_per_element=loads,
+        stores_per_element=stores,
+        bytes_per_element=(loads + stores) * dtype.itemsize,
+        vector_loads=aligned.vector_loads,
+        vector_stores=aligned.vector_stores,
+        registers=aligned.registers,
+        spills=aligned.spills + general.spills,
+        formula=formula(program).text,
+        source=text if source else "",
+        ptx=aligned.ptx if ptx else "",
+    )
