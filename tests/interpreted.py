@@ -156,11 +156,11 @@ def test_a_bad_gradient_changes_nothing():
 
 def test_lengths_beyond_int32():
     """The offset of a block is computed in 64 bits, and so is the cut."""
-    from compiledopt.executors.device import BLOCK, cut
+    from compiledopt.executors.device import cut
 
-    blocks = cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]))
-    assert blocks.shape[0] == 1 + 3 * 2**31 // BLOCK and blocks[-1].tolist() == [1, 3 * 2**31 // BLOCK - 1]
-    assert (blocks[-1, 1].item() + 1) * BLOCK > 2**32
+    blocks = cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]), 1024)
+    assert blocks.shape[0] == 1 + 3 * 2**31 // 1024 and blocks[-1].tolist() == [1, 3 * 2**31 // 1024 - 1]
+    assert (blocks[-1, 1].item() + 1) * 1024 > 2**32
     case = next(c for c in CASES if str(c) == "AdamW-default")
     optimizer = case.ours(model(), "compiled")
     run(optimizer, optimizer.param_groups[0]["params"], Gradients(), range(1))

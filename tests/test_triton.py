@@ -19,6 +19,7 @@ from compiledopt.compiler import triton
 from compiledopt.compiler.inductor import lower_triton
 from compiledopt.compiler.program import scalar_program
 from compiledopt.compiler.programs import traced
+from compiledopt.executors import tuning
 
 if triton.missing():
     pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
@@ -156,3 +157,16 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
     assert __main__.main(["explain", "Adafactor", "--device", "cuda"]) == 1
+
+
+def test_tuning_takes_the_fastest_and_survives_what_cannot_run():
+    def milliseconds(candidate):
+        if candidate[0] == 4096:
+            raise torch.OutOfMemoryError("too much")
+        return 1.0 / candidate[0]
+
+    assert tuning.best(milliseconds) == (2048, 8)
+    assert tuning.best(lambda _: (_ for _ in ()).throw(RuntimeError("no"))) == tuning.DEFAULT
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    kernel = triton.kernel(program_of(case), [torch.float32] * 4)
+    assert tuning.config(kernel, [torch.float32] * 4, torch.device("cpu")) == tuning.DEFAULT

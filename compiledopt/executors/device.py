@@ -13,15 +13,15 @@ import torch
 
 from compiledopt.compiler import triton
 from compiledopt.executors.compiled import CompiledBatch, kernel_dtypes
-
-BLOCK, WARPS = 1024, 4
+from compiledopt.executors.tuning import DEFAULT, Config, config
 
 
 class Tables:
     """What a kernel over a whole model reads beside the tensors themselves."""
 
-    def __init__(self, kernel: triton.TritonKernel, device: torch.device) -> None:
+    def __init__(self, kernel: triton.TritonKernel, device: torch.device, config: Config = DEFAULT) -> None:
         self.kernel, self.device = kernel, device
+        self.block, self.warps = config
         self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
         self.launches: list[tuple[bool, int, torch.Tensor]] = []
         self.aligned = torch.empty(0, dtype=torch.bool)
@@ -69,7 +69,7 @@ class Tables:
             return
         self.aligned, self.launches = fits, []
         for aligned in (True, False):
-            blocks = cut(lengths, fits == aligned)
+            blocks = cut(lengths, fits == aligned, self.block)
             if blocks.shape[0]:
                 self.launches.append((aligned, blocks.shape[0], upload(blocks, self.device)))
 
@@ -77,7 +77,14 @@ class Tables:
         with on_device(self.device):
             for aligned, count, blocks in self.launches:
                 self.kernel.function[(count,)](
-                    self.pointers, self.lengths, self.rows, blocks, table, XBLOCK=BLOCK, ALIGNED=aligned, num_warps=WARPS
+                    self.pointers,
+                    self.lengths,
+                    self.rows,
+                    blocks,
+                    table,
+                    XBLOCK=self.block,
+                    ALIGNED=aligned,
+                    num_warps=self.warps,
                 )
 
 
@@ -89,9 +96,9 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def cut(lengths: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def cut(lengths: torch.Tensor, chosen: torch.Tensor, block: int) -> torch.Tensor:
     """(tensor, part) for each block of the chosen tensors, as int32."""
-    counts = torch.where(chosen, (lengths + BLOCK - 1) // BLOCK, 0)
+    counts = torch.where(chosen, (lengths + block - 1) // block, 0)
     tensors = torch.repeat_interleave(torch.arange(len(lengths)), counts)
     first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     return torch.stack([tensors, torch.arange(len(tensors)) - first], 1).to(torch.int32)
@@ -118,7 +125,8 @@ class TritonBatch(CompiledBatch):
 
     def _plan(self) -> Any:
         self.triton = triton.kernel(self.traced.program, kernel_dtypes(self.dtypes))
-        self.tables = Tables(self.triton, self.device)
+        dtypes = kernel_dtypes(self.dtypes)
+        self.tables = Tables(self.triton, self.device, config(self.triton, dtypes, self.device))
         return self._native_plan(0, self.dtypes)
 
     def prepare(self) -> bool:
