@@ -84,7 +84,7 @@ def row(what: str, name: str, shapes: str, against: str, their_ms: float, our_ms
     found |= {"our_ms": f"{our_ms:.4g}", "ratio": f"{their_ms / our_ms:.3f}", "note": note}
     found |= {"device": torch.cuda.get_device_name(), **circumstances()}
     print(
-        f"{what:8} {name:9} {shapes:11} {against:24} {their_ms:9.4g} ms, ours {our_ms:9.4g} ms, ratio {their_ms / our_ms:.3f} {note}"
+        f"{what:8} {name:9} {shapes:11} {against:24} {their_ms:9.4g} ms, ours {our_ms:9.4g} ms, {their_ms / our_ms:.3f} {note}"
     )
     return found
 
