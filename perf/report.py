@@ -86,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures everything in one call.\n"
+    gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
     page = "\n".join(part for part in (HEAD, steps(), bandwidths(), compile_times(), overhead(), gpu) if part)
     if arguments.check:
         return int(page != PAGE.read_text())

@@ -8,7 +8,7 @@ import torch
 from helpers import Gradients, flat, parameters, run
 
 import compiledopt
-from compiledopt.compiler import cache, cpp, inductor
+from compiledopt.compiler import cache, cpp, inductor, triton
 from compiledopt.executors import choose
 
 
@@ -134,9 +134,11 @@ def test_a_failure_is_not_tried_again_for_each_parameter(broken):
     assert len(tried) <= 3
 
 
-def test_accelerators_fall_back_to_foreach():
+def test_accelerators_fall_back_to_foreach(monkeypatch):
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
     reason = choose.device_reason(torch.device("cuda"))
-    assert reason == "there is no compiled executor for cuda yet"
+    assert reason == "triton is not installed"
+    assert choose.device_reason(torch.device("mps")) == "there is no compiled executor for mps"
     assert choose.eager_choice(torch.device("cuda"), reason).executor == "foreach"
     assert choose.eager_choice(torch.device("cpu"), reason).executor == "for-loop"
 

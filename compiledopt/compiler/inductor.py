@@ -136,6 +136,29 @@ def _lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
     return Lowered(body.group(1), arguments, tuple(calls[0][1]))
 
 
+def _interface(interfaces: Any) -> Any:
+    """What Inductor asks of a device, answered for a GPU of sm_80 that is not there."""
+    properties = {"type": "cuda", "index": 0, "multi_processor_count": 108, "major": 8, "minor": 0, "warp_size": 32}
+    properties |= {"regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024}
+
+    class Worker:
+        set_device = staticmethod(lambda device: None)
+        current_device = staticmethod(lambda: 0)
+        get_device_properties = staticmethod(lambda device=None: SimpleNamespace(**properties, gcnArchName=""))
+
+    class StandIn(interfaces.CudaInterface):  # type: ignore[misc]
+        is_available = staticmethod(lambda: True)
+        is_triton_capable = staticmethod(lambda device=None: True)
+        raise_if_triton_unavailable = staticmethod(lambda device=None: None)
+        get_compute_capability = staticmethod(lambda device=None: 80)
+        current_device = staticmethod(lambda: 0)
+        get_device_properties = Worker.get_device_properties  # type: ignore[assignment]
+        synchronize = staticmethod(lambda device=None: None)
+
+    StandIn.Worker = Worker  # type: ignore[assignment,misc]
+    return StandIn
+
+
 @contextmanager
 def _stand_in_for_cuda() -> Iterator[None]:
     """Let Inductor write Triton where there is no CUDA; where there is, nothing is touched. Tried on torch 2.11.0 and
@@ -147,30 +170,18 @@ def _stand_in_for_cuda() -> Iterator[None]:
     import torch.utils._triton as triton_utilities
 
     interfaces.get_interface_for_device("cpu")  # registers the real ones, once
-    properties = {"type": "cuda", "index": 0, "multi_processor_count": 108, "major": 8, "minor": 0, "warp_size": 32}
-    properties |= {"regs_per_multiprocessor": 65536, "max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024}
-
-    class Worker:
-        set_device = staticmethod(lambda device: None)
-        current_device = staticmethod(lambda: 0)
-        get_device_properties = staticmethod(lambda device=None: SimpleNamespace(**properties, gcnArchName=""))
-
-    class StandIn(interfaces.CudaInterface):
-        is_available = staticmethod(lambda: True)
-        is_triton_capable = staticmethod(lambda device=None: True)
-        raise_if_triton_unavailable = staticmethod(lambda device=None: None)
-        get_compute_capability = staticmethod(lambda device=None: 80)
-        current_device = staticmethod(lambda: 0)
-        get_device_properties = Worker.get_device_properties  # type: ignore[assignment]
-        synchronize = staticmethod(lambda device=None: None)
-
-    StandIn.Worker = Worker  # type: ignore[assignment,misc]
+    stand_in = _interface(interfaces)
     with ExitStack() as stack:
+        # Whether there is Triton for a GPU may have been asked before, and the answer kept.
+        kept = [value.cache_clear for value in vars(triton_utilities).values() if hasattr(value, "cache_clear")]
+        for forget in kept:
+            forget()
+            stack.callback(forget)
         known = dict(interfaces.device_interfaces)
         stack.callback(interfaces.device_interfaces.update, known)
         stack.callback(interfaces.device_interfaces.clear)
         for name in ("cuda", "cuda:0"):
-            interfaces.register_interface_for_device(name, StandIn)
+            interfaces.register_interface_for_device(name, stand_in)
         for module, attribute, value in (
             (triton_utilities, "triton_hash_with_backend", lambda: "compiledopt"),
             (torch.cuda, "get_device_capability", lambda device=None: (8, 0)),

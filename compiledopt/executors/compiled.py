@@ -65,6 +65,8 @@ class CompiledBatch:
 
     def _native_plan(self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False) -> Any:
         """The native gather. dtypes: of the operands, and of the 0-dim states where they live on the device."""
+        with torch.inference_mode(False):
+            examples = tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes)
         return cpp.launcher().Plan(
             address,
             len(self.traced.program.columns),
@@ -74,7 +76,7 @@ class CompiledBatch:
             [entry.state for entry in self.entries],
             self.traced.state_names,
             self.traced.scalar_names,
-            tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes),
+            examples,
         )
 
     def prepare(self) -> bool:
