@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
@@ -41,6 +42,19 @@ def check_adam_numbers(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None
     for index in (0, 1):
         check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
     check_number(weight_decay, "Invalid weight_decay value")
+
+
+_outside_dynamo: list[Callable[[Optimizer], None]] = []
+
+
+def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
+    """The update, with Dynamo off where it is loaded: it must not trace our Python, of which it made 250 frames before it hit
+    its limit of recompilations. Not a decorator, since that would import Dynamo."""
+    if "torch._dynamo" not in sys.modules:
+        return optimizer._update
+    if not _outside_dynamo:
+        _outside_dynamo.append(torch.compiler.disable(Optimizer._update))  # type: ignore[no-untyped-call]
+    return _outside_dynamo[0]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -99,14 +113,17 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        _update_of(type(self))(self)
+        return loss
+
+    def _update(self) -> None:
         self._refuse_capture()
         scaling, skipped = self._take_scale()
         plan = self._plan
         if skipped:
-            return loss
+            return
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(self.state) or not plan.run():
             self._run_new_plan(scaling)
-        return loss
 
     def _take_scale(self) -> tuple[Scaling | None, bool]:
         """What torch.amp.GradScaler set on this optimizer, and whether it is known already that the step is left out."""
