@@ -1,8 +1,9 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
 import torch.optim
-from torch.optim import lr_scheduler, swa_utils
+from torch.optim import lr_scheduler
 
+from compiledopt import swa_utils
 from compiledopt.algorithms.adadelta import Adadelta
 from compiledopt.algorithms.adafactor import Adafactor
 from compiledopt.algorithms.adagrad import Adagrad

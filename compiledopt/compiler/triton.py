@@ -16,7 +16,6 @@ import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -246,13 +245,19 @@ def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024,
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:
     """(registers, bytes of spills), by the ptxas that comes with triton."""
-    import triton
+    from triton import knobs
 
     file = cache.scratch("kernel.ptx")
     file.write_text(ptx)
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     target = re.search(r"\.target (\w+)", ptx)
-    command = [str(assembler), "-v", f"--gpu-name={target.group(1) if target else f'sm_{arch}'}", str(file), "-o", os.devnull]
+    command = [
+        str(knobs.nvidia.ptxas.path),
+        "-v",
+        f"--gpu-name={target.group(1) if target else f'sm_{arch}'}",
+        str(file),
+        "-o",
+        os.devnull,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:

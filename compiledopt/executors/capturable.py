@@ -15,7 +15,7 @@ import torch
 from compiledopt.compiler import triton
 from compiledopt.compiler.program import scalar_program
 from compiledopt.compiler.rule import as_float
-from compiledopt.executors.compiled import READY, _staged
+from compiledopt.executors.compiled import READY
 from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload
 from compiledopt.executors.entries import Entry
 
@@ -95,7 +95,7 @@ class CapturableBatch(TritonBatch):
 
     def prepare(self) -> bool:
         """Read and check every tensor but what is on the device; nothing is written. False: the plan no longer fits."""
-        staged = [_staged(entry.param) for entry in self.entries] if self.staged else None
+        staged = self._stage()
         ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
         self.copies = staged
         if ready and is_capturing(self.device):

@@ -82,7 +82,7 @@ class CompiledBatch:
     def prepare(self) -> bool:
         """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""
         threads = torch.get_num_threads()
-        staged = [_staged(entry.param) for entry in self.entries] if self.staged else None
+        staged = self._stage()
         status = REGROUP
         if self.rows:
             self._fill_table()
@@ -96,6 +96,10 @@ class CompiledBatch:
         # The launch holds references to the tensors, so the copies may go when it is over.
         self.copies = staged
         return bool(status == READY)
+
+    def _stage(self) -> list[torch.Tensor | None] | None:
+        """What stands in for the gradients, or None where they can be read as they are."""
+        return [_staged(entry.param) for entry in self.entries] if self.staged else None
 
     def _regroup(self) -> None:
         """Give each parameter the row of its group and its 0-dim states; parameters in step share one."""
