@@ -250,14 +250,8 @@ def _assembled(ptx: str, arch: int) -> tuple[int, int]:
     file = cache.scratch("kernel.ptx")
     file.write_text(ptx)
     target = re.search(r"\.target (\w+)", ptx)
-    command = [
-        str(knobs.nvidia.ptxas.path),
-        "-v",
-        f"--gpu-name={target.group(1) if target else f'sm_{arch}'}",
-        str(file),
-        "-o",
-        os.devnull,
-    ]
+    name = target.group(1) if target else f"sm_{arch}"
+    command = [str(knobs.nvidia.ptxas.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
