@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors import choose
+from compiledopt.executors.compiled import CompiledBatch
 from compiledopt.executors.entries import is_sparse
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.scaling import Scaling
@@ -71,6 +72,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         choose.check_options(defaults)
         self._plan: Plan | None = None
+        self._captured: list[CompiledBatch] = []
         self._scaling: Scaling | None = None
         self._reasons: set[str] = set()
         super().__init__(params, defaults)
@@ -78,6 +80,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
         self._plan = self._scaling = None
+        self._captured = []
         self._reasons = set()
         for group in self.param_groups:
             for name, value in (*self.missing.items(), ("compiled", None)):
@@ -173,6 +176,8 @@ class Optimizer(torch.optim.Optimizer):
                 maker.make(program, param, group, len(group["params"]))
 
     def _run_new_plan(self, scaling: Scaling | None) -> None:
+        if self._plan is not None:  # what captured graphs read must outlive the plan
+            self._captured += [b for b in self._plan.batches if isinstance(b, CompiledBatch) and b.is_captured]
         self._plan = None
         plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons, scaling))
         self._plan = plan
@@ -185,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Mutates: the device's copy of the numbers, in the order of the current stream. Does nothing without such a copy.
         """
-        for batch in self._plan.batches if self._plan is not None else []:
+        for batch in (*(self._plan.batches if self._plan is not None else ()), *self._captured):
             batch.refresh()
 
     # ---- knowing ----

@@ -88,10 +88,15 @@ class CapturableBatch(TritonBatch):
         names = [name for name in inputs if name not in self.traced.scalar_names and name != "first"]
         self.mirror = Mirror(self.groups, names, self.device)
         self.key: Key = ()
+        self.captured: list[Any] = []
         return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
 
     def refresh(self) -> None:
         self.mirror.refresh()
+
+    @property
+    def is_captured(self) -> bool:
+        return bool(self.captured)
 
     def prepare(self) -> bool:
         """Read and check every tensor but what is on the device; nothing is written. False: the plan no longer fits."""
@@ -103,38 +108,39 @@ class CapturableBatch(TritonBatch):
         return bool(ready)
 
     def _run(self) -> None:
-        active = [index for index, *_ in self.native.active()]
-        for row, index in enumerate(active):
-            self.native.set_row(index, row)
-        pointers, lengths, rows, states = self.native.tables()
+        pointers, lengths, _, states = self.native.tables()
         self.mirror.refresh()
-        self.tables.update(pointers, lengths, rows)
-        self._point(active, states)
+        options = [self.mirror.address(g, name, False) for g in range(len(self.groups)) for name in self.mirror.names]
+        params = array("q", pointers)[:: self.triton.operands].tobytes()  # who has a gradient, wherever that lies
+        key = (params, states, options, any(self.first))
+        if key != self.key:
+            self._point(states)
+            self.key = key
+        self.tables.update(pointers, lengths, self.order)
         with on_device(self.device):
-            count = -(-len(active) // ROWS)
-            self.rows_kernel.function[(count,)](self.addresses, len(active), XBLOCK=ROWS)
+            count = -(-self.count // ROWS)
+            self.rows_kernel.function[(count,)](self.addresses, self.count, XBLOCK=ROWS)
         self.tables.run(self.columns)
+        if is_capturing(self.device):
+            self.captured.append((self.columns, self.addresses, self.mirror.table))
         self.native.commit(array("d"))
 
-    def _point(self, active: list[int], states: bytes) -> None:
-        """Where each row finds its inputs and leaves its results; uploaded when that changed."""
-        options = [self.mirror.address(g, name, False) for g in range(len(self.groups)) for name in self.mirror.names]
-        key = (tuple(active), states, tuple(options), tuple(self.first[index] for index in active))
-        if key == self.key:
-            return
-        self.key = key
-        self.columns = torch.zeros(max(1, len(active)) * self.triton.columns, dtype=self.triton.scalar, device=self.device)
-        state_names, addresses = self.traced.scalar_names, []
-        found = iter(array("q", states))
+    def _point(self, states: bytes) -> None:
+        """Where each row finds its inputs and leaves its results: one row for each parameter with a gradient."""
+        active = [index for index, *_ in self.native.active()]
+        names, found, width = self.traced.scalar_names, iter(array("q", states)), self.triton.columns
+        addresses: list[int] = []
+        columns = torch.zeros(max(1, len(active)) * width, dtype=self.triton.scalar, device=self.device)
+        base, size = columns.data_ptr(), columns.element_size()
         for row, index in enumerate(active):
-            own = dict(zip(state_names, [next(found) for _ in state_names], strict=True))
+            own = dict(zip(names, [next(found) for _ in names], strict=True))
+            group, first = self.entries[index].group, self.first[index]
             for node in self.traced.program.scalars:
                 known = own.get(node.name)
-                group, first = self.entries[index].group, self.first[index]
                 addresses.append(self.mirror.address(group, node.name, first) if known is None else known)
-            base, size = self.columns.data_ptr(), self.columns.element_size()
-            addresses += [base + (row * self.triton.columns + j) * size for j in range(self.triton.columns)]
-        self.addresses = upload(torch.tensor(addresses, dtype=torch.int64), self.device)
+            addresses += [base + (row * width + j) * size for j in range(width)]
+        self.count, self.order = len(active), array("q", range(len(active))).tobytes()
+        self.columns, self.addresses = columns, upload(torch.tensor(addresses, dtype=torch.int64), self.device)
 
     def launch(self) -> None:
         self._run()

@@ -124,6 +124,11 @@ class CompiledBatch:
             values += fresh
         self.table = array("d", values)
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph reads its tables."""
+        return False
+
     def refresh(self) -> None:
         """Nothing is on the device."""
 
