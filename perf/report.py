@@ -63,6 +63,17 @@ def bandwidths() -> str:
     return f"## Bandwidth\n\n{text}\n\n{table(list(columns.values()), cells)}\n\n{machine(rows)}\n"
 
 
+def averaging() -> str:
+    rows = latest(read("averaging.csv"), ["function", "shapes"])
+    if not rows:
+        return ""
+    cells = [[row[name] for name in ("function", "shapes", "their_ms", "our_ms", "ratio")] for row in rows]
+    text = "`AveragedModel.update_parameters`, ours against torch's with the same function."
+    return (
+        f"## Averages\n\n{text}\n\n{table(['function', 'shapes', 'their ms', 'our ms', 'ratio'], cells)}\n\n{machine(rows)}\n"
+    )
+
+
 def compile_times() -> str:
     rows = latest(read("compile_time.csv"), ["optimizer", "tensors"])
     if not rows:
@@ -87,7 +98,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
-    page = "\n".join(part for part in (HEAD, steps(), bandwidths(), compile_times(), overhead(), gpu) if part)
+    page = "\n".join(part for part in (HEAD, steps(), bandwidths(), averaging(), compile_times(), overhead(), gpu) if part)
     if arguments.check:
         return int(page != PAGE.read_text())
     PAGE.write_text(page)
