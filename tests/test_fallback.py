@@ -52,7 +52,7 @@ def unknown_form(patch):
 
 
 def own_buffer(patch):
-    patch.setattr(inductor, "_codegen", lambda *args: (["r'''x'''"], [(["buf0"], ["float*"])], []))
+    patch.setattr(inductor, "_codegen", lambda *args: (["r'''x'''"], [(["buf0", "ks0"], ["float*", "int64_t"])], []))
 
 
 def no_launcher(patch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -95,17 +95,18 @@ def has_fused_multiply_add() -> bool:
     return arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
+# cpp.simdlen=1: a plain loop that g++ vectorizes by itself, in a file without torch's headers (0.2 s instead of 5).
+CPU = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp"}
+# compile_threads=1: Inductor would hand the kernel to a pool of processes, to compile it for a GPU that may not be there.
+CUDA = {"cpp_wrapper": False, "compile_threads": 1}
+
+
 def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
     """The C++ kernel of a program for one tensor of any length, serial: our launcher does the threading.
 
     Raises: CompileError, where Inductor does not make one pointwise kernel of it.
     """
-    try:
-        return _lower_cpu(program, dtypes)
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+    return _lower(program, dtypes, "cpu", CPU, _no_vector_isa)
 
 
 def lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
@@ -113,27 +114,32 @@ def lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
 
     Raises: CompileError, where Inductor does not make one pointwise kernel of it.
     """
+    return _lower(program, dtypes, "cuda", CUDA, _stand_in_for_cuda)
+
+
+def _lower(
+    program: Program,
+    dtypes: Sequence[torch.dtype],
+    device: str,
+    options: dict[str, Any],
+    context: Callable[[], AbstractContextManager[None]],
+) -> Lowered:
     try:
-        return _lower_triton(program, dtypes)
-    except CompileError:
-        raise
+        with context():
+            definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
         raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
-
-
-def _lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
-    with _stand_in_for_cuda():
-        definitions, calls, names = _codegen(program, dtypes, {"cpp_wrapper": False, "compile_threads": 1}, "cuda")
     if len(definitions) != 1 or len(calls) != 1:
         raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
     if body is None:
         raise CompileError("Inductor's kernel definition has a form that is not known here")
     known = {name: _kind(index, len(program.tensors)) for index, name in enumerate(names)}
-    arguments = tuple(known.get(name, ("length", 0)) for name in calls[0][0])
+    given, types = calls[0]
+    arguments = tuple(known.get(name, ("length", 0)) for name in given)
     if sum(kind == "length" for kind, _ in arguments) != 1:
         raise CompileError(f"{program.rule} needs a buffer of its own, so it is not one pass over memory")
-    return Lowered(body.group(1), arguments, tuple(calls[0][1]))
+    return Lowered(body.group(1), arguments, tuple(types))
 
 
 def _interface(interfaces: Any) -> Any:
@@ -191,27 +197,6 @@ def _stand_in_for_cuda() -> Iterator[None]:
         yield
 
 
-def _lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
-    # cpp.simdlen=1: a plain loop that g++ vectorizes by itself, in a file without torch's headers (0.2 s instead of 5).
-    options = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp"}
-    with _no_vector_isa():
-        definitions, calls, names = _codegen(program, dtypes, options)
-    if len(definitions) != 1 or len(calls) != 1:
-        raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
-    body = re.search(r"r'''(.*)'''", definitions[0], re.DOTALL)
-    if body is None:
-        raise CompileError("Inductor's kernel definition has a form that is not known here")
-    known = {name: _kind(index, len(program.tensors)) for index, name in enumerate(names)}
-    arguments, types = [], []
-    for name, type_name in zip(*calls[0], strict=True):
-        pointer = type_name.rstrip().endswith("*")
-        if pointer and name not in known:
-            raise CompileError(f"{program.rule} needs a buffer of its own ({name}), so it is not one pass over memory")
-        arguments.append(known[name] if pointer else ("length", 0))
-        types.append(type_name)
-    return Lowered(body.group(1), tuple(arguments), tuple(types))
-
-
 @contextmanager
 def _no_vector_isa() -> Iterator[None]:
     """Keep Inductor from finding out the vector ISA: it compiles three test programs for that (3.9 s with an empty
@@ -231,7 +216,7 @@ def _kind(index: int, tensors: int) -> tuple[str, int]:
 
 
 def _codegen(
-    program: Program, dtypes: Sequence[torch.dtype], options: dict[str, Any], device: str = "cpu"
+    program: Program, dtypes: Sequence[torch.dtype], options: dict[str, Any], device: str
 ) -> tuple[list[str], list[Any], list[str]]:
     """Run Inductor on the program; (kernel definitions, (argument names, types) of the calls, graph input names)."""
     from torch._guards import TracingContext, tracing
@@ -303,12 +288,13 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
     from torch.fx.experimental.proxy_tensor import make_fx
 
     compute, count = compute_dtype(dtypes), len(program.tensors)
+    fused = fakes[0].device.type != "cpu" or has_fused_multiply_add()
     index = {node.name: i for i, node in enumerate(program.tensors)}
     written = [index[name] for name in program.tensor_outputs]
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         tensors = [tensor.to(compute) for tensor in inputs[:count]]
-        results = evaluate(program, tensors, inputs[count:], has_fused_multiply_add())
+        results = evaluate(program, tensors, inputs[count:], fused)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
 
     with enable_python_dispatcher():
