@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiledopt.compiler import cpp
+from compiledopt.compiler import cpp, triton
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.source import scalar_source
+from compiledopt.executors import choose
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
@@ -109,10 +110,17 @@ def memory_bandwidth(device: str = "cpu", size: int = 64 * 2**20) -> float:
     target = torch.zeros_like(source)
     best = float("inf")
     for _ in range(10):
+        _wait(device)
         start = time.perf_counter()
         target.add_(source)
+        _wait(device)
         best = min(best, time.perf_counter() - start)
     return 3 * size / best
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def explain(
@@ -134,7 +142,8 @@ def explain(
         buckets.setdefault((entry.choice, entry.traced, dtypes), []).append(entry)
     parts = [_part(members, key[2], source) for key, members in buckets.items()]
     total = sum(part.bytes_per_step for part in parts)
-    bandwidth = memory_bandwidth()
+    devices = {str(entry.param.device) for entry in entries}
+    bandwidth = memory_bandwidth(devices.pop() if len(devices) == 1 and "meta" not in devices else "cpu")
     return Explanation(
         optimizer=name,
         executor=" + ".join(dict.fromkeys(part.executor for part in parts)) or "none",
@@ -218,8 +227,9 @@ def _source_of(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], compiled
     traced = entries[0].traced
     scalars = scalar_source(traced.program)
     if compiled:
-        kernel = cpp.kernel(traced.program, kernel_dtypes(dtypes))
-        return f"{scalars}\n\n{kernel.source}", 1
+        on_device = choose.backend(entries[0].param.device) == "triton"
+        kernel = (triton if on_device else cpp).kernel(traced.program, kernel_dtypes(dtypes))
+        return f"{scalars}\n\n{kernel.source}", 2 if on_device else 1
     foreach = entries[0].choice.executor == "foreach"
     eager = traced.eager(foreach=foreach, compute=compute_in(kernel_dtypes(dtypes)))
     operations = sum("(" in line for line in eager.source.splitlines()[1:])

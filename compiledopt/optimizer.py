@@ -144,10 +144,11 @@ class Optimizer(torch.optim.Optimizer):
         """Asked by torch.amp.GradScaler: whether the step divides by the scale and leaves out what is not finite, without
         waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
         for group in self.param_groups:
+            on_device = group.get("capturable") or group.get("fused")
             if group.get("differentiable") or not traced(self.rule, group).elementwise:
                 return False
             for param in group["params"]:
-                if is_sparse(param.grad) or (param.device.type != "cpu" and not group.get("capturable")):
+                if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
                     return False
         return True
 

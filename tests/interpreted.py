@@ -193,3 +193,9 @@ def test_the_verdict_of_a_scaler_is_read_on_the_device():
         assert same([b[0::2] for b in before], [b[0::2] for b in snapshot(optimizer)]) is bad
     assert (flat(mine) - flat(reference)).abs().max() <= 1e-5
     assert all(optimizer.state[p]["step"] == 3 for p in mine)
+
+
+def test_explain_tells_of_the_kernel_that_runs():
+    optimizer = compiledopt.AdamW(model(), lr=0.01)
+    told = optimizer.explain(source=True)
+    assert "whole_model(pointers" in told and "2 launches per step" in told and optimizer.executor == "compiled"

@@ -216,3 +216,21 @@ def test_the_rules_that_are_not_elementwise(executor):
     optimizer = compiledopt.SparseAdam(params)
     params[0].grad = torch.ones(20, 4, device="cuda").to_sparse(1)
     optimizer.step()
+
+
+def test_fused_and_switching_capturable_between_steps():
+    """fused=True keeps step on the device, as torch's; capturable moves it there, and off again it stays."""
+    reference, fused, switched = (on_gpu(parameters(shapes=SHAPES)) for _ in range(3))
+    optimizers = [compiledopt.AdamW(reference), compiledopt.AdamW(fused, fused=True), compiledopt.AdamW(switched)]
+    for step in range(6):
+        if step in (2, 4):
+            optimizers[2].param_groups[0]["capturable"] = step == 2
+        for optimizer, params in zip(optimizers, (reference, fused, switched), strict=True):
+            for index, param in enumerate(params):
+                generator = torch.Generator("cuda").manual_seed(10 * step + index)
+                param.grad = torch.randn(param.shape, generator=generator, device="cuda")
+            optimizer.step()
+    for p, q, r in zip(reference, fused, switched, strict=True):
+        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, r)
+    assert optimizers[1].state[fused[0]]["step"].is_cuda and not optimizers[0].state[reference[0]]["step"].is_cuda

@@ -179,6 +179,8 @@ class LBFGS(Optimizer):
 
     # ---- knowing ----
 
+    _step_supports_amp_scaling = False
+
     def _tensor_scalars(self, param: Tensor, group: Mapping[str, Any]) -> None:
         """Nothing to do: `t` and `n_iter` are numbers in torch too."""
 

@@ -32,7 +32,7 @@ from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.sparse import SparseBatch
-from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay
+from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay, settle_scalars
 from compiledopt.executors.whole import WholeBatch
 
 Batch = CompiledBatch | EagerBatch | WholeBatch
@@ -96,6 +96,7 @@ class Plan:
             for entry in entries:
                 if entry.choice.executor == "compiled":
                     relay(entry.traced, entry.param, entry.state)
+                    settle_scalars(entry.traced, entry.param, owner.groups[entry.group], entry.state)
             self.rounds = [self._settle(self._batches(part)) for part in _rounds(entries)]
             self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
         except BaseException:
@@ -191,7 +192,9 @@ class Plan:
     def _compiled(self, entry: Entry) -> type[CompiledBatch]:
         if choose.backend(entry.param.device) != "triton":
             return CompiledBatch
-        return CapturableBatch if self.owner.groups[entry.group].get("capturable") else TritonBatch
+        # As torch's, fused=True keeps the 0-dim states on the device, and so does a loaded state from there.
+        there = any(entry.state[name].device.type != "cpu" for name in entry.traced.scalar_names)
+        return CapturableBatch if there or self.owner.groups[entry.group].get("capturable") else TritonBatch
 
     # ---- running ----
 

@@ -88,3 +88,12 @@ def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) 
         value = state[name]
         if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
             state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
+    """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
+    or some of them want that, as after switching it on between steps."""
+    places = {state[name].device.type for name in traced.scalar_names}
+    if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
+        for name in traced.scalar_names:
+            state[name] = state[name].to(param.device)
