@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiledopt.compiler import cpp, triton
+from compiledopt.compiler import triton
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.source import scalar_source
 from compiledopt.executors import choose
@@ -73,9 +73,10 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
+        calls = "launches" if self.executor == "compiled" else "calls"
         lines = [
             f"{self.optimizer}: {self.executor}, {self.tensors} tensors, {self.elements:,} elements, "
-            f"{self.launches_per_step} launches per step, {self.kernels} kernels",
+            f"{self.launches_per_step} {calls} per step, {self.kernels} kernels",
             f"memory: {self.bytes_per_step / 1e6:.1f} MB per step, {self.floor_seconds * 1e3:.3f} ms at the "
             f"{self.memory_bandwidth / 1e9:.1f} GB/s that an addition in place reaches here; no step out of cache is faster",
             f"torch {self.torch}, {self.threads} threads",
@@ -139,8 +140,9 @@ def explain(
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))
-        buckets.setdefault((entry.choice, entry.traced, dtypes), []).append(entry)
-    parts = [_part(members, key[2], source) for key, members in buckets.items()]
+        capturable = bool(groups[entry.group].get("capturable"))
+        buckets.setdefault((entry.choice, entry.traced, dtypes, capturable), []).append(entry)
+    parts = [_part(members, dtypes, source, capturable) for (_, _, dtypes, capturable), members in buckets.items()]
     total = sum(part.bytes_per_step for part in parts)
     devices = {str(entry.param.device) for entry in entries}
     bandwidth = memory_bandwidth(devices.pop() if len(devices) == 1 and "meta" not in devices else "cpu")
@@ -160,7 +162,7 @@ def explain(
     )
 
 
-def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool) -> Part:
+def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool, capturable: bool) -> Part:
     first = entries[0]
     compiled = first.choice.executor == "compiled"
     names, written = _operands(first, dtypes)
@@ -169,7 +171,7 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool)
     for line in first.traced.program.text.splitlines() if first.traced.elementwise else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
     written_out = _formula(first)
-    text, calls = _source_of(entries, dtypes, compiled) if first.traced.elementwise else _whole(entries)
+    text, calls = _source_of(entries, dtypes, compiled, capturable) if first.traced.elementwise else _whole(entries)
     return Part(
         executor=first.choice.executor,
         reason=first.choice.reason,
@@ -222,14 +224,14 @@ def _steps(entry: Entry) -> tuple[float, ...]:
     return tuple(float(entry.state[name]) for name in entry.traced.scalar_names if name in entry.state)
 
 
-def _source_of(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], compiled: bool) -> tuple[str, int]:
-    """The generated source, and how many calls a step makes of it."""
+def _source_of(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], compiled: bool, capturable: bool) -> tuple[str, int]:
+    """The generated source, and how many calls a step makes of it: on a GPU at most two, and the scalar part's."""
     traced = entries[0].traced
     scalars = scalar_source(traced.program)
     if compiled:
-        on_device = choose.backend(entries[0].param.device) == "triton"
-        kernel = (triton if on_device else cpp).kernel(traced.program, kernel_dtypes(dtypes))
-        return f"{scalars}\n\n{kernel.source}", 2 if on_device else 1
+        maker = choose.kernels(entries[0].param.device)
+        kernel = maker.kernel(traced.program, kernel_dtypes(dtypes))
+        return f"{scalars}\n\n{kernel.source}", 2 + capturable if maker is triton else 1
     foreach = entries[0].choice.executor == "foreach"
     eager = traced.eager(foreach=foreach, compute=compute_in(kernel_dtypes(dtypes)))
     operations = sum("(" in line for line in eager.source.splitlines()[1:])

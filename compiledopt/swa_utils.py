@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -48,10 +49,18 @@ class Averaging:
     def __call__(self, averages: Any, currents: Any, num_averaged: Tensor | int) -> Any:
         weight = self.weight(float(num_averaged))
         if not self.multi:
-            return averages + weight * (currents - averages)
+            return _averaged(averages, currents, weight)
         for one, current in zip(averages, currents, strict=True):
-            one.copy_(one + weight * (current - one))
+            one.copy_(_averaged(one, current, weight))
         return None
+
+
+def _averaged(one: Tensor, current: Tensor, weight: float) -> Any:
+    """The rule on two tensors, in the wider dtype of the two; integers, as of buffers, in the default one."""
+    wide = torch.promote_types(one.dtype, current.dtype)
+    if not (wide.is_floating_point or wide.is_complex):
+        wide = torch.get_default_dtype()
+    return average(one.to(wide), current.to(wide), weight=weight)
 
 
 def get_ema_avg_fn(decay: float = 0.999) -> Averaging:
@@ -141,11 +150,7 @@ class AveragedModel(torchs.AveragedModel):
 
     def _averages(self, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Averages:
         known = self.__dict__.get("_known")
-        if (
-            known is None
-            or len(known.targets) != len(mine)
-            or any(a is not b for a, b in zip(known.targets, mine, strict=True))
-        ):
+        if known is None or len(known.targets) != len(mine) or not all(map(is_, known.targets, mine)):
             known = self.__dict__["_known"] = Averages(average, mine, theirs)
         return known  # type: ignore[no-any-return]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from compiledopt.compiler.program import Argument, Node, Program
 from compiledopt.compiler.rule import Rule
 
 HERE = os.path.dirname(__file__)
+T = TypeVar("T")
 
 
 class TraceError(TypeError):
@@ -221,18 +222,22 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
     return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
 
 
-def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mapping[str, Symbol]) -> dict[str, Node]:
+def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
+    """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
     expected = ("param", *rule.states)
-    where = rule.place
     returned = returned if isinstance(returned, tuple) else (returned,)
     if len(returned) != len(expected):
-        raise TraceError(f"{where}: rule {rule.name} must return ({', '.join(expected)}), got {len(returned)} values")
+        raise TraceError(f"{rule.place}: rule {rule.name} must return ({', '.join(expected)}), got {len(returned)} values")
+    values = {name: value for name, value in zip(expected, returned, strict=True) if name == "param" or name in present}
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+    return values
+
+
+def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mapping[str, Symbol]) -> dict[str, Node]:
     outputs: dict[str, Node] = {}
-    for name, value in zip(expected, returned, strict=True):
-        if name != "param" and name not in present:
-            continue
-        if not isinstance(value, Symbol):
-            raise TraceError(f"{where}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+    for name, value in named(rule, returned, present, Symbol).items():
         if inputs[name].node.scalar and not value.node.scalar:
             raise TraceError(f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim")
         outputs[name] = value.node

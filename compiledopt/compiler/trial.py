@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from compiledopt.compiler.rule import Rule
-from compiledopt.compiler.trace import TraceError, author_line
+from compiledopt.compiler.trace import TraceError, author_line, named
 
 Operands = Mapping[str, torch.Tensor | None]
 
@@ -30,20 +30,6 @@ class _Watch(TorchFunctionMode):
             if tensor._version != version and not self.found:
                 self.found = f"{author_line()}: {func.__name__} mutates {name}; a rule returns new values"
         return result
-
-
-def named(rule: Rule, results: Any, present: Sequence[str]) -> dict[str, torch.Tensor]:
-    """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
-    where = rule.place
-    expected = ("param", *rule.states)
-    results = results if isinstance(results, tuple) else (results,)
-    if len(results) != len(expected):
-        raise TraceError(f"{where}: rule {rule.name} must return ({', '.join(expected)}), got {len(results)} values")
-    values = {name: value for name, value in zip(expected, results, strict=True) if name == "param" or name in present}
-    for name, value in values.items():
-        if not isinstance(value, torch.Tensor):
-            raise TraceError(f"{where}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
-    return values
 
 
 def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None:
@@ -68,7 +54,7 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None
     if watch.found:
         raise TraceError(watch.found)
     present = [name for name, value in operands.items() if value is not None]
-    for name, value in named(rule, results, present).items():
+    for name, value in named(rule, results, present, torch.Tensor).items():
         if value.shape != meta[name].shape:
             shapes = f"{tuple(value.shape)} for {name}, which is {tuple(meta[name].shape)}"
             raise TraceError(f"{rule.place}: rule {rule.name} returned a tensor of shape {shapes}")

@@ -14,7 +14,7 @@ import subprocess
 import textwrap
 import threading
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -67,7 +67,6 @@ class TritonKernel:
     operands: int
     columns: int
     scalar: torch.dtype
-    tuned: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def function(self) -> Any:

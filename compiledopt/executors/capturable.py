@@ -76,8 +76,7 @@ class CapturableBatch(TritonBatch):
     """The parameters of one bucket, with their 0-dim states on the device."""
 
     def _plan(self) -> Any:
-        native = super()._plan()
-        del native
+        self._make_tables()
         self.scalars = scalar_program(self.traced.program)
         entry = self.entries[0]
         states, options = iter(self.scalar_dtypes), iter(option_dtypes(entry, self.groups[entry.group]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -88,6 +89,11 @@ def backend(device: torch.device) -> str | None:
     if device.type == "cpu":
         return "triton" if os.environ.get("COMPILEDOPT_TRITON_ON_CPU") == "1" else "cpp"
     return "triton" if device.type in ("cuda", "xpu") else None
+
+
+def kernels(device: torch.device) -> ModuleType:
+    """The module whose `kernel` makes the kernels for a device that has a backend."""
+    return triton if backend(device) == "triton" else cpp
 
 
 def tensor_reason(param: torch.Tensor) -> str | None:

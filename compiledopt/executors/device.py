@@ -41,7 +41,7 @@ class Tables:
         old, self.known = self.known, (pointers, lengths, rows)
         if pointers != old[0]:
             self.pointers = upload(pointers, self.device)
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and 8 * self.reserve.numel() != len(pointers):
                 self.reserve = torch.empty(len(pointers) // 8, dtype=torch.int64, pin_memory=True)
         if lengths != old[1]:
             self.lengths = upload(lengths, self.device)
@@ -151,12 +151,14 @@ class TritonBatch(CompiledBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
 
     def _plan(self) -> Any:
-        self.triton = triton.kernel(self.traced.program, kernel_dtypes(self.dtypes))
-        dtypes = kernel_dtypes(self.dtypes)
-        self.tables = Tables(
-            self.triton, self.device, config(self.triton, self.device, lambda: timer(self.triton, dtypes, self.device))
-        )
+        self._make_tables()
         return self._native_plan(0, self.dtypes)
+
+    def _make_tables(self) -> None:
+        dtypes = kernel_dtypes(self.dtypes)
+        self.triton = triton.kernel(self.traced.program, dtypes)
+        chosen = config(self.triton, self.device, lambda: timer(self.triton, dtypes, self.device))
+        self.tables = Tables(self.triton, self.device, chosen)
 
     def prepare(self) -> bool:
         if is_capturing(self.device):

@@ -8,7 +8,7 @@ import torch
 
 from compiledopt.executors.eager import HALF, EagerBatch
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
-from compiledopt.executors.whole import as_option
+from compiledopt.executors.whole import as_option, given_to
 
 
 class ForLoopBatch(EagerBatch):
@@ -58,8 +58,7 @@ class DirectBatch(EagerBatch):
         return bool(self.groups[entry.group].get("differentiable"))
 
     def _update_one(self, entry: Entry) -> None:
-        rule, group = entry.traced.rule, self.groups[entry.group]
-        given = {**group, "first": float(entry.first), "dtype": entry.param.dtype}
+        rule, given = entry.traced.rule, given_to(entry, self.groups[entry.group])
         if entry.traced.elementwise:
             options = {n: given[n] if n in rule.static else _number(given[n]) for n in rule.options}
         else:

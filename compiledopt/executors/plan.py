@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from compiledopt.compiler import cpp, triton
+from compiledopt.compiler import cpp
 from compiledopt.compiler.errors import CompileError
 from compiledopt.compiler.programs import Traced, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
@@ -146,10 +146,10 @@ class Plan:
         for entry in entries:
             buckets.setdefault(self._bucket(entry), []).append(entry)
         batches: list[Batch] = []
-        for (executor, *_), members in buckets.items():
+        for (executor, *more), members in buckets.items():
             groups = self.owner.groups_on(members[0].param.device)
             if executor == "compiled":
-                batches.append(self._compiled(members[0])(members, groups))
+                batches.append(more[0](members, groups))
             elif executor == "whole":
                 batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
@@ -299,8 +299,7 @@ def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any
     grad = param if param.grad is None else param.grad
     dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
     try:
-        maker = triton if choose.backend(param.device) == "triton" else cpp
-        maker.kernel(program.program, kernel_dtypes(dtypes))
+        choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
         cpp.launcher()
     except CompileError as error:
         return str(error)

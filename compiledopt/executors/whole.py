@@ -1,7 +1,7 @@
 """Rules that are not elementwise: called on tensors, on stacks of those with one shape where that saves calls.
 
 torch.compile of such a rule was measured on the CPU and left out: Adafactor on a matrix of 1000 × 1000 takes 1.0 ms
-compiled by Inductor, 0.4 ms as a few well-chosen operations of torch.
+compiled by Inductor, 0.8 ms as a few well-chosen operations of torch (perf/step.py, even, is twenty of them).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 
 from compiledopt.compiler.programs import Traced
 from compiledopt.compiler.rule import Rule, as_float
-from compiledopt.compiler.trial import can_stack, named, try_rule
+from compiledopt.compiler.trace import named
+from compiledopt.compiler.trial import can_stack, try_rule
 from compiledopt.executors.eager import HALF
 from compiledopt.executors.entries import Entry, check_gradient, check_state
 from compiledopt.executors.foreach import LIMIT, cut
@@ -35,7 +36,7 @@ class Stack:
         self.scalars = {
             name: torch.tensor(value, dtype=torch.float64) for name, value in zip(self.traced.scalar_names, values, strict=True)
         }
-        given = {**group, "first": float(entry.first), "dtype": param.dtype}
+        given = given_to(entry, group)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -43,7 +44,7 @@ class Stack:
         rule = self.traced.rule
         operands = {**dict(zip(self.names, tensors, strict=True)), **self.scalars}
         ordered = [operands.get(name) for name in ("param", "grad", *rule.states)]
-        results = named(rule, rule(*ordered, **self.options), self.targets)
+        results = named(rule, rule(*ordered, **self.options), self.targets, torch.Tensor)
         return tuple(results[name] for name in self.targets)
 
     @property
@@ -126,6 +127,11 @@ class WholeBatch:
                 for entry in stack.entries:
                     entry.first = False
         self.work = []
+
+
+def given_to(entry: Entry, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rule called on tensors reads its options from: those of the group, and the two that are the parameter's."""
+    return {**group, "first": float(entry.first), "dtype": entry.param.dtype}
 
 
 def as_option(rule: Rule, name: str, value: Any) -> Any:
