@@ -1,9 +1,9 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
 import torch.optim
-from torch.optim import lr_scheduler
 
-from compiledopt import swa_utils
+
+from compiledopt import lr_scheduler, schedules, swa_utils
 from compiledopt.algorithms.adadelta import Adadelta
 from compiledopt.algorithms.adafactor import Adafactor
 from compiledopt.algorithms.adagrad import Adagrad
@@ -44,6 +44,7 @@ __all__ = [
     "define",
     "lr_scheduler",
     "rule",
+    "schedules",
     "swa_utils",
 ]
 if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.13

@@ -115,7 +115,7 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
 
     Raises: CompileError with the reason.
     """
-    identity = (program.text, tuple(dtypes))
+    identity = (program.kernel_text, tuple(dtypes))
     with _lock:
         known = _kernels.get(identity)
         if isinstance(known, CompileError):
@@ -134,7 +134,7 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def _find_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     prefix = (HERE / "prefix.h").read_text()
-    name = cache.key("cpu", program.text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, prefix)
+    name = cache.key("cpu", program.kernel_text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, prefix)
     content = cache.load(f"{name}.so")
     found = _load_kernel(name, content) if content is not None else None
     if found is not None:

@@ -46,6 +46,10 @@ LETTERS = {
     "etas[1]": "eta_plus",
     "step_sizes[0]": "s_min",
     "step_sizes[1]": "s_max",
+    "ema": "a",
+    "ema_decay": "d",
+    "n_averaged": "n",
+    "clip": "c",
 }
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
@@ -65,6 +69,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "tanh": sympy.tanh,
     "sin": sympy.sin,
     "cos": sympy.cos,
+    "floor": sympy.floor,
     "maximum": sympy.Max,
     "minimum": sympy.Min,
     "lerp": lambda a, b, weight: a + weight * (b - a),

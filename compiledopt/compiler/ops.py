@@ -58,6 +58,10 @@ def _minimum(a: float, b: float) -> float:
     return a if a != a or a <= b else b
 
 
+def _floor(a: float) -> float:
+    return float(math.floor(a)) if math.isfinite(a) else a
+
+
 def _lerp(a: float, b: float, weight: float) -> float:
     return a + weight * (b - a) if abs(weight) < 0.5 else b - (b - a) * (1 - weight)
 
@@ -108,6 +112,7 @@ def _table() -> dict[str, Op]:
         Op("tanh", 1, torch.tanh, math.tanh, "tanh"),
         Op("sin", 1, torch.sin, _guarded(math.sin, 0.0), "sin"),
         Op("cos", 1, torch.cos, _guarded(math.cos, 1.0), "cos"),
+        Op("floor", 1, torch.floor, _floor, "floor"),
         Op("maximum", 2, torch.maximum, _maximum, "maximum", in_place=False),
         Op("minimum", 2, torch.minimum, _minimum, "minimum", in_place=False),
         Op("lerp", 3, torch.lerp, _lerp, "lerp"),

@@ -105,6 +105,21 @@ class Program:
         lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
         return "\n".join(lines)
 
+    @cached_property
+    def kernel_text(self) -> str:
+        """The elementwise part alone, by positions: two programs with the same one share their kernels, however their
+        columns come about (another schedule of the learning rate is no other kernel)."""
+        names = {node: f"tensor{i}" for i, node in enumerate(self.tensors)}
+        names |= {node: f"column{i}" for i, node in enumerate(self.columns)}
+        lines = [f"{len(self.tensors)} tensors, {len(self.columns)} columns"]
+        for index, node in enumerate(self.elementwise_part):
+            names[node] = f"%{index}"
+            args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
+            lines.append(f"%{index} = {node.op}({args})")
+        position = {node.name: i for i, node in enumerate(self.tensors)}
+        lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        return "\n".join(lines)
+
 
 def scalar_program(program: Program) -> Program:
     """The scalar part as an elementwise program over rows: its inputs as they are, and each of its results as one more

@@ -9,7 +9,7 @@ from typing import Any
 
 Initial = float | str | Callable[[Any], Any]
 # Options that do not come from the group.
-RESERVED = ("first", "dtype")
+RESERVED = ("first", "dtype", "clip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,11 @@ class Rule:
         "linear": the function is linear in the gradient, and works on sparse tensors as it stands; None: refused.
     dense: whether dense gradients are taken.
 
-    Two options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
-    and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one.
+    added: those of the states that a transformation of the rule brought along (compiler/derive.py).
+
+    Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
+    and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `clip` is what
+    gradients are multiplied by where the group has `max_grad_norm`.
     """
 
     function: Callable[..., Any]
@@ -49,6 +52,7 @@ class Rule:
     elementwise: bool = True
     sparse: str | None = None
     dense: bool = True
+    added: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

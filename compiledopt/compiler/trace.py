@@ -16,7 +16,7 @@ import torch
 
 from compiledopt.compiler.ops import OPS
 from compiledopt.compiler.program import Argument, Node, Program
-from compiledopt.compiler.rule import Rule
+from compiledopt.compiler.rule import RESERVED, Rule
 
 HERE = os.path.dirname(__file__)
 T = TypeVar("T")
@@ -139,6 +139,11 @@ class Symbol:
     def __getitem__(self, key: Any) -> Any:
         raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
 
+    def __float__(self) -> float:
+        raise TraceError(
+            f"{author_line()}: float() and the functions of math read a value; use torch's, as in torch.cos(x), torch.where"
+        )
+
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TraceError(f"{author_line()}: assigning to elements mutates; use torch.where")
 
@@ -175,6 +180,8 @@ for _dunder, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div",
     setattr(Symbol, f"__r{_dunder}__", _binary(_op, reflected=True))
 for _dunder, _op in {"gt": "gt", "ge": "ge", "lt": "lt", "le": "le", "and": "logical_and", "or": "logical_or"}.items():
     setattr(Symbol, f"__{_dunder}__", _binary(_op))
+Symbol.__floordiv__ = lambda self, other: (self / other).floor()  # type: ignore[attr-defined]
+Symbol.__mod__ = lambda self, other: self - other * (self // other)  # type: ignore[attr-defined]
 for _dunder in ("matmul", "rmatmul"):
     setattr(Symbol, f"__{_dunder}__", _binary("matmul"))
 for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/="}.items():
@@ -207,7 +214,7 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
     states |= {n: symbol(n, True) for n in present if n in rule.scalars}
     arguments: dict[str, Any] = {}
     for name in rule.options:
-        value = 0.0 if name == "first" else options[name]
+        value = 0.0 if name in RESERVED else options[name]
         if name in rule.static:
             arguments[name] = value
         elif isinstance(value, (tuple, list)):

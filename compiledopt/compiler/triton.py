@@ -81,7 +81,7 @@ class TritonKernel:
         return module.whole_model
 
 
-_kernels: dict[tuple[str, tuple[torch.dtype, ...]], TritonKernel | CompileError] = {}
+_kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 
 
@@ -92,7 +92,7 @@ def missing() -> str | None:
 
 def kernel(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) -> TritonKernel:
     """The kernel of a program for these dtypes: from memory, from disk, or lowered now. Raises: CompileError."""
-    identity = (program.text, tuple(dtypes))
+    identity = (program.kernel_text, tuple(dtypes), rows)
     with _lock:
         known = _kernels.get(identity)
         if known is None:
@@ -129,7 +129,7 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
+    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
     content = cache.load(f"{name}.py")
     if content is None:
         source = (rows_source if rows else whole_model_source)(program, dtypes)
