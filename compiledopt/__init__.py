@@ -2,7 +2,6 @@
 
 import torch.optim
 
-
 from compiledopt import lr_scheduler, schedules, swa_utils
 from compiledopt.algorithms.adadelta import Adadelta
 from compiledopt.algorithms.adafactor import Adafactor

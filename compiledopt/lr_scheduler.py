@@ -170,6 +170,9 @@ class CosineAnnealingWarmRestarts(torchs.CosineAnnealingWarmRestarts):
 class _Cycling(LRScheduler):
     """Rates and momenta between given ends. Closed: what is changed from outside is overwritten, as in torch."""
 
+    cycle_momentum: bool
+    use_beta1: bool
+
     def schedule(self, group: int = 0) -> Schedule:
         """The rate of a group as a pure function of the step."""
         raise NotImplementedError
@@ -266,7 +269,9 @@ class ChainedScheduler(torchs.ChainedScheduler):
         base: Schedule | float = float(self.optimizer.param_groups[group]["initial_lr"])
         for scheduler in self._schedulers:
             if not isinstance(scheduler, _Scaling) or scheduler._least != 0:
-                raise TypeError(f"{type(scheduler).__name__} does more than multiply the rate, so a chain with it has no pure form")
+                raise TypeError(
+                    f"{type(scheduler).__name__} does more than multiply the rate, so a chain with it has no pure form"
+                )
             base = base * scheduler._factor()
         assert isinstance(base, Schedule)
         return base

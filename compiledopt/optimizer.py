@@ -3,28 +3,69 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
+from compiledopt.compiler.schedule import Schedule
 from compiledopt.executors import choose
+from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch
 from compiledopt.executors.entries import is_sparse
+from compiledopt.executors.groups import ScheduledGroup, scheduled
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.states import StateMaker, scalar_dtype
+from compiledopt.executors.swapping import averages, swapped
 from compiledopt.explain import Explanation, explain
 
 StateDict = dict[str, Any]
+LearningRate = float | Tensor | Schedule
+
+
+class Extras(TypedDict, total=False):
+    """What every optimizer takes beside torch's arguments, as keywords or in a group.
+
+    max_grad_norm: clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm.
+    ema_decay: keep an average of each parameter, updated in the same pass, in `state[param]["ema"]`; see `use_ema`.
+    """
+
+    max_grad_norm: float | None
+    ema_decay: float | None
+
+
+def at_start(lr: Any) -> Any:
+    """A learning rate as a number that can be checked: a schedule's first."""
+    return lr(0) if isinstance(lr, Schedule) else lr
+
+
+def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
+    """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
+    asked = [name for name in (CLIP, EMA) if options.get(name) is not None]
+    asked += ["a schedule as lr"] if isinstance(options.get("lr"), Schedule) else []
+    if rule is None and asked:
+        raise ValueError(f"{asked[0]} is for optimizers that are one rule for each parameter, which this one is not")
+    if options.get(CLIP) is not None:
+        check_number(options[CLIP], f"Invalid {CLIP} value")
+    decay = options.get(EMA)
+    if decay is not None and not 0.0 <= decay <= 1.0:
+        raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
+    if decay is not None and rule is not None and not rule.elementwise:
+        raise ValueError(
+            f"{EMA} is for rules that are elementwise, {rule.name} is not; use compiledopt.swa_utils.AveragedModel"
+        )
 
 
 def check_number(value: Any, message: str, below: float | None = None, most: float | None = None) -> None:
     """Refuse a negative or NaN number, one not below `below`, or one above `most`. Raises: ValueError, torch's `message`."""
+    value = at_start(value)
     if not value >= 0.0 or (below is not None and not value < below) or (most is not None and not value <= most):
         raise ValueError(f"{message}: {value}")
 
@@ -69,20 +110,29 @@ class Optimizer(torch.optim.Optimizer):
     # What torch's __setstate__ fills into groups that were saved by an older version.
     missing: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], extras: Extras | None = None) -> None:
+        extras = extras or {}
+        if unknown := set(extras) - set(Extras.__annotations__):
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument '{min(unknown)}'")
         choose.check_options(defaults)
+        self._forget()
+        self._reasons: set[str] = set()
+        super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
+
+    def _forget(self) -> None:
         self._plan: Plan | None = None
         self._captured: list[CompiledBatch] = []
         self._scaling: Scaling | None = None
-        self._reasons: set[str] = set()
-        super().__init__(params, defaults)
+        self._clipping: Clipping | None = None
+        self._swapped = False
 
     def __setstate__(self, state: StateDict) -> None:
         super().__setstate__(state)
-        self._plan = self._scaling = None
-        self._captured = []
+        self._forget()
         self._reasons = set()
         for group in self.param_groups:
+            if isinstance(group, ScheduledGroup):
+                group.state = self.state
             for name, value in (*self.missing.items(), ("compiled", None)):
                 group.setdefault(name, value)
             for param in group["params"]:
@@ -96,6 +146,47 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(values[name], Tensor):
                 device = param.device if on_device else None
                 values[name] = torch.tensor(float(values[name]), dtype=scalar_dtype(group), device=device)
+
+    # ---- groups ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch's. `lr` may be a schedule (`compiledopt.schedules`), which is then computed inside the step.
+
+        Mutates: `param_groups`; a refused group leaves them as they were. Raises: ValueError for a number out of its range.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_extras(group, getattr(type(self), "rule", None))
+            self._schedule(len(self.param_groups) - 1)
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _schedule(self, index: int, schedule: Schedule | None = None) -> None:
+        group = self.param_groups[index]
+        schedule = schedule or (group["lr"] if isinstance(group["lr"], Schedule) else None)
+        if schedule is not None:
+            self.param_groups[index] = scheduled(group, schedule, self.state)
+
+    def state_dict(self) -> StateDict:
+        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave."""
+        if self._swapped:
+            raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
+        for group in self.param_groups:
+            group["lr"]
+        packed: StateDict = super().state_dict()
+        for group in packed["param_groups"]:
+            group.pop(SCHEDULE, None)
+        return packed
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """As torch's. Schedules stay those of this optimizer, and go on from the steps that are loaded."""
+        kept = [group.get(SCHEDULE) for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for index, schedule in enumerate(kept):
+            if schedule is not None:
+                self._schedule(index, schedule)
 
     # ---- stepping ----
 
@@ -121,12 +212,40 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._refuse_capture()
+        if self._swapped:
+            raise RuntimeError("step() within use_ema(): the parameters hold their averages; leave it first")
         scaling, skipped = self._take_scale()
         plan = self._plan
         if skipped:
             return
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(self.state) or not plan.run():
             self._run_new_plan(scaling)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm over all gradients at the last step, before `max_grad_norm` clipped them: a 0-dim float64 tensor where
+        the gradients are. None without such an option or before the first step."""
+        return None if self._clipping is None else self._clipping.norm
+
+    def ema_parameters(self) -> list[Tensor]:
+        """The averages that `ema_decay` keeps, in the order of the parameters; a parameter itself before its first step."""
+        return averages(self.param_groups, self.state)
+
+    @contextmanager
+    def use_ema(self) -> Iterator[None]:
+        """Within, the model's parameters hold their averages (`ema_decay`): `with optimizer.use_ema(): evaluate(model)`.
+
+        Mutates: the parameters and state["ema"], exchanged in place, and back at the end. Raises: RuntimeError for a step
+        or state_dict within.
+        """
+        if self._swapped:
+            raise RuntimeError("use_ema() within use_ema()")
+        with swapped(self.param_groups, self.state):
+            self._swapped = True
+            try:
+                yield
+            finally:
+                self._swapped = False
 
     def _take_scale(self) -> tuple[Scaling | None, bool]:
         """What torch.amp.GradScaler set on this optimizer, and whether it is known already that the step is left out."""
@@ -180,7 +299,12 @@ class Optimizer(torch.optim.Optimizer):
         if self._plan is not None:  # what captured graphs read must outlive the plan
             self._captured += [b for b in self._plan.batches if isinstance(b, CompiledBatch) and b.is_captured]
         self._plan = None
-        plan = Plan(Owner(type(self).__name__, self.rule, self.param_groups, self.state, self._reasons, scaling))
+        for index in range(len(self.param_groups)):  # a schedule may have been put into a group by hand
+            self._schedule(index)
+        clipped = any(group.get(CLIP) is not None for group in self.param_groups)
+        self._clipping = (self._clipping or Clipping()) if clipped else None
+        name, groups = type(self).__name__, self.param_groups
+        plan = Plan(Owner(name, self.rule, groups, self.state, self._reasons, scaling, self._clipping))
         self._plan = plan
         if not plan.run():
             raise RuntimeError(f"{type(self).__name__}: parameters, gradients or states changed during the step")
@@ -191,6 +315,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Mutates: the device's copy of the numbers, in the order of the current stream. Does nothing without such a copy.
         """
+        if self._clipping is not None:
+            self._clipping.refresh(self.param_groups)
         for batch in (*(self._plan.batches if self._plan is not None else ()), *self._captured):
             batch.refresh()
 

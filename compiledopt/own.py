@@ -17,6 +17,7 @@ Function = Callable[..., Any]
 # What every optimizer takes beside the options of its rule.
 HABITS: dict[str, Any] = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False}
 HABITS |= {"fused": None, "compiled": None}
+EXTRAS: dict[str, Any] = {"max_grad_norm": None, "ema_decay": None}
 # The names whose bounds the field agrees on: (torch's words, largest value excluded).
 BOUNDS: dict[str, tuple[str, float | None]] = {
     "lr": ("Invalid learning rate", None),
@@ -62,7 +63,7 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
     names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), inspect.Parameter("params", either)]
     names += [p.replace(kind=either) for p in options if p.default is not p.empty]
     names += [p for p in options if p.default is p.empty]
-    habits = {key: value for key, value in HABITS.items() if key not in defaults}
+    habits = {key: value for key, value in {**HABITS, **EXTRAS}.items() if key not in defaults}
     names += [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in habits.items()]
     signature = inspect.Signature(names)
 
@@ -72,7 +73,8 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
         options = {key: value for key, value in bound.arguments.items() if key not in ("self", "params")}
         check_options(options)
         params: ParamsT = bound.arguments["params"]
-        Optimizer.__init__(self, params, options)
+        extras = {key: options.pop(key) for key in EXTRAS}
+        Optimizer.__init__(self, params, options, extras)  # type: ignore[arg-type]
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     title = name or function.__name__

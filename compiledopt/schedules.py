@@ -132,7 +132,10 @@ def cosine_annealing(T_max: float) -> Schedule:
 def _cosine_annealing_warm_restarts(T_0: int, T_mult: int, step: Any) -> Any:
     if T_mult == 1:
         return _cosine_annealing(T_0, step - T_0 * _floor(step / T_0))
-    begin = lambda restarts: T_0 * (T_mult**restarts - 1) / (T_mult - 1)  # noqa: E731
+
+    def begin(restarts: Any) -> Any:
+        return T_0 * (T_mult**restarts - 1) / (T_mult - 1)
+
     restarts = _floor(_log(step / T_0 * (T_mult - 1) + 1) / math.log(T_mult))
     # The quotient of logarithms may be one rounding off a whole number, on either side.
     restarts = _where(step < begin(restarts), restarts - 1, _where(step >= begin(restarts + 1), restarts + 1, restarts))
@@ -167,7 +170,9 @@ def _halved_each_cycle(cycle: Any) -> Any:
 @lru_cache
 def scale_of(mode: str, gamma: float) -> Scale | None:
     """What a mode of `cyclic` scales with: "triangular" nothing, "triangular2" the cycle, "exp_range" the step."""
-    return {"triangular2": _halved_each_cycle, "exp_range": partial(_exponential, gamma)}.get(mode)
+    if mode == "triangular2":
+        return _halved_each_cycle
+    return partial(_exponential, gamma) if mode == "exp_range" else None
 
 
 @lru_cache

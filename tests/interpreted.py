@@ -8,6 +8,7 @@ from catalog import CASES
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
+from compiledopt import schedules
 from compiledopt.executors.capturable import CapturableBatch
 from compiledopt.executors.device import TritonBatch
 
@@ -199,3 +200,31 @@ def test_explain_tells_of_the_kernel_that_runs():
     optimizer = compiledopt.AdamW(model(), lr=0.01)
     told = optimizer.explain(source=True)
     assert "whole_model(pointers" in told and "2 launches per step" in told and optimizer.executor == "compiled"
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_schedule_clipping_and_average_on_the_device(name, capturable):
+    """Nothing of them is read on the host: the rate from the step on the device, the coefficients where the norm is."""
+    reference, mine = model(), model()
+    optimizers = []
+    for params, flags in ((reference, {"foreach": False}), (mine, {"compiled": True, "capturable": capturable})):
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.1, "max_grad_norm": 2.5}]
+        lr = 0.1 * schedules.sequential([schedules.linear(0.1, 1.0, 2), schedules.cosine_annealing_warm_restarts(2, 2)], [2])
+        optimizers.append(getattr(compiledopt, name)(groups, lr=lr, max_grad_norm=5.0, ema_decay=0.5, **flags))
+    expected, optimizer = optimizers
+    start = flat(reference)
+    for step in range(6):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            run(one, params, Gradients(skip=step > 3), [step])
+        assert optimizer.grad_norm.item() == pytest.approx(expected.grad_norm.item(), rel=1e-6)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected.param_groups[0]["lr"], rel=1e-12)
+        if step == 2:
+            expected.param_groups[1]["max_grad_norm"] = optimizer.param_groups[1]["max_grad_norm"] = 1.25
+    kinds = {type(batch) for batch in optimizer._plan.batches}
+    assert kinds == {CapturableBatch if capturable else TritonBatch}
+    effect = rms(flat(reference) - start)
+    assert effect > 1e-4 and (flat(mine) - flat(reference)).abs().max() <= 1e-4 * effect
+    averages = [flat(one.ema_parameters()) for one in optimizers]
+    assert rms(averages[0] - flat(reference)) > 1e-4
+    assert (averages[1] - averages[0]).abs().max() <= 1e-4 * effect

@@ -64,7 +64,7 @@ def test_signature_is_torchs(name):
     ours = inspect.signature(getattr(compiledopt, name)).parameters
     theirs = inspect.signature(getattr(torch.optim, name)).parameters
     own = [name for name in ("capturable", "compiled") if name not in theirs]
-    assert list(ours) == [*theirs, *own]
+    assert list(ours) == [*theirs, *own, "extras"]
     for key, parameter in theirs.items():
         assert ours[key].kind == parameter.kind and ours[key].default == parameter.default
     assert issubclass(getattr(compiledopt, name), torch.optim.Optimizer)

@@ -14,7 +14,7 @@ from expecttest import assert_expected_inline
 from helpers import parameters
 
 import compiledopt
-from compiledopt import __main__
+from compiledopt import __main__, schedules
 from compiledopt.compiler import triton
 from compiledopt.compiler.inductor import lower_triton
 from compiledopt.compiler.program import scalar_program
@@ -90,6 +90,26 @@ def test_the_scalar_part_is_one_kernel(case):
     source = triton.rows_kernel(scalars, dtypes).source
     assert source.count("@triton.jit") == 1
     assert len(re.findall(r"tl\.store\(", source)) == len(scalars.tensor_outputs)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_ptx_of_a_schedule(arch):
+    """The rate is computed on the device in float64, by one kernel with the rest of the scalar part; and the kernel over the
+    model reads and writes an average more, in vectors."""
+    lr = schedules.sequential(
+        [schedules.linear(), schedules.cosine_annealing_warm_restarts(3, 2), schedules.one_cycle(1.0, 9)], [5, 9]
+    )
+    group = compiledopt.AdamW([torch.nn.Parameter(torch.ones(1))], lr=lr, max_grad_norm=1.0, ema_decay=0.9).param_groups[0]
+    program = traced(compiledopt.AdamW.rule, group).program
+    scalars = scalar_program(program)
+    rows = triton.rows_kernel(scalars, triton.usual_dtypes(scalars, {"step", "n_averaged"}))
+    assert rows.source.count("@triton.jit") == 1 and "cos(" in rows.source
+    built = triton.build_for(rows, arch, aligned=False, block=128)
+    assert built.spills == 0 and "f64" in built.ptx
+    kernel = triton.kernel(program, [torch.float32] * len(program.tensors))
+    assert loads_and_stores(kernel.source) == (5, 4)
+    model = triton.build_for(kernel, arch, aligned=True)
+    assert (model.vector_loads, model.vector_stores, model.spills) == (10, 8, 0)
 
 
 @pytest.mark.parametrize("arch", [80, 90])

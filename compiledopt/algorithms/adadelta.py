@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
@@ -38,9 +38,9 @@ class Adadelta(Optimizer):
 
         g ← ∇f(θ) + λ·θ;  v ← ρ·v + (1 − ρ)·g²;  Δ ← √(u + ε) / √(v + ε) · g;  u ← ρ·u + (1 − ρ)·Δ²;  θ ← θ − γ·Δ
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1.0.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1.0.
     rho (ρ): float in [0, 1], default 0.9. eps (ε): float, default 1e-6. weight_decay (λ): float, default 0. maximize: flag,
-    default False. foreach, compiled, capturable, differentiable: see docs/executors.md.
+    default False. foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step` (0-dim), `square_avg` (v) and `acc_delta` (u), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Zeiler 2012, arXiv:1212.5701.
@@ -52,7 +52,7 @@ class Adadelta(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1.0,
+        lr: LearningRate = 1.0,
         rho: float = 0.9,
         eps: float = 1e-6,
         weight_decay: float = 0,
@@ -62,6 +62,7 @@ class Adadelta(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
@@ -70,4 +71,4 @@ class Adadelta(Optimizer):
         check_number(weight_decay, "Invalid weight_decay value")
         defaults: dict[str, Any] = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         defaults |= {"capturable": capturable, "foreach": foreach, "differentiable": differentiable, "compiled": compiled}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, extras)

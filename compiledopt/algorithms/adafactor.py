@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, at_start, check_tensor_number
 
 
 def _factor(other: int) -> Any:
@@ -82,11 +83,11 @@ class Adafactor(Optimizer):
         r ← r + t^τ·(mean over columns of g² − r);  c likewise over rows;  v = r·c / max(mean r, ε₁)
         u = g / max(√v, ε₁);  θ ← (1 − γ·λ)·θ − max(ε₂, rms θ)·min(γ, 1/√t)·u / max(1, rms u / d)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
     beta2_decay (τ): float ≤ 0, default -0.8. eps (ε₁, ε₂): floats, default (None, 1e-3); None is the dtype's epsilon.
     d: clipping threshold, float ≥ 1, default 1. weight_decay (λ): float, default 0. maximize: flag, default False.
     foreach: None or True runs parameters of one shape as one; False one by one. compiled=True is refused: the rule reduces.
-    capturable: keep `step` on the parameter's device, and read nothing on the host.
+    capturable: keep `step` on the parameter's device, and read nothing on the host. extras: see docs/executors.md.
     State: `step` (0-dim); `row_var` (r) and `col_var` (c) of parameters with two dimensions and more, `variance` of others.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError at the step for
     complex parameters and sparse gradients. Source: Shazeer and Stern 2018, arXiv:1804.04235.
@@ -99,7 +100,7 @@ class Adafactor(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: LearningRate = 1e-2,
         beta2_decay: float = -0.8,
         eps: tuple[float | None, float] = (None, 1e-3),
         d: float = 1.0,
@@ -109,10 +110,11 @@ class Adafactor(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         for good, message in (
-            (lr >= 0.0, f"Learning rate should be >= 0 but is: {lr}"),
+            (at_start(lr) >= 0.0, f"Learning rate should be >= 0 but is: {lr}"),
             (beta2_decay <= 0.0, f"beta2_decay should be <= 0 but is: {beta2_decay}"),
             (eps[0] is None or eps[0] >= 0.0, f"epsilon1 should be >= 0 but is: {eps[0]}"),
             (eps[1] >= 0.0, f"epsilon2 should be >= 0 but is: {eps[1]}"),
@@ -123,4 +125,4 @@ class Adafactor(Optimizer):
                 raise ValueError(message)
         defaults: dict[str, Any] = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
         defaults |= {"foreach": foreach, "maximize": maximize, "capturable": capturable, "compiled": compiled}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, extras)

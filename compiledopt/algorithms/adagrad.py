@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(scalars=("step",), initial={"sum": "initial_accumulator_value"}, branches=("weight_decay",), sparse="rows")
@@ -37,9 +37,9 @@ class Adagrad(Optimizer):
 
         g ← ∇f(θ) + λ·θ;  s ← s + g²;  θ ← θ − γ / (1 + (t − 1)·η) · g / (√s + ε)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
     lr_decay (η), weight_decay (λ), initial_accumulator_value (s at first): floats, default 0. eps (ε): float, default 1e-10.
-    maximize: flag, default False. foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
+    maximize: flag, default False. foreach, fused, compiled, capturable, differentiable, extras: see docs/executors.md.
     State, made with the optimizer: `step` (0-dim) and `sum` (s), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Duchi, Hazan and Singer 2011.
@@ -52,7 +52,7 @@ class Adagrad(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: LearningRate = 1e-2,
         lr_decay: float = 0,
         weight_decay: float = 0,
         initial_accumulator_value: float = 0,
@@ -64,6 +64,7 @@ class Adagrad(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
@@ -74,5 +75,5 @@ class Adagrad(Optimizer):
         defaults: dict[str, Any] = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"initial_accumulator_value": initial_accumulator_value, "foreach": foreach, "maximize": maximize}
         defaults |= {"differentiable": differentiable, "fused": fused, "capturable": capturable, "compiled": compiled}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, extras)
         self.make_states()

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import moments, with_either_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_adam_numbers, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_adam_numbers, check_tensor_number
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))
@@ -48,11 +49,11 @@ class Adam(Optimizer):
         g ← ∇f(θ) + λ·θ;  m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²
         θ ← θ − γ·m̂ / (√v̂ + ε)   with  m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
     betas (β₁, β₂): two floats or two 1-element tensors in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8.
     weight_decay (λ): float, default 0. amsgrad: divide by the largest v so far. maximize: follow the gradient upwards.
     decoupled_weight_decay: θ ← (1 − γ·λ)·θ instead of adding λ·θ to the gradient. All flags default to False.
-    foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
+    foreach, fused, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step` (0-dim float), `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
     contradict each other. Source: Kingma and Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018.
@@ -67,7 +68,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
@@ -80,6 +81,7 @@ class Adam(Optimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_adam_numbers(lr, betas, eps, weight_decay)
         if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
@@ -90,7 +92,7 @@ class Adam(Optimizer):
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         defaults |= {"maximize": maximize, "foreach": foreach, "capturable": capturable, "compiled": compiled}
         defaults |= {"differentiable": differentiable, "fused": fused, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, extras)
 
 
 class AdamW(Adam):
@@ -105,7 +107,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -117,10 +119,11 @@ class AdamW(Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         flags = {"maximize": maximize, "foreach": foreach, "capturable": capturable, "differentiable": differentiable}
         flags |= {"fused": fused, "compiled": compiled, "decoupled_weight_decay": True}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **flags)  # type: ignore[arg-type]
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **flags, **extras)  # type: ignore[arg-type]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

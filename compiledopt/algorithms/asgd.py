@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(scalars=("step", "eta", "mu"), initial={"eta": "lr", "mu": 1.0}, branches=("weight_decay",))
@@ -40,10 +40,10 @@ class ASGD(Optimizer):
 
         g ← ∇f(θ) + λ·θ;  θ ← (1 − Λ·η)·θ − η·g;  a ← a + μ·(θ − a);  η ← γ / (1 + Λ·γ·t)^α;  μ ← 1 / max(1, t − t₀)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
     lambd (Λ): float, default 1e-4. alpha (α): float, default 0.75. t0 (t₀): steps before averaging, default 1e6.
     weight_decay (λ): float, default 0. maximize: flag, default False.
-    foreach, compiled, capturable, differentiable: see docs/executors.md.
+    foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step`, `eta` (η), `mu` (μ), 0-dim, and `ax` (a), the average, like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Polyak and Juditsky 1992.
@@ -55,7 +55,7 @@ class ASGD(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: LearningRate = 1e-2,
         lambd: float = 1e-4,
         alpha: float = 0.75,
         t0: float = 1e6,
@@ -65,10 +65,11 @@ class ASGD(Optimizer):
         differentiable: bool = False,
         capturable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
         check_number(weight_decay, "Invalid weight_decay value")
         defaults: dict[str, Any] = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
         defaults |= {"foreach": foreach, "maximize": maximize, "differentiable": differentiable}
-        super().__init__(params, defaults | {"capturable": capturable, "compiled": compiled})
+        super().__init__(params, defaults | {"capturable": capturable, "compiled": compiled}, extras)

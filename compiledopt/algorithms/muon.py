@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, at_start, check_tensor_number
 
 
 @lru_cache
@@ -79,12 +80,12 @@ class Muon(Optimizer):
         b ← μ·b + (1 − μ)·g;  u = b, or with nesterov  (1 − μ)·g + μ·b;  O = NewtonSchulz(u)
         θ ← (1 − γ·λ)·θ − γ·ratio(rows, columns)·O
 
-    params: 2-dimensional parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
-    weight_decay (λ): float, default 0.1. momentum (μ): float, default 0.95. nesterov: flag, default True.
+    params: 2-dimensional parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule,
+    default 1e-3. weight_decay (λ): float, default 0.1. momentum (μ): float, default 0.95. nesterov: flag, default True.
     ns_coefficients: three floats, of x, x³ and x⁵. eps: least norm, default 1e-7. ns_steps: iterations, default 5.
     adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
     foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
-    capturable: read nothing on the host.
+    capturable: read nothing on the host. extras: max_grad_norm, see docs/executors.md.
     State: `momentum_buffer` (b), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range or a parameter that is not
     2-dimensional; RuntimeError at the step for complex parameters and sparse gradients.
@@ -98,7 +99,7 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
@@ -110,9 +111,10 @@ class Muon(Optimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
-        if not lr >= 0.0:
+        if not at_start(lr) >= 0.0:
             raise ValueError(f"Learning rate should be >= 0 but is: {lr}")
         if not momentum >= 0.0:
             raise ValueError(f"momentum should be >= 0 but is: {momentum}")
@@ -122,7 +124,7 @@ class Muon(Optimizer):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
         defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         defaults |= {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        super().__init__(params, defaults | {"foreach": foreach, "capturable": capturable, "compiled": compiled})
+        super().__init__(params, defaults | {"foreach": foreach, "capturable": capturable, "compiled": compiled}, extras)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

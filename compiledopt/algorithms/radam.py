@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import moments, with_either_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_adam_numbers
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_adam_numbers
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
@@ -50,10 +50,10 @@ class RAdam(Optimizer):
         θ ← θ − γ·m̂·r·√(1 − β₂ᵗ) / (√v + ε)  if ρ > 5, else  θ ← θ − γ·m̂
         with  m̂ = m / (1 − β₁ᵗ),  r² = (ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
     betas (β₁, β₂): floats in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8. weight_decay (λ): float, default 0,
     added to g as λ·θ, or apart from it with decoupled_weight_decay. maximize: flag, default False.
-    foreach, compiled, capturable, differentiable: see docs/executors.md.
+    foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step` (0-dim), `exp_avg` (m) and `exp_avg_sq` (v), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Liu et al. 2020, arXiv:1908.03265.
@@ -66,7 +66,7 @@ class RAdam(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
@@ -77,8 +77,11 @@ class RAdam(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_adam_numbers(lr, betas, eps, weight_decay)
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "foreach": foreach}
-        super().__init__(params, defaults | {"capturable": capturable, "differentiable": differentiable, "compiled": compiled})
+        super().__init__(
+            params, defaults | {"capturable": capturable, "differentiable": differentiable, "compiled": compiled}, extras
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(
@@ -53,9 +53,9 @@ class RMSprop(Optimizer):
         g ← ∇f(θ) + λ·θ;  v ← α·v + (1 − α)·g²;  σ = √v + ε,  or centered  √(v − a²) + ε  with  a ← α·a + (1 − α)·g
         θ ← θ − γ·g / σ,  or with momentum  b ← μ·b + g / σ;  θ ← θ − γ·b
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-2.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
     alpha (α): float, default 0.99. eps (ε): float, default 1e-8. weight_decay (λ), momentum (μ): floats, default 0.
-    centered, maximize: flags, default False. foreach, compiled, capturable, differentiable: see docs/executors.md.
+    centered, maximize: flags, default False. foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step` (0-dim), `square_avg` (v), `momentum_buffer` (b) and `grad_avg` (a) where used, like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Hinton 2012, lecture 6; centered: Graves 2013, arXiv:1308.0850.
@@ -68,7 +68,7 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: LearningRate = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0,
@@ -79,6 +79,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
@@ -88,4 +89,4 @@ class RMSprop(Optimizer):
         check_number(alpha, "Invalid alpha value")
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered}
         defaults |= {"weight_decay": weight_decay, "capturable": capturable, "foreach": foreach, "maximize": maximize}
-        super().__init__(params, defaults | {"differentiable": differentiable, "compiled": compiled})
+        super().__init__(params, defaults | {"differentiable": differentiable, "compiled": compiled}, extras)

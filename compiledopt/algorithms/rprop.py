@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(scalars=("step",), initial={"step_size": "lr"})
@@ -33,7 +33,7 @@ class Rprop(Optimizer):
 
     params: parameters, named parameters, or dicts of groups. lr (s at first): float or 1-element tensor, default 1e-2.
     etas (η₋, η₊): floats, default (0.5, 1.2). step_sizes: the least and the largest s, default (1e-6, 50).
-    maximize: flag, default False. foreach, compiled, capturable, differentiable: see docs/executors.md.
+    maximize: flag, default False. foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `step` (0-dim), `prev` (g') and `step_size` (s), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
     Source: Riedmiller and Braun 1993.
@@ -45,7 +45,7 @@ class Rprop(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: LearningRate = 1e-2,
         etas: tuple[float, float] = (0.5, 1.2),
         step_sizes: tuple[float, float] = (1e-6, 50),
         *,
@@ -54,10 +54,13 @@ class Rprop(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
         if not 0.0 < etas[0] < 1.0 < etas[1]:
             raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
         defaults: dict[str, Any] = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize}
-        super().__init__(params, defaults | {"differentiable": differentiable, "capturable": capturable, "compiled": compiled})
+        super().__init__(
+            params, defaults | {"differentiable": differentiable, "capturable": capturable, "compiled": compiled}, extras
+        )

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
 
 
 @rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"), sparse="linear")
@@ -39,9 +40,9 @@ class SGD(Optimizer):
 
         g ← ∇f(θ) + λ·θ;  b ← μ·b + (1 − τ)·g (b ← g at first);  θ ← θ − γ·b,  or with nesterov  θ − γ·(g + μ·b)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
     momentum (μ), dampening (τ), weight_decay (λ): floats, or a 1-element tensor for λ, default 0. nesterov, maximize:
-    flags, default False. foreach, fused, compiled, capturable, differentiable: see docs/executors.md.
+    flags, default False. foreach, fused, compiled, capturable, differentiable, extras: see docs/executors.md.
     State: `momentum_buffer`, like the parameter, where momentum is not 0.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
     contradict each other. Source: Sutskever et al. 2013, "On the importance of initialization and momentum".
@@ -56,7 +57,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
         weight_decay: float | Tensor = 0,
@@ -68,6 +69,7 @@ class SGD(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         compiled: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> None:
         check_tensor_number(lr, "lr")
         check_number(lr, "Invalid learning rate")
@@ -77,4 +79,4 @@ class SGD(Optimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         defaults |= {"nesterov": nesterov, "maximize": maximize, "foreach": foreach, "differentiable": differentiable}
-        super().__init__(params, defaults | {"fused": fused, "capturable": capturable, "compiled": compiled})
+        super().__init__(params, defaults | {"fused": fused, "capturable": capturable, "compiled": compiled}, extras)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.algorithms.parts import moments
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import LearningRate, Optimizer, at_start, check_number, check_tensor_number
 
 
 @rule(scalars=("step",), sparse="rows", dense=False)
@@ -27,7 +26,7 @@ class SparseAdam(Optimizer):
 
         in those rows:  m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²;  θ ← θ − γ·√(1 − β₂ᵗ) / (1 − β₁ᵗ)·m / (√v + ε)
 
-    params: dense parameters, named parameters, or dicts of groups. lr (γ): float or 1-element tensor, default 1e-3.
+    params: dense parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
     betas (β₁, β₂): floats in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8. maximize: flag, default False.
     State: `step` (0-dim), `exp_avg` (m), `exp_avg_sq` (v), like the parameter.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, or sparse or complex
@@ -40,13 +39,13 @@ class SparseAdam(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         maximize: bool = False,
     ) -> None:
         check_tensor_number(lr, "lr")
-        if not lr > 0.0:
+        if not at_start(lr) > 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
         if not eps > 0.0:
             raise ValueError(f"Invalid epsilon value: {eps}")

@@ -110,6 +110,31 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([(HERE / "prefix.h").read_text(), *lines, *run, ""])
 
 
+def squares_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
+    identity = ("squares", (dtype,))
+    with _lock:
+        if identity not in _kernels:
+            wide = "double" if dtype is torch.float64 else "float"
+            parts = [(HERE / "prefix.h").read_text(), f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"]
+            _kernels[identity] = _stored("\n".join([*parts, (HERE / "squares.h").read_text()]))
+        found = _kernels[identity]
+    if isinstance(found, CompileError):
+        raise found
+    return found
+
+
+def _stored(source: str) -> Kernel | CompileError:
+    """The kernel of a C++ file, from disk or compiled now."""
+    name = cache.key("cpu", source, KERNEL_FLAGS)
+    content = cache.load(f"{name}.so")
+    found = _load_kernel(name, content) if content is not None else None
+    try:
+        return found or _build_kernel(name, source)
+    except CompileError as error:
+        return error
+
+
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
 
@@ -154,7 +179,10 @@ def forget() -> None:
 
 def _compile_kernel(name: str, program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     _compiler()
-    source = kernel_source(program, dtypes)
+    return _build_kernel(name, kernel_source(program, dtypes))
+
+
+def _build_kernel(name: str, source: str) -> Kernel:
     with timed("seconds_compiling"):
         try:
             library = build(name, source, KERNEL_FLAGS)

@@ -16,7 +16,14 @@ class Libdevice:
     """`libdevice.pow(a, b)` and the like, elementwise on numpy arrays."""
 
     functions: dict[str, Any] = {"pow": np.power, "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "abs": np.abs}
-    functions |= {"tanh": np.tanh, "sin": np.sin, "cos": np.cos, "floor": np.floor, "rsqrt": lambda x: 1 / np.sqrt(x)}
+    functions |= {
+        "tanh": np.tanh,
+        "sin": np.sin,
+        "cos": np.cos,
+        "floor": np.floor,
+        "exp2": np.exp2,
+        "rsqrt": lambda x: 1 / np.sqrt(x),
+    }
 
     def __getattr__(self, name: str) -> Any:
         function = self.functions[name]

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -24,6 +25,7 @@ constexpr int64_t kWorkPerThread = 1 << 18;   // elements: 0.1 ms of work; wakin
 constexpr int64_t kEntriesPerThread = 2048; // parameters: likewise
 constexpr int64_t kGilElements = 1 << 18;
 constexpr int64_t kSmall = 256;            // elements
+constexpr int64_t kBlock = 1 << 16;        // elements: a sum's parts, however many threads there are
 constexpr int64_t kAhead = 4;              // parameters whose memory is asked for early
 
 enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };
@@ -284,13 +286,46 @@ void run_all(const Plan* plan, const double* table, int width, int threads) {
   }
 }
 
-// Below `kGilElements` the work is shorter than what letting the GIL go costs: a reference to every tensor.
-void launch_all(Plan* plan, const double* table, int width, int threads) {
-  if (plan->starts->back() < kGilElements) return run_all(plan, table, width, threads);
+void hold_all(Plan* plan) {
   const int per = tensors_of(plan);
+  if (!plan->held->empty()) return;
   for (size_t i = 0; i < plan->entries->size(); ++i)
     for (int k = 0; k < per && (*plan->lengths)[i] >= 0; ++k)
       plan->held->push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy((*plan->found)[i * per + k]));
+}
+
+// The sum of a kernel's results over blocks of all gradients. The blocks and the order of their sum are the same for every
+// number of threads, so that the norm is the same bit for bit.
+double sum_over_gradients(const Plan* plan, Kernel kernel, int threads) {
+  std::vector<std::pair<size_t, int64_t>> blocks;
+  for (size_t i = 0; i < plan->entries->size(); ++i)
+    for (int64_t offset = 0; offset < (*plan->lengths)[i]; offset += kBlock) blocks.emplace_back(i, offset);
+  std::vector<double> sums(blocks.size());
+  const int64_t total = plan->starts->back(), count = blocks.size();
+  threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const auto [i, offset] = blocks[b];
+      char* data = static_cast<char*>((*plan->pointers)[i * plan->operands + 1]) + offset * plan->itemsize[1];
+      void* const pointers[] = {data, &sums[b]};
+      kernel(pointers, nullptr, std::min(kBlock, (*plan->lengths)[i] - offset));
+    }
+  };
+  if (threads == 1) {
+    run(0, count);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; ++t) run(count * t / threads, count * (t + 1) / threads);
+  }
+  double sum = 0;
+  for (const double part : sums) sum += part;
+  return sum;
+}
+
+// Below `kGilElements` the work is shorter than what letting the GIL go costs: a reference to every tensor.
+void launch_all(Plan* plan, const double* table, int width, int threads) {
+  if (plan->starts->back() < kGilElements) return run_all(plan, table, width, threads);
+  hold_all(plan);
   Py_BEGIN_ALLOW_THREADS;
   run_all(plan, table, width, threads);
   Py_END_ALLOW_THREADS;
@@ -346,6 +381,28 @@ PyObject* plan_launch(PyObject* self, PyObject* args) {
   const long long elements = plan->starts->back();
   release(plan);
   return PyLong_FromLongLong(elements);
+}
+
+PyObject* plan_sum(PyObject* self, PyObject* args) {
+  unsigned long long address;
+  int threads;
+  if (!PyArg_ParseTuple(args, "Ki", &address, &threads)) return nullptr;
+  Plan* plan = reinterpret_cast<Plan*>(self);
+  if (plan->starts->empty()) {
+    PyErr_SetString(PyExc_RuntimeError, "sum without a gather before it");
+    return nullptr;
+  }
+  const Kernel kernel = reinterpret_cast<Kernel>(address);
+  double sum;
+  if (plan->starts->back() < kGilElements) {
+    sum = sum_over_gradients(plan, kernel, threads);
+  } else {
+    hold_all(plan);
+    Py_BEGIN_ALLOW_THREADS;
+    sum = sum_over_gradients(plan, kernel, threads);
+    Py_END_ALLOW_THREADS;
+  }
+  return PyFloat_FromDouble(sum);
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
@@ -539,6 +596,7 @@ PyMethodDef plan_methods[] = {
     {"forget_rows", plan_forget_rows, METH_NOARGS, "forget_rows(): no entry has a row"},
     {"tables", plan_tables, METH_NOARGS, "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
     {"commit", plan_commit, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
+    {"sum", plan_sum, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
     {"release", plan_release, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.compiler.derive import derived
 from compiledopt.compiler.program import Program, scaled_program
 from compiledopt.compiler.rule import RESERVED, Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
@@ -54,6 +55,10 @@ class Traced:
     @cached_property
     def reads_first(self) -> bool:
         return "first" in self.rule.options
+
+    @cached_property
+    def is_clipped(self) -> bool:
+        return "clip" in self.rule.options
 
     @cached_property
     def scaled(self) -> Traced:
@@ -121,6 +126,7 @@ def signature(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
+    rule = derived(rule, group)
     key = (rule, signature(rule, group))
     if key not in _traced:
         with timed("seconds_tracing"):

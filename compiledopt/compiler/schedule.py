@@ -36,7 +36,7 @@ class Schedule:
     @cached_property
     def program(self) -> Program:
         """The function as operations. Raises: TypeError, naming the line, where it is not written like a rule."""
-        step = Symbol(Tracer(), Node("input", (), True, "step"))
+        step: Any = Symbol(Tracer(), Node("input", (), True, "step"))
         value = self.function(step)
         if not isinstance(value, Symbol):  # a constant
             value = step * 0.0 + value

@@ -136,6 +136,12 @@ class Symbol:
             "number that is compared with zero in branches=(...)"
         )
 
+    def __floordiv__(self, other: Any) -> Any:
+        return self.tracer.apply("div", (self, other), {}).floor()
+
+    def __mod__(self, other: Any) -> Any:
+        return self.tracer.apply("sub", (self, other * (self // other)), {})
+
     def __getitem__(self, key: Any) -> Any:
         raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
 
@@ -180,8 +186,6 @@ for _dunder, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div",
     setattr(Symbol, f"__r{_dunder}__", _binary(_op, reflected=True))
 for _dunder, _op in {"gt": "gt", "ge": "ge", "lt": "lt", "le": "le", "and": "logical_and", "or": "logical_or"}.items():
     setattr(Symbol, f"__{_dunder}__", _binary(_op))
-Symbol.__floordiv__ = lambda self, other: (self / other).floor()  # type: ignore[attr-defined]
-Symbol.__mod__ = lambda self, other: self - other * (self // other)  # type: ignore[attr-defined]
 for _dunder in ("matmul", "rmatmul"):
     setattr(Symbol, f"__{_dunder}__", _binary("matmul"))
 for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/="}.items():

@@ -227,14 +227,19 @@ class Built:
 
 
 def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024, warps: int = 4) -> Built:
-    """Compile a kernel for an NVIDIA architecture (80, 90, ...), on any machine. Raises: CompileError."""
+    """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
+
+    Raises: CompileError.
+    """
     try:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
 
+        given = kernel.function.arg_names
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
-        types |= {"XBLOCK": "constexpr", "ALIGNED": "constexpr"}
-        source = ASTSource(fn=kernel.function, signature=types, constexprs={"XBLOCK": block, "ALIGNED": aligned})
+        types |= {"XBLOCK": "constexpr", "ALIGNED": "constexpr", "xnumel": "i32"}
+        constants = {name: value for name, value in {"XBLOCK": block, "ALIGNED": aligned}.items() if name in given}
+        source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     except Exception as error:
         raise CompileError(f"triton could not compile for sm_{arch}: {error!r}") from error

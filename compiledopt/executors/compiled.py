@@ -97,6 +97,19 @@ class CompiledBatch:
         self.copies = staged
         return bool(status == READY)
 
+    @property
+    def is_clipped(self) -> bool:
+        return self.traced.is_clipped
+
+    def squares(self) -> torch.Tensor | float:
+        """The sum of squares of the gradients that `prepare` gathered."""
+        kernel = cpp.squares_kernel(self.dtypes[1].to_real())
+        return float(self.native.sum(kernel.address, torch.get_num_threads()))
+
+    def renew(self) -> None:
+        """Read the numbers of the groups again."""
+        self._fill_table()
+
     def _stage(self) -> list[torch.Tensor | None] | None:
         """What stands in for the gradients, or None where they can be read as they are."""
         return [_staged(entry.param) for entry in self.entries] if self.staged else None

@@ -7,6 +7,7 @@ a few numbers per row, at every step. All of it is asynchronous, on the current 
 from __future__ import annotations
 
 from array import array
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler import triton
+from compiledopt.executors.clipping import sum_of_squares
 from compiledopt.executors.compiled import CompiledBatch, kernel_dtypes
 from compiledopt.executors.tuning import DEFAULT, Config, config
 
@@ -152,6 +154,9 @@ class TritonBatch(CompiledBatch):
 
     def _plan(self) -> Any:
         self._make_tables()
+        if self.is_clipped:  # the host does not know the coefficients, so it fills in others
+            self.coefficients = [group["clip"] for group in self.groups]
+            self.groups = [ChainMap({"clip": 1.0}, group) for group in self.groups]  # type: ignore[arg-type]
         return self._native_plan(0, self.dtypes)
 
     def _make_tables(self) -> None:
@@ -168,10 +173,25 @@ class TritonBatch(CompiledBatch):
             )
         return super().prepare()
 
+    def squares(self) -> torch.Tensor | float:
+        return sum_of_squares(entry.param.grad for entry in self.entries)
+
+    def renew(self) -> None:
+        """The coefficients are read where they are."""
+
+    def _clip(self, table: torch.Tensor) -> None:
+        """Put the coefficients, which only the device knows, into their column."""
+        column = next(i for i, node in enumerate(self.traced.program.columns) if node.name == "clip")
+        found = torch.stack([self.coefficients[group] for group, *_ in self.rows])
+        table[:, column].copy_(found, non_blocking=True)
+
     def _run(self) -> None:
         pointers, lengths, rows, _ = self.native.tables()
         self.tables.update(pointers, lengths, rows)
         count, width = self.triton.columns, len(self.table) // max(1, len(self.rows))
         columns = [self.table[row * width + i] for row in range(len(self.rows)) for i in range(count)]
-        self.tables.run(upload(torch.tensor(columns, dtype=self.triton.scalar), self.device))
+        table = upload(torch.tensor(columns, dtype=self.triton.scalar), self.device)
+        if self.is_clipped:
+            self._clip(table.view(len(self.rows), count))
+        self.tables.run(table)
         self.native.commit(self.table)

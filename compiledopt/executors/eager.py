@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.inductor import compute_dtype
+from compiledopt.executors.clipping import sum_of_squares
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 
 HALF = (torch.float16, torch.bfloat16)
@@ -141,6 +142,19 @@ class EagerBatch:
         for row in self.rows:
             row.seal()
         return True
+
+    @property
+    def is_clipped(self) -> bool:
+        return any(entry.traced.is_clipped for entry in self.entries)
+
+    def squares(self) -> torch.Tensor | float:
+        """The sum of squares of the gradients that `prepare` read."""
+        return sum_of_squares(entry.param.grad for entry in self.entries if entry.traced.is_clipped)
+
+    def renew(self) -> None:
+        """Read the numbers of the groups again."""
+        for row in self.rows:
+            row.evaluate(self.groups)
 
     def refresh(self) -> None:
         """Nothing is on the device."""

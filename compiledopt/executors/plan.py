@@ -17,6 +17,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from compiledopt.compiler import cpp
+from compiledopt.compiler.derive import around, derived
 from compiledopt.compiler.errors import CompileError
 from compiledopt.compiler.programs import Traced, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
@@ -24,6 +25,7 @@ from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
 from compiledopt.executors.capturable import CapturableBatch, option_dtypes
 from compiledopt.executors.choose import Choice
+from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
 from compiledopt.executors.device import TritonBatch
 from compiledopt.executors.eager import EagerBatch
@@ -49,10 +51,14 @@ class Owner:
     state: MutableMapping[torch.Tensor, Any]
     reasons: set[str]
     scaling: Scaling | None = None
+    clipping: Clipping | None = None
 
     def groups_on(self, device: torch.device) -> Sequence[Mapping[str, Any]]:
         """The groups as a batch on `device` reads them."""
-        return self.groups if self.scaling is None else self.scaling.views(self.groups, device)
+        groups: Sequence[Mapping[str, Any]] = self.groups
+        if self.scaling is not None:
+            groups = self.scaling.views(groups, device)
+        return groups if self.clipping is None else self.clipping.views(groups, device)
 
     def traced(self, group: Mapping[str, Any]) -> Traced:
         program = traced(self.rule, group)
@@ -64,13 +70,14 @@ class Options:
     the branching ones being zero."""
 
     def __init__(self, rule: Rule, group: Mapping[str, Any]) -> None:
+        self.around, rule = around(group), derived(rule, group)
         flags = [name for name, part in zip(rule.options, signature(rule, group), strict=True) if isinstance(part, tuple)]
         self.names = [*flags, *(name for name in choose.OPTIONS if name in group)]
         self.values = [group[name] for name in self.names]
         self.branches = [(name, truthy(group[name])) for name in rule.branches]
 
     def fit(self, group: Mapping[str, Any]) -> bool:
-        if [group[name] for name in self.names] != self.values:
+        if [group[name] for name in self.names] != self.values or around(group) != self.around:
             return False
         return all(truthy(group[name]) is value for name, value in self.branches)
 
@@ -229,6 +236,9 @@ class Plan:
                     return False
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
             self.prepared = False
+            if self.owner.clipping is not None and number == 0:
+                scale = None if self.owner.scaling is None else self.owner.scaling.last[0]
+                self.owner.clipping.measure(batches, self.owner.groups, scale)
             for batch in batches:
                 batch.launch()
         return True
@@ -299,6 +309,8 @@ def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any
     grad = param if param.grad is None else param.grad
     dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
     try:
+        if program.is_clipped and choose.backend(param.device) == "cpp":
+            cpp.squares_kernel(grad.dtype.to_real())
         choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
         cpp.launcher()
     except CompileError as error:

@@ -37,7 +37,7 @@ class StateMaker:
         self.spare: dict[tuple[float, torch.dtype, torch.device], list[torch.Tensor]] = {}
 
     def make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
-        """Fill in what is missing; whether anything was. expected: how many parameters may follow, this one included."""
+        """Fill in what is missing; whether any of the rule's own was. expected: parameters that may follow, with this one."""
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
@@ -53,7 +53,7 @@ class StateMaker:
                     state[name] = traced.makers[name](param.detach())
                 else:
                     state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
-        return bool(missing)
+        return any(name not in traced.rule.added for name in missing)
 
     def _scalar(self, value: float, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
         """A 0-dim tensor of its own; many are views of one vector, which the launcher reads in fewer cache lines."""

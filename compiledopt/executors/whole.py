@@ -16,6 +16,7 @@ from compiledopt.compiler.programs import Traced
 from compiledopt.compiler.rule import Rule, as_float
 from compiledopt.compiler.trace import named
 from compiledopt.compiler.trial import can_stack, try_rule
+from compiledopt.executors.clipping import sum_of_squares
 from compiledopt.executors.eager import HALF
 from compiledopt.executors.entries import Entry, check_gradient, check_state
 from compiledopt.executors.foreach import LIMIT, cut
@@ -112,6 +113,17 @@ class WholeBatch:
                 self.checked[shape] = stacks[key].check()
         self.work = [(stack, self.stack and self.checked[key[:5]]) for key, stack in stacks.items()]
         return True
+
+    @property
+    def is_clipped(self) -> bool:
+        return any(entry.traced.is_clipped for entry in self.entries)
+
+    def squares(self) -> torch.Tensor | float:
+        """The sum of squares of the gradients."""
+        return sum_of_squares(entry.param.grad for entry in self.entries if entry.traced.is_clipped)
+
+    def renew(self) -> None:
+        """The options are tensors that share the memory of the coefficients."""
 
     def refresh(self) -> None:
         """Nothing is on the device."""

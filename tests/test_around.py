@@ -1,0 +1,383 @@
+"""What stands around an update: a schedule of the rate, clipping and an average inside the step, against torch's own."""
+
+import copy
+import io
+
+import pytest
+import torch
+from catalog import BASELINE, CASES, EXECUTORS, one_per_algorithm
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+from torch.optim import lr_scheduler as torchs
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import compiledopt
+from compiledopt import schedules
+from compiledopt.schedules import Schedule
+
+DECAY, MOST, STEPS = 0.9, 1.5, 12
+WITH_RATE = [case for case in CASES if case.label in ("default", "all", "capturable", "momentum", "amsgrad", "centered")]
+
+
+def warmup_cosine(lr):
+    return lr * schedules.sequential([schedules.linear(0.1, 1.0, 4), schedules.cosine_annealing(10)], [4])
+
+
+def torchs_warmup_cosine(optimizer):
+    parts = [torchs.LinearLR(optimizer, 0.1, 1.0, 4), torchs.CosineAnnealingLR(optimizer, 10)]
+    return torchs.SequentialLR(optimizer, parts, [4])
+
+
+def averaged(params):
+    model = torch.nn.Module()
+    model.params = torch.nn.ParameterList(params)
+    return model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+
+
+def reference(case, dtype=torch.float32, values=None):
+    """Parameters, averages and norms of torch's step with what torch has around it, from numbers of dtype `values`."""
+    params = copies(parameters(values or dtype), dtype)
+    optimizer = case.torch(params, values or dtype, **BASELINE.get(case.label, {}))
+    model, average = averaged(params)
+    scheduler, norms = torchs_warmup_cosine(optimizer), []
+    for step in range(STEPS):
+        Gradients(values or dtype).set(params, step)
+        norms.append(torch.nn.utils.clip_grad_norm_(params, MOST, foreach=False))
+        optimizer.step()
+        scheduler.step()
+        average.update_parameters(model)
+    return flat(params), flat(average.module.params), norms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", WITH_RATE, ids=str)
+def test_all_three_against_torch(case, executor, dtype):
+    start, (expected, average, norms) = flat(parameters(dtype)), reference(case, dtype)
+    mine = parameters(dtype)
+    lr = warmup_cosine(float(case.kwargs()["lr"]))
+    optimizer = case.ours(mine, executor, dtype, lr=lr, max_grad_norm=MOST, ema_decay=DECAY)
+    for step in range(STEPS):
+        Gradients(dtype).set(mine, step)
+        before = [p.grad.clone() for p in mine]
+        optimizer.step()
+        assert same(before, [p.grad for p in mine]), "a gradient was modified"
+        assert optimizer.grad_norm.item() == pytest.approx(norms[step].item(), rel=1e-2 if dtype is torch.bfloat16 else 1e-5)
+        assert norms[step] > MOST, "nothing is clipped, so nothing is tested"
+    assert optimizer.executor == executor
+    effect, apart = rms(expected - start), rms(expected - average)
+    assert effect > 1e-4 and apart > 1e-5
+    pairs = [(flat(mine), expected, effect), (flat(optimizer.ema_parameters()), average, apart)]
+    if dtype is torch.bfloat16:  # torch rounds gradients, parameters and averages one after the other
+        for (found, torchs_own, _), exact in zip(pairs, reference(case, torch.float64, values=dtype)[:2], strict=True):
+            assert rms(found - exact) <= 1.1 * rms(torchs_own - exact)
+        return
+    bound = 1e-9 if dtype is torch.float64 and case.algorithm != "NAdam" else 1e-4  # torch's mu_product is float32
+    for found, torchs_own, scale in pairs:
+        assert rms(found - torchs_own) <= bound * scale
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+def test_absent_gradients(case, executor):
+    """A parameter without a gradient stands still with its average and its place in the schedule."""
+    mine = parameters()
+    optimizer = case.ours(mine, executor, lr=warmup_cosine(0.1), max_grad_norm=MOST, ema_decay=DECAY)
+    counts = [0] * len(mine)
+    for step in range(8):
+        Gradients(skip=True).set(mine, step)
+        before = snapshot(optimizer)
+        optimizer.step()
+        for index, param in enumerate(mine):
+            counts[index] += param.grad is not None
+            if param.grad is None:
+                assert same(before[index], snapshot(optimizer)[index])
+    assert len(set(counts)) > 1
+    assert (
+        [optimizer.state[p]["step"].item() for p in mine] == [optimizer.state[p]["n_averaged"].item() for p in mine] == counts
+    )
+    assert optimizer.param_groups[0]["lr"] == warmup_cosine(0.1)(max(counts))
+
+
+@pytest.mark.parametrize("executor", ["foreach", "for-loop"])
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_rules_that_are_not_elementwise(name, executor):
+    shapes = [(8, 6), (8, 6), (5, 9)]
+    theirs, mine = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
+    baseline = getattr(torch.optim, name)(theirs, lr=0.1)
+    scheduler = torchs_warmup_cosine(baseline)
+    optimizer = getattr(compiledopt, name)(mine, lr=warmup_cosine(0.1), max_grad_norm=MOST, **EXECUTORS[executor])
+    for step in range(STEPS):
+        Gradients(torch.float64).set(theirs, step)
+        Gradients(torch.float64).set(mine, step)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, MOST)
+        baseline.step()
+        scheduler.step()
+        optimizer.step()
+        assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-9)
+    effect = rms(flat(theirs) - flat(parameters(torch.float64, shapes)))
+    assert effect > 1e-3
+    # Muon multiplies in bfloat16, in stacks or one by one: chaotic in the last bits.
+    assert rms(flat(mine) - flat(theirs)) <= (0.1 if name == "Muon" else 1e-5) * effect
+    with pytest.raises(ValueError, match=r"ema_decay is for rules that are elementwise, .* is not; use compiledopt\.swa_utils"):
+        getattr(compiledopt, name)(mine, ema_decay=0.9)
+
+
+def test_differentiable():
+    """Through the rule itself; the coefficient is a constant, as after torch's clip_grad_norm_."""
+    leaf = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    param = leaf.clone()
+    param.grad = torch.full((5,), 3.0, dtype=torch.float64)
+    optimizer = compiledopt.SGD([param], lr=0.5 * schedules.exponential(0.5), max_grad_norm=1.0, differentiable=True)
+    for _ in range(2):
+        optimizer.step()
+    coefficient = 1 / (45**0.5 + 1e-6)
+    torch.testing.assert_close(param, leaf - (0.5 + 0.25) * 3.0 * coefficient)
+    param.sum().backward()
+    assert leaf.grad.tolist() == [1.0] * 5
+
+
+# ---- the norm ----
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_norms(executor):
+    """Below the bound nothing changes; zeros, infinities and NaNs do what torch's clip_grad_norm_ and step do."""
+    for scale in (1e-3, 0.0, 1e3, torch.inf, torch.nan):
+        theirs, mine = parameters(shapes=[(100,), (7, 3)]), parameters(shapes=[(100,), (7, 3)])
+        baseline = torch.optim.SGD(theirs, lr=0.1, foreach=False)
+        optimizer = compiledopt.SGD(mine, lr=0.1, max_grad_norm=1.0, **EXECUTORS[executor])
+        for params in (theirs, mine):
+            Gradients().set(params, 0)
+            params[0].grad[3] = scale
+            params[0].grad[4:].mul_(1e-4)
+            params[1].grad.mul_(1e-4)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0, foreach=False)
+        baseline.step()
+        optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm.float(), norm, equal_nan=True, rtol=1e-5, atol=0)
+        for p, q in zip(theirs, mine, strict=True):
+            torch.testing.assert_close(q, p, equal_nan=True)
+
+
+def test_the_norm_does_not_depend_on_the_threads():
+    params = parameters(shapes=[(300_001,), (700_000,), (5,)])
+    norms = set()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        optimizer = compiledopt.SGD(params, lr=0.0, max_grad_norm=1.0, compiled=True)
+        Gradients().set(params, 0)
+        optimizer.step()
+        norms.add(optimizer.grad_norm.item())
+    exact = flat([p.grad for p in params]).norm().item()
+    assert len(norms) == 1 and norms.pop() == pytest.approx(exact, rel=1e-7)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_groups_with_bounds_of_their_own(executor):
+    """The norm is over the groups that are clipped; each is clipped to its own bound."""
+    params = parameters(shapes=[(50,), (60,), (70,)])
+    start = copies(params)
+    bounds = [0.5, 2.0, None]
+    groups = [{"params": [p], "max_grad_norm": bound} for p, bound in zip(params, bounds, strict=True)]
+    optimizer = compiledopt.SGD(groups, lr=1.0, **EXECUTORS[executor])
+    for changed in (1.0, 4.0):
+        before = copies(params)
+        Gradients().set(params, 0)
+        optimizer.step()
+        norm = flat([p.grad for p in params[:2]]).norm()
+        assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
+        for p, old, bound in zip(params, before, (0.5 * changed, 2.0, None), strict=True):
+            coefficient = 1.0 if bound is None else min(1.0, bound / (norm.item() + 1e-6))
+            torch.testing.assert_close(p, old - coefficient * p.grad)
+        optimizer.param_groups[0]["max_grad_norm"] = 2.0
+    assert not torch.equal(params[0], start[0])
+
+
+def test_clipping_under_a_scaler():
+    """The norm is that of the gradients themselves."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    theirs, mine = parameters(), parameters()
+    baseline = torch.optim.AdamW(theirs, lr=0.01)
+    optimizer = compiledopt.AdamW(mine, lr=0.01, max_grad_norm=MOST, ema_decay=DECAY)
+    for step in range(5):
+        Gradients().set(theirs, step)
+        norm = torch.nn.utils.clip_grad_norm_(theirs, MOST)
+        baseline.step()
+        Gradients().set(mine, step)
+        scaler.scale(torch.ones(()))
+        for param in mine:
+            param.grad.mul_(64.0)
+        scaler.step(optimizer)
+        assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+        scaler.update(64.0)
+    assert (flat(mine) - flat(theirs)).abs().max() <= 1e-6
+
+
+# ---- the average ----
+
+
+def test_evaluate_with_averages():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = compiledopt.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
+    assert optimizer.ema_parameters()[0].data_ptr() == model.weight.data_ptr(), "before the first step"
+    x = torch.randn(3, 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    kept, averages = copies(model.parameters()), [a.clone() for a in optimizer.ema_parameters()]
+    addresses = [p.data_ptr() for p in model.parameters()]
+    with optimizer.use_ema():
+        assert same([p.detach() for p in model.parameters()], averages)
+        assert addresses == [p.data_ptr() for p in model.parameters()]
+        for refused in (optimizer.step, optimizer.state_dict, optimizer.use_ema().__enter__):
+            with pytest.raises(RuntimeError, match="use_ema"):
+                refused()
+    assert same([p.detach() for p in model.parameters()], [p.detach() for p in kept])
+    assert not same(averages, [p.detach() for p in kept])
+    with pytest.raises(ZeroDivisionError), optimizer.use_ema():
+        1 / 0  # noqa: B018
+    assert same([p.detach() for p in model.parameters()], [p.detach() for p in kept])
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_an_average_begun_later(name):
+    """It starts at the parameter, and the states of the rule stay as they are (SGD's momentum most of all)."""
+    theirs, mine = parameters(), parameters()
+    more = {"momentum": 0.9} if name == "SGD" else {}
+    baseline, optimizer = (getattr(compiledopt, name)(p, lr=0.1, **more) for p in (theirs, mine))
+    run(baseline, theirs, Gradients(), range(3))
+    run(optimizer, mine, Gradients(), range(3))
+    optimizer.param_groups[0]["ema_decay"] = 0.9
+    run(baseline, theirs, Gradients(), range(3, 6))
+    run(optimizer, mine, Gradients(), range(3, 4))
+    assert same([p.detach() for p in mine], [a.detach() for a in optimizer.ema_parameters()])
+    run(optimizer, mine, Gradients(), range(4, 6))
+    assert (flat(mine) - flat(theirs)).abs().max() <= 1e-6
+    assert all(optimizer.state[p]["n_averaged"] == 3 for p in mine)
+
+
+def test_bytes_of_the_average():
+    """One read and one write of the average more; the parameter is not read again."""
+    plain, more = (compiledopt.AdamW(parameters(), **kw)._explanation().parts[0] for kw in ({}, {"ema_decay": 0.9}))
+    assert more.bytes_read_per_element - plain.bytes_read_per_element == 4
+    assert more.bytes_written_per_element - plain.bytes_written_per_element == 4
+    assert more.kernels == plain.kernels == 1
+
+
+# ---- the schedule ----
+
+
+def test_the_rate_is_there_when_read_and_can_be_replaced():
+    params = parameters()
+    schedule = warmup_cosine(0.1)
+    optimizer = compiledopt.SGD([{"params": params[:2]}, {"params": params[2:], "lr": 0.5}], lr=schedule)
+    shown = []
+    for step in range(6):
+        shown.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"]))
+        run(optimizer, params, Gradients(), [step])
+    assert shown == [(schedule(step), 0.5) for step in range(6)] and len(set(shown)) > 4
+    assert f"lr: {schedule(6)}" in repr(optimizer)
+    before = copies(params)
+    optimizer.param_groups[0]["lr"] = 0.25
+    run(optimizer, params, Gradients(), [6])
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    torch.testing.assert_close(params[0], before[0] - 0.25 * params[0].grad)
+    optimizer.param_groups[1]["lr"] = schedule  # into a plain group: from the next step on
+    before = copies(params)
+    run(optimizer, params, Gradients(), [7])
+    torch.testing.assert_close(params[2], before[2] - schedule(0) * params[2].grad)
+    assert optimizer.param_groups[1]["lr"] == schedule(1)
+
+
+def test_another_schedule_is_no_other_kernel():
+    params = parameters()
+    run(compiledopt.AdamW(params, lr=schedules.exponential(0.5), max_grad_norm=1.0), params, Gradients(), range(2))
+    before = compiledopt.compile_stats()
+    for lr in (schedules.cosine_annealing(9), 0.1 * schedules.linear(), Schedule(lambda step: 1 / (step + 1))):
+        optimizer = compiledopt.AdamW(params, lr=lr, max_grad_norm=2.0)
+        run(optimizer, params, Gradients(), range(5))
+        optimizer.param_groups[0]["max_grad_norm"] = 0.5
+        run(optimizer, params, Gradients(), range(5))
+    after = compiledopt.compile_stats()
+    assert all(after[key] == before[key] for key in ("kernels_compiled", "kernels_lowered"))
+    plans = after["plans_built"]
+    run(optimizer, params, Gradients(), range(20))
+    assert compiledopt.compile_stats()["plans_built"] == plans
+
+
+def test_what_cannot_be():
+    params = parameters()
+    with pytest.raises(TypeError, match=r"test_around.py:\d+: a rule must not branch on the value"):
+        compiledopt.AdamW(params, lr=Schedule(lambda step: 1.0 if step < 3 else 0.1))
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):
+        compiledopt.AdamW(params, lr=-1.0 * schedules.exponential(0.9))
+    with pytest.raises(ValueError, match=r"Invalid max_grad_norm value: -1\.0"):
+        compiledopt.AdamW(params, max_grad_norm=-1.0)
+    with pytest.raises(ValueError, match=r"Invalid decay value 1\.5 provided"):
+        compiledopt.AdamW(params, ema_decay=1.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_grad_nrom'"):
+        compiledopt.AdamW(params, max_grad_nrom=1.0)
+    with pytest.raises(ValueError, match="a schedule as lr is for optimizers that are one rule for each parameter"):
+        compiledopt.LBFGS(params, lr=schedules.exponential(0.9))
+    for more in ({"max_grad_norm": 1.0}, {"ema_decay": 0.5}):
+        optimizer = compiledopt.SGD(params, **more)
+        params[0].grad = torch.ones(40, 50).to_sparse()
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="does not support sparse gradients with `ema_decay` or `max_grad_norm`"):
+            optimizer.step()
+        assert same(before, snapshot(optimizer))
+    optimizer = compiledopt.SGD(params)
+    with pytest.raises(ValueError, match="Invalid max_grad_norm value"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "max_grad_norm": -2.0})
+    assert len(optimizer.param_groups) == 1
+
+
+# ---- states ----
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_resumes_in_the_middle(name):
+    def make(params):
+        return getattr(compiledopt, name)(params, lr=warmup_cosine(0.1), max_grad_norm=MOST, ema_decay=DECAY)
+
+    mine = parameters()
+    optimizer = make(mine)
+    run(optimizer, mine, Gradients(), range(5))
+    buffer = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "params": [p.detach() for p in mine]}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == warmup_cosine(0.1)(5)
+    again = copies(saved["params"])
+    resumed = make(again)
+    resumed.load_state_dict(saved["optimizer"])
+    twin = copy.deepcopy(optimizer)
+    for one in (optimizer, resumed, twin):
+        assert one.param_groups[0]["lr"] == warmup_cosine(0.1)(5)
+        run(one, one.param_groups[0]["params"], Gradients(), range(5, 9))
+    for other in (resumed, twin):
+        assert same([p.detach() for p in mine], [p.detach() for p in other.param_groups[0]["params"]])
+        assert same(optimizer.ema_parameters(), other.ema_parameters())
+        assert other.param_groups[0]["lr"] == warmup_cosine(0.1)(9)
+    torchs_own = getattr(torch.optim, name)(copies(mine), lr=0.1)
+    torchs_own.load_state_dict(resumed.state_dict())
+    run(torchs_own, torchs_own.param_groups[0]["params"], Gradients(), range(2))
+
+
+def test_ones_own_rule_has_them_too():
+    @compiledopt.define
+    def Signed(param, grad, *, lr=0.1):
+        return param - lr * grad.sign()
+
+    params, start = parameters(shapes=[(5,)]), parameters(shapes=[(5,)])
+    optimizer = Signed(params, lr=schedules.step(1, 0.5), ema_decay=0.5, max_grad_norm=1.0)
+    run(optimizer, params, Gradients(), range(3))
+    signs = []
+    for step in range(3):
+        Gradients().set(start, step)
+        signs.append(start[0].grad.sign())
+    torch.testing.assert_close(params[0].detach(), start[0].detach() - sum(s * 0.5**i for i, s in enumerate(signs)))
+    assert optimizer.executor == "compiled" and "n_averaged" in optimizer.state[params[0]]
