@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE
+from compiledopt.compiler.dynamo import wants_whole_graph
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
@@ -20,6 +21,7 @@ from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch
 from compiledopt.executors.entries import is_sparse
 from compiledopt.executors.groups import ScheduledGroup, scheduled
+from compiledopt.executors.in_graph import register, step_in_graph
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.states import StateMaker, scalar_dtype
@@ -120,6 +122,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
 
     def _forget(self) -> None:
+        self._number = register(self)
         self._plan: Plan | None = None
         self._captured: list[CompiledBatch] = []
         self._scaling: Scaling | None = None
@@ -130,6 +133,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._forget()
         self._reasons = set()
+        self._list_parameters()
         for group in self.param_groups:
             if isinstance(group, ScheduledGroup):
                 group.state = self.state
@@ -162,6 +166,12 @@ class Optimizer(torch.optim.Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
+        self._list_parameters()
+
+    def _list_parameters(self) -> None:
+        """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
+        whenever one changed."""
+        self._traceable = [param for group in self.param_groups for param in group["params"]]
 
     def _schedule(self, index: int, schedule: Schedule | None = None) -> None:
         group = self.param_groups[index]
@@ -207,10 +217,28 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _update_of(type(self))(self)
+        if torch.compiler.is_compiling() and wants_whole_graph():
+            step_in_graph(self._traceable, self._number)
+        else:
+            _update_of(type(self))(self)
         return loss
 
+    # A scheduler wraps `step` to see that it is called, in a file that Dynamo refuses to trace; so `_update` says that it was.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, and inside torch.compile without breaking its graph. Mutates: the gradients."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for param in self._traceable:
+            if set_to_none:
+                param.grad = None
+            elif param.grad is not None:
+                param.grad = torch.zeros_like(param.grad)
+
     def _update(self) -> None:
+        self._opt_called = True
         self._refuse_capture()
         if self._swapped:
             raise RuntimeError("step() within use_ema(): the parameters hold their averages; leave it first")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -204,11 +205,18 @@ def _no_vector_isa() -> Iterator[None]:
     from torch._inductor import cpu_vec_isa
 
     original = cpu_vec_isa.pick_vec_isa
-    cpu_vec_isa.pick_vec_isa = lambda: cpu_vec_isa.invalid_vec_isa
+
+    def none() -> Any:
+        return cpu_vec_isa.invalid_vec_isa
+
+    cpu_vec_isa.pick_vec_isa = none
     try:
         yield
     finally:
-        cpu_vec_isa.pick_vec_isa = original
+        # A module imported meanwhile may have taken over the name: the user's own torch.compile then failed in g++.
+        for name, module in list(sys.modules.items()):
+            if name.startswith("torch._inductor") and getattr(module, "pick_vec_isa", None) is none:
+                module.pick_vec_isa = original  # type: ignore[attr-defined]
 
 
 def _kind(index: int, tensors: int) -> tuple[str, int]:
