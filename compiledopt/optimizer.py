@@ -253,7 +253,8 @@ class Optimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor | None:
         """The norm over all gradients at the last step, before `max_grad_norm` clipped them: a 0-dim float64 tensor where
         the gradients are. None without such an option or before the first step."""
-        return None if self._clipping is None else self._clipping.norm
+        norm = None if self._clipping is None else self._clipping.norm
+        return torch.tensor(norm, dtype=torch.float64) if isinstance(norm, float) else norm
 
     def ema_parameters(self) -> list[Tensor]:
         """The averages that `ema_decay` keeps, in the order of the parameters; a parameter itself before its first step."""
@@ -343,8 +344,6 @@ class Optimizer(torch.optim.Optimizer):
 
         Mutates: the device's copy of the numbers, in the order of the current stream. Does nothing without such a copy.
         """
-        if self._clipping is not None:
-            self._clipping.refresh(self.param_groups)
         for batch in (*(self._plan.batches if self._plan is not None else ()), *self._captured):
             batch.refresh()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from compiledopt.compiler.ops import OPS
+from compiledopt.compiler.ops import apply
 from compiledopt.compiler.schedule import Schedule
 
 __all__ = [
@@ -35,13 +35,7 @@ __all__ = [
 ]
 
 
-def _apply(name: str, *args: Any) -> Any:
-    """An operation on what it is given: numbers stay numbers."""
-    numbers = all(isinstance(arg, (bool, int, float)) for arg in args)
-    return (OPS[name].number if numbers else OPS[name].tensor)(*args)
-
-
-_where, _cos, _floor, _log = (partial(_apply, name) for name in ("where", "cos", "floor", "log"))
+_where, _cos, _floor, _log = (partial(apply, name) for name in ("where", "cos", "floor", "log"))
 
 
 def _at_most(step: Any, most: float) -> Any:
@@ -159,7 +153,7 @@ def _cyclic(
 ) -> Any:
     cycle = _floor(1 + step / total)
     x = 1.0 + step / total - cycle
-    value = (max_lr - base_lr) * _where(x <= ratio, x / ratio, _apply("div", x - 1, ratio - 1))
+    value = (max_lr - base_lr) * _where(x <= ratio, x / ratio, apply("div", x - 1, ratio - 1))
     return base_lr + (value if scale_fn is None else value * scale_fn(cycle if by_cycle else step))
 
 

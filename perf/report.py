@@ -74,6 +74,19 @@ def averaging() -> str:
     )
 
 
+def around() -> str:
+    rows = latest(read("around.csv"), ["against", "shapes"])
+    if not rows:
+        return ""
+    cells = [[row[name] for name in ("against", "shapes", "their_ms", "our_ms", "ratio")] for row in rows]
+    text = (
+        "AdamW with clipping, an average, a schedule inside the step (`max_grad_norm`, `ema_decay`, `lr=schedule`), against the"
+        "\nsame around it; and the step as it is against the step under torch.compile (`python perf/around.py`)."
+    )
+    head = ["against", "shapes", "its ms", "inside, ms", "ratio"]
+    return f"## Around a step\n\n{text}\n\n{table(head, cells)}\n\n{machine(rows)}\n"
+
+
 def compile_times() -> str:
     rows = latest(read("compile_time.csv"), ["optimizer", "tensors"])
     if not rows:
@@ -98,7 +111,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
-    page = "\n".join(part for part in (HEAD, steps(), bandwidths(), averaging(), compile_times(), overhead(), gpu) if part)
+    parts = (HEAD, steps(), bandwidths(), averaging(), around(), compile_times(), overhead(), gpu)
+    page = "\n".join(part for part in parts if part)
     if arguments.check:
         return int(page != PAGE.read_text())
     PAGE.write_text(page)

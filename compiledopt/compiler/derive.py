@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from compiledopt.compiler.ops import apply
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
 
@@ -86,7 +85,7 @@ def _averaged(rule: Rule) -> Rule:
     def averaged(param: Any, grad: Any, *states: Any, ema_decay: Any, **options: Any) -> tuple[Any, ...]:
         *own, count, average = states
         new, *results = _results(rule, param, grad, tuple(own), options)
-        weight = torch.where(count == 0, 1.0, 1 - ema_decay)
+        weight = apply("where", count == 0, 1.0, 1 - ema_decay)
         return (new, *results, count + 1, average.lerp(new, weight))
 
     made = replace(
@@ -101,12 +100,13 @@ def _averaged(rule: Rule) -> Rule:
 
 
 def _clipped(rule: Rule) -> Rule:
-    """g ← clip·g."""
+    """g ← min(1, max_grad_norm / (‖all g‖ + 1e-6))·g, as torch.nn.utils.clip_grad_norm_."""
 
-    def clipped(param: Any, grad: Any, *states: Any, clip: Any, **options: Any) -> tuple[Any, ...]:
-        return _results(rule, param, grad * clip, states, options)
+    def clipped(param: Any, grad: Any, *states: Any, max_grad_norm: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:
+        share = max_grad_norm / (grad_norm + 1e-6)
+        return _results(rule, param, grad * apply("where", share > 1.0, 1.0, share), states, options)
 
-    return _named(replace(rule, function=clipped, options=(*rule.options, "clip")), rule)
+    return _named(replace(rule, function=clipped, options=(*rule.options, CLIP, "grad_norm")), rule)
 
 
 def _named(made: Rule, rule: Rule) -> Rule:

@@ -49,7 +49,8 @@ LETTERS = {
     "ema": "a",
     "ema_decay": "d",
     "n_averaged": "n",
-    "clip": "c",
+    "max_grad_norm": "G",
+    "grad_norm": "N",
 }
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,

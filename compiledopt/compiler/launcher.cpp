@@ -304,7 +304,7 @@ double sum_over_gradients(const Plan* plan, Kernel kernel, int threads) {
   const int64_t total = plan->starts->back(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
       char* data = static_cast<char*>((*plan->pointers)[i * plan->operands + 1]) + offset * plan->itemsize[1];
       void* const pointers[] = {data, &sums[b]};

@@ -131,3 +131,9 @@ def _table() -> dict[str, Op]:
 
 
 OPS: dict[str, Op] = _table()
+
+
+def apply(name: str, *args: Any) -> Any:
+    """An operation on what it is given: of numbers a number, else a tensor, or a node where a rule is traced."""
+    numbers = all(isinstance(arg, (bool, int, float)) for arg in args)
+    return (OPS[name].number if numbers else OPS[name].tensor)(*args)

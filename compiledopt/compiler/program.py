@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import torch
+
+from compiledopt.compiler.ops import OPS
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,21 @@ class Program:
         return "\n".join(lines)
 
 
+def depends_on(node: Node, name: str) -> bool:
+    """Whether an input of this name is among what a node is computed from."""
+    return node.name == name or any(depends_on(arg, name) for arg in node_args(node))
+
+
+def value_of(node: Node, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A node computed by operations of torch."""
+    if node.op == "input":
+        return inputs[node.name]
+    example = next(iter(inputs.values()))
+    args = [value_of(arg, inputs) if isinstance(arg, Node) else torch.full_like(example, arg) for arg in node.args]
+    result: torch.Tensor = OPS[node.op].tensor(*args)
+    return result
+
+
 def scalar_program(program: Program) -> Program:
     """The scalar part as an elementwise program over rows: its inputs as they are, and each of its results as one more
     input that is written: first `column0`, `column1`, ..., and, in place, the 0-dim states."""
@@ -148,9 +167,10 @@ def scalar_program(program: Program) -> Program:
 def scaled_program(program: Program) -> Program:
     """The program for gradients that were multiplied by `grad_scale`, and that changes nothing where `found_inf` is not 0."""
     scale, found = (Node("input", (), True, name) for name in ("grad_scale", "found_inf"))
-    grad = next(node for node in program.inputs if node.name == "grad")
     made: dict[Node, Node] = {node: node for node in program.inputs}
-    made[grad] = Node("mul", (grad, Node("reciprocal", (scale,), True)), False)
+    for node in program.inputs:
+        if node.name in ("grad", "grad_norm"):
+            made[node] = Node("mul", (node, Node("reciprocal", (scale,), True)), node.scalar)
     skipped = Node("ne", (found, 0.0), True)
     old = {node.name: node for node in program.inputs}
 

@@ -58,7 +58,7 @@ class Traced:
 
     @cached_property
     def is_clipped(self) -> bool:
-        return "clip" in self.rule.options
+        return "grad_norm" in self.rule.options
 
     @cached_property
     def scaled(self) -> Traced:

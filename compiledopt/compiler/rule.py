@@ -9,7 +9,7 @@ from typing import Any
 
 Initial = float | str | Callable[[Any], Any]
 # Options that do not come from the group.
-RESERVED = ("first", "dtype", "clip")
+RESERVED = ("first", "dtype", "grad_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class Rule:
     added: those of the states that a transformation of the rule brought along (compiler/derive.py).
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
-    and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `clip` is what
-    gradients are multiplied by where the group has `max_grad_norm`.
+    and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
+    the norm over all gradients, where the group has `max_grad_norm`.
     """
 
     function: Callable[..., Any]

@@ -1,28 +1,24 @@
-"""`max_grad_norm`: the norm over all gradients, and what each group multiplies its own by; nothing is read on the host
-where the gradients are elsewhere."""
+"""`max_grad_norm`: the norm over all gradients, which the rule's transformation clips with (compiler/derive.py). It is not
+read on the host where the gradients are on a device."""
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from compiledopt.compiler.derive import CLIP
 from compiledopt.compiler.rule import as_float
+from compiledopt.executors import choose
 from compiledopt.executors.entries import as_real
 
 Groups = Sequence[Mapping[str, Any]]
-EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_
+Value = torch.Tensor | float
 
 
-def coefficient(norm: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
-    """What gradients of this norm are multiplied by, so that it is at most `most`."""
-    return (most / (norm + EPSILON)).clamp(max=1.0)
-
-
-def sum_of_squares(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor | float:
+def sum_of_squares(gradients: Iterable[torch.Tensor | None]) -> Value:
     """Over all elements, in float64; where the gradients are on a device, it stays there."""
     given = [as_real(grad) for grad in gradients if grad is not None]
     if not given:
@@ -38,64 +34,58 @@ class Measured(Protocol):
     @property
     def is_clipped(self) -> bool: ...
 
-    def squares(self) -> torch.Tensor | float: ...
+    def squares(self) -> Value: ...
 
     def renew(self) -> None: ...
 
 
 class Clipping:
-    """The norm, and a coefficient for each group on each device of an optimizer. Where they are never moves, so that a
-    captured graph may read them."""
+    """The norm, for each device of an optimizer: a number on the host, elsewhere a tensor that never moves, so that a
+    captured graph may read it. norm: that of the gradients themselves, after GradScaler's scale is taken out of it."""
 
     def __init__(self) -> None:
-        self.norm: torch.Tensor | None = None
-        self.values: dict[torch.device, torch.Tensor] = {}
-        self.most: dict[torch.device, torch.Tensor] = {}
-        self.limits: list[float] = []
-
-    def on(self, device: torch.device, count: int) -> torch.Tensor:
-        if device not in self.values or self.values[device].numel() != count:
-            self.values[device] = torch.ones(count, dtype=torch.float64, device=device)
-            self.most[device] = torch.ones(count, dtype=torch.float64, device=device)
-            self.limits = []
-        return self.values[device]
+        self.norm: Value | None = None
+        self.given: dict[torch.device, dict[str, Any]] = {}
 
     def views(self, groups: Groups, device: torch.device) -> list[Mapping[str, Any]]:
-        """The groups, as if their coefficient were an option of theirs."""
-        values = self.on(device, len(groups)).unbind()
-        return [ChainMap({"clip": value}, group) for value, group in zip(values, groups, strict=True)]  # type: ignore[dict-item,arg-type,list-item]
-
-    def refresh(self, groups: Groups) -> None:
-        """Bring the bounds to the devices, where they changed."""
-        limits = [float("inf") if group.get(CLIP) is None else as_float(group[CLIP]) for group in groups]
-        if limits != self.limits:
-            self.limits = limits
-            for device, most in self.most.items():
-                given = torch.tensor(limits, dtype=torch.float64)
-                most.copy_(given if device.type == "cpu" else given.pin_memory(), non_blocking=True)
+        """The groups, as if the norm were an option of theirs."""
+        if device not in self.given:
+            on_host = choose.backend(device) == "cpp"
+            value = 0.0 if on_host else torch.zeros((), dtype=torch.float64, device=device)
+            self.given[device] = {"grad_norm": value}
+        return [ChainMap(self.given[device], group) for group in groups]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def measure(self, batches: Sequence[Measured], groups: Groups, grad_scale: torch.Tensor | None) -> None:
-        """Measure the gradients that were gathered, and set every coefficient. grad_scale: what they were multiplied by."""
-        self.refresh(groups)
+    def measure(self, batches: Sequence[Measured], grad_scale: torch.Tensor | None) -> None:
+        """Measure the gradients that were gathered. grad_scale: what they were multiplied by."""
         clipped = [batch for batch in batches if batch.is_clipped]
         norm = _root([batch.squares() for batch in clipped])
-        if grad_scale is not None:
-            norm = norm / grad_scale.to(norm.device, torch.float64, non_blocking=True).reshape(())
-        if self.norm is None or self.norm.device != norm.device:
-            self.norm = torch.zeros((), dtype=torch.float64, device=norm.device)
-        self.norm.copy_(norm)
-        for device, values in self.values.items():
-            values.copy_(coefficient(norm.to(device, non_blocking=True), self.most[device]))
+        for device, given in self.given.items():
+            if isinstance(given["grad_norm"], float):
+                given["grad_norm"] = as_float(norm)
+            else:
+                given["grad_norm"].copy_(_on(norm, device))
         for batch in clipped:
             batch.renew()
+        if grad_scale is not None:
+            norm = norm / (as_float(grad_scale) if isinstance(norm, float) else _on(grad_scale.reshape(()), norm.device))
+        self.norm = norm
 
 
-def _root(squares: Sequence[torch.Tensor | float]) -> torch.Tensor:
-    """√Σ, on the device of the first that is a tensor."""
+def _on(value: Value, device: torch.device) -> torch.Tensor:
+    """A 0-dim float64 tensor on a device, without waiting for another one."""
+    if isinstance(value, float):
+        return torch.full((), value, dtype=torch.float64, device=device)
+    return value.to(device, torch.float64, non_blocking=True)
+
+
+def _root(squares: Sequence[Value]) -> Value:
+    """√Σ, on the host where all of it is there, else on the device of the first that is not."""
+    known = math.fsum(value for value in squares if isinstance(value, float))
     tensors = [value for value in squares if isinstance(value, torch.Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    total = torch.full((), sum(v for v in squares if isinstance(v, float)), dtype=torch.float64, device=device)
-    for value in tensors:
-        total = total + value.to(device, non_blocking=True)
+    if not tensors:
+        return math.sqrt(known)
+    total = tensors[0] + known
+    for value in tensors[1:]:
+        total = total + _on(value, total.device)
     return total.sqrt()

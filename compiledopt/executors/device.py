@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from compiledopt.compiler import triton
+from compiledopt.compiler.program import depends_on, value_of
+from compiledopt.compiler.rule import as_float
 from compiledopt.executors.clipping import sum_of_squares
 from compiledopt.executors.compiled import CompiledBatch, kernel_dtypes
 from compiledopt.executors.tuning import DEFAULT, Config, config
@@ -154,9 +156,9 @@ class TritonBatch(CompiledBatch):
 
     def _plan(self) -> Any:
         self._make_tables()
-        if self.is_clipped:  # the host does not know the coefficients, so it fills in others
-            self.coefficients = [group["clip"] for group in self.groups]
-            self.groups = [ChainMap({"clip": 1.0}, group) for group in self.groups]  # type: ignore[arg-type]
+        if self.is_clipped:  # the host does not know the norm, so it fills in another
+            self.norm = self.groups[0]["grad_norm"]
+            self.groups = [ChainMap({"grad_norm": 1.0}, group) for group in self.groups]  # type: ignore[arg-type]
         return self._native_plan(0, self.dtypes)
 
     def _make_tables(self) -> None:
@@ -177,13 +179,18 @@ class TritonBatch(CompiledBatch):
         return sum_of_squares(entry.param.grad for entry in self.entries)
 
     def renew(self) -> None:
-        """The coefficients are read where they are."""
+        """The norm is read where it is."""
 
     def _clip(self, table: torch.Tensor) -> None:
-        """Put the coefficients, which only the device knows, into their column."""
-        column = next(i for i, node in enumerate(self.traced.program.columns) if node.name == "clip")
-        found = torch.stack([self.coefficients[group] for group, *_ in self.rows])
-        table[:, column].copy_(found, non_blocking=True)
+        """Put what depends on the norm, which only the device knows, into its column."""
+        for column, node in enumerate(self.traced.program.columns):
+            if depends_on(node, "grad_norm"):
+                bounds = [as_float(self.groups[group]["max_grad_norm"]) for group, *_ in self.rows]
+                given = {
+                    "max_grad_norm": upload(torch.tensor(bounds, dtype=torch.float64), self.device),
+                    "grad_norm": self.norm,
+                }
+                table[:, column].copy_(value_of(node, given), non_blocking=True)
 
     def _run(self) -> None:
         pointers, lengths, rows, _ = self.native.tables()

@@ -34,7 +34,7 @@ def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str
     if not is_sparse(grad):
         if not rule.dense:
             raise RuntimeError(f"{owner} does not support dense gradients, please consider Adam instead")
-    elif "ema" in rule.added or "clip" in rule.options:
+    elif "ema" in rule.added or "grad_norm" in rule.options:
         raise RuntimeError(f"{owner} does not support sparse gradients with `ema_decay` or `max_grad_norm`")
     elif rule.sparse is None or grad.layout is not torch.sparse_coo:
         raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")

@@ -238,7 +238,7 @@ class Plan:
             self.prepared = False
             if self.owner.clipping is not None and number == 0:
                 scale = None if self.owner.scaling is None else self.owner.scaling.last[0]
-                self.owner.clipping.measure(batches, self.owner.groups, scale)
+                self.owner.clipping.measure(batches, scale)
             for batch in batches:
                 batch.launch()
         return True

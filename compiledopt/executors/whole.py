@@ -123,7 +123,9 @@ class WholeBatch:
         return sum_of_squares(entry.param.grad for entry in self.entries if entry.traced.is_clipped)
 
     def renew(self) -> None:
-        """The options are tensors that share the memory of the coefficients."""
+        """Read the norm again: the options were made before it was known."""
+        for stack, _ in self.work:
+            stack.options["grad_norm"] = number(self.groups[stack.entries[0].group]["grad_norm"])
 
     def refresh(self) -> None:
         """Nothing is on the device."""
