@@ -13,7 +13,10 @@ extern "C" void run(void* const* pointers, const double*, int64_t length) {
     for (int64_t i = 0; i < whole; i += lanes)
       for (int64_t j = 0; j < lanes; ++j) sums[j] += A(piece[i + j]) * A(piece[i + j]);
     for (int64_t i = whole; i < count; ++i) sums[i - whole] += A(piece[i]) * A(piece[i]);
-    for (const A sum : sums) total += sum;
+    // Halves onto each other: 64 additions one after the other took as long as a whole tensor of 1000.
+    for (int64_t width = lanes / 2; width >= 4; width /= 2)
+      for (int64_t j = 0; j < width; ++j) sums[j] += sums[j + width];
+    total += (double(sums[0]) + double(sums[1])) + (double(sums[2]) + double(sums[3]));
   }
   *static_cast<double*>(pointers[1]) = total;
 }
