@@ -193,6 +193,18 @@ def test_groups_with_bounds_of_their_own(executor):
     assert not torch.equal(params[0], start[0])
 
 
+def test_a_parameter_listed_twice():
+    params, twice = parameters(shapes=[(30,)]), parameters(shapes=[(30,)])
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = compiledopt.SGD([params[0], params[0]], lr=0.1, max_grad_norm=0.5)
+    run(optimizer, params, Gradients(), range(3))
+    for step in range(3):
+        Gradients().set(twice, step)
+        grad = twice[0].grad * min(1.0, 0.5 / (twice[0].grad.norm() + 1e-6))
+        twice[0].data -= 0.2 * grad
+    torch.testing.assert_close(params[0], twice[0])
+
+
 def test_clipping_under_a_scaler():
     """The norm is that of the gradients themselves."""
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)

@@ -56,17 +56,21 @@ class Clipping:
         return [ChainMap(self.given[device], group) for group in groups]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def measure(self, batches: Sequence[Measured], grad_scale: torch.Tensor | None) -> None:
-        """Measure the gradients that were gathered. grad_scale: what they were multiplied by."""
+    def measure(self, batches: Sequence[Measured], grad_scale: torch.Tensor | None, again: bool = False) -> None:
+        """Measure the gradients that were gathered. grad_scale: what they were multiplied by. again: those of parameters that
+        are listed twice, which were measured before."""
         clipped = [batch for batch in batches if batch.is_clipped]
-        norm = _root([batch.squares() for batch in clipped])
+        if not again:
+            self._set(_root([batch.squares() for batch in clipped]), grad_scale)
+        for batch in clipped:
+            batch.renew()
+
+    def _set(self, norm: Value, grad_scale: torch.Tensor | None) -> None:
         for device, given in self.given.items():
             if isinstance(given["grad_norm"], float):
                 given["grad_norm"] = as_float(norm)
             else:
                 given["grad_norm"].copy_(_on(norm, device))
-        for batch in clipped:
-            batch.renew()
         if grad_scale is not None:
             norm = norm / (as_float(grad_scale) if isinstance(norm, float) else _on(grad_scale.reshape(()), norm.device))
         self.norm = norm

@@ -85,7 +85,7 @@ class CompiledBatch:
         staged = self._stage()
         status = REGROUP
         if self.rows:
-            self._fill_table()
+            self._fill_table() if not self.is_clipped else self._expect()
             status = self.native.gather(self.table, threads, staged)
         if status == REGROUP:
             status = self.native.gather(None, threads, staged)
@@ -135,6 +135,15 @@ class CompiledBatch:
             values += columns
             values += states
             values += fresh
+        self.table = array("d", values)
+
+    def _expect(self) -> None:
+        """The table with nothing but the states that must be found: the columns follow when the norm is known (`renew`)."""
+        values: list[float] = []
+        for _, _, states in self.rows:
+            values += [0.0] * len(self.traced.program.columns)
+            values += states
+            values += states
         self.table = array("d", values)
 
     @property

@@ -236,9 +236,9 @@ class Plan:
                     return False
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
             self.prepared = False
-            if self.owner.clipping is not None and number == 0:
+            if self.owner.clipping is not None:
                 scale = None if self.owner.scaling is None else self.owner.scaling.last[0]
-                self.owner.clipping.measure(batches, scale)
+                self.owner.clipping.measure(batches, scale, again=number > 0)
             for batch in batches:
                 batch.launch()
         return True
