@@ -292,6 +292,11 @@ def test_the_rate_is_there_when_read_and_can_be_replaced():
         run(optimizer, params, Gradients(), [step])
     assert shown == [(schedule(step), 0.5) for step in range(6)] and len(set(shown)) > 4
     assert f"lr: {schedule(6)}" in repr(optimizer)
+    kept = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.param_groups[0]["lr"] = kept  # what was read brings the schedule back
+    run(optimizer, params, Gradients(), [6])
+    assert optimizer.param_groups[0]["lr"] == schedule(7)
     before = copies(params)
     optimizer.param_groups[0]["lr"] = 0.25
     run(optimizer, params, Gradients(), [6])

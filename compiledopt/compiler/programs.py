@@ -74,7 +74,7 @@ class Traced:
         """The shapes of the states that `param` has, but for the 0-dim ones."""
         shape = param.shape
         if shape not in self._shapes:
-            meta = torch.empty_like(param, device="meta", requires_grad=False) if self.makers else param
+            meta = torch.empty(shape, dtype=param.dtype, device="meta") if self.makers else param
             made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
             self._shapes[shape] = {name: value.shape for name, value in made.items() if value is not None}
         return self._shapes[shape]

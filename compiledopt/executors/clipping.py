@@ -12,17 +12,29 @@ import torch
 
 from compiledopt.compiler.rule import as_float
 from compiledopt.executors import choose
-from compiledopt.executors.entries import as_real
+from compiledopt.executors.entries import Entry, as_real
+from compiledopt.executors.shards import local, placed, summed
 
 Groups = Sequence[Mapping[str, Any]]
 Value = torch.Tensor | float
 
 
-def sum_of_squares(gradients: Iterable[torch.Tensor | None]) -> Value:
-    """Over all elements, in float64; where the gradients are on a device, it stays there."""
-    given = [as_real(grad) for grad in gradients if grad is not None]
-    if not given:
-        return 0.0
+def sum_of_squares(entries: Iterable[Entry]) -> Value:
+    """Of the gradients that are clipped, over all elements, in float64; where they are on a device, it stays there."""
+    spread: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        if entry.traced.is_clipped and entry.param.grad is not None:
+            spread.setdefault(placed(entry), []).append(entry)
+    return sum((over_processes(_local_sum(members), members[0]) for members in spread.values()), 0.0)
+
+
+def over_processes(value: Value, entry: Entry) -> Value:
+    """The sum over all shards, from that of this process, where parameters like this entry's are distributed."""
+    return value if placed(entry) is None else summed(value, entry.param if entry.whole is None else entry.whole)
+
+
+def _local_sum(entries: Sequence[Entry]) -> Value:
+    given = [as_real(local(entry.param.grad)) for entry in entries if entry.param.grad is not None]
     wide = torch.float64 if any(grad.dtype is torch.float64 for grad in given) else torch.float32
     norms = [norm.to(given[0].device, non_blocking=True) for norm in torch._foreach_norm(given, 2, wide)]
     return torch.stack(norms).double().square().sum()

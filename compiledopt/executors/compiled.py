@@ -11,6 +11,7 @@ import torch
 from compiledopt.compiler import cpp
 from compiledopt.compiler.programs import Traced
 from compiledopt.executors.choose import same_layout
+from compiledopt.executors.clipping import over_processes
 from compiledopt.executors.entries import Entry
 
 READY, REGROUP = 0, 1
@@ -104,7 +105,7 @@ class CompiledBatch:
     def squares(self) -> torch.Tensor | float:
         """The sum of squares of the gradients that `prepare` gathered."""
         kernel = cpp.squares_kernel(self.dtypes[1].to_real())
-        return float(self.native.sum(kernel.address, torch.get_num_threads()))
+        return over_processes(float(self.native.sum(kernel.address, torch.get_num_threads())), self.entries[0])
 
     def renew(self) -> None:
         """Read the numbers of the groups again."""

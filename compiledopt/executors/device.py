@@ -176,7 +176,7 @@ class TritonBatch(CompiledBatch):
         return super().prepare()
 
     def squares(self) -> torch.Tensor | float:
-        return sum_of_squares(entry.param.grad for entry in self.entries)
+        return sum_of_squares(self.entries)
 
     def renew(self) -> None:
         """The norm is read where it is."""

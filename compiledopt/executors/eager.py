@@ -149,7 +149,7 @@ class EagerBatch:
 
     def squares(self) -> torch.Tensor | float:
         """The sum of squares of the gradients that `prepare` read."""
-        return sum_of_squares(entry.param.grad for entry in self.entries if entry.traced.is_clipped)
+        return sum_of_squares(self.entries)
 
     def renew(self) -> None:
         """Read the numbers of the groups again."""

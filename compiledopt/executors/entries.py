@@ -23,6 +23,7 @@ class Entry:
     traced: Traced
     choice: Choice
     first: bool = False
+    whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
 
 
 def is_sparse(grad: torch.Tensor | None) -> bool:

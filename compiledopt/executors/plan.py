@@ -33,6 +33,7 @@ from compiledopt.executors.entries import Entry, check_gradient, check_state, is
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
 from compiledopt.executors.scaling import Scaling
+from compiledopt.executors.shards import Shards, is_distributed, local, placed, reason_against
 from compiledopt.executors.sparse import SparseBatch
 from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay, settle_scalars
 from compiledopt.executors.whole import WholeBatch
@@ -91,6 +92,7 @@ class Plan:
         self.options = [Options(owner.rule, group) for group in owner.groups]
         self.params = [param for group in owner.groups for param in group["params"]]
         self.waiting: list[torch.Tensor] = []
+        self.shards = Shards()
         entries = self._entries()
         maker = StateMaker(owner.state)
         try:
@@ -102,12 +104,16 @@ class Plan:
                 check_state(entry, owner.name)
             for entry in entries:
                 if entry.choice.executor == "compiled":
-                    relay(entry.traced, entry.param, entry.state)
+                    if not is_distributed(entry.param):
+                        relay(entry.traced, entry.param, entry.state)
                     settle_scalars(entry.traced, entry.param, owner.groups[entry.group], entry.state)
+                if is_distributed(entry.param) and self._runs_on_shards(entry):
+                    self.shards.localize(entry)
             self.rounds = [self._settle(self._batches(part)) for part in _rounds(entries)]
             self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
         except BaseException:
             maker.undo()
+            self.shards.take_back()
             raise
         self.states = list(owner.state.values())
         self.native = any(isinstance(batch, CompiledBatch) for batch in chain(*self.rounds))
@@ -179,13 +185,22 @@ class Plan:
             settled.append(batch)
         return settled
 
+    def _runs_on_shards(self, entry: Entry) -> bool:
+        """Whether what happens to the local shards happens to the whole."""
+        return (
+            entry.traced.elementwise
+            and reason_against(entry.param) is None
+            and not self.owner.groups[entry.group].get("differentiable")
+        )
+
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
         if entry.choice.executor == "compiled":
             kind = self._compiled(entry)
             options: tuple[torch.dtype, ...] = ()
             if kind is CapturableBatch:
                 options = option_dtypes(entry, self.owner.groups_on(entry.param.device)[entry.group])
-            return ("compiled", kind, options, *bucket_of(entry))
+            spread = placed(entry) if entry.traced.is_clipped else None  # whose norms are summed in one way
+            return ("compiled", kind, options, spread, *bucket_of(entry))
         group = self.owner.groups[entry.group]
         on_device = group.get("capturable") and entry.param.device.type != "cpu"
         if group.get("differentiable") or on_device:
@@ -230,6 +245,14 @@ class Plan:
 
     def run(self) -> bool:
         """Check every tensor, then update. False, with nothing written: the plan must be made again."""
+        if not self.shards.known:
+            return self._run()
+        try:
+            return self.shards.lend() and self._run()
+        finally:
+            self.shards.take_back()
+
+    def _run(self) -> bool:
         for number, batches in enumerate(self.rounds):
             if not self.prepared and not all(batch.prepare() for batch in batches):
                 if number == 0:
@@ -261,7 +284,8 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
         return special
     if choice.executor != "compiled":
         return choice
-    reason = choose.device_reason(param.device) or choose.tensor_reason(param)
+    reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
+    reason = reason or choose.tensor_reason(local(param))
     if reason is not None and choice.required:
         raise choose.refused(choice, reason)
     if reason is not None and reason == choose.NOT_DENSE:
@@ -291,7 +315,7 @@ def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any,
     """
     entries: list[Entry] = []
     batches = plan.batches if plan is not None else []
-    settled = {entry.param: entry.choice for batch in batches for entry in batch.entries}
+    settled = {e.param if e.whole is None else e.whole: e.choice for batch in batches for e in batch.entries}
     for index, group in enumerate(groups):
         choose.check_options(group)
         program = traced(rule, group)

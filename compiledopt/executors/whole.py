@@ -20,6 +20,7 @@ from compiledopt.executors.clipping import sum_of_squares
 from compiledopt.executors.eager import HALF
 from compiledopt.executors.entries import Entry, check_gradient, check_state
 from compiledopt.executors.foreach import LIMIT, cut
+from compiledopt.executors.shards import is_distributed, put, whole
 
 TEMPORARIES = 4  # of a parameter's size, that a rule is expected to hold at once
 # On the CPU, stacks of four 512 × 512 matrices: longer ones leave the cache, shorter ones waste calls.
@@ -82,7 +83,11 @@ class Stack:
             homes = [self.of(entry, name) for entry in entries]
             if homes[0].shape != values[0].shape:  # 0-dim ones, that `operand` gave a dimension
                 values = [value.reshape(home.shape) for home, value in zip(homes, values, strict=True)]
-            torch._foreach_copy_(homes, values)
+            if any(map(is_distributed, homes)):
+                for home, value in zip(homes, values, strict=True):
+                    put(home, value.to(home.dtype)) if is_distributed(home) else home.copy_(value)
+            else:
+                torch._foreach_copy_(homes, values)
 
 
 class WholeBatch:
@@ -120,7 +125,7 @@ class WholeBatch:
 
     def squares(self) -> torch.Tensor | float:
         """The sum of squares of the gradients."""
-        return sum_of_squares(entry.param.grad for entry in self.entries if entry.traced.is_clipped)
+        return sum_of_squares(self.entries)
 
     def renew(self) -> None:
         """Read the norm again: the options were made before it was known."""
@@ -172,5 +177,6 @@ def meta_number(value: Any) -> Any:
 
 def operand(tensor: torch.Tensor) -> torch.Tensor:
     """What a rule computes with: float32 for the half types; one dimension at least, so that 0-dim numbers do not widen it."""
+    tensor = whole(tensor)
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     return tensor.float() if tensor.dtype in HALF else tensor

@@ -1,0 +1,204 @@
+"""What one process of a distributed run does: python ranks.py SCENARIO RANK WORLD FOLDER, started by test_distributed.py."""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import compiledopt
+from compiledopt import schedules
+
+BATCH, STEPS = 8, 4
+EXECUTORS = {"compiled": {"compiled": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
+
+
+def network(bias=True):
+    """Shards of unequal and of no length."""
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(6, 13, bias=bias),
+        torch.nn.GELU(),
+        torch.nn.Linear(13, 5, bias=bias),
+        torch.nn.Linear(5, 1, bias=bias),
+    ]
+    return torch.nn.Sequential(*layers).double()
+
+
+def sharded(net):
+    for layer in net:
+        if isinstance(layer, torch.nn.Linear):
+            fully_shard(layer)
+    return fully_shard(net)
+
+
+def train(net, optimizer, steps, part=slice(None)):
+    losses = []
+    for step in steps:
+        x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        loss = (net(x[part]).sin() - x[part].sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def whole(params):
+    return [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in params]
+
+
+def mine(rank, world):
+    return slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+
+
+def assert_same_training(net, optimizer, alone, reference, start, tolerance=1e-6):
+    moved = max((a - b).abs().max().item() for a, b in zip(whole(alone.parameters()), start, strict=True))
+    assert moved > 1e-3
+    for p, q in zip(whole(net.parameters()), whole(alone.parameters()), strict=True):
+        assert (p - q).abs().max().item() <= tolerance * moved if p.numel() else True
+
+
+def fsdp(rank, world, folder):
+    """Every algorithm and executor, against one process that sees the whole batch."""
+    names = ["SGD", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"]
+    options = {"SGD": {"momentum": 0.9}, "AdamW": {"amsgrad": True}, "Adadelta": {"lr": 1.0}}
+    runs = [(name, how, {"lr": 0.05, **options.get(name, {})}) for name in names for how in EXECUTORS.values()]
+    around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
+    runs += [(name, how, around) for name in ("AdamW", "SGD") for how in EXECUTORS.values()]
+    runs += [(name, how, {"lr": 0.05}) for name in ("Adafactor", "Muon") for how in ({}, {"foreach": False})]
+    runs += [("Adafactor", {}, {"lr": 0.05, "max_grad_norm": 0.1})]
+    for name, how, more in runs:
+        net, alone = sharded(network(name != "Muon")), network(name != "Muon")
+        start = whole(network(name != "Muon").parameters())
+        optimizer, reference = (getattr(compiledopt, name)(one.parameters(), **more, **how) for one in (net, alone))
+        train(net, optimizer, range(STEPS), mine(rank, world))
+        train(alone, reference, range(STEPS))
+        # Muon multiplies in bfloat16, where the last bit of a gradient may be another one.
+        assert_same_training(net, optimizer, alone, reference, start, 0.05 if name == "Muon" else 1e-5)
+        assert optimizer.executor == reference.executor
+        for param in net.parameters():
+            for key, value in optimizer.state[param].items():
+                if key not in (*optimizer.rule.scalars, "step", "n_averaged"):
+                    assert isinstance(value, DTensor), (name, key)
+                    assert value.shape != param.shape or value.placements == param.placements, (name, key)
+        if "max_grad_norm" in more:
+            assert abs(optimizer.grad_norm.item() / reference.grad_norm.item() - 1) < 1e-9
+        if "ema_decay" in more:
+            for a, b in zip(whole(optimizer.ema_parameters()), reference.ema_parameters(), strict=True):
+                assert (a - b).abs().max() < 1e-9 if a.numel() else True
+
+
+def between_steps(rank, world, folder):
+    """States loaded, gradients absent, no plan more than needed, and a refusal that changes nothing."""
+    net, alone = sharded(network()), network()
+    optimizer, reference = compiledopt.AdamW(net.parameters(), lr=0.05), compiledopt.AdamW(alone.parameters(), lr=0.05)
+    start = whole(alone.parameters())
+    for one, which, part in ((net, optimizer, mine(rank, world)), (alone, reference, slice(None))):
+        train(one, which, range(2), part)
+        which.load_state_dict(copy.deepcopy(which.state_dict()))
+        one[0].bias.requires_grad_(False)
+        train(one, which, range(2, 4), part)
+        one[0].bias.requires_grad_(True)
+        train(one, which, range(4, 6), part)
+    assert_same_training(net, optimizer, alone, reference, start)
+    before = compiledopt.compile_stats()["plans_built"]
+    train(net, optimizer, range(6, 9), mine(rank, world))
+    assert compiledopt.compile_stats()["plans_built"] == before
+    attribute, compiledopt.compiler.distributed.ATTRIBUTE = compiledopt.compiler.distributed.ATTRIBUTE, "gone in this torch"
+    train(net, optimizer, range(9, 11), mine(rank, world))
+    compiledopt.compiler.distributed.ATTRIBUTE = attribute
+    train(alone, reference, range(6, 11))
+    assert_same_training(net, optimizer, alone, reference, start)
+    param = net[0].weight
+    optimizer.state[param]["exp_avg"] = torch.zeros(3)
+    kept = [p.to_local().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match=r"state 'exp_avg' must be a tensor of shape \(13, 6\)"):
+        optimizer.step()
+    assert all(torch.equal(a, b.to_local()) for a, b in zip(kept, net.parameters(), strict=True))
+
+
+def ddp(rank, world, folder):
+    net, alone = DistributedDataParallel(network()), network()
+    start = whole(network().parameters())
+    optimizer, reference = compiledopt.AdamW(net.parameters(), lr=0.05), compiledopt.AdamW(alone.parameters(), lr=0.05)
+    losses = train(net, optimizer, range(STEPS), mine(rank, world))
+    train(alone, reference, range(STEPS))
+    assert_same_training(net, optimizer, alone, reference, start)
+    assert len(losses) == STEPS and optimizer.executor == "compiled"
+
+
+def zero(rank, world, folder):
+    net, alone = DistributedDataParallel(network()), network()
+    start = whole(network().parameters())
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=compiledopt.AdamW, lr=0.05, weight_decay=0.1)
+    reference = compiledopt.AdamW(alone.parameters(), lr=0.05, weight_decay=0.1)
+    scheduler = compiledopt.lr_scheduler.StepLR(optimizer, 2)
+    for step in range(STEPS):
+        train(net, optimizer, [step], mine(rank, world))
+        scheduler.step()
+        reference.param_groups[0]["lr"] = 0.05 * (0.1 if step >= 2 else 1)
+        train(alone, reference, [step])
+    assert_same_training(net, optimizer, alone, reference, start)
+    assert isinstance(optimizer.optim, compiledopt.AdamW) and optimizer.optim.executor == "compiled"
+    optimizer.consolidate_state_dict(0)
+    if rank == 0:
+        assert len(optimizer.state_dict()["state"]) == len(list(alone.parameters()))
+
+
+OPTIONS = {"lr": 0.05 * schedules.exponential(0.9), "ema_decay": 0.5, "max_grad_norm": 1.0}
+
+
+def save(rank, world, folder):
+    net = sharded(network())
+    optimizer = compiledopt.AdamW(net.parameters(), **OPTIONS)
+    train(net, optimizer, range(3), mine(rank, world))
+    model, state = get_state_dict(net, optimizer)
+    dcp.save({"model": model, "optimizer": state}, checkpoint_id=folder / "checkpoint")
+    train(net, optimizer, range(3, 6), mine(rank, world))
+    found = (whole(net.parameters()), whole(optimizer.ema_parameters()))
+    if rank == 0:
+        torch.save(found, folder / "expected.pt")
+
+
+def load(rank, world, folder):
+    """With as many processes as there are, or one: sharded over it, or not at all."""
+    for net in [sharded(network()), *([network()] if world == 1 else [])]:
+        with torch.no_grad():
+            for param in net.parameters():
+                param.zero_()
+        optimizer = compiledopt.AdamW(net.parameters(), **OPTIONS)
+        model, state = get_state_dict(net, optimizer)
+        dcp.load({"model": model, "optimizer": state}, checkpoint_id=folder / "checkpoint")
+        set_state_dict(net, optimizer, model_state_dict=model, optim_state_dict=state)
+        train(net, optimizer, range(3, 6), mine(rank, world))
+        expected = torch.load(folder / "expected.pt")
+        for found, wanted in zip((whole(net.parameters()), whole(optimizer.ema_parameters())), expected, strict=True):
+            for p, q in zip(found, wanted, strict=True):
+                assert torch.allclose(p, q, rtol=1e-9, atol=1e-12), (p - q).abs().max()
+        assert optimizer.state[next(iter(net.parameters()))]["step"].item() == 6
+
+
+def main():
+    scenario, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store-{scenario}-{world}")
+    init_device_mesh("cpu", (world,))
+    globals()[scenario](rank, world, folder)
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads end a process with SIGABRT now and then, also without us
+
+
+if __name__ == "__main__":
+    main()
