@@ -22,6 +22,7 @@ from compiledopt.executors.compiled import CompiledBatch
 from compiledopt.executors.entries import is_sparse
 from compiledopt.executors.groups import ScheduledGroup, scheduled
 from compiledopt.executors.in_graph import register, step_in_graph
+from compiledopt.executors.loading import check_groups, check_states, own, tensors_of
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.states import StateMaker, scalar_dtype
@@ -130,6 +131,17 @@ class Optimizer(torch.optim.Optimizer):
         self._swapped = False
 
     def __setstate__(self, state: StateDict) -> None:
+        """Take over groups and states, as torch's, when unpickled, copied or loaded; loading checks them before."""
+        for group in state["param_groups"]:
+            for name, value in (*self.missing.items(), ("compiled", None)):
+                group.setdefault(name, value)
+        theirs = self.__dict__.pop("_loading", None)
+        if theirs is not None:
+            rule = getattr(type(self), "rule", None)
+            if rule is not None:
+                check_groups(rule, state["param_groups"], type(self).__name__)
+                check_states(rule, state["param_groups"], state["state"], type(self).__name__)
+            own(state["state"], theirs)
         super().__setstate__(state)
         self._forget()
         self._reasons = set()
@@ -137,8 +149,6 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if isinstance(group, ScheduledGroup):
                 group.state = self.state
-            for name, value in (*self.missing.items(), ("compiled", None)):
-                group.setdefault(name, value)
             for param in group["params"]:
                 self._tensor_scalars(param, group)
 
@@ -191,9 +201,17 @@ class Optimizer(torch.optim.Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """As torch's. Schedules stay those of this optimizer, and go on from the steps that are loaded."""
+        """As torch's, but tensors are copied, never shared with `state_dict`, and what does not fit is refused before
+        anything changes. Schedules stay those of this optimizer, and go on from the steps that are loaded.
+
+        Raises: ValueError, naming the first mismatch.
+        """
         kept = [group.get(SCHEDULE) for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        self._loading = tensors_of(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self.__dict__.pop("_loading", None)
         for index, schedule in enumerate(kept):
             if schedule is not None:
                 self._schedule(index, schedule)

@@ -7,7 +7,9 @@ import pickle
 import pytest
 import torch
 from catalog import BASELINE, CASES, EXECUTORS, one_per_algorithm
-from helpers import Gradients, copies, flat, parameters, run, same, snapshot
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
 
 EXCHANGED = [c for c in CASES if c.label in ("default", "momentum", "amsgrad", "all", "tensor_lr", "nesterov")]
 
@@ -154,3 +156,149 @@ def test_loading_casts_as_torch():
         assert {k: v.dtype for k, v in mine.items()} == {k: v.dtype for k, v in theirs.items()}
     run(second, narrow, Gradients(torch.bfloat16), range(3, 5))
     assert second.state[narrow[0]]["step"].item() == 5
+
+
+# ---- what does not fit ----
+
+
+def trained(name, **options):
+    params = parameters(shapes=[(4, 3), (7,)])
+    optimizer = getattr(compiledopt, name)([("first", params[0]), ("second", params[1])], **options)
+    run(optimizer, params, Gradients(), range(2))
+    return optimizer
+
+
+def shaped_otherwise(state):
+    state["state"][1]["exp_avg"] = torch.zeros(8)
+
+
+def without_a_state(state):
+    del state["state"][0]["exp_avg_sq"]
+
+
+def with_two_steps(state):
+    state["state"][0]["step"] = torch.ones(2)
+
+
+def without_an_option(state):
+    del state["param_groups"][0]["betas"]
+
+
+def with_a_group_more(state):
+    state["param_groups"].append({**state["param_groups"][0], "params": []})
+
+
+def with_a_parameter_less(state):
+    state["param_groups"][0]["params"] = [0]
+
+
+MISFITS = [
+    (shaped_otherwise, r"the state of parameter 'second' has 'exp_avg' of shape \(8,\), and the parameter wants \(7,\)"),
+    (without_a_state, "the state of parameter 'first' has no 'exp_avg_sq'"),
+    (with_two_steps, "the state of parameter 'first' has 'step' with 2 elements"),
+    (without_an_option, r"param_groups\[0\] has no 'betas'; it has .*Was it saved by another optimizer\?"),
+    (with_a_group_more, "loaded state dict has a different number of parameter groups"),
+    (with_a_parameter_less, "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), MISFITS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_state_that_does_not_fit_changes_nothing(spoil, words):
+    optimizer = trained("AdamW")
+    state = copy.deepcopy(trained("AdamW", lr=0.5).state_dict())
+    spoil(state)
+    before, groups = snapshot(optimizer), [{**group} for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(state)
+    assert same(before, snapshot(optimizer)) and optimizer.param_groups[0]["lr"] == groups[0]["lr"] == 1e-3
+    run(optimizer, optimizer.param_groups[0]["params"], Gradients(), range(2, 3))
+    assert optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 3
+
+
+OTHERS = [("SGD", "Adam"), ("Adam", "SGD"), ("Adam", "Adamax"), ("Adamax", "Adam"), ("RMSprop", "Adadelta"), ("RAdam", "NAdam")]
+OTHERS += [("Adagrad", "AdamW"), ("Rprop", "ASGD"), ("AdamW", "Adafactor")]
+
+
+@pytest.mark.parametrize(("saved", "into"), OTHERS)
+def test_a_state_of_another_optimizer_is_refused(saved, into):
+    optimizer = trained(into)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=f"loaded state dict does not fit {into}: .*Was it saved by another optimizer"):
+        optimizer.load_state_dict(trained(saved).state_dict())
+    assert same(before, snapshot(optimizer))
+
+
+def leaves(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Adafactor", "LBFGS"])
+def test_loading_shares_no_memory(name):
+    if name == "LBFGS":
+        first, second = (compiledopt.LBFGS(parameters(shapes=[(5,)])) for _ in range(2))
+        losses = iter(range(100, 0, -1))
+        for step in range(2):
+            Gradients().set(first.param_groups[0]["params"], step)
+            first.step(lambda: float(next(losses)))
+        assert first.state_dict()["state"][0]["old_dirs"]
+    else:
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        first, second = trained(name, **options), trained(name, **options)
+    state = first.state_dict()
+    kept = copy.deepcopy(state["state"])
+    second.load_state_dict(state)
+    theirs, ours = ({t.data_ptr() for t in leaves(values)} for values in (state["state"], dict(second.state)))
+    assert theirs and not (theirs & ours) - {0}
+    if name != "LBFGS":
+        run(second, second.param_groups[0]["params"], Gradients(), range(2, 4))
+        assert same(kept, state["state"]), "a step of the one changed the states of the other"
+
+
+def test_a_hook_may_mend_a_state_before_it_is_checked():
+    optimizer, state = trained("AdamW"), copy.deepcopy(trained("AdamW").state_dict())
+    shaped_otherwise(state)
+
+    def mend(_, state):
+        state["state"][1]["exp_avg"] = torch.zeros(7)
+        return state
+
+    optimizer.register_load_state_dict_pre_hook(mend)
+    optimizer.load_state_dict(state)
+    assert optimizer.state[optimizer.param_groups[0]["params"][1]]["exp_avg"].abs().max() == 0
+    assert optimizer.param_groups[0]["param_names"] == ["first", "second"]
+
+
+CAPTURABLE = [case for case in one_per_algorithm() if case.algorithm not in ("SGD",)]
+
+
+@pytest.mark.parametrize("case", CAPTURABLE, ids=str)
+def test_between_capturable_and_not_and_torch(case):
+    """Saved with weights_only in mind, under each setting, into every other and into torch.optim, and back."""
+    straight = parameters()
+    reference = case.ours(straight, "for-loop", capturable=False)
+    run(reference, straight, Gradients(), range(6))
+    settings = [("compiled", True), ("for-loop", False), ("foreach", True), ("compiled", False)]
+    params = parameters()
+    optimizer = case.ours(params, "foreach", capturable=False)
+    run(optimizer, params, Gradients(), range(1))
+    for step, (executor, capturable) in enumerate(settings, 1):
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        buffer.seek(0)
+        state = torch.load(buffer, weights_only=True)
+        params = copies(params)
+        optimizer = case.ours(params, executor, capturable=capturable)
+        state["param_groups"][0] |= {key: optimizer.param_groups[0][key] for key in ("capturable", "foreach", "compiled")}
+        optimizer.load_state_dict(state)
+        run(optimizer, params, Gradients(), range(step, step + 1))
+    theirs = copies(params)
+    baseline = case.torch(theirs)
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"capturable": False, "foreach": False}
+    baseline.load_state_dict(state)
+    run(baseline, theirs, Gradients(), range(5, 6))
+    assert rms(flat(straight) - flat(parameters())) > 1e-3
+    assert (flat(theirs) - flat(straight)).abs().max() < 2e-6

@@ -10,6 +10,8 @@ ATTRIBUTE = "_local_tensor"
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """to_local(), which in torch 2.13 makes a new object at each call for a parameter: then every step would look as if the
     parameter had been exchanged. Where the attribute is gone, that is what happens: right, and slower."""
+    part: torch.Tensor | None = getattr(tensor, ATTRIBUTE, None)
+    if part is not None:
+        return part
     with torch.no_grad():
-        part: torch.Tensor = getattr(tensor, ATTRIBUTE, None)  # type: ignore[assignment]
-        return tensor.to_local() if part is None else part  # type: ignore[attr-defined,no-any-return]
+        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]

@@ -65,10 +65,11 @@ def _gradient(param: torch.Tensor) -> torch.Tensor | None:
     grad = param.grad
     if grad is None or not is_distributed(grad):
         return grad
-    if grad.placements != param.placements:  # type: ignore[attr-defined]
+    wanted, found = param.placements, grad.placements  # type: ignore[attr-defined]
+    if found is not wanted and found != wanted:
         with torch.no_grad():
-            grad = grad.redistribute(placements=param.placements)  # type: ignore[attr-defined]
-    return local(grad)
+            grad = grad.redistribute(placements=wanted)  # type: ignore[attr-defined]
+    return local_part(grad)
 
 
 @dataclass
@@ -78,12 +79,17 @@ class Shard:
     param: torch.Tensor
     part: torch.Tensor
     state: MutableMapping[str, Any]
-    states: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    states: list[tuple[str, torch.Tensor, torch.Tensor]]  # (name, distributed, local)
+    scalars: list[tuple[str, torch.Tensor]]
 
     def is_as_before(self) -> bool:
-        if local(self.param) is not self.part:
+        if local_part(self.param) is not self.part:
             return False
-        return all(self.state.get(name) is value and local(value) is part for name, (value, part) in self.states.items())
+        get = self.state.get
+        for name, value, part in self.states:
+            if get(name) is not value or local_part(value) is not part:
+                return False
+        return all(get(name) is value for name, value in self.scalars)
 
 
 class Shards:
@@ -96,11 +102,12 @@ class Shards:
     def localize(self, entry: Entry) -> None:
         """Let an entry stand for the local shard, with the shards of its states."""
         tensors = {name: value for name, value in entry.state.items() if isinstance(value, torch.Tensor)}
-        states = {name: (value, local(value)) for name, value in tensors.items()}
-        shard = Shard(entry.param, local(entry.param), entry.state, states)
+        states = [(name, value, local(value)) for name, value in tensors.items() if is_distributed(value)]
+        scalars = [(name, value) for name, value in tensors.items() if not is_distributed(value)]
+        shard = Shard(entry.param, local(entry.param), entry.state, states, scalars)
         self.known.append(shard)
         entry.whole, entry.param = entry.param, shard.part
-        entry.state = {name: part for name, (_, part) in states.items()}
+        entry.state = {name: local(value) for name, value in tensors.items()}
         shard.part.grad = _gradient(shard.param)
         self.lent = True
 
