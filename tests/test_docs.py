@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["migrate-from-torch.md", "training-loop.md"]
+PAGES = ["migrate-from-torch.md", "training-loop.md", "meta-learning.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

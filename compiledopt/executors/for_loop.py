@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 
-from compiledopt.executors.eager import HALF, EagerBatch
+from compiledopt.executors.eager import HALF, EagerBatch, Row, bytes_of
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 from compiledopt.executors.whole import as_option, given_to
 
 
 class ForLoopBatch(EagerBatch):
     """Each parameter by the in-place sequence derived from its program."""
+
+    def room(self, row: Row) -> int:
+        temporaries = row.traced.eager(foreach=False, compute=row.compute).temporaries
+        return temporaries * max(map(bytes_of, row.params), default=0)
 
     def update(self) -> None:
         for row in self.rows:

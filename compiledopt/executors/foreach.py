@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from compiledopt.executors.eager import EagerBatch, Row
+from compiledopt.executors.eager import EagerBatch, Row, bytes_of
 
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
 # On the CPU a list is a loop anyway, and what stays in the cache is faster: 27 ms with LIMIT and 13 ms with this one for
@@ -17,6 +17,11 @@ CPU_LIMIT = 4 * 2**20
 
 class ForeachBatch(EagerBatch):
     executor = "foreach"
+
+    def room(self, row: Row) -> int:
+        temporaries = row.traced.eager(foreach=True, compute=row.compute).temporaries
+        chunks = pairwise(self._bounds(row, temporaries))
+        return temporaries * max((sum(map(bytes_of, row.params[begin:end])) for begin, end in chunks), default=0)
 
     def update(self) -> None:
         for row in self.rows:
@@ -37,7 +42,7 @@ def cut(params: Sequence[torch.Tensor], temporaries: int, limit: int) -> list[in
     """Where to cut a list so that the temporaries of each part stay under `limit` bytes, or one parameter's."""
     bounds, used = [0], 0
     for index, param in enumerate(params):
-        need = temporaries * param.numel() * max(4, param.element_size())
+        need = temporaries * bytes_of(param)
         if index > bounds[-1] and used + need > limit:
             bounds.append(index)
             used = 0

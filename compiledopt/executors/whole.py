@@ -17,7 +17,7 @@ from compiledopt.compiler.rule import Rule, as_float
 from compiledopt.compiler.trace import named
 from compiledopt.compiler.trial import can_stack, try_rule
 from compiledopt.executors.clipping import sum_of_squares
-from compiledopt.executors.eager import HALF
+from compiledopt.executors.eager import HALF, bytes_of, reserve
 from compiledopt.executors.entries import Entry, check_gradient, check_state
 from compiledopt.executors.foreach import LIMIT, cut
 from compiledopt.executors.shards import is_distributed, put, whole
@@ -72,6 +72,12 @@ class Stack:
         finally:
             self.options, self.scalars = options, scalars
 
+    def bounds(self, together: bool) -> list[int]:
+        """Where to cut the parameters, so that what is stacked stays small."""
+        params = [entry.param for entry in self.entries]
+        limit = CPU_LIMIT if params[0].device.type == "cpu" else LIMIT
+        return cut(params, TEMPORARIES, limit) if together else list(range(len(params) + 1))
+
     def update(self, entries: Sequence[Entry]) -> None:
         columns = {name: [operand(self.of(entry, name)) for entry in entries] for name in self.names}
         if len(entries) == 1:
@@ -116,7 +122,11 @@ class WholeBatch:
             stacks[key].entries.append(entry)
             if shape not in self.checked:
                 self.checked[shape] = stacks[key].check()
-        self.work = [(stack, self.stack and self.checked[key[:5]]) for key, stack in stacks.items()]
+        self.work = [(stack, stack.bounds(self.stack and self.checked[key[:5]])) for key, stack in stacks.items()]
+        for stack, bounds in self.work:
+            most = max(end - begin for begin, end in pairwise(bounds))
+            param = stack.entries[0].param
+            reserve(most * (TEMPORARIES + len(stack.names)) * bytes_of(param), param.device)
         return True
 
     @property
@@ -137,10 +147,7 @@ class WholeBatch:
 
     def launch(self) -> None:
         with torch.no_grad():
-            for stack, together in self.work:
-                params = [entry.param for entry in stack.entries]
-                limit = CPU_LIMIT if params[0].device.type == "cpu" else LIMIT
-                bounds = cut(params, TEMPORARIES, limit) if together else list(range(len(params) + 1))
+            for stack, bounds in self.work:
                 for begin, end in pairwise(bounds):
                     stack.update(stack.entries[begin:end])
                 for entry in stack.entries:
