@@ -311,7 +311,7 @@ class Optimizer(torch.optim.Optimizer):
         waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
         for group in self.param_groups:
             on_device = group.get("capturable") or group.get("fused")
-            if group.get("differentiable") or not traced(self.rule, group).elementwise:
+            if not (group.get("fused") or group.get("compiled")) or not traced(self.rule, group).elementwise:
                 return False
             for param in group["params"]:
                 if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):

@@ -205,12 +205,13 @@ def test_a_parameter_listed_twice():
     torch.testing.assert_close(params[0], twice[0])
 
 
-def test_clipping_under_a_scaler():
+@pytest.mark.parametrize("fused", [False, True])
+def test_clipping_under_a_scaler(fused):
     """The norm is that of the gradients themselves."""
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     theirs, mine = parameters(), parameters()
     baseline = torch.optim.AdamW(theirs, lr=0.01)
-    optimizer = compiledopt.AdamW(mine, lr=0.01, max_grad_norm=MOST, ema_decay=DECAY)
+    optimizer = compiledopt.AdamW(mine, lr=0.01, max_grad_norm=MOST, ema_decay=DECAY, fused=fused)
     for step in range(5):
         Gradients().set(theirs, step)
         norm = torch.nn.utils.clip_grad_norm_(theirs, MOST)

@@ -166,7 +166,7 @@ def test_launches(capturable):
 
 def test_grad_scaler():
     params, plain = on_gpu(parameters(shapes=SHAPES)), on_gpu(parameters(shapes=SHAPES))
-    optimizer, reference = compiledopt.AdamW(params, capturable=True), compiledopt.AdamW(plain, capturable=True)
+    optimizer, reference = compiledopt.AdamW(params, capturable=True, fused=True), compiledopt.AdamW(plain, capturable=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**8)
     for step in range(4):
         for one in (params, plain):

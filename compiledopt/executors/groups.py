@@ -11,39 +11,38 @@ from compiledopt.compiler.derive import SCHEDULE
 from compiledopt.compiler.schedule import Schedule
 
 
-class ScheduledRate(float):
-    """A rate that was read from a scheduled group. Assigned again, it brings its schedule back: distributed checkpoints
-    read the rate, set it to 0 for a step that makes the states, and put back what they read."""
-
-    schedule: Schedule
-
-
 class ScheduledGroup(dict[str, Any]):
     """A group with a schedule: `group["lr"]` is what the next step will use, whoever counted the steps, a replayed graph
-    for instance. Assigning a number ends the schedule; assigning another schedule, or what was read before, changes it.
+    for instance. Assigning another schedule changes it, and a number ends it; but the very number that was read last keeps
+    the schedule or brings it back: distributed checkpoints read the rate, set 0 for a step that makes the states, and put
+    back what they read.
 
     state: the optimizer's, to read the step counts from.
     """
 
     state: Mapping[Any, Any] | None = None
+    shown: float | None = None
+    ended: Schedule | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key != "lr" or SCHEDULE not in self:
             return super().__getitem__(key)
-        schedule = super().__getitem__(SCHEDULE)
-        rate = ScheduledRate(schedule(self.step))
-        rate.schedule = schedule
-        super().__setitem__("lr", float(rate))
-        return rate
+        self.shown = float(super().__getitem__(SCHEDULE)(self.step))
+        super().__setitem__("lr", self.shown)
+        return self.shown
 
     def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default  # noqa: SIM401 - that would call itself
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "lr" and isinstance(value, Schedule | ScheduledRate):
-            key, value = SCHEDULE, value if isinstance(value, Schedule) else value.schedule
-        elif key == "lr":
-            self.pop(SCHEDULE, None)
+        if key == "lr":
+            schedule = super().get(SCHEDULE, self.ended)
+            if isinstance(value, float) and value == self.shown and schedule is not None:
+                value = schedule
+            if isinstance(value, Schedule):
+                key = SCHEDULE
+            else:
+                self.ended = self.pop(SCHEDULE, None)
         super().__setitem__(key, value)
 
     @property
