@@ -87,6 +87,18 @@ def around() -> str:
     return f"## Around a step\n\n{text}\n\n{table(head, cells)}\n\n{machine(rows)}\n"
 
 
+def sharded() -> str:
+    rows = latest(read("sharded.csv"), ["shapes", "against"])
+    if not rows:
+        return ""
+    cells = [[row[name] for name in ("shapes", "against", "their_ms", "our_ms", "ratio")] for row in rows]
+    text = (
+        "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
+    )
+    head = ["shapes", "against", "their ms", "our ms", "ratio"]
+    return f"## Sharded parameters\n\n{text}\n\n{table(head, cells)}\n\n{machine(rows)}\n"
+
+
 def compile_times() -> str:
     rows = latest(read("compile_time.csv"), ["optimizer", "tensors"])
     if not rows:
@@ -111,7 +123,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
-    parts = (HEAD, steps(), bandwidths(), averaging(), around(), compile_times(), overhead(), gpu)
+    parts = (HEAD, steps(), bandwidths(), averaging(), around(), sharded(), compile_times(), overhead(), gpu)
     page = "\n".join(part for part in parts if part)
     if arguments.check:
         return int(page != PAGE.read_text())

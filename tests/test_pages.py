@@ -15,9 +15,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 if not DOCS.exists():
     pytest.skip("the tests run without the repository around them", allow_module_level=True)
 sys.path.insert(0, str(DOCS))
+from differences import DIFFERS, WORKS_HERE  # noqa: E402
 from generate import FEATURES, algorithms, features  # noqa: E402
-
-sys.path.remove(str(DOCS))
 
 
 def test_pages_are_generated():
@@ -25,6 +24,13 @@ def test_pages_are_generated():
     environment = {**os.environ, "PYTHONPATH": str(Path(compiledopt.__file__).parent.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("difference", [*WORKS_HERE, *DIFFERS], ids=lambda one: one.what)
+def test_every_difference_has_a_reason_and_a_test(difference):
+    file, _, test = difference.shown.partition("::")
+    assert f"def {test}(" in (Path(__file__).parent / file).read_text()
+    assert len(difference.why) > 5 and difference.torch != difference.here
 
 
 def test_public_names():

@@ -1,0 +1,247 @@
+"""What deliberately differs from torch.optim, each with its reason and the test that shows it: docs/compatibility.md is made
+of this and of the promises in tests/contract.py (python docs/generate.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """what: the case; torch, here: what happens; why: the reason; shown: file::test, under tests/."""
+
+    what: str
+    torch: str
+    here: str
+    why: str
+    shown: str
+
+
+WORKS_HERE = [
+    Difference(
+        "a tensor `lr` or `betas` with `foreach=True` and without `capturable`",
+        "ValueError",
+        "works",
+        "numbers are read once per step, whatever they are",
+        "test_optimizer.py::test_torchs_schedulers_and_tensor_lr_in_place",
+    ),
+    Difference(
+        "`capturable` in SGD, Adagrad, Adafactor and Muon",
+        "no such option",
+        "works",
+        "their numbers are entries of a table like any other",
+        "test_pages.py::test_the_table_is_true",
+    ),
+    Difference(
+        "`capturable=True` on the CPU",
+        "AssertionError at the step",
+        "works",
+        "the step is the same",
+        "test_parity.py::test_error_against_the_oracle",
+    ),
+    Difference(
+        "`fused=True` with complex parameters",
+        "RuntimeError",
+        "works",
+        "a complex number is two reals",
+        "test_parity.py::test_complex",
+    ),
+    Difference(
+        "GradScaler with Adamax, NAdam, ...",
+        "the scaler unscales before the step",
+        "with `fused=True` or `compiled=True` read by the step itself, as torch's fused ones do",
+        "one pass less",
+        "test_amp.py::test_as_if_there_were_no_scale",
+    ),
+    Difference(
+        "`differentiable=True` with `amsgrad` over two steps, or SGD with dampening",
+        "fails in backward",
+        "works",
+        "the rule is pure",
+        "test_differentiable.py::test_gradcheck",
+    ),
+    Difference(
+        "`differentiable=True`, SGD's first momentum",
+        "cut from the graph",
+        "in the graph",
+        "it is a function of the gradient, checked against finite differences",
+        "test_differentiable.py::test_gradcheck",
+    ),
+    Difference(
+        "`lr`",
+        "a number or tensor",
+        "also a schedule, computed in the step",
+        "nothing is left to call; [migrate-from-torch.md](migrate-from-torch.md)",
+        "test_around.py::test_all_three_against_torch",
+    ),
+    Difference(
+        "`max_grad_norm`, `ema_decay`",
+        "no such options",
+        "clipping and an average in the step's one pass",
+        "gradients are not modified; [training-loop.md](training-loop.md)",
+        "test_around.py::test_all_three_against_torch",
+    ),
+    Difference(
+        "`zero_grad` and `step` in `torch.compile(fullgraph=True)`",
+        "`zero_grad` refuses to be traced; a scheduler hides `step`",
+        "one graph",
+        "a step is an operator there",
+        "test_dynamo.py::test_fullgraph",
+    ),
+    Difference(
+        "ConstantLR with `factor=0`, OneCycleLR with a first phase of no length",
+        "ZeroDivisionError",
+        "work",
+        "the rate is a function of the step",
+        "test_lr_scheduler.py::test_what_torch_divides_by_zero",
+    ),
+    Difference(
+        "`amsgrad` switched on between steps",
+        "KeyError",
+        "starts from zero",
+        "the largest value so far is the first",
+        "test_optimizer.py::test_options_may_change_between_steps",
+    ),
+    Difference(
+        "LBFGS with parameters that are not contiguous, or after deepcopy or pickle",
+        "RuntimeError, AttributeError",
+        "works",
+        "it flattens what it is given",
+        "test_contract.py::test_kept_by_torch_and_here",
+    ),
+    Difference(
+        "empty parameters in Adafactor",
+        "ZeroDivisionError",
+        "nothing to do",
+        "a mean of nothing is not needed",
+        "test_not_elementwise.py::test_error_against_the_oracle",
+    ),
+]
+DIFFERS = [
+    Difference(
+        "bias corrections",
+        "float32 where `lr` or `betas` is a float32 tensor",
+        "float64 always",
+        "less error (pytorch#88173), no cost",
+        "test_parity.py::test_error_against_the_oracle",
+    ),
+    Difference(
+        "float16 and bfloat16",
+        "each operation rounds",
+        "float32 arithmetic, one rounding at the store",
+        "less error, in every executor",
+        "test_parity.py::test_error_against_the_oracle",
+    ),
+    Difference(
+        "schedulers in their recursive form",
+        "the factor of one step",
+        "the quotient of the closed form at two steps",
+        "equal to 1e-12; one definition for the class, the value at any step and the device",
+        "test_lr_scheduler.py::test_against_torch",
+    ),
+    Difference(
+        "a scheduler wraps `optimizer.step`",
+        "it does",
+        "it finds a `step` that tells by itself whether it was called",
+        "Dynamo refuses to trace the wrapper",
+        "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle",
+    ),
+    Difference(
+        "a state_dict of another optimizer, or with states of other shapes",
+        "loads; a step fails later, or does not",
+        "ValueError that names the first mismatch, before anything changes",
+        "never half a load",
+        "test_state.py::test_a_state_that_does_not_fit_changes_nothing",
+    ),
+    Difference(
+        "tensors of a loaded state_dict",
+        "shared with the caller's",
+        "copied",
+        "a step of one optimizer would change the states of the other",
+        "test_state.py::test_loading_shares_no_memory",
+    ),
+    Difference(
+        "a step that raises",
+        "what came before the error is updated",
+        "parameters and states as before the step",
+        "never half an update",
+        "test_failures.py::test_bad_gradients",
+    ),
+    Difference(
+        'memory of `state["step"]`',
+        "a tensor each",
+        "views of one vector",
+        "fewer cache lines; in-place changes of one are still changes of that one",
+        "test_state.py::test_state_is_torchs",
+    ),
+    Difference(
+        "a state saved in another memory layout",
+        "kept",
+        "re-laid at the first step (compiled executor)",
+        "so that one pass over memory serves",
+        "test_layouts.py::test_every_layout_in_one_optimizer",
+    ),
+    Difference(
+        "SparseAdam's `step`",
+        "a number",
+        "a tensor, as in every other algorithm",
+        "one kind of state; torch's number is taken when it is loaded",
+        "test_not_elementwise.py::test_sparse_adam_takes_torchs_state",
+    ),
+    Difference(
+        "LBFGS, where the closure raises",
+        "parameters stay where the last evaluation left them",
+        "parameters and state as before the step",
+        "never half an update",
+        "test_not_elementwise.py::test_lbfgs_goes_back_where_its_closure_raises",
+    ),
+    Difference(
+        "LBFGS, a second group",
+        "refused at the step",
+        "refused by `add_param_group`",
+        "earlier",
+        "test_not_elementwise.py::test_torchs_error_inputs",
+    ),
+    Difference(
+        "LBFGS's `al` in its state",
+        "scratch of the recursion",
+        "not there",
+        "it is no state; torch makes it where it is missing",
+        "test_not_elementwise.py::test_lbfgs_exchanges_states",
+    ),
+    Difference(
+        "Muon's products",
+        "bfloat16",
+        "bfloat16 where the hardware multiplies that, else float32",
+        "bfloat16 products without such hardware are slower by far, and less precise",
+        "test_not_elementwise.py::test_products_are_in_the_dtype_that_is_fast",
+    ),
+    Difference(
+        "Adafactor",
+        "reads norms on the host",
+        "reads nothing",
+        "capturable; 1/√max(r·c, ε₁²) is computed as min(1/√r · 1/√c, 1/ε₁)",
+        "test_not_elementwise.py::test_error_against_the_oracle",
+    ),
+    Difference(
+        "memory of foreach",
+        "a list of temporaries as large as the model",
+        "chunks of at most 64 MiB, 4 on the CPU; Adafactor and Muon stacks of 16 there",
+        "what stays in the cache is faster",
+        "test_memory.py::test_extra_memory",
+    ),
+    Difference(
+        "Adafactor and Muon on DTensors (FSDP2)",
+        "each operation distributed",
+        "gathered, updated whole, each process keeps its shard",
+        "the result is that of one process",
+        "test_distributed.py::test_two_processes",
+    ),
+    Difference(
+        '`group["compiled"]`',
+        "not there",
+        "there",
+        "which executor; torch ignores it when it loads a state from here",
+        "test_state.py::test_from_torch_and_back",
+    ),
+]
