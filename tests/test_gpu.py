@@ -8,6 +8,7 @@ from catalog import CASES, DTYPES
 from helpers import Gradients, flat, parameters, rms
 
 import compiledopt
+from compiledopt import schedules
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -79,6 +80,64 @@ def test_capture_and_replay_under_a_schedule(case):
     effect = rms(flat(p.cpu() for p in reference) - flat(parameters(shapes=SHAPES)))
     assert effect > 1e-3
     assert (flat(p.cpu() for p in mine) - flat(p.cpu() for p in reference)).abs().max() <= 1e-4 * effect
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
+def test_schedule_clipping_and_average_under_replay(name):
+    """The host does nothing between replays; rate, norm and averages are right when they are read."""
+    reference, mine = on_gpu(parameters(shapes=SHAPES[-2:])), on_gpu(parameters(shapes=SHAPES[-2:]))
+    lr = 0.1 * schedules.sequential([schedules.linear(0.1, 1.0, 3), schedules.cosine_annealing(6)], [3])
+    options = {"lr": lr, "max_grad_norm": 5.0, **({} if name == "Adafactor" else {"ema_decay": 0.9})}
+    expected, optimizer = (getattr(compiledopt, name)(p, capturable=True, **options) for p in (reference, mine))
+    for params in (reference, mine):
+        for index, param in enumerate(params):
+            generator = torch.Generator("cuda").manual_seed(index)
+            param.grad = torch.randn(param.shape, generator=generator, device="cuda")
+    expected.step()
+    optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(6):
+        expected.step()
+        graph.replay()
+    torch.cuda.synchronize()
+    assert optimizer.param_groups[0]["lr"] == expected.param_groups[0]["lr"] == pytest.approx(lr(7), rel=1e-9)
+    torch.testing.assert_close(optimizer.grad_norm, expected.grad_norm)
+    for p, q in zip(reference, mine, strict=True):
+        torch.testing.assert_close(q, p)
+    for a, b in zip(optimizer.ema_parameters(), expected.ema_parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_reduce_overhead_keeps_the_step_in_its_graph():
+    params = on_gpu(parameters(shapes=SHAPES[-2:]))
+    optimizer = compiledopt.AdamW(params, lr=0.01, capturable=True)
+    twins = on_gpu(parameters(shapes=SHAPES[-2:]))
+    reference = torch.optim.AdamW(twins, lr=0.01)
+
+    def train(x):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for param in params:
+                param.grad = param * x
+        optimizer.step()
+
+    for param in params:  # states and kernels before the capture
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    compiled = torch.compile(train, mode="reduce-overhead", fullgraph=True)
+    for param in twins:
+        param.grad = torch.zeros_like(param)
+    reference.step()
+    for step in range(6):
+        x = torch.tensor(float(step + 1), device="cuda")
+        compiled(x)
+        for param in twins:
+            param.grad = param.detach() * x
+        reference.step()
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
 def test_whole_training_step_in_a_graph():
