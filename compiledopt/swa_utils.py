@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.optim import swa_utils as torchs
 from torch.optim.swa_utils import SWALR, update_bn
 
+from compiledopt.compiler.derive import towards
 from compiledopt.compiler.rule import rule
 from compiledopt.executors.averaging import Averages
 
@@ -28,7 +29,7 @@ __all__ = [
 
 @rule()
 def average(param: Any, grad: Any, *, weight: Any) -> Any:
-    return param.lerp(grad, weight)
+    return towards(param, grad, weight)
 
 
 class Averaging:

@@ -9,15 +9,13 @@ break, and as one operator (fullgraph=True), against the step as it is; and torc
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import append, circumstances
+from common import append
 from shapes import SHAPES
-from step import compare, model
+from step import model, pair
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import compiledopt
@@ -84,11 +82,8 @@ def rows(shapes: str, seconds: float, only: str) -> list[dict[str, Any]]:
         if only not in label:
             continue
         params = [model(SHAPES[shapes](), torch.float32) for _ in range(2)]
-        steps = [SimpleNamespace(step=make(p)) for make, p in zip((theirs, mine), params, strict=True)]
-        a, b = (statistics.median(times) * 1e3 for times in compare(*steps, seconds, None))
-        row = {"against": label, "shapes": shapes, "their_ms": f"{a:.4g}", "our_ms": f"{b:.4g}", "ratio": f"{a / b:.2f}"}
-        found.append(row | circumstances())
-        print("{against:48} {shapes:12} {their_ms:>8} ms, inside {our_ms:>8} ms, ratio {ratio}".format(**row))
+        steps = (make(p) for make, p in zip((theirs, mine), params, strict=True))
+        found.append(pair(*steps, {"against": label, "shapes": shapes}, seconds))
     return found
 
 

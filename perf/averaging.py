@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import statistics
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import append, circumstances
+from common import append
 from shapes import SHAPES
-from step import compare
+from step import pair
 from torch.optim import swa_utils as torchs
 
 from compiledopt import swa_utils as ours
@@ -30,12 +28,9 @@ def rows(shapes: str, seconds: float) -> list[dict[str, Any]]:
     model.params = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES[shapes]()])
     found = []
     for label, (their_arguments, our_arguments) in FUNCTIONS.items():
-        pair = [torchs.AveragedModel(model, **their_arguments), ours.AveragedModel(model, **our_arguments)]
-        steps = [SimpleNamespace(step=lambda average=average: average.update_parameters(model)) for average in pair]
-        a, b = (statistics.median(times) * 1e3 for times in compare(*steps, seconds, None))
-        row = {"function": label, "shapes": shapes, "their_ms": f"{a:.4g}", "our_ms": f"{b:.4g}", "ratio": f"{a / b:.2f}"}
-        found.append(row | circumstances())
-        print("{function:22} {shapes:12} {their_ms:>8} ms, ours {our_ms:>8} ms, ratio {ratio}".format(**row))
+        averages = [torchs.AveragedModel(model, **their_arguments), ours.AveragedModel(model, **our_arguments)]
+        steps = [lambda average=average: average.update_parameters(model) for average in averages]
+        found.append(pair(*steps, {"function": label, "shapes": shapes}, seconds))
     return found
 
 

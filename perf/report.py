@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common import read
@@ -41,81 +41,73 @@ def machine(rows: Sequence[dict[str, str]]) -> str:
     return "Measured on: " + "; ".join(seen) + "."
 
 
-def steps() -> str:
-    rows = latest(read("step.csv"), ["optimizer", "options", "shapes", "caches", "against", "ours"])
+def section(file: str, keys: Sequence[str], title: str, text: str, columns: Mapping[str, str]) -> str:
+    """The latest row of each measurement in a file. columns: {name in the file: heading}."""
+    rows = latest(read(file), keys)
     if not rows:
         return ""
-    columns = {"optimizer": "optimizer", "shapes": "shapes", "caches": "caches", "against": "against", "their_ms": "their ms"}
-    columns |= {"ours": "ours", "our_ms": "our ms", "ratio": "ratio", "their_extra_mib": "their extra MiB"}
-    columns |= {"our_extra_mib": "our extra MiB", "date": "when"}
     cells = [[row[name].replace("nan", "–") for name in columns] for row in rows]
-    return f"## One step\n\n{table(list(columns.values()), cells)}\n\n{machine(rows)}\n"
+    parts = [f"## {title}", *([text] if text else []), table(list(columns.values()), cells), machine(rows)]
+    return "\n\n".join(parts) + "\n"
 
 
-def bandwidths() -> str:
-    rows = latest(read("bandwidth.csv"), ["optimizer", "options", "shapes"])
-    if not rows:
-        return ""
-    columns = {"optimizer": "optimizer", "options": "options", "shapes": "shapes", "bytes_per_element": "bytes/element"}
-    columns |= {"our_ms": "our ms", "our_gb_s": "our GB/s", "their_gb_s": "torch's fused AdamW, GB/s", "quotient": "quotient"}
-    cells = [[row[name] for name in columns] for row in rows]
-    text = "Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns."
-    return f"## Bandwidth\n\n{text}\n\n{table(list(columns.values()), cells)}\n\n{machine(rows)}\n"
-
-
-def averaging() -> str:
-    rows = latest(read("averaging.csv"), ["function", "shapes"])
-    if not rows:
-        return ""
-    cells = [[row[name] for name in ("function", "shapes", "their_ms", "our_ms", "ratio")] for row in rows]
-    text = "`AveragedModel.update_parameters`, ours against torch's with the same function."
-    return (
-        f"## Averages\n\n{text}\n\n{table(['function', 'shapes', 'their ms', 'our ms', 'ratio'], cells)}\n\n{machine(rows)}\n"
-    )
-
-
-def around() -> str:
-    rows = latest(read("around.csv"), ["against", "shapes"])
-    if not rows:
-        return ""
-    cells = [[row[name] for name in ("against", "shapes", "their_ms", "our_ms", "ratio")] for row in rows]
-    text = (
-        "AdamW with clipping, an average, a schedule inside the step (`max_grad_norm`, `ema_decay`, `lr=schedule`), against the"
-        "\nsame around it; and the step as it is against the step under torch.compile (`python perf/around.py`)."
-    )
-    head = ["against", "shapes", "its ms", "inside, ms", "ratio"]
-    return f"## Around a step\n\n{text}\n\n{table(head, cells)}\n\n{machine(rows)}\n"
-
-
-def sharded() -> str:
-    rows = latest(read("sharded.csv"), ["shapes", "against"])
-    if not rows:
-        return ""
-    cells = [[row[name] for name in ("shapes", "against", "their_ms", "our_ms", "ratio")] for row in rows]
-    text = (
-        "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
-    )
-    head = ["shapes", "against", "their ms", "our ms", "ratio"]
-    return f"## Sharded parameters\n\n{text}\n\n{table(head, cells)}\n\n{machine(rows)}\n"
-
-
-def compile_times() -> str:
-    rows = latest(read("compile_time.csv"), ["optimizer", "tensors"])
-    if not rows:
-        return ""
-    header = ["tensors", "torch, eager", "ours, empty cache", "ours, warm cache", "second step, ms"]
-    cells = [[r["tensors"], r["torch_s"], r["empty_cache_s"], r["warm_cache_s"], r["second_step_ms"]] for r in rows]
-    text = "Seconds from making the optimizer to the end of its first step, imports included."
-    return f"## The first step\n\n{text}\n\n{table(header, cells)}\n\n{machine(rows)}\n"
-
-
-def overhead() -> str:
-    rows = latest(read("overhead.csv"), ["optimizer", "tensors"])
-    if not rows:
-        return ""
-    text = "A step on parameters of one element: what Python and the gather cost."
-    cells = [[row["tensors"], row["host_ms"]] for row in rows]
-    return f"## Host time\n\n{text}\n\n{table(['tensors', 'ms'], cells)}\n\n{machine(rows)}\n"
+PAIR = {"their_ms": "their ms", "our_ms": "our ms", "ratio": "ratio"}
+SECTIONS: list[tuple[str, Sequence[str], str, str, dict[str, str]]] = [
+    (
+        "step.csv",
+        ["optimizer", "options", "shapes", "caches", "against", "ours"],
+        "One step",
+        "",
+        {"optimizer": "optimizer", "shapes": "shapes", "caches": "caches", "against": "against", "their_ms": "their ms"}
+        | {"ours": "ours", "our_ms": "our ms", "ratio": "ratio", "their_extra_mib": "their extra MiB"}
+        | {"our_extra_mib": "our extra MiB", "date": "when"},
+    ),
+    (
+        "bandwidth.csv",
+        ["optimizer", "options", "shapes"],
+        "Bandwidth",
+        "Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.",
+        {"optimizer": "optimizer", "options": "options", "shapes": "shapes", "bytes_per_element": "bytes/element"}
+        | {"our_ms": "our ms", "our_gb_s": "our GB/s", "their_gb_s": "torch's fused AdamW, GB/s", "quotient": "quotient"},
+    ),
+    (
+        "averaging.csv",
+        ["function", "shapes"],
+        "Averages",
+        "`AveragedModel.update_parameters`, ours against torch's with the same function.",
+        {"function": "function", "shapes": "shapes", **PAIR},
+    ),
+    (
+        "around.csv",
+        ["against", "shapes"],
+        "Around a step",
+        "AdamW with clipping, an average, a schedule inside the step (`max_grad_norm`, `ema_decay`, `lr=schedule`), against\n"
+        "the same around it; and the step as it is against the step under torch.compile (`python perf/around.py`).",
+        {"against": "against", "shapes": "shapes", "their_ms": "its ms", "our_ms": "inside, ms", "ratio": "ratio"},
+    ),
+    (
+        "sharded.csv",
+        ["shapes", "against"],
+        "Sharded parameters",
+        "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (perf/sharded.py).",
+        {"shapes": "shapes", "against": "against", **PAIR},
+    ),
+    (
+        "compile_time.csv",
+        ["optimizer", "tensors"],
+        "The first step",
+        "Seconds from making the optimizer to the end of its first step, imports included.",
+        {"tensors": "tensors", "torch_s": "torch, eager", "empty_cache_s": "ours, empty cache"}
+        | {"warm_cache_s": "ours, warm cache", "second_step_ms": "second step, ms"},
+    ),
+    (
+        "overhead.csv",
+        ["optimizer", "tensors"],
+        "Host time",
+        "A step on parameters of one element: what Python and the gather cost.",
+        {"tensors": "tensors", "host_ms": "ms"},
+    ),
+]
 
 
 def main() -> int:
@@ -123,8 +115,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
-    parts = (HEAD, steps(), bandwidths(), averaging(), around(), sharded(), compile_times(), overhead(), gpu)
-    page = "\n".join(part for part in parts if part)
+    page = "\n".join(part for part in (HEAD, *(section(*given) for given in SECTIONS), gpu) if part)
     if arguments.check:
         return int(page != PAGE.read_text())
     PAGE.write_text(page)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import memory
@@ -115,6 +116,14 @@ def timed(step: Callable[[], Any], count: int, cold: torch.Tensor | None) -> lis
         step()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def pair(theirs: Callable[[], Any], ours: Callable[[], Any], labels: dict[str, str], seconds: float) -> dict[str, Any]:
+    """One row: two ways of doing the same, in turns, printed as it is measured."""
+    steps = [SimpleNamespace(step=step) for step in (theirs, ours)]
+    a, b = (statistics.median(times) * 1e3 for times in compare(*steps, seconds, None))
+    print(f"{' '.join(f'{label:24}' for label in labels.values())} {a:8.4g} ms, ours {b:8.4g} ms, ratio {a / b:.2f}")
+    return {**labels, "their_ms": f"{a:.4g}", "our_ms": f"{b:.4g}", "ratio": f"{a / b:.2f}"} | circumstances()
 
 
 def compare(theirs: Any, ours: Any, budget: float, cold: torch.Tensor | None) -> tuple[list[float], list[float]]:

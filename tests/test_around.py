@@ -122,16 +122,19 @@ def test_rules_that_are_not_elementwise(name, executor):
         getattr(compiledopt, name)(mine, ema_decay=0.9)
 
 
-def test_differentiable():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_differentiable(dtype):
     """Through the rule itself; the coefficient is a constant, as after torch's clip_grad_norm_."""
-    leaf = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    leaf = torch.randn(5, dtype=dtype, requires_grad=True)
     param = leaf.clone()
-    param.grad = torch.full((5,), 3.0, dtype=torch.float64)
-    optimizer = compiledopt.SGD([param], lr=0.5 * schedules.exponential(0.5), max_grad_norm=1.0, differentiable=True)
+    param.grad = torch.full((5,), 3.0, dtype=dtype)
+    around = {"max_grad_norm": 1.0, "ema_decay": 0.5}
+    optimizer = compiledopt.SGD([param], lr=0.5 * schedules.exponential(0.5), **around, differentiable=True)
     for _ in range(2):
         optimizer.step()
     coefficient = 1 / (45**0.5 + 1e-6)
     torch.testing.assert_close(param, leaf - (0.5 + 0.25) * 3.0 * coefficient)
+    torch.testing.assert_close(optimizer.ema_parameters()[0], leaf - (0.5 + 0.125) * 3.0 * coefficient)
     param.sum().backward()
     assert leaf.grad.tolist() == [1.0] * 5
 

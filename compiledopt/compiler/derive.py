@@ -79,6 +79,11 @@ def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
     )
 
 
+def towards(average: Any, current: Any, weight: Any) -> Any:
+    """a + w·(θ − a): what every running average is."""
+    return average.lerp(current, weight)
+
+
 def _averaged(rule: Rule) -> Rule:
     """a ← a + w·(θ − a) after the update, with w = 1 at first, as AveragedModel copies then, and 1 − ema_decay later."""
 
@@ -86,7 +91,7 @@ def _averaged(rule: Rule) -> Rule:
         *own, count, average = states
         new, *results = _results(rule, param, grad, tuple(own), options)
         weight = apply("where", count == 0, 1.0, 1 - ema_decay)
-        return (new, *results, count + 1, average.lerp(new, weight))
+        return (new, *results, count + 1, towards(average, new, weight))
 
     made = replace(
         rule,

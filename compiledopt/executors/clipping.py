@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -40,15 +40,22 @@ def _local_sum(entries: Sequence[Entry]) -> Value:
     return torch.stack(norms).double().square().sum()
 
 
-class Measured(Protocol):
+class Measured:
     """A batch whose gradients can be measured."""
 
+    entries: list[Entry]
+
     @property
-    def is_clipped(self) -> bool: ...
+    def is_clipped(self) -> bool:
+        return any(entry.traced.is_clipped for entry in self.entries)
 
-    def squares(self) -> Value: ...
+    def squares(self) -> Value:
+        """The sum of squares of the gradients that `prepare` read."""
+        return sum_of_squares(self.entries)
 
-    def renew(self) -> None: ...
+    def renew(self) -> None:
+        """Read the numbers of the groups again, now that the norm is known."""
+        raise NotImplementedError
 
 
 class Clipping:

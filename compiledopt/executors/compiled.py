@@ -11,7 +11,7 @@ import torch
 from compiledopt.compiler import cpp
 from compiledopt.compiler.programs import Traced
 from compiledopt.executors.choose import same_layout
-from compiledopt.executors.clipping import over_processes
+from compiledopt.executors.clipping import Measured, over_processes
 from compiledopt.executors.entries import Entry
 
 READY, REGROUP = 0, 1
@@ -42,7 +42,7 @@ def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
     return tuple(dtype.to_real() for dtype in dtypes)
 
 
-class CompiledBatch:
+class CompiledBatch(Measured):
     """The parameters of one bucket, and the table of scalars their kernel reads: one row per (group, first, step)."""
 
     executor = "compiled"
@@ -103,12 +103,10 @@ class CompiledBatch:
         return self.traced.is_clipped
 
     def squares(self) -> torch.Tensor | float:
-        """The sum of squares of the gradients that `prepare` gathered."""
         kernel = cpp.squares_kernel(self.dtypes[1].to_real())
         return over_processes(float(self.native.sum(kernel.address, torch.get_num_threads())), self.entries[0])
 
     def renew(self) -> None:
-        """Read the numbers of the groups again."""
         self._fill_table()
 
     def _stage(self) -> list[torch.Tensor | None] | None:

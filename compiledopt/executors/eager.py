@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.inductor import compute_dtype
-from compiledopt.executors.clipping import sum_of_squares
+from compiledopt.executors.clipping import Measured
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 
 HALF = (torch.float16, torch.bfloat16)
@@ -95,7 +95,7 @@ class Row:
         self.first = False
 
 
-class EagerBatch:
+class EagerBatch(Measured):
     """Parameters that an eager executor updates with the sequence derived from their programs."""
 
     executor = "for-loop"
@@ -151,16 +151,7 @@ class EagerBatch:
             row.seal()
         return True
 
-    @property
-    def is_clipped(self) -> bool:
-        return any(entry.traced.is_clipped for entry in self.entries)
-
-    def squares(self) -> torch.Tensor | float:
-        """The sum of squares of the gradients that `prepare` read."""
-        return sum_of_squares(self.entries)
-
     def renew(self) -> None:
-        """Read the numbers of the groups again."""
         for row in self.rows:
             row.evaluate(self.groups)
 

@@ -16,7 +16,7 @@ from compiledopt.compiler.programs import Traced
 from compiledopt.compiler.rule import Rule, as_float
 from compiledopt.compiler.trace import named
 from compiledopt.compiler.trial import can_stack, try_rule
-from compiledopt.executors.clipping import sum_of_squares
+from compiledopt.executors.clipping import Measured
 from compiledopt.executors.eager import HALF, bytes_of, reserve
 from compiledopt.executors.entries import Entry, check_gradient, check_state
 from compiledopt.executors.foreach import LIMIT, cut
@@ -96,7 +96,7 @@ class Stack:
                 torch._foreach_copy_(homes, values)
 
 
-class WholeBatch:
+class WholeBatch(Measured):
     """Parameters whose rule is not elementwise. stack: whether to run those of one shape as one."""
 
     def __init__(self, entries: list[Entry], groups: Sequence[Mapping[str, Any]], owner: str, stack: bool) -> None:
@@ -129,16 +129,7 @@ class WholeBatch:
             reserve(most * (TEMPORARIES + len(stack.names)) * bytes_of(param), param.device)
         return True
 
-    @property
-    def is_clipped(self) -> bool:
-        return any(entry.traced.is_clipped for entry in self.entries)
-
-    def squares(self) -> torch.Tensor | float:
-        """The sum of squares of the gradients."""
-        return sum_of_squares(self.entries)
-
     def renew(self) -> None:
-        """Read the norm again: the options were made before it was known."""
         for stack, _ in self.work:
             stack.options["grad_norm"] = number(self.groups[stack.entries[0].group]["grad_norm"])
 
