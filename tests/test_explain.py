@@ -78,4 +78,5 @@ def test_operations_are_counted():
             with torch.no_grad():
                 optimizer._plan.batches[0].update()
         top = [e for e in profile.events() if e.cpu_parent is None and e.name.startswith("aten::") and "item" not in e.name]
+        top = [e for e in top if e.name != "aten::empty"]  # the memory that is asked for before
         assert len(top) == expected, [e.name for e in top]

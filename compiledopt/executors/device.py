@@ -178,9 +178,6 @@ class TritonBatch(CompiledBatch):
     def squares(self) -> torch.Tensor | float:
         return sum_of_squares(self.entries)
 
-    def renew(self) -> None:
-        """The norm is read where it is."""
-
     def _clip(self, table: torch.Tensor) -> None:
         """Put what depends on the norm, which only the device knows, into its column."""
         for column, node in enumerate(self.traced.program.columns):
