@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypedDict, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.arguments import Extras, check_extras
 from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE
 from compiledopt.compiler.dynamo import wants_whole_graph
 from compiledopt.compiler.programs import traced
@@ -30,65 +31,6 @@ from compiledopt.executors.swapping import averages, swapped
 from compiledopt.explain import Explanation, explain
 
 StateDict = dict[str, Any]
-LearningRate = float | Tensor | Schedule
-
-
-class Extras(TypedDict, total=False):
-    """What every optimizer takes beside torch's arguments, as keywords or in a group.
-
-    max_grad_norm: clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm.
-    ema_decay: keep an average of each parameter, updated in the same pass, in `state[param]["ema"]`; see `use_ema`.
-    """
-
-    max_grad_norm: float | None
-    ema_decay: float | None
-
-
-def at_start(lr: Any) -> Any:
-    """A learning rate as a number that can be checked: a schedule's first."""
-    return lr(0) if isinstance(lr, Schedule) else lr
-
-
-def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
-    """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
-    asked = [name for name in (CLIP, EMA) if options.get(name) is not None]
-    asked += ["a schedule as lr"] if isinstance(options.get("lr"), Schedule) else []
-    if rule is None and asked:
-        raise ValueError(f"{asked[0]} is for optimizers that are one rule for each parameter, which this one is not")
-    if options.get(CLIP) is not None:
-        check_number(options[CLIP], f"Invalid {CLIP} value")
-    decay = options.get(EMA)
-    if decay is not None and not 0.0 <= decay <= 1.0:
-        raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
-    if decay is not None and rule is not None and not rule.elementwise:
-        raise ValueError(
-            f"{EMA} is for rules that are elementwise, {rule.name} is not; use compiledopt.swa_utils.AveragedModel"
-        )
-
-
-def check_number(value: Any, message: str, below: float | None = None, most: float | None = None) -> None:
-    """Refuse a negative or NaN number, one not below `below`, or one above `most`. Raises: ValueError, torch's `message`."""
-    value = at_start(value)
-    if not value >= 0.0 or (below is not None and not value < below) or (most is not None and not value <= most):
-        raise ValueError(f"{message}: {value}")
-
-
-def check_tensor_number(value: Any, name: str) -> None:
-    """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"Tensor {name} must be 1-element")
-
-
-def check_adam_numbers(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
-    """The checks that Adam and its relatives share, in torch's order. Raises: ValueError."""
-    check_tensor_number(lr, "lr")
-    check_number(lr, "Invalid learning rate")
-    check_number(eps, "Invalid epsilon value")
-    for index in (0, 1):
-        check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
-    check_number(weight_decay, "Invalid weight_decay value")
-
-
 _outside_dynamo: list[Callable[[Optimizer], None]] = []
 
 
@@ -132,10 +74,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: StateDict) -> None:
         """Take over groups and states, as torch's, when unpickled, copied or loaded; loading checks them before."""
-        for group in state["param_groups"]:
-            for name, value in (*self.missing.items(), ("compiled", None)):
-                group.setdefault(name, value)
         theirs = self.__dict__.pop("_loading", None)
+        for index, group in enumerate(state["param_groups"]):
+            now = self.param_groups[index] if theirs is not None else {}
+            # What torch's checkpoints do not know stays as it is.
+            kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
+            for name, value in {"compiled": None, **self.missing, **kept}.items():
+                group.setdefault(name, value)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
             if rule is not None:
@@ -171,12 +116,16 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_extras(group, getattr(type(self), "rule", None))
+            self._check_group(group)
             self._schedule(len(self.param_groups) - 1)
         except BaseException:
             self.param_groups.pop()
             raise
         self._list_parameters()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a group that was just added. Raises: ValueError."""
+        check_extras(group, getattr(type(self), "rule", None))
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
@@ -206,6 +155,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises: ValueError, naming the first mismatch.
         """
+        if self._swapped:
+            raise RuntimeError("load_state_dict() within use_ema(): the parameters hold their averages; leave it first")
         kept = [group.get(SCHEDULE) for group in self.param_groups]
         self._loading = tensors_of(state_dict)
         try:

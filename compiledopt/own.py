@@ -10,8 +10,9 @@ from typing import Any, overload
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt.arguments import check_number, check_tensor_number
 from compiledopt.compiler.rule import RESERVED, rule
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 Function = Callable[..., Any]
 # What every optimizer takes beside the options of its rule.

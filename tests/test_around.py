@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -247,7 +248,8 @@ def test_evaluate_with_averages():
     with optimizer.use_ema():
         assert same([p.detach() for p in model.parameters()], averages)
         assert addresses == [p.data_ptr() for p in model.parameters()]
-        for refused in (optimizer.step, optimizer.state_dict, optimizer.use_ema().__enter__):
+        load = partial(optimizer.load_state_dict, {"state": {}, "param_groups": []})
+        for refused in (optimizer.step, optimizer.state_dict, load, optimizer.use_ema().__enter__):
             with pytest.raises(RuntimeError, match="use_ema"):
                 refused()
     assert same([p.detach() for p in model.parameters()], [p.detach() for p in kept])

@@ -40,7 +40,10 @@ def test_warm_start_runs_no_compiler_and_imports_no_inductor(tmp_path):
     assert warm["value"] == cold["value"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "garbage"])
+SLOW = [pytest.param(damage, marks=pytest.mark.slow) for damage in ("truncated", "empty", "garbage")]
+
+
+@pytest.mark.parametrize("damage", ["flipped", *SLOW])
 def test_damaged_entries_are_compiled_again(tmp_path, damage):
     cold = start(tmp_path)
     entries = list(tmp_path.glob("*.so"))

@@ -10,8 +10,19 @@ import compiledopt
 ROOT = Path(compiledopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # A room may import what stands after it, and itself.
-ROOMS = ["__main__", "demo", "__init__", "own", "swa_utils", "lr_scheduler", "schedules", "algorithms", "optimizer"]
-ROOMS += ["explain_gpu", "explain", "executors", "compiler"]
+ROOMS = [
+    "__main__",
+    "demo",
+    "__init__",
+    "own",
+    "swa_utils",
+    "lr_scheduler",
+    "schedules",
+    "algorithms",
+    "optimizer",
+    "arguments",
+]
+ROOMS += ["algorithms", "optimizer", "arguments", "explain_gpu", "explain", "executors", "compiler"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
 
 

@@ -98,7 +98,7 @@ def test_old_checkpoints_with_a_number_as_step(algorithm, executor):
             del group[name]
     second = case.ours(params, executor)
     second.load_state_dict(state)
-    assert second.param_groups[0]["compiled"] is None
+    assert second.param_groups[0]["compiled"] is EXECUTORS[executor].get("compiled"), "as it was constructed"
     assert all(isinstance(second.state[p]["step"], torch.Tensor) for p in params)
     run(second, params, Gradients(), range(4, 8))
     run(case.ours(straight, executor), straight, Gradients(), range(8))
@@ -302,3 +302,19 @@ def test_between_capturable_and_not_and_torch(case):
     run(baseline, theirs, Gradients(), range(5, 6))
     assert rms(flat(straight) - flat(parameters())) > 1e-3
     assert (flat(theirs) - flat(straight)).abs().max() < 2e-6
+
+
+def test_what_a_checkpoint_of_torch_does_not_know_stays():
+    """Clipping, averages and the wish for an executor survive loading; what a checkpoint has, it decides."""
+    params, theirs = parameters(), parameters()
+    baseline = torch.optim.AdamW(theirs, lr=0.5)
+    run(baseline, theirs, Gradients(), range(2))
+    optimizer = compiledopt.AdamW(params, max_grad_norm=1.0, ema_decay=0.9, compiled=True)
+    optimizer.load_state_dict(baseline.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["max_grad_norm"], group["ema_decay"], group["compiled"], group["lr"]) == (1.0, 0.9, True, 0.5)
+    run(optimizer, params, Gradients(), range(2, 4))
+    assert optimizer.state[params[0]]["n_averaged"] == 2 and optimizer.state[params[0]]["step"] == 4
+    other = compiledopt.AdamW(copies(params), max_grad_norm=7.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert (other.param_groups[0]["max_grad_norm"], other.param_groups[0]["ema_decay"]) == (1.0, 0.9)

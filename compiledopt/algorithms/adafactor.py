@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from compiledopt.arguments import Extras, LearningRate, at_start, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, at_start, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 def _factor(other: int) -> Any:

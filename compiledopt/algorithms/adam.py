@@ -10,8 +10,9 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import moments, with_either_decay
+from compiledopt.arguments import Extras, LearningRate, check_adam_numbers, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_adam_numbers, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))

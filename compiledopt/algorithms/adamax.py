@@ -9,8 +9,9 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
+from compiledopt.arguments import Extras, LearningRate, check_adam_numbers
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_adam_numbers
+from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), branches=("weight_decay",))

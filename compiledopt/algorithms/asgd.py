@@ -8,8 +8,9 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from compiledopt.algorithms.parts import with_decay
+from compiledopt.arguments import Extras, LearningRate, check_number, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step", "eta", "mu"), initial={"eta": "lr", "mu": 1.0}, branches=("weight_decay",))

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.algorithms.line_search import Point, StrongWolfe
+from compiledopt.arguments import check_number, check_tensor_number
 from compiledopt.compiler.rule import as_float
-from compiledopt.optimizer import Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 Closure = Callable[[], Any]
 CURVED = 1e-10  # the least y·s at which a pair enters the history
@@ -51,10 +52,9 @@ class LBFGS(Optimizer):
         defaults |= {"max_eval": max_iter * 5 // 4 if max_eval is None else max_eval, "tolerance_change": tolerance_change}
         super().__init__(params, defaults | {"history_size": history_size, "line_search_fn": line_search_fn})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         if len(self.param_groups) > 1:
-            self.param_groups.pop()
             raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
 
     # ---- flat vectors ----

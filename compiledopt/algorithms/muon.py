@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from compiledopt.arguments import Extras, LearningRate, at_start, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, at_start, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 @lru_cache
@@ -126,12 +127,9 @@ class Muon(Optimizer):
         defaults |= {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         super().__init__(params, defaults | {"foreach": foreach, "capturable": capturable, "compiled": compiled}, extras)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
         odd = [param.size() for param in group["params"] if param.ndim != 2]
-        if odd or len(group["ns_coefficients"]) != 3 or group["ns_steps"] >= 100:
-            self.param_groups.pop()
         if odd:
             raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {odd[0]}")
         if len(group["ns_coefficients"]) != 3:

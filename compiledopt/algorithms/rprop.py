@@ -8,8 +8,9 @@ import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from compiledopt.arguments import Extras, LearningRate, check_number, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import Extras, LearningRate, Optimizer, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), initial={"step_size": "lr"})

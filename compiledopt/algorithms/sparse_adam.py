@@ -7,8 +7,9 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.algorithms.parts import moments
+from compiledopt.arguments import LearningRate, at_start, check_number, check_tensor_number
 from compiledopt.compiler.rule import rule
-from compiledopt.optimizer import LearningRate, Optimizer, at_start, check_number, check_tensor_number
+from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), sparse="rows", dense=False)
