@@ -45,6 +45,7 @@ class Part:
     elementwise_part: list[str]
     formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
     latex: list[str] = field(default_factory=list)
+    clipped: bool = False  # whether the norm over all gradients is measured first
     source: str = ""
 
     @property
@@ -95,6 +96,8 @@ def _describe(part: Part) -> list[str]:
         f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
         f"  per element: {part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
     ]
+    if part.clipped:
+        lines.append("  the norm over all gradients is measured first: one of the calls, and one more read of them")
     if part.elementwise_part:
         lines += ["  formula, with ' for new values:", *[f"    {line}" for line in part.formula]]
         lines += ["  in LaTeX:", *[f"    {line}" for line in part.latex]]
@@ -164,7 +167,7 @@ def explain(
 
 def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool, capturable: bool) -> Part:
     first = entries[0]
-    compiled = first.choice.executor == "compiled"
+    compiled, clipped = first.choice.executor == "compiled", first.traced.is_clipped
     names, written = _operands(first, dtypes)
     scalar: list[str] = []
     elementwise: list[str] = []
@@ -181,13 +184,14 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool,
         elements=sum(entry.param.numel() for entry in entries),
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=int(compiled),
-        calls_per_step=calls,
-        bytes_read_per_element=sum(dtype.itemsize for dtype in names.values()),
+        calls_per_step=calls + clipped,
+        bytes_read_per_element=sum(dtype.itemsize for dtype in names.values()) + clipped * dtypes[1].itemsize,
         bytes_written_per_element=sum(names[name].itemsize for name in written),
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,
         latex=written_out.latex,
+        clipped=clipped,
         source=text if source else "",
     )
 

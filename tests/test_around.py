@@ -285,6 +285,17 @@ def test_bytes_of_the_average():
     assert more.kernels == plain.kernels == 1
 
 
+def test_explain_tells_of_the_norm():
+    """Its pass over the gradients is one more read of them, and a call."""
+    plain, clipped = (compiledopt.AdamW(parameters(), **kw)._explanation().parts[0] for kw in ({}, {"max_grad_norm": 1.0}))
+    assert (
+        clipped.bytes_read_per_element - plain.bytes_read_per_element == 4
+        and clipped.calls_per_step == plain.calls_per_step + 1
+    )
+    told = compiledopt.AdamW(parameters(), max_grad_norm=1.0, lr=schedules.exponential(0.5)).explain()
+    assert "the norm over all gradients is measured first" in told and "pow(0.5, step)" in told
+
+
 # ---- the schedule ----
 
 
