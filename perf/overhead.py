@@ -5,6 +5,7 @@ Parameters of one element, so that what remains is Python and the gather; by num
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 
@@ -15,6 +16,9 @@ import compiledopt
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    arguments = parser.parse_args()
     for count in (1, 300, 2000):
         params = [torch.nn.Parameter(torch.randn(1)) for _ in range(count)]
         for param in params:
@@ -28,7 +32,8 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         row = {"optimizer": "AdamW", "tensors": count, "host_ms": f"{statistics.median(seconds) * 1e3:.4f}", **circumstances()}
         print("{tensors:5} tensors: {host_ms} ms".format(**row))
-        append("overhead.csv", [row])
+        if not arguments.no_save:
+            append("overhead.csv", [row])
 
 
 if __name__ == "__main__":
