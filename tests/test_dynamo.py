@@ -134,6 +134,20 @@ def test_fullgraph_of_the_step_and_what_it_raises():
         torch.compile(optimizer.step, backend="eager")()
 
 
+def test_error_on_graph_break_is_the_same_wish():
+    param = torch.nn.Parameter(torch.ones(10))
+    param.grad = torch.ones(10)
+    optimizer = compiledopt.SGD([param], lr=0.5)
+
+    @torch.compile(backend="eager")
+    def train():
+        with torch._dynamo.error_on_graph_break(True):
+            optimizer.step()
+        return param.sum()
+
+    assert train().item() == 5.0 and not counters["graph_break"]
+
+
 def test_fullgraph_where_dynamo_does_not_tell(monkeypatch):
     """Without the private attribute the step breaks the graph, and Dynamo says so."""
     from torch._dynamo.symbolic_convert import InstructionTranslator

@@ -6,11 +6,11 @@ import sys
 
 
 def wants_whole_graph() -> bool:
-    """Asked while Dynamo traces: whether the user said fullgraph=True. False where that cannot be found out; a graph break
-    at the step then raises Dynamo's own error, which says so."""
+    """Asked while Dynamo traces: whether the user said fullgraph=True, or error_on_graph_break. False where that cannot be
+    found out; a graph break at the step then raises Dynamo's own error, which says so."""
     try:
         translator = sys.modules["torch._dynamo.symbolic_convert"].InstructionTranslator.current_tx()
-        return bool(translator.one_graph)
+        return bool(translator.one_graph or getattr(translator, "error_on_graph_break", False))
     except (AttributeError, KeyError, TypeError):
         return False
 
