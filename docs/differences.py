@@ -77,7 +77,7 @@ WORKS_HERE = [
     Difference(
         "`max_grad_norm`, `ema_decay`",
         "no such options",
-        "clipping and an average in the step's one pass",
+        "clipping and an average inside the step",
         "gradients are not modified; [training-loop.md](training-loop.md)",
         "test_around.py::test_all_three_against_torch",
     ),
