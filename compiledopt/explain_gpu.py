@@ -36,6 +36,7 @@ class GpuExplanation:
     measured: bool = False
     source: str = ""
     ptx: str = ""
+    clipped: bool = False  # whether the norm over all gradients is measured before, by torch's _foreach_norm
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -48,6 +49,7 @@ class GpuExplanation:
             f"{self.bytes_per_element} bytes",
             f"aligned variant: {self.vector_loads} vector loads, {self.vector_stores} vector stores, "
             f"{self.registers} registers, {self.spills} bytes spilled",
+            *(["before it, launches of torch's own read every gradient once more, for their norm"] if self.clipped else []),
             "made by Inductor, triton and ptxas on this machine; nothing was run on a GPU",
             *[f"  {line}" for line in self.formula],
         ]
@@ -60,14 +62,15 @@ def explain_gpu(
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
     from compiledopt.compiler.formula import formula
 
-    program = traced(rule, group).program
+    known = traced(rule, group)
+    program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     aligned, general = (triton.build_for(kernel, arch, aligned=which) for which in (True, False))
     loads, stores = (len(re.findall(rf"tl\.{what}\(\w+ \+ x0", kernel.source)) for what in ("load", "store"))
     text = kernel.source
     if source and group.get("capturable"):
         scalars = scalar_program(program)
-        text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, rule.scalars)).source
+        text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source
     return GpuExplanation(
         optimizer=name,
         arch=f"sm_{arch}",
@@ -84,4 +87,5 @@ def explain_gpu(
         formula=formula(program).text,
         source=text if source else "",
         ptx=aligned.ptx if ptx else "",
+        clipped=known.is_clipped,
     )

@@ -134,7 +134,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _schedule(self, index: int, schedule: Schedule | None = None) -> None:
         group = self.param_groups[index]
-        schedule = schedule or (group["lr"] if isinstance(group["lr"], Schedule) else None)
+        given = group.get("lr")  # a rule of one's own need not have a rate
+        schedule = schedule or (given if isinstance(given, Schedule) else None)
         if schedule is not None:
             self.param_groups[index] = scheduled(group, schedule, self.state)
 
@@ -143,7 +144,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._swapped:
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         for group in self.param_groups:
-            group["lr"]
+            group.get("lr")  # a scheduled group takes down its rate where it is read
         packed: StateDict = super().state_dict()
         for group in packed["param_groups"]:
             group.pop(SCHEDULE, None)

@@ -235,3 +235,18 @@ def test_a_rule_that_cannot_be_stacked_runs_one_by_one():
     before = flat(params)
     data_dependent(params).step()
     torch.testing.assert_close(flat(params), before - 0.1 * flat([p.grad for p in params]) / 6)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_rule_without_a_learning_rate(executor):
+    @compiledopt.define
+    def Fixed(param, grad, *, rate=0.1):
+        return param - rate * grad
+
+    params, start = parameters(shapes=[(5,)]), parameters(shapes=[(5,)])
+    optimizer = Fixed(params, ema_decay=0.5, **EXECUTORS[executor])
+    run(optimizer, params, Gradients(), range(1))
+    torch.testing.assert_close(params[0], start[0] - 0.1 * params[0].grad)
+    again = Fixed(copies(params), ema_decay=0.5)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["rate"] == 0.1 and "lr" not in again.param_groups[0]

@@ -190,3 +190,9 @@ def test_tuning_takes_the_fastest_and_survives_what_cannot_run():
     case = next(c for c in CASES if str(c) == "AdamW-default")
     kernel = triton.kernel(program_of(case), [torch.float32] * 4)
     assert tuning.config(kernel, torch.device("cpu"), lambda: milliseconds) == tuning.DEFAULT
+
+
+def test_explain_for_a_gpu_tells_of_the_norm(capsys):
+    for more, told in (([], False), (["--option", "max_grad_norm=1.0"], True)):
+        assert __main__.main(["explain", "SGD", "--device", "cuda", *more]) == 0
+        assert ("read every gradient once more, for their norm" in capsys.readouterr().out) is told
