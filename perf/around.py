@@ -3,7 +3,7 @@
 clip: torch.nn.utils.clip_grad_norm_ and our step, against `max_grad_norm`. ema: our step and our AveragedModel, or torch's
 fused step and torch's AveragedModel, against `ema_decay`; and our step alone against it, whose floor in bytes is 28 : 36.
 schedule: our step and torch's CosineAnnealingLR, against a schedule as `lr`. compile: torch.compile of our step with its graph
-break, and as one operator (fullgraph=True), against the step as it is; and torch.compile(torch.optim.AdamW.step).
+break, and as one operator (fullgraph=True), against the step as it is.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def scheduled(params: Any) -> Step:
     return both(optimizer.step, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10**6).step)
 
 
-def compiled(params: Any, library: Any = compiledopt, **how: Any) -> Step:
-    return torch.compile(library.AdamW(params, **STEADY).step, **how)  # type: ignore[no-any-return]
+def compiled(params: Any, **how: Any) -> Step:
+    return torch.compile(ours(params), **how)  # type: ignore[no-any-return]
 
 
 PAIRS: dict[str, tuple[Callable[[Any], Step], Callable[[Any], Step]]] = {

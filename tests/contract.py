@@ -133,13 +133,8 @@ def groups_have_options_of_their_own(subject: Subject) -> None:
     if subject.name == "LBFGS":
         return
     params = subject.params()
-    optimizer = (
-        subject.make([{"params": params[:1]}, {"params": params[1:], "lr": 0.0}], lr=0.05)
-        if subject.name != "SparseAdam"
-        else None
-    )
-    if optimizer is None:
-        optimizer = subject.make([{"params": params[:1]}, {"params": params[1:], "lr": 1e-30}], lr=0.05)
+    least = 1e-30 if subject.name == "SparseAdam" else 0.0  # torch's SparseAdam wants more than 0
+    optimizer = subject.make([{"params": params[:1]}, {"params": params[1:], "lr": least}], lr=0.05)
     before = [p.detach().clone() for p in params]
     subject.step(optimizer, params)
     assert (params[0] - before[0]).abs().max() > 1e-5

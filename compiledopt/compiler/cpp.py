@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,37 +110,28 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([(HERE / "prefix.h").read_text(), *lines, *run, ""])
 
 
-def squares_kernel(dtype: torch.dtype) -> Kernel:
-    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
-    identity = ("squares", (dtype,))
-    with _lock:
-        if identity not in _kernels:
-            wide = "double" if dtype is torch.float64 else "float"
-            parts = [(HERE / "prefix.h").read_text(), f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"]
-            _kernels[identity] = _stored("\n".join([*parts, (HERE / "squares.h").read_text()]))
-        found = _kernels[identity]
-    if isinstance(found, CompileError):
-        raise found
-    return found
-
-
-def _stored(source: str) -> Kernel | CompileError:
-    """The kernel of a C++ file, from disk or compiled now."""
-    name = cache.key("cpu", source, KERNEL_FLAGS)
-    content = cache.load(f"{name}.so")
-    found = _load_kernel(name, content) if content is not None else None
-    try:
-        return found or _build_kernel(name, source)
-    except CompileError as error:
-        return error
-
-
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
 
     Raises: CompileError with the reason.
     """
-    identity = (program.kernel_text, tuple(dtypes))
+    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(program, dtypes))
+
+
+def squares_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
+    wide = "double" if dtype is torch.float64 else "float"
+    types = f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"
+
+    def find() -> Kernel:
+        source = "\n".join([(HERE / "prefix.h").read_text(), types, (HERE / "squares.h").read_text()])
+        return _from_disk(name := cache.key("cpu", source, KERNEL_FLAGS)) or _build_kernel(name, source)
+
+    return _remembered(("squares", (dtype,)), find)
+
+
+def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
+    """What `find` finds, looked for once; a failure is not tried again. Raises: CompileError."""
     with _lock:
         known = _kernels.get(identity)
         if isinstance(known, CompileError):
@@ -149,7 +140,7 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
             STATS.memory_hits += 1
             return known
         try:
-            found = _find_kernel(program, dtypes)
+            found = find()
         except CompileError as error:
             _kernels[identity] = error
             raise
@@ -157,16 +148,22 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
         return found
 
 
+def _from_disk(name: str) -> Kernel | None:
+    content = cache.load(f"{name}.so")
+    found = _load_kernel(name, content) if content is not None else None
+    STATS.disk_hits += found is not None
+    return found
+
+
 def _find_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     prefix = (HERE / "prefix.h").read_text()
     name = cache.key("cpu", program.kernel_text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, prefix)
-    content = cache.load(f"{name}.so")
-    found = _load_kernel(name, content) if content is not None else None
+    found = _from_disk(name)
     if found is not None:
-        STATS.disk_hits += 1
         return found
     launcher_soon()
-    return _compile_kernel(name, program, dtypes)
+    _compiler()
+    return _build_kernel(name, kernel_source(program, dtypes))
 
 
 def forget() -> None:
@@ -175,11 +172,6 @@ def forget() -> None:
     with _lock:
         _kernels.clear()
         _launcher = None
-
-
-def _compile_kernel(name: str, program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
-    _compiler()
-    return _build_kernel(name, kernel_source(program, dtypes))
 
 
 def _build_kernel(name: str, source: str) -> Kernel:

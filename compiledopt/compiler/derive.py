@@ -5,7 +5,7 @@ A rule made here is a rule like any other, so every executor, the formula and ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from compiledopt.compiler.ops import apply
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
 
-Function = Callable[..., tuple[Any, ...]]
 CLIP, EMA, SCHEDULE = "max_grad_norm", "ema_decay", "lr_schedule"
 
 

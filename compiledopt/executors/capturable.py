@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -29,7 +29,7 @@ def option(group: Mapping[str, Any], name: str) -> Any:
     return group[plain][int(index[:-1])] if index else group[plain]
 
 
-def lives_on(value: Any, device: torch.device) -> bool:
+def lives_on(value: Any, device: torch.device) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.device == device and value.dtype in triton.NAMES
 
 
@@ -37,7 +37,7 @@ def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, 
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
     names = [node.name for node in entry.traced.program.scalars if node.name not in entry.traced.scalar_names]
     values = [None if name == "first" else option(group, name) for name in names]
-    return tuple(v.dtype if isinstance(v, torch.Tensor) and lives_on(v, entry.param.device) else torch.float64 for v in values)
+    return tuple(v.dtype if lives_on(v, entry.param.device) else torch.float64 for v in values)
 
 
 class Mirror:
@@ -67,7 +67,7 @@ class Mirror:
     def address(self, group: int, name: str, first: bool) -> int:
         place = len(self.values) + first if name == "first" else group * len(self.names) + self.names.index(name)
         value = None if name == "first" else option(self.groups[group], name)
-        if isinstance(value, torch.Tensor) and lives_on(value, self.device):
+        if lives_on(value, self.device):
             return value.data_ptr()
         return self.table.data_ptr() + 8 * place
 

@@ -62,6 +62,8 @@ class CompiledBatch(Measured):
 
     def _plan(self) -> Any:
         self.kernel = cpp.kernel(self.traced.program, kernel_dtypes(self.dtypes))
+        if self.is_clipped:
+            self.squared = cpp.squares_kernel(self.dtypes[1].to_real())
         return self._native_plan(self.kernel.address, self.dtypes)
 
     def _native_plan(self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False) -> Any:
@@ -103,8 +105,7 @@ class CompiledBatch(Measured):
         return self.traced.is_clipped
 
     def squares(self) -> torch.Tensor | float:
-        kernel = cpp.squares_kernel(self.dtypes[1].to_real())
-        return over_processes(float(self.native.sum(kernel.address, torch.get_num_threads())), self.entries[0])
+        return over_processes(float(self.native.sum(self.squared.address, torch.get_num_threads())), self.entries[0])
 
     def renew(self) -> None:
         self._fill_table()
