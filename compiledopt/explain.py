@@ -74,11 +74,11 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        calls = "launches" if self.executor == "compiled" else "calls"
+        calls, least = ("launches", "") if self.executor == "compiled" else ("calls", "at least ")
         lines = [
             f"{self.optimizer}: {self.executor}, {self.tensors} tensors, {self.elements:,} elements, "
             f"{self.launches_per_step} {calls} per step, {self.kernels} kernels",
-            f"memory: {self.bytes_per_step / 1e6:.1f} MB per step, {self.floor_seconds * 1e3:.3f} ms at the "
+            f"memory: {least}{self.bytes_per_step / 1e6:.1f} MB per step, {self.floor_seconds * 1e3:.3f} ms at the "
             f"{self.memory_bandwidth / 1e9:.1f} GB/s that an addition in place reaches here; no step out of cache is faster",
             f"torch {self.torch}, {self.threads} threads",
         ]
@@ -89,12 +89,14 @@ class Explanation:
 
 def _describe(part: Part) -> list[str]:
     calls = "launches" if part.executor == "compiled" else "calls of torch operations"
+    # Each operation of an eager executor reads and writes its operands again.
+    least = "" if part.executor == "compiled" else "at least "
     if not part.elementwise_part:
         calls = "calls of the rule at least"
     lines = [
         f"{part.executor} ({part.reason}): {part.tensors} tensors of {', '.join(part.dtypes)}",
         f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
-        f"  per element: {part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
+        f"  per element: {least}{part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
     ]
     if part.clipped:
         lines.append("  the norm over all gradients is measured first: one of the calls, and one more read of them")

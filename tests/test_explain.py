@@ -80,3 +80,9 @@ def test_operations_are_counted():
         top = [e for e in profile.events() if e.cpu_parent is None and e.name.startswith("aten::") and "item" not in e.name]
         top = [e for e in top if e.name != "aten::empty"]  # the memory that is asked for before
         assert len(top) == expected, [e.name for e in top]
+
+
+def test_an_eager_executor_moves_more_than_its_operands_once():
+    for executor, options in EXECUTORS.items():
+        told = compiledopt.AdamW(parameters(), **options).explain()
+        assert ("at least 16 bytes read" in told and "memory: at least" in told) is (executor != "compiled")
