@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiledopt.compiler import triton
+from compiledopt.compiler.program import Program
+from compiledopt.compiler.programs import Variant
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.source import scalar_source
 from compiledopt.executors import choose
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
+from compiledopt.executors.passes import dtypes_of
+from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.plan import Plan, foresee
 from compiledopt.executors.states import future_dtypes
 
@@ -38,6 +42,7 @@ class Part:
     elements: int
     rows: int
     kernels: int
+    passes: int  # sweeps over what lies in memory: several where the rule reduces; 0 where an eager executor makes them
     calls_per_step: int  # kernel launches, or calls of torch operations by an eager executor
     bytes_read_per_element: int
     bytes_written_per_element: int
@@ -98,13 +103,18 @@ def _describe(part: Part) -> list[str]:
         f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
         f"  per element: {least}{part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
     ]
+    if part.passes > 1:
+        lines.append(f"  in {part.passes} passes, over all elements or over what they were reduced to")
     if part.clipped:
         lines.append("  the norm over all gradients is measured first: one of the calls, and one more read of them")
     if part.elementwise_part:
         lines += ["  formula, with ' for new values:", *[f"    {line}" for line in part.formula]]
         lines += ["  in LaTeX:", *[f"    {line}" for line in part.latex]]
         lines += [f"  scalar part of {part.program}, once per row, in float64:", *[f"    {line}" for line in part.scalar_part]]
-        lines += ["  elementwise part, once per element:", *[f"    {line}" for line in part.elementwise_part]]
+        title = (
+            "elementwise part, once per element" if part.passes <= 1 else "the part that reduces, once per element or as said"
+        )
+        lines += [f"  {title}:", *[f"    {line}" for line in part.elementwise_part]]
     return [*lines, "  source:", *[f"    {line}" for line in part.source.splitlines()]] if part.source else lines
 
 
@@ -146,8 +156,9 @@ def explain(
     for entry in entries:
         dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))
         capturable = bool(groups[entry.group].get("capturable"))
-        buckets.setdefault((entry.choice, entry.traced, dtypes, capturable), []).append(entry)
-    parts = [_part(members, dtypes, source, capturable) for (_, _, dtypes, capturable), members in buckets.items()]
+        variant = _variant(entry)
+        buckets.setdefault((entry.choice, entry.traced, variant, dtypes, capturable), []).append(entry)
+    parts = [_part(members, v, dtypes, capturable, source) for (_, _, v, dtypes, capturable), members in buckets.items()]
     total = sum(part.bytes_per_step for part in parts)
     devices = {str(entry.param.device) for entry in entries}
     bandwidth = memory_bandwidth(devices.pop() if len(devices) == 1 and "meta" not in devices else "cpu")
@@ -167,16 +178,33 @@ def explain(
     )
 
 
-def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool, capturable: bool) -> Part:
+def _variant(entry: Entry) -> Variant | None:
+    """What runs in passes, where the rule reduces and is compiled."""
+    if entry.traced.elementwise or entry.choice.executor != "compiled":
+        return None
+    variant = entry.traced.variant(entry.param)
+    assert isinstance(variant, Variant)
+    return variant
+
+
+def _part(
+    entries: Sequence[Entry], variant: Variant | None, dtypes: Sequence[torch.dtype], capturable: bool, source: bool
+) -> Part:
     first = entries[0]
     compiled, clipped = first.choice.executor == "compiled", first.traced.is_clipped
-    names, written = _operands(first, dtypes)
+    program = first.traced.program if first.traced.elementwise else None if variant is None else variant.program
     scalar: list[str] = []
     elementwise: list[str] = []
-    for line in first.traced.program.text.splitlines() if first.traced.elementwise else []:
+    for line in program.text.splitlines() if program else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
-    written_out = _formula(first)
-    text, calls = _source_of(entries, dtypes, compiled, capturable) if first.traced.elementwise else _whole(entries)
+    written_out = _formula(program)
+    if variant is not None:
+        text, calls = _passes_source(first, variant), 1
+        moved = variant.passes.bytes_per_element(dtypes_of(first, variant))
+    else:
+        text, calls = _source_of(entries, dtypes, compiled, capturable) if program else _whole(entries)
+        names, written = _operands(first, dtypes)
+        moved = sum(dtype.itemsize for dtype in names.values()), sum(names[name].itemsize for name in written)
     return Part(
         executor=first.choice.executor,
         reason=first.choice.reason,
@@ -186,9 +214,10 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool,
         elements=sum(entry.param.numel() for entry in entries),
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=int(compiled),
+        passes=len(variant.passes.sweeps) if variant else int(compiled),
         calls_per_step=calls + clipped,
-        bytes_read_per_element=sum(dtype.itemsize for dtype in names.values()) + clipped * dtypes[1].itemsize,
-        bytes_written_per_element=sum(names[name].itemsize for name in written),
+        bytes_read_per_element=moved[0] + clipped * dtypes[1].itemsize,
+        bytes_written_per_element=moved[1],
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,
@@ -198,10 +227,14 @@ def _part(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], source: bool,
     )
 
 
-def _formula(entry: Entry) -> Formula:
+def _passes_source(entry: Entry, variant: Variant) -> str:
+    return f"{scalar_source(variant.program)}\n\n{passes_kernel(variant, dtypes_of(entry, variant)).source}"
+
+
+def _formula(program: Program | None) -> Formula:
     from compiledopt.compiler.formula import Formula, formula  # sympy takes 0.2 s to import
 
-    return formula(entry.traced.program) if entry.traced.elementwise else Formula((), {})
+    return formula(program) if program else Formula((), {})
 
 
 def _operands(entry: Entry, dtypes: Sequence[torch.dtype]) -> tuple[dict[str, torch.dtype], list[str]]:

@@ -86,7 +86,8 @@ def fsdp(rank, world, folder):
         train(alone, reference, range(STEPS))
         # Muon multiplies in bfloat16, where the last bit of a gradient may be another one.
         assert_same_training(net, optimizer, alone, reference, start, 0.05 if name == "Muon" else 1e-5)
-        assert optimizer.executor == reference.executor
+        whole_matrices = {"foreach": "foreach", "for-loop": "for-loop", "compiled": "foreach"}  # they are gathered
+        assert optimizer.executor == (whole_matrices[reference.executor] if name == "Adafactor" else reference.executor)
         for param in net.parameters():
             for key, value in optimizer.state[param].items():
                 if key not in (*optimizer.rule.scalars, "step", "n_averaged"):

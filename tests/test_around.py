@@ -99,8 +99,9 @@ def test_absent_gradients(case, executor):
     assert optimizer.param_groups[0]["lr"] == warmup_cosine(0.1)(max(counts))
 
 
-@pytest.mark.parametrize("executor", ["foreach", "for-loop"])
-@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+@pytest.mark.parametrize(
+    ("name", "executor"), [(n, e) for n in ("Adafactor", "Muon") for e in EXECUTORS if (n, e) != ("Muon", "compiled")]
+)
 def test_rules_that_are_not_elementwise(name, executor):
     shapes = [(8, 6), (8, 6), (5, 9)]
     theirs, mine = parameters(torch.float64, shapes), parameters(torch.float64, shapes)

@@ -22,7 +22,7 @@ def test_the_pages_examples():
     if not PAGE.exists():
         pytest.skip("the tests run without the repository around them")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     namespace = {"__name__": "page"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -160,9 +160,11 @@ def test_bad_arguments():
 
 
 def authored(body, declared=False):
-    """A function whose third line is the culprit; its second is not pointwise."""
+    """A function whose third line is the culprit; its second is neither pointwise nor a reduction that passes know."""
     namespace = {"torch": torch}
-    source = f"def Bad(param, grad, *, lr=0.1):\n    size = grad.norm()\n    {body}\n    return param - lr * grad / size"
+    source = (
+        f"def Bad(param, grad, *, lr=0.1):\n    size = grad.reshape(-1).norm()\n    {body}\n    return param - lr * grad / size"
+    )
     exec(compile(source, "author.py", "exec"), namespace)
     return compiledopt.define(elementwise=not declared)(namespace["Bad"])
 
@@ -196,13 +198,13 @@ def test_what_is_not_pointwise_falls_back_with_a_reason():
     params = parameters(shapes=[(4, 3), (4, 3), (5,)])
     optimizer = authored("pass")(params)
     Gradients().set(params, 0)
-    with pytest.warns(UserWarning, match=r"runs on the foreach executor .* author.py:2: norm is not a pointwise operation"):
+    with pytest.warns(UserWarning, match=r"runs on the foreach executor .* author.py:2: reshape is not a pointwise operation"):
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()  # once is enough
         authored("pass")(params, foreach=False, compiled=False)
-    assert optimizer.executor == "foreach" and "author.py:2: norm" in optimizer.explain()
+    assert optimizer.executor == "foreach" and "author.py:2: reshape" in optimizer.explain()
     with pytest.raises(RuntimeError, match="compiled=True cannot be had"):
         authored("pass")(params, compiled=True).step()
 

@@ -24,9 +24,13 @@ def _factor(other: int) -> Any:
     return make
 
 
-def _mean_square(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    return flat.dot(flat) / tensor.numel()
+def _root_mean_square(tensor: Any) -> Any:
+    return (tensor * tensor).mean().sqrt()
+
+
+def _at_least(value: Any, least: Any) -> Any:
+    """The larger one, and `least` for NaN: one among the elements stays theirs, as in torch."""
+    return torch.where(value > least, value, least)
 
 
 def _variance(param: Tensor) -> Tensor | None:
@@ -58,24 +62,21 @@ def adafactor(
     step = step + 1
     new = step**beta2_decay
     tiny = torch.finfo(dtype).eps if eps[0] is None else eps[0]
-    # fmax: a NaN among the elements stays theirs, as in torch.
-    size = torch.fmax(_mean_square(param).sqrt(), eps[1]) * torch.minimum(lr, step.rsqrt())
+    size = _at_least(_root_mean_square(param), eps[1]) * torch.minimum(lr, step.rsqrt())
     square = grad * grad
     if variance is None:
         row_var = row_var + new * (square.mean(-1, keepdim=True) - row_var)
         col_var = col_var + new * (square.mean(-2, keepdim=True) - col_var)
         # 1/√max(r·c, ε²) as min(1/√r · 1/√c, 1/ε): two square roots a row and a column instead of one an element.
-        row = (row_var / row_var.mean(-2, keepdim=True).clamp_min(tiny)).rsqrt()
-        update = square.copy_(row).mul_(col_var.rsqrt())
+        update = (row_var / row_var.mean(-2, keepdim=True).clamp_min(tiny)).rsqrt() * col_var.rsqrt()
     else:
         variance = variance + new * (square - variance)
         update = variance.rsqrt()
-    # In place: a second temporary of a large matrix costs more in page faults than all the arithmetic.
-    update = update.clamp_max_(1 / tiny).mul_(-grad if maximize else grad)
-    update.mul_(-size / torch.fmax(_mean_square(update).sqrt() / d, torch.ones_like(d)))
+    update = update.clamp_max(1 / tiny) * (-grad if maximize else grad)
     if weight_decay != 0:
         param = param * (1 - lr * weight_decay)
-    return update.add_(param), step, row_var, col_var, variance
+    update = update * (size / _at_least(_root_mean_square(update) / d, 1.0))
+    return param - update, step, row_var, col_var, variance
 
 
 class Adafactor(Optimizer):
@@ -87,7 +88,7 @@ class Adafactor(Optimizer):
     params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
     beta2_decay (τ): float ≤ 0, default -0.8. eps (ε₁, ε₂): floats, default (None, 1e-3); None is the dtype's epsilon.
     d: clipping threshold, float ≥ 1, default 1. weight_decay (λ): float, default 0. maximize: flag, default False.
-    foreach: None or True runs parameters of one shape as one; False one by one. compiled=True is refused: the rule reduces.
+    foreach: True runs parameters of one shape as one; False one by one. compiled: the default on the CPU.
     capturable: keep `step` on the parameter's device, and read nothing on the host. extras: see docs/executors.md.
     State: `step` (0-dim); `row_var` (r) and `col_var` (c) of parameters with two dimensions and more, `variance` of others.
     Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError at the step for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.machinery
 import importlib.util
 import subprocess
@@ -19,6 +20,7 @@ import torch
 
 from compiledopt.compiler import cache
 from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.passes import Passes
 from compiledopt.compiler.program import Program
 from compiledopt.compiler.stats import STATS, timed
 
@@ -42,6 +44,10 @@ class Kernel:
     address: int
     library: ctypes.CDLL
     source: str
+
+    def pass_address(self, index: int) -> int:
+        """Of `run0`, `run1`, ..., where it has one for each pass."""
+        return ctypes.cast(getattr(self.library, f"run{index}"), ctypes.c_void_p).value or 0
 
 
 _kernels: dict[tuple[str, tuple[torch.dtype, ...]], Kernel | CompileError] = {}
@@ -84,6 +90,25 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 
 def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
+    return "\n".join([_prefix(), *_function(program, dtypes), ""])
+
+
+def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
+    """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
+    from compiledopt.compiler.inductor import compute_dtype
+
+    wide, lines = compute_dtype(dtypes), [_prefix()]
+    for index, sweep in enumerate(passes.sweeps):
+        lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
+    return "\n".join([*lines, 'extern "C" void run() {}', ""])
+
+
+def _prefix() -> str:
+    return (HERE / "prefix.h").read_text()
+
+
+def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
+    """Inductor's function for a program, and one called `run` with this suffix that calls it."""
     from compiledopt.compiler.inductor import compute_dtype, lower_cpu
 
     with timed("seconds_lowering"):
@@ -93,6 +118,7 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     # Inductor 2.13 has kernels report integer divisions by zero; a rule has none.
     dropped = ("#include", "inductor_cpu_integer_div_error")
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
+    lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
     scalar = _C_TYPES[compute_dtype(dtypes)]
     arguments = []
     for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
@@ -102,12 +128,12 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     count = len(program.columns)
     values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
     run = [
-        'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
+        f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
-        f"  kernel({', '.join(arguments)});",
+        f"  kernel{suffix}({', '.join(arguments)});",
         "}",
     ]
-    return "\n".join([(HERE / "prefix.h").read_text(), *lines, *run, ""])
+    return [*lines, *run]
 
 
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
@@ -115,7 +141,26 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
 
     Raises: CompileError with the reason.
     """
-    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(program, dtypes))
+    source = functools.partial(kernel_source, program, dtypes)
+    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(program.kernel_text, dtypes, source))
+
+
+def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The functions for the passes of a rule that reduces, for these dtypes of its tensors. Raises: CompileError."""
+    source = functools.partial(passes_source, passes, dtypes)
+    return _remembered((passes.text, tuple(dtypes)), lambda: _find_kernel(passes.text, dtypes, source))
+
+
+def passes_driver() -> Kernel:
+    """What runs passes one after the other over many parameters. Raises: CompileError."""
+
+    def find() -> Kernel:
+        source = (HERE / "passes.cpp").read_text()
+        flags = (*KERNEL_FLAGS, "-fopenmp")
+        name = cache.key("passes", source, flags)
+        return _from_disk(name) or _build_kernel(name, source, flags, _openmp(Path(torch.__file__).parent / "lib"))
+
+    return _remembered(("passes", ()), find)
 
 
 def squares_kernel(dtype: torch.dtype) -> Kernel:
@@ -124,7 +169,7 @@ def squares_kernel(dtype: torch.dtype) -> Kernel:
     types = f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"
 
     def find() -> Kernel:
-        source = "\n".join([(HERE / "prefix.h").read_text(), types, (HERE / "squares.h").read_text()])
+        source = "\n".join([_prefix(), types, (HERE / "squares.h").read_text()])
         return _from_disk(name := cache.key("cpu", source, KERNEL_FLAGS)) or _build_kernel(name, source)
 
     return _remembered(("squares", (dtype,)), find)
@@ -155,15 +200,14 @@ def _from_disk(name: str) -> Kernel | None:
     return found
 
 
-def _find_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
-    prefix = (HERE / "prefix.h").read_text()
-    name = cache.key("cpu", program.kernel_text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, prefix)
+def _find_kernel(text: str, dtypes: Sequence[torch.dtype], source: Callable[[], str]) -> Kernel:
+    name = cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _prefix())
     found = _from_disk(name)
     if found is not None:
         return found
     launcher_soon()
     _compiler()
-    return _build_kernel(name, kernel_source(program, dtypes))
+    return _build_kernel(name, source())
 
 
 def forget() -> None:
@@ -174,10 +218,10 @@ def forget() -> None:
         _launcher = None
 
 
-def _build_kernel(name: str, source: str) -> Kernel:
+def _build_kernel(name: str, source: str, flags: Sequence[str] = KERNEL_FLAGS, link: Sequence[str] = ()) -> Kernel:
     with timed("seconds_compiling"):
         try:
-            library = build(name, source, KERNEL_FLAGS)
+            library = build(name, source, flags, link)
         except CompileError as error:
             library = _with_torch_headers(name, source, error)
     STATS.kernels_compiled += 1
@@ -191,8 +235,7 @@ def _build_kernel(name: str, source: str) -> Kernel:
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
     """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
-    prefix = (HERE / "prefix.h").read_text()
-    full = source.replace(prefix, "#include <torch/csrc/inductor/cpp_prefix.h>\n")
+    full = source.replace(_prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
     try:

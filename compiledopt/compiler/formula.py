@@ -11,7 +11,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from sympy.printing.str import StrPrinter
 
 from compiledopt.compiler.ops import OPS
-from compiledopt.compiler.program import Argument, Node, Program, node_args
+from compiledopt.compiler.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
 
 # The field's letters; a name that is not here stands for itself.
 LETTERS = {
@@ -46,6 +46,11 @@ LETTERS = {
     "etas[1]": "eta_plus",
     "step_sizes[0]": "s_min",
     "step_sizes[1]": "s_max",
+    "row_var": "r",
+    "col_var": "c",
+    "variance": "v",
+    "beta2_decay": "tau",
+    "eps[1]": "epsilon_2",
     "ema": "a",
     "ema_decay": "d",
     "n_averaged": "n",
@@ -157,7 +162,9 @@ def _primed(symbol: sympy.Symbol) -> sympy.Symbol:
 
 def _is_shared(program: Program, node: Node, symbols: Mapping[Node, Any]) -> bool:
     """Whether a value is used twice and is worth a name: any tensor, and 0-dim ones that are long."""
-    if OPS[node.op].boolean or sum(arg is node for other in program.nodes for arg in set(node_args(other))) < 2:
+    if (node.op in OPS and OPS[node.op].boolean) or sum(
+        arg is node for other in program.nodes for arg in set(node_args(other))
+    ) < 2:
         return False
     return not node.scalar or _expression(node, symbols).count_ops() >= 5
 
@@ -172,10 +179,18 @@ def _expression(node: Node, known: Mapping[Node, Any]) -> Any:
         if arg in known:
             return known[arg]
         if arg not in done:
-            done[arg] = _SYMPY[arg.op](*map(visit, arg.args))
+            done[arg] = _operation(arg)(*map(visit, arg.args))
         return done[arg]
 
     return visit(node)
+
+
+def _operation(node: Node) -> Callable[..., Any]:
+    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row."""
+    if node.op not in REDUCTIONS:
+        return _SYMPY[node.op]
+    name = node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}"
+    return sympy.Function(name, real=True)  # type: ignore[no-any-return]
 
 
 def _number(value: float) -> Any:

@@ -54,7 +54,7 @@ def evaluate(
     for node in program.elementwise_part:
         product = _product_in(node) if fused else None
         if product is not None:
-            values[node] = _multiply_add(node, product, argument)
+            values[node] = _multiply_add(node, product, argument, tensors[0])
             continue
         args = [argument(arg) for arg in node.args]
         if node.op == "where" and args[0].dtype is not torch.bool:
@@ -76,13 +76,12 @@ def _product_in(node: Node) -> Node | None:
     return products[-1] if node.op in ("add", "sub") and products else None
 
 
-def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any]) -> torch.Tensor:
+def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any], example: torch.Tensor) -> torch.Tensor:
     from torch._inductor import inductor_prims
 
     left, right = (argument(arg) for arg in product.args)
     last = node.args[1] is product
     other = argument(node.args[0] if last else node.args[1])
-    example = next(value for value in (left, right) if isinstance(value, torch.Tensor) and value.dim())
     left, right, other = (_as_tensor(value, example.device, example.dtype) for value in (left, right, other))
     if node.op == "sub":
         left, other = (-left, other) if last else (left, -other)

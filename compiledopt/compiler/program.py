@@ -1,4 +1,5 @@
-"""A traced rule: a list of pointwise operations, split into a scalar part and an elementwise part."""
+"""A traced rule: a list of operations, split into a scalar part and the part that runs over tensors. That part is pointwise,
+unless the rule reduces: then compiler/passes.py cuts it at its reductions."""
 
 from __future__ import annotations
 
@@ -10,16 +11,24 @@ import torch
 
 from compiledopt.compiler.ops import OPS
 
+# The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
+MATRICES, ROWS, COLUMNS = 1, 2, 4
+ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
+AXES = {ELEMENTS: "element", MATRICES | ROWS: "row", MATRICES | COLUMNS: "column", MATRICES: "matrix", NUMBER: "parameter"}
+REDUCTIONS = ("sum", "mean", "amax", "amin")
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value. op: a name in OPS, or "input"; args: nodes and Python numbers; scalar: whether it is 0-dim."""
+    """One value. op: a name in OPS or REDUCTIONS, or "input"; args: nodes and Python numbers; scalar: whether it is 0-dim
+    and known before any tensor is read; axes: those along which it varies, none for a scalar."""
 
     op: str
     args: tuple[Node | float, ...]
     scalar: bool
     name: str = ""
     line: str = field(default="", repr=False)
+    axes: int = ELEMENTS
 
 
 Argument = Node | float
@@ -105,7 +114,7 @@ class Program:
         for index, node in enumerate(self.nodes):
             names[node] = f"%{index}"
             args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
-            lines.append(f"%{index} = {node.op}({args}){'  # 0-dim' if node.scalar else ''}")
+            lines.append(f"%{index} = {node.op}({args}){_remark(node)}")
         lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
         return "\n".join(lines)
 
@@ -123,6 +132,12 @@ class Program:
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
         return "\n".join(lines)
+
+
+def _remark(node: Node) -> str:
+    if node.scalar:
+        return "  # 0-dim"
+    return "" if node.axes == ELEMENTS else f"  # one per {AXES[node.axes]}"
 
 
 def depends_on(node: Node, name: str) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.derive import derived
-from compiledopt.compiler.program import Program, scaled_program
+from compiledopt.compiler.passes import Passes, cut
+from compiledopt.compiler.program import COLUMNS, ELEMENTS, MATRICES, ROWS, Program, scaled_program
 from compiledopt.compiler.rule import RESERVED, Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
 from compiledopt.compiler.stats import STATS, timed
-from compiledopt.compiler.trace import NotElementwise, is_number, trace
+from compiledopt.compiler.trace import NotElementwise, Shape, is_number, trace
 
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
 
@@ -26,13 +27,59 @@ def _reader(name: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda group: as_float(group[option])
 
 
+class ScalarPart:
+    """The scalar part of a program as a function of floats."""
+
+    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
+        self.program = program
+        self.scalar_names = scalar_names
+        self._readers = [self._source(node.name) for node in program.scalars]
+
+    def _source(self, name: str) -> tuple[int | None, Callable[[Mapping[str, Any]], float] | None]:
+        """Where a 0-dim input comes from: a position among (first, *scalar states), or an option of the group."""
+        if name == "first":
+            return 0, None
+        if name in self.scalar_names:
+            return 1 + self.scalar_names.index(name), None
+        return None, _reader(name)
+
+    @cached_property
+    def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
+        return scalar_function(self.program)
+
+    def __call__(self, group: Mapping[str, Any], row: tuple[float, ...]) -> tuple[list[float], list[float]]:
+        """In float64: (columns, new 0-dim states) for one row: (first, *0-dim states)."""
+        return self._function(*(row[at] if read is None else read(group) for at, read in self._readers))  # type: ignore[index]
+
+
+class Variant:
+    """A rule that reduces, for parameters of one number of dimensions and one dtype. states: those that they have, but for
+    the 0-dim ones."""
+
+    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
+        self.program = program
+        self.states = tuple(node.name for node in program.tensors)[2:]
+        self.scalars = ScalarPart(program, scalar_names)
+
+    @cached_property
+    def passes(self) -> Passes:
+        return cut(self.program)
+
+
 class Traced:
     """A rule under one choice of its flags: its program, and what is derived from that, each derived once.
 
-    A rule that is not elementwise has no program; `reason` says why.
+    A rule that is not elementwise has no program, and `reason` says why; where it reduces, it has variants instead.
     """
 
-    def __init__(self, rule: Rule, present: tuple[str, ...], program: Program | None, reason: str) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        present: tuple[str, ...],
+        program: Program | None,
+        reason: str,
+        group: Mapping[str, Any] | None = None,
+    ) -> None:
         self.rule = rule
         self.reason = reason
         self.state_names = tuple(name for name in present if name not in rule.scalars)
@@ -41,7 +88,9 @@ class Traced:
         self._program = program
         self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
         self._shapes: dict[torch.Size, dict[str, torch.Size]] = {}
-        self._readers = [self._source(node.name) for node in program.scalars] if program else []
+        self._variants: dict[tuple[int, torch.dtype], Variant | str] = {}
+        # For variants to be traced later: what the options are called, and which of them are flags.
+        self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}
 
     @property
     def elementwise(self) -> bool:
@@ -85,21 +134,31 @@ class Traced:
 
     # ---- the program ----
 
-    def _source(self, name: str) -> tuple[int | None, Callable[[Mapping[str, Any]], float] | None]:
-        """Where a 0-dim input comes from: a position among (first, *scalar states), or an option of the group."""
-        if name == "first":
-            return 0, None
-        if name in self.scalar_names:
-            return 1 + self.scalar_names.index(name), None
-        return None, _reader(name)
-
     @cached_property
-    def _scalars(self) -> Callable[..., tuple[list[float], list[float]]]:
-        return scalar_function(self.program)
+    def scalars(self) -> ScalarPart:
+        return ScalarPart(self.program, self.scalar_names)
 
-    def scalars(self, group: Mapping[str, Any], row: tuple[float, ...]) -> tuple[list[float], list[float]]:
-        """The scalar part in float64: (columns, new 0-dim states) for one row: (first, *0-dim states)."""
-        return self._scalars(*(row[at] if read is None else read(group) for at, read in self._readers))  # type: ignore[index]
+    def variant(self, param: torch.Tensor) -> Variant | str:
+        """What to run in passes for a parameter like this one, or the reason why that cannot be."""
+        key = (param.dim(), param.dtype)
+        if key not in self._variants:
+            self._variants[key] = self._make_variant(*key)
+        return self._variants[key]
+
+    def _make_variant(self, dims: int, dtype: torch.dtype) -> Variant | str:
+        if self._group is None:
+            return self.reason
+        probe = torch.empty(tuple(range(2, 2 + dims)), dtype=dtype, device="meta")  # sizes that are all different
+        shapes = self.shapes_of(probe)
+        axes = {name: _axes(tuple(probe.shape), tuple(shape)) for name, shape in shapes.items()}
+        strange = [name for name, kept in axes.items() if kept is None]
+        if strange:
+            return f"state {strange[0]} has neither the shape of the parameter nor that of its rows or columns"
+        known = Shape(dims, dtype, tuple((name, kept) for name, kept in axes.items() if kept is not None))
+        try:
+            return Variant(trace(self.rule, self._group, known), self.scalar_names)
+        except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
+            return str(error)
 
     def eager(self, *, foreach: bool, compute: torch.dtype | None) -> Eager:
         key = (foreach, compute)
@@ -118,7 +177,7 @@ def signature(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
         elif name in rule.static:
             parts.append((value,))
         elif isinstance(value, (tuple, list)):
-            parts.append(len(value))
+            parts.append("".join("-" if one is None else "n" for one in value))
         else:
             parts.append(None if is_number(value) else (value,))
     return tuple(parts)
@@ -136,10 +195,32 @@ def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
 
 
 def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
-    present = rule.states_for(group)
-    if not rule.elementwise:
-        return Traced(rule, present, None, f"{rule.name} is declared with elementwise=False")
-    try:
-        return Traced(rule, present, trace(rule, group), "")
-    except NotElementwise as error:
-        return Traced(rule, present, None, str(error))
+    present, reason = rule.states_for(group), f"{rule.name} is declared with elementwise=False"
+    if rule.elementwise:
+        try:
+            return Traced(rule, present, trace(rule, group), "")
+        except NotElementwise as error:
+            reason = str(error)
+    return Traced(rule, present, None, reason, dict(group))
+
+
+def _without_value(value: Any) -> Any:
+    """An option for a trace: of a tensor, whether it is zero, so that no cache keeps a tensor alive."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_without_value, value))
+    return float(truthy(value)) if isinstance(value, torch.Tensor) else value
+
+
+def _axes(whole: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """The axes along which a state varies whose parameter has the shape `whole`, all of different sizes."""
+    if shape == whole:
+        return ELEMENTS
+    kept = [size == full for size, full in zip(shape, whole, strict=False)]
+    if (
+        len(shape) != len(whole)
+        or not all(kept[:-2])
+        or any(size != 1 for size, same in zip(shape, kept, strict=True) if not same)
+    ):
+        return None
+    rows, columns = (ROWS if kept[-2:-1] == [True] else 0), (COLUMNS if kept[-1] else 0)
+    return MATRICES | rows | columns

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from compiledopt.compiler.ops import OPS
-from compiledopt.compiler.program import Argument, Node, Program
+from compiledopt.compiler.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
 from compiledopt.compiler.rule import RESERVED, Rule
 
 HERE = os.path.dirname(__file__)
@@ -26,8 +27,19 @@ class TraceError(TypeError):
     """A rule does what a rule must not; the message names its line and the mend."""
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a rule that reduces is told of its parameter. dims: how many; axes: (state, the axes along which it varies) of
+    those of its states that are not 0-dim."""
+
+    dims: int
+    dtype: torch.dtype
+    axes: tuple[tuple[str, int], ...]
+
+
 # Names for operations that are others in OPS, or made of them.
 ALIASES = {"true_divide": "div", "divide": "div", "subtract": "sub", "rsub": "sub", "multiply": "mul", "negative": "neg"}
+NORMS = ("norm", "linalg_vector_norm", "vector_norm")
 ALIASES |= {"addcmul": "", "addcdiv": "", "clamp_min": "", "clamp_max": ""}
 
 
@@ -51,22 +63,54 @@ class NotElementwise(TraceError):
 
 
 class Tracer:
-    """Makes the nodes of one program; the same operation on the same values is one node."""
+    """Makes the nodes of one program; the same operation on the same values is one node. dims: of the parameter, where the
+    rule may reduce; None where it may not."""
 
-    def __init__(self) -> None:
+    def __init__(self, dims: int | None = None) -> None:
+        self.dims = dims
         self.known: dict[tuple[Any, ...], Node] = {}
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
-        if op == "div" and isinstance(args[1], Node) and args[1].scalar and not _is_scalar(args[0]):
+        if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
             # One division in the scalar part instead of one per element: 12% of AdamW's time on 300 × 1000.
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
-            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line())
+            axes = 0
+            for arg in args:
+                axes |= arg.axes if isinstance(arg, Node) else NUMBER
+            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line(), axes=axes)
         return Symbol(self, self.known[key])
+
+    def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
+        """A sum or the like over all of a value, or over its rows or columns. Raises: NotElementwise for anything else."""
+        if self.dims is None or value.node.scalar:
+            raise NotElementwise(_unknown(op))
+        dims = [dim] if isinstance(dim, int) else range(self.dims) if dim is None else dim
+        gone = {index + self.dims if index < 0 else index for index in dims}
+        if len(gone) < self.dims and (not keepdim or min(gone) < self.dims - 2):
+            raise NotElementwise(f"{author_line()}: {op} over {dim} with keepdim={keepdim} is not one over rows or columns")
+        axes = NUMBER
+        if len(gone) < self.dims:
+            axes = value.node.axes & ~sum({1: COLUMNS, 2: ROWS}[self.dims - index] for index in gone)
+        if axes == value.node.axes:
+            return value
+        key = (op, value.node, axes)
+        if key not in self.known:
+            self.known[key] = Node(op, (value.node,), False, line=author_line(), axes=axes)
+        return Symbol(self, self.known[key])
+
+    def norm(self, value: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+        if p not in (2, "fro", None):
+            raise NotElementwise(f"{author_line()}: a norm of order {p} is not among the reductions that compiledopt knows")
+        return self.reduce("sum", value * value, dim, keepdim).sqrt()
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
+        if name in REDUCTIONS:
+            return self.reduce(name, *args, **kwargs)
+        if name in NORMS:
+            return self.norm(*args, **({"p": kwargs["ord"]} if "ord" in kwargs else {}) | _without(kwargs, "ord"))
         if name not in OPS and name not in ALIASES:
             raise NotElementwise(_unknown(name))
         scale = kwargs.get("alpha", kwargs.get("value"))
@@ -102,6 +146,10 @@ def _is_scalar(arg: Argument) -> bool:
     return not isinstance(arg, Node) or arg.scalar
 
 
+def _is_number(arg: Argument) -> bool:
+    return not isinstance(arg, Node) or arg.axes == NUMBER
+
+
 class Symbol:
     """Stands for a tensor or a number while a rule is traced."""
 
@@ -124,7 +172,9 @@ class Symbol:
             raise TraceError(f"{author_line()}: {name} mutates its operand; a rule returns new values: write {name[:-1]}")
         if name in ("item", "tolist", "numpy"):
             raise TraceError(f"{author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
-        if name not in OPS and name not in ALIASES:
+        if name in ("ndim", "dim") and self.tracer.dims is not None:
+            return self.tracer.dims if name == "ndim" else lambda: self.tracer.dims
+        if name not in OPS and name not in ALIASES and name not in REDUCTIONS and name not in NORMS:
             raise NotElementwise(_unknown(name))
         return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
 
@@ -199,30 +249,34 @@ def is_number(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
+def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) -> Program:
     """Call `rule` once with symbols under the flags in `options`, and return what it did.
 
     options: the parameter group. A number listed in `rule.branches` that is zero becomes the constant zero.
+    shape: given, the rule may reduce.
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
-    NotElementwise, where it uses an operation that is not pointwise.
+    NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    tracer = Tracer()
+    tracer = Tracer(None if shape is None else max(shape.dims, 1))
     inputs: list[Node] = []
+    axes = dict(shape.axes) if shape else {}
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
-        inputs.append(Node("input", (), scalar, name))
+        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
         return Symbol(tracer, inputs[-1], branch)
 
-    present = rule.states_for(options)
+    present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in rule.scalars)
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
     states |= {n: symbol(n, True) for n in present if n in rule.scalars}
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]
-        if name in rule.static:
+        if name == "dtype" and shape is not None:
+            arguments[name] = shape.dtype
+        elif name in rule.static:
             arguments[name] = value
         elif isinstance(value, (tuple, list)):
-            arguments[name] = tuple(symbol(f"{name}[{i}]", True) for i in range(len(value)))
+            arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
         elif not is_number(value):
             arguments[name] = value
         elif name in rule.branches and not bool(value != 0):
@@ -231,6 +285,10 @@ def trace(rule: Rule, options: Mapping[str, Any]) -> Program:
             arguments[name] = symbol(name, True, name in rule.branches)
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
     return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
+
+
+def _without(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != name}
 
 
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
@@ -250,6 +308,9 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
     outputs: dict[str, Node] = {}
     for name, value in named(rule, returned, present, Symbol).items():
         if inputs[name].node.scalar and not value.node.scalar:
-            raise TraceError(f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim")
+            kind = TraceError if value.tracer.dims is None else NotElementwise
+            raise kind(f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim")
+        if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
+            raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
         outputs[name] = value.node
     return outputs

@@ -37,10 +37,11 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None
 
     Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
     """
-    meta = {name: _meta(value) for name, value in operands.items()}
+    with torch.inference_mode(False):  # a tensor made in inference mode has no version to watch
+        meta = {name: _meta(value) for name, value in operands.items()}
     watch, results = _Watch(meta), None
     try:
-        with torch.no_grad(), watch:
+        with torch.inference_mode(False), torch.no_grad(), watch:
             results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
     except NotImplementedError:  # an operation that does not work without data: nothing can be known beforehand
         return

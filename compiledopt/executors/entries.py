@@ -72,6 +72,11 @@ def check_state(entry: Entry, owner: str) -> None:
                 f"{owner}: state {name!r} must be a tensor of shape {tuple(shape)} on {param.device} like its "
                 f"parameter, got {got}; delete optimizer.state[param] to start afresh"
             )
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{owner}: state {name!r} is an inference tensor. Inplace update to inference tensor outside InferenceMode is "
+                "not allowed; replace it by its clone()"
+            )
         if is_sparse(value) and not is_sparse(param.grad):
             raise RuntimeError(
                 f"{owner}: state {name!r} is sparse, from sparse gradients, and the gradient is dense now; "

@@ -18,27 +18,28 @@ from torch.nn.parameter import is_lazy
 
 from compiledopt.compiler import cpp
 from compiledopt.compiler.derive import around, derived
-from compiledopt.compiler.errors import CompileError
-from compiledopt.compiler.programs import Traced, signature, traced
+from compiledopt.compiler.programs import Traced, Variant, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
 from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
 from compiledopt.executors.capturable import CapturableBatch, option_dtypes
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.clipping import Clipping
-from compiledopt.executors.compiled import CompiledBatch, bucket_of, kernel_dtypes
+from compiledopt.executors.compiled import CompiledBatch, bucket_of
+from compiledopt.executors.decide import decide
 from compiledopt.executors.device import TritonBatch
 from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
+from compiledopt.executors.passes import PassesBatch, dtypes_of
 from compiledopt.executors.scaling import Scaling
-from compiledopt.executors.shards import Shards, is_distributed, local, placed, reason_against
+from compiledopt.executors.shards import Shards, is_distributed, placed, reason_against
 from compiledopt.executors.sparse import SparseBatch
-from compiledopt.executors.states import StateMaker, future_dtypes, is_complete, relay, settle_scalars
+from compiledopt.executors.states import StateMaker, is_complete, relay, settle_scalars
 from compiledopt.executors.whole import WholeBatch
 
-Batch = CompiledBatch | EagerBatch | WholeBatch
+Batch = CompiledBatch | EagerBatch | WholeBatch | PassesBatch
 EAGER = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch, "sparse": SparseBatch}
 
 
@@ -76,9 +77,17 @@ class Options:
         self.names = [*flags, *(name for name in choose.OPTIONS if name in group)]
         self.values = [group[name] for name in self.names]
         self.branches = [(name, truthy(group[name])) for name in rule.branches]
+        # A None among numbers is a flag; where there was none, nobody would put one but where a rule reduces (Adafactor's eps).
+        self.tuples = [name for name in rule.options if isinstance(group.get(name), tuple | list) and not rule.elementwise]
+        self.absent = self._absent(group)
+
+    def _absent(self, group: Mapping[str, Any]) -> list[bool]:
+        return [value is None for name in self.tuples for value in group[name]]
 
     def fit(self, group: Mapping[str, Any]) -> bool:
         if [group[name] for name in self.names] != self.values or around(group) != self.around:
+            return False
+        if self.tuples and self._absent(group) != self.absent:
             return False
         return all(truthy(group[name]) is value for name, value in self.branches)
 
@@ -163,6 +172,8 @@ class Plan:
             groups = self.owner.groups_on(members[0].param.device)
             if executor == "compiled":
                 batches.append(more[0](members, groups))
+            elif executor == "passes":
+                batches.append(PassesBatch(members, groups, name))
             elif executor == "whole":
                 batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
@@ -174,14 +185,16 @@ class Plan:
         eager executor."""
         settled: list[Batch] = []
         for batch in batches:
-            if isinstance(batch, CompiledBatch) and not batch.prepare():
+            if isinstance(batch, CompiledBatch | PassesBatch) and not batch.prepare():
                 eager = Choice("for-loop", "a gradient or state is not a plain dense tensor", fallback=True)
                 for entry in batch.entries:
                     if entry.choice.required:
                         raise choose.refused(entry.choice, eager.reason)
                     entry.choice = eager
                 self._warn(eager)
-                batch = ForLoopBatch(batch.entries, batch.groups, self.owner.name)
+                whole = isinstance(batch, PassesBatch)
+                name, members, groups = self.owner.name, batch.entries, batch.groups
+                batch = WholeBatch(members, groups, name, False) if whole else ForLoopBatch(members, groups, name)
             settled.append(batch)
         return settled
 
@@ -194,6 +207,10 @@ class Plan:
         )
 
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
+        if entry.choice.executor == "compiled" and not entry.traced.elementwise:
+            variant = entry.traced.variant(entry.param)
+            assert isinstance(variant, Variant)
+            return ("passes", variant, dtypes_of(entry, variant))
         if entry.choice.executor == "compiled":
             kind = self._compiled(entry)
             options: tuple[torch.dtype, ...] = ()
@@ -271,43 +288,6 @@ class Plan:
         return list(chain(*self.rounds))
 
 
-def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
-    """The executor of a parameter; its kernel is compiled if it is to have one.
-
-    Raises: CompileError, where compiled=True or fused=True cannot be had.
-    """
-    choice = choose.wanted(group, param.device)
-    special = special_choice(program, group, param)
-    if special is not None:
-        if choice.required:
-            raise choose.refused(choice, special.reason)
-        return special
-    if choice.executor != "compiled":
-        return choice
-    reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
-    reason = reason or choose.tensor_reason(local(param))
-    if reason is not None and choice.required:
-        raise choose.refused(choice, reason)
-    if reason is not None and reason == choose.NOT_DENSE:
-        return Choice("for-loop", reason, fallback=True)
-    reason = reason or compile_reason(program, param, state)
-    if reason is not None and choice.required:
-        raise choose.refused(choice, reason)
-    return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
-
-
-def special_choice(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice | None:
-    """The executor where the rule or the gradient leaves no choice of the kind that `choose` makes."""
-    if is_sparse(param.grad) or not program.rule.dense:
-        return Choice("for-loop", "sparse gradients touch some rows alone")
-    if program.elementwise:
-        return None
-    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
-    surprise = program.rule.elementwise
-    loop = group.get("foreach") is False or group.get("differentiable")
-    return Choice("for-loop" if loop else "foreach", program.reason, fallback=surprise)
-
-
 def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
     """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
@@ -326,20 +306,6 @@ def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any,
             choice = settled.get(param) or decide(program, group, param, known)
             entries.append(Entry(param, known, index, program, choice))
     return entries
-
-
-def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
-    """Compile the kernel for a parameter, unless it is compiled already; why it cannot be had, or None."""
-    grad = param if param.grad is None else param.grad
-    dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
-    try:
-        if program.is_clipped and choose.backend(param.device) == "cpp":
-            cpp.squares_kernel(grad.dtype.to_real())
-        choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
-        cpp.launcher()
-    except CompileError as error:
-        return str(error)
-    return None
 
 
 def _rounds(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -84,10 +84,12 @@ def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:
 
 def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
     """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
-    for name in traced.state_names:
+    for name in traced.states_of(param):
         value = state[name]
         if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
             state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+        elif value.shape != param.shape and not value.is_contiguous():
+            state[name] = value.contiguous()
 
 
 def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""The executor of one parameter, once it is known whether what its group asks for can be had; kernels are compiled for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from compiledopt.compiler import cpp
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.programs import Traced, Variant
+from compiledopt.executors import choose
+from compiledopt.executors.choose import Choice
+from compiledopt.executors.compiled import kernel_dtypes
+from compiledopt.executors.entries import Entry, is_sparse
+from compiledopt.executors.passes import dtypes_of
+from compiledopt.executors.passes import kernel as passes_kernel
+from compiledopt.executors.shards import is_distributed, local, reason_against
+from compiledopt.executors.states import future_dtypes
+
+
+def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
+    """The executor of a parameter; its kernel is compiled if it is to have one.
+
+    Raises: CompileError, where compiled=True or fused=True cannot be had.
+    """
+    choice = choose.wanted(group, param.device)
+    special = special_choice(program, group, param)
+    if special is not None:
+        if choice.required:
+            raise choose.refused(choice, special.reason)
+        return special
+    if choice.executor != "compiled":
+        return choice
+    if not program.elementwise:
+        reason = against_passes(program, group, param, state)
+        if reason is not None and choice.required:
+            raise choose.refused(choice, reason)
+        return choice if reason is None else Choice("foreach", reason, fallback=True)
+    reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
+    reason = reason or choose.tensor_reason(local(param))
+    if reason is not None and choice.required:
+        raise choose.refused(choice, reason)
+    if reason is not None and reason == choose.NOT_DENSE:
+        return Choice("for-loop", reason, fallback=True)
+    reason = reason or compile_reason(program, param, state)
+    if reason is not None and choice.required:
+        raise choose.refused(choice, reason)
+    return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
+
+
+def special_choice(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice | None:
+    """The executor where the rule or the gradient leaves no choice of the kind that `choose` makes."""
+    if is_sparse(param.grad) or not program.rule.dense:
+        return Choice("for-loop", "sparse gradients touch some rows alone")
+    if program.elementwise:
+        return None
+    wish = choose.wanted(group, param.device)
+    reason = no_passes(program, group, param) if wish.executor == "compiled" else wish.reason
+    if reason is None:
+        return None
+    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
+    surprise = wish.executor == "compiled" and program.rule.elementwise
+    loop = group.get("foreach") is False or group.get("differentiable")
+    return Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
+
+
+def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> str | None:
+    """Why a rule that is not elementwise does not run in passes, or None where it may."""
+    variant = program.variant(param)
+    if not isinstance(variant, Variant):
+        return variant if program.rule.elementwise else program.reason
+    if choose.backend(param.device) != "cpp":
+        return f"{program.rule.name} reduces, and such rules are compiled for the CPU alone"
+    if group.get("capturable"):
+        return f"{program.rule.name} reduces, and such rules are not compiled with capturable=True"
+    return f"{program.rule.name} reduces, and a parameter is distributed" if is_distributed(param) else None
+
+
+def against_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
+    """Compile the passes for a parameter, unless that was done already; why they cannot be had, or None."""
+    reason = choose.device_reason(param.device) or choose.tensor_reason(param)
+    variant = program.variant(param)
+    assert isinstance(variant, Variant)
+    try:
+        if reason is None:
+            passes_kernel(variant, dtypes_of(Entry(param, dict(state), 0, program, Choice("compiled", "")), variant))
+    except CompileError as error:
+        return str(error)
+    return reason
+
+
+def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
+    """Compile the kernel for a parameter, unless it is compiled already; why it cannot be had, or None."""
+    grad = param if param.grad is None else param.grad
+    dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
+    try:
+        if program.is_clipped and choose.backend(param.device) == "cpp":
+            cpp.squares_kernel(grad.dtype.to_real())
+        choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
+        cpp.launcher()
+    except CompileError as error:
+        return str(error)
+    return None

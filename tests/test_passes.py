@@ -1,0 +1,362 @@
+"""Rules that reduce, compiled into passes: against themselves in float64, and against executors that call them on tensors."""
+
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt import compile_stats
+from compiledopt.compiler import cpp
+from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.passes import cut
+from compiledopt.compiler.programs import Variant, traced
+from compiledopt.executors import decide as deciding
+
+FLAT_SHAPES = [(40, 50), (3001,), (), (0,), (1, 7), (3, 4, 5)]
+# A row or a column alone, matrices of one element, rows longer than a tile and shorter than a vector, several parts.
+MATRIX_SHAPES = [(40, 50), (1, 7), (7, 1), (3, 4, 5), (6, 5, 3, 3), (16, 8, 1, 1), (2, 5000), (5000, 3), (90, 800)]
+
+
+@compiledopt.define
+def Lars(param, grad, momentum_buffer, *, lr=0.1, momentum=0.9, weight_decay=0.01):
+    ratio = param.norm() / (grad.norm() + weight_decay * param.norm() + 1e-8)
+    momentum_buffer = momentum * momentum_buffer + ratio * (grad + weight_decay * param)
+    return param - lr * momentum_buffer, momentum_buffer
+
+
+@compiledopt.define(scalars=("step",))
+def Lamb(param, grad, exp_avg, exp_avg_sq, step, *, lr=0.01, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1):
+    step = step + 1
+    exp_avg = exp_avg.lerp(grad, 1 - betas[0])
+    exp_avg_sq = exp_avg_sq.lerp(grad * grad, 1 - betas[1])
+    update = exp_avg / (1 - betas[0] ** step) / ((exp_avg_sq / (1 - betas[1] ** step)).sqrt() + eps) + weight_decay * param
+    ratio = param.norm(2) / torch.linalg.vector_norm(update)
+    ratio = torch.where((ratio > 0) & (ratio < float("inf")), ratio, 1.0)
+    return param - lr * ratio * update, exp_avg, exp_avg_sq, step
+
+
+@compiledopt.define
+def Extremes(param, grad, *, lr=0.1):
+    """Reductions of reductions, of inputs as they are, and of what was reduced before."""
+    spread = grad.amax() - torch.amin(grad)
+    centered = grad - grad.mean()
+    return param - lr * (centered / (centered * centered).mean().sqrt() + param.sum() / 1e4 + spread / 10).tanh()
+
+
+@compiledopt.define
+def Rows(param, grad, *, lr=0.1):
+    """Centered rows; those that are long are cut; columns of one length; a truth per row read per element."""
+    grad = grad - grad.mean(-1, keepdim=True)
+    size = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+    grad = torch.where(size > 3.0, grad * 3.0 / size, grad)
+    high, low = grad.amax(dim=(-2,), keepdim=True), grad.amin(dim=-2, keepdim=True)
+    return param - lr * (grad + (high - low) * param.sum((-2, -1), keepdim=True) / 1e4)
+
+
+def per_row(param):
+    return param.new_zeros(*param.shape[:-1], 1)
+
+
+def per_column(param):
+    return param.new_zeros(*param.shape[:-2], 1, param.shape[-1])
+
+
+@compiledopt.define(initial={"row": per_row, "column": per_column})
+def Sm3(param, grad, row, column, *, lr=0.1):
+    """The smaller of what its row and its column have seen; old states are read after new ones are known."""
+    seen = torch.minimum(row, column) + grad * grad
+    new_row, new_column = seen.amax(-1, keepdim=True), seen.amax(-2, keepdim=True)
+    return param - lr * grad * (seen + 1e-8).rsqrt() - 1e-3 * row, new_row, new_column
+
+
+SOME = [shape for shape in FLAT_SHAPES if shape not in ((), (0,))]  # there is no largest of none, and one deviates by nothing
+RULES = [(Lars, FLAT_SHAPES), (Lamb, FLAT_SHAPES), (Extremes, SOME), (Rows, MATRIX_SHAPES), (Sm3, MATRIX_SHAPES)]
+IDS = [rule.__name__ for rule, _ in RULES]
+
+
+def in_float64(rule, start, gradients, steps, **options):
+    """The rule's own function, called as it stands: the oracle."""
+    params = copies(start, torch.float64)
+    oracle = rule(params, foreach=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(oracle, params, gradients, steps)
+    assert oracle.executor == "for-loop"
+    return params
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rule", "shapes"), RULES, ids=IDS)
+def test_error_against_the_oracle(rule, shapes, dtype):
+    start, steps = parameters(dtype, shapes), range(20)
+    expected = in_float64(rule, start, Gradients(dtype), steps)
+    mine, tensors = copies(start), copies(start)
+    optimizer = rule(mine, compiled=True)
+    run(optimizer, mine, Gradients(dtype), steps)
+    assert optimizer.executor == "compiled"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(rule(tensors, foreach=False), tensors, Gradients(dtype), steps)
+    effect = rms(flat(expected) - flat(start))
+    assert effect > 0.01
+    error, other = flat(mine) - flat(expected), flat(tensors) - flat(expected)
+    noise = (1e-13 if dtype is torch.float64 else 1e-6) * max(1.0, flat(expected).abs().max().item())
+    assert rms(error) <= 1.1 * rms(other) + noise
+    assert error.abs().max() <= 2 * other.abs().max() + 10 * noise
+    assert rms(error) <= (0.02 if dtype is torch.bfloat16 else 0.01) * effect or dtype in (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("rule", [rule for rule, _ in RULES], ids=IDS)
+def test_results_do_not_depend_on_threads(rule):
+    """Parameters that are cut into parts, some of them for all threads, some for one; bit for bit."""
+    shapes = [(600, 1000), (1, 300_000), (300_000, 2), (40, 50), (3, 200, 700), (7, 5)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            params = parameters(shapes=shapes)
+            optimizer = rule(params, compiled=True)
+            run(optimizer, params, Gradients(), range(2))
+            results.append(snapshot(optimizer))
+    finally:
+        torch.set_num_threads(before)
+    assert same(results[0], results[1]) and same(results[0], results[2])
+    expected = in_float64(rule, parameters(shapes=shapes), Gradients(), range(2))
+    effect = rms(flat(expected) - flat(parameters(shapes=shapes)))
+    assert rms(flat(params) - flat(expected)) <= 1e-5 * effect
+
+
+@pytest.mark.parametrize("rule", [Lamb, Rows], ids=lambda rule: rule.__name__)
+def test_special_values_stay_where_torch_leaves_them(rule):
+    for value in (float("nan"), float("inf"), 0.0):
+        results = []
+        for options in ({"compiled": True}, {"foreach": False}):
+            params = parameters(shapes=[(6, 5), (40, 70)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer = rule(params, **options)
+                for step in range(3):
+                    Gradients().set(params, step)
+                    params[0].grad[2, 1] = value
+                    params[1].grad[-1, -3:] = value
+                    optimizer.step()
+            results.append(params)
+        for mine, other in zip(*results, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("rule", [Lamb, Sm3], ids=lambda rule: rule.__name__)
+def test_any_layout(rule):
+    """Transposed parameters, and gradients of another layout than theirs."""
+    shapes = [(6, 5), (40, 70), (2, 3, 4)]
+    plain, turned = parameters(shapes=shapes), []
+    for param in plain:
+        turned.append(torch.nn.Parameter(param.detach().transpose(-1, -2).contiguous().transpose(-1, -2)))
+    optimizers = [rule(plain, compiled=True), rule(turned, compiled=True)]
+    for step in range(4):
+        for params, optimizer in zip((plain, turned), optimizers, strict=True):
+            Gradients().set(params, step)
+            if step % 2:
+                for param in params:
+                    param.grad = param.grad.transpose(-1, -2).contiguous().transpose(-1, -2)
+            versions = [param._version for param in params]
+            optimizer.step()
+            assert all(param._version > version for param, version in zip(params, versions, strict=True))
+    assert not turned[0].is_contiguous() and optimizers[1].executor == "compiled"
+    for a, b in zip(plain, turned, strict=True):
+        assert torch.equal(a, b)
+        states = [optimizer.state[param] for optimizer, param in zip(optimizers, (a, b), strict=True)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_numbers_never_compile():
+    params = parameters(shapes=[*MATRIX_SHAPES, (9,), (0, 4), (0,)])
+    optimizer = compiledopt.Adafactor(params, lr=0.1, weight_decay=0.1)
+    run(optimizer, params, Gradients(), range(2))
+    before = compile_stats()
+    for number, value in {
+        "lr": torch.tensor(0.2),
+        "beta2_decay": -0.5,
+        "d": 2.0,
+        "weight_decay": 0.5,
+        "eps": (None, 1e-2),
+    }.items():
+        optimizer.param_groups[0][number] = value
+        run(optimizer, params, Gradients(skip=True), range(2))
+    twin = parameters(shapes=[(17, 3), (900, 900), (4,)])
+    run(compiledopt.Adafactor(twin, weight_decay=0.2), twin, Gradients(), range(2))
+    after = compile_stats()
+    for name in ("programs_traced", "kernels_lowered", "kernels_compiled", "disk_hits", "fallbacks"):
+        assert before[name] == after[name], name
+    assert optimizer.executor == "compiled"
+
+
+def test_a_number_that_was_none_is_another_program():
+    theirs, mine = parameters(shapes=[(6, 5), (9,)]), parameters(shapes=[(6, 5), (9,)])
+    pair = [(torch.optim.Adafactor(theirs, lr=0.1), theirs), (compiledopt.Adafactor(mine, lr=0.1), mine)]
+    for eps in ((None, 1e-3), (10.0, 1e-3), (None, 1e-3)):
+        for optimizer, params in pair:
+            optimizer.param_groups[0]["eps"] = eps
+            run(optimizer, params, Gradients(), range(2))
+        torch.testing.assert_close(flat(mine), flat(theirs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_grad_norm": 0.5}, {"ema_decay": 0.5}, {"lr": compiledopt.schedules.exponential(0.5)}]
+)
+def test_what_stands_around_a_rule(options):
+    options = {**options, "lr": 0.1 * options["lr"]} if "lr" in options else options
+    results = []
+    for executor in ({"compiled": True}, {"foreach": False}):
+        params = parameters(torch.float64, [(6, 5), (9,)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = Lamb(params, **options, **executor)
+            run(optimizer, params, Gradients(torch.float64), range(5))
+        results.append((flat(params), flat(optimizer.ema_parameters()) if "ema_decay" in options else flat(params)))
+        assert "max_grad_norm" not in options or optimizer.grad_norm > 0.5
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+    plain = parameters(torch.float64, [(6, 5), (9,)])
+    run(Lamb(plain), plain, Gradients(torch.float64), range(5))
+    assert "ema_decay" in options or rms(flat(plain) - results[0][0]) > 1e-4
+
+
+# ---- what can fail ----
+
+
+def test_without_memory_nothing_is_written(monkeypatch):
+    def no_room(*arguments):
+        return -1
+
+    params = parameters(shapes=[(6, 5), (9,)])
+    optimizer = Lamb(params, compiled=True)
+    run(optimizer, params, Gradients(), range(2))
+    before = snapshot(optimizer)
+    for batch in optimizer._plan.batches:
+        monkeypatch.setattr(batch, "driver", SimpleNamespace(library=SimpleNamespace(passes_room=no_room)))
+        monkeypatch.setattr(batch, "known", (batch.known[0][:0], 0))
+    with pytest.raises(MemoryError, match="Lamb: no memory for what is kept between the passes of Lamb"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+    monkeypatch.undo()
+    optimizer.step()
+    assert not same(before, snapshot(optimizer))
+
+
+def test_without_a_kernel_it_falls_back_and_says_so(monkeypatch):
+    def broken(*_):
+        raise CompileError("the compiler is out of order")
+
+    monkeypatch.setattr(deciding, "passes_kernel", broken)
+    params, other = parameters(shapes=[(6, 5)]), parameters(shapes=[(6, 5)])
+    optimizer = Lamb(params)
+    Gradients().set(params, 0)
+    with pytest.warns(UserWarning, match="Lamb runs on the foreach executor .* the compiler is out of order"):
+        optimizer.step()
+    assert optimizer.executor == "foreach"
+    before = flat(other)
+    Gradients().set(other, 0)
+    with pytest.raises(RuntimeError, match="compiled=True cannot be had: the compiler is out of order"):
+        Lamb(other, compiled=True).step()
+    assert torch.equal(before, flat(other))
+
+
+def test_states_that_the_passes_do_not_take():
+    """Made in inference mode they cannot be written to natively; of another dtype they are other functions."""
+    params = parameters(shapes=[(6, 5)])
+    optimizer = Lamb(params)
+    run(optimizer, params, Gradients(), range(1))
+    state = optimizer.state[params[0]]
+    state["exp_avg"] = state["exp_avg"].double()
+    run(optimizer, params, Gradients(), range(1, 2))
+    assert optimizer.executor == "compiled" and state["exp_avg"].dtype is torch.float64
+    state["exp_avg"] = state["exp_avg"].float()
+    with torch.inference_mode():
+        state["exp_avg_sq"] = state["exp_avg_sq"].clone()
+    Gradients().set(params, 2)
+    before = snapshot(optimizer)
+    for executor in ({}, {"foreach": True}, {"foreach": False}):
+        optimizer.param_groups[0].update(executor)
+        with pytest.raises(RuntimeError, match="Lamb: state 'exp_avg_sq' is an inference tensor"):
+            optimizer.step()
+        assert same(before, snapshot(optimizer))
+    optimizer.param_groups[0].update(foreach=None)
+    with pytest.warns(UserWarning, match="not a plain dense tensor"):
+        torch.inference_mode()(optimizer.step)()
+    assert optimizer.executor == "for-loop" and not same(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("grad.sum(-1)", "sum over -1 with keepdim=False"),
+        ("grad.sum(0, keepdim=True)", "sum over 0 with keepdim=True"),
+        ("grad.norm(1)", "a norm of order 1"),
+        ("grad.reshape(-1)", "reshape is not a pointwise operation"),
+        ("lr.mean()", "mean is not a pointwise operation"),
+    ],
+)
+def test_what_is_no_reduction_over_rows_or_columns(body, words):
+    namespace = {}
+    exec(
+        compile(f"def odd(param, grad, *, lr=0.1):\n    x = {body}\n    return param - lr * grad", "author.py", "exec"),
+        namespace,
+    )
+    rule = compiledopt.define(elementwise=False)(namespace["odd"])
+    group = rule([torch.nn.Parameter(torch.zeros(2, 2, 2))]).param_groups[0]
+    reason = traced(rule.rule, group).variant(torch.zeros(2, 2, 2))
+    assert isinstance(reason, str) and words in reason and "author.py:2" in reason
+
+
+# ---- what is told ----
+
+
+def variant_of(rule, param):
+    variant = traced(rule.rule, rule([param]).param_groups[0]).variant(param)
+    assert isinstance(variant, Variant)
+    return variant
+
+
+def test_the_passes_of_adafactor():
+    """Three times over the elements; what is kept between is one value per row, column, matrix or parameter."""
+    passes = cut(variant_of(compiledopt.Adafactor, torch.nn.Parameter(torch.zeros(3, 4))).program)
+    assert [sweep.axes for sweep in passes.sweeps].count(7) == 3
+    assert 7 not in passes.buffers and set(passes.buffers) == {1, 3, 5} and not passes.is_flat
+    assert passes.bytes_per_element((torch.float32,) * 4) == (8, 4)
+    assert variant_of(Lamb, torch.nn.Parameter(torch.zeros(3, 4))).passes.is_flat
+    text = variant_of(Lamb, torch.nn.Parameter(torch.zeros(3, 4))).passes.text
+    assert text == variant_of(Lamb, torch.nn.Parameter(torch.zeros(7))).passes.text, "another shape is no other kernel"
+
+
+def test_explain_tells_of_passes():
+    params = parameters(shapes=[(6, 5), (9,)])
+    optimizer = compiledopt.Adafactor(params)
+    told = optimizer._explanation(source=True)
+    assert told.executor == "compiled" and [part.passes for part in told.parts] == [10, 3]
+    assert told.launches_per_step == 2 and "run9" in told.parts[0].source and "c' = c + " in str(told)
+    assert "in 10 passes" in str(told) and "mean_column" in str(told)
+    assert "compiled" not in compiledopt.Adafactor(params, foreach=True).explain().splitlines()[0]
+
+
+def test_a_warm_start_imports_no_inductor():
+    program = (
+        "import sys, torch, compiledopt\n"
+        "p = torch.nn.Parameter(torch.ones(3, 4)); p.grad = torch.ones(3, 4)\n"
+        "o = compiledopt.Adafactor([p]); o.step()\n"
+        "assert o.executor == 'compiled'\n"
+        "print('torch._inductor.graph' in sys.modules)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(2)]
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    assert runs[1].stdout.strip() == "False"
+
+
+def test_the_driver_is_compiled_once(monkeypatch):
+    first = cpp.passes_driver()
+    assert cpp.passes_driver() is first and first.address
