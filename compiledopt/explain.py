@@ -21,7 +21,6 @@ from compiledopt.executors import choose
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.eager import compute_in
 from compiledopt.executors.entries import Entry
-from compiledopt.executors.passes import dtypes_of
 from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.plan import Plan, foresee
 from compiledopt.executors.states import future_dtypes
@@ -200,7 +199,7 @@ def _part(
     written_out = _formula(program)
     if variant is not None:
         text, calls = _passes_source(first, variant), 1
-        moved = variant.passes.bytes_per_element(dtypes_of(first, variant))
+        moved = variant.passes.bytes_per_element(first.dtypes())
     else:
         text, calls = _source_of(entries, dtypes, compiled, capturable) if program else _whole(entries)
         names, written = _operands(first, dtypes)
@@ -228,7 +227,7 @@ def _part(
 
 
 def _passes_source(entry: Entry, variant: Variant) -> str:
-    return f"{scalar_source(variant.program)}\n\n{passes_kernel(variant, dtypes_of(entry, variant)).source}"
+    return f"{scalar_source(variant.program)}\n\n{passes_kernel(variant, entry.dtypes()).source}"
 
 
 def _formula(program: Program | None) -> Formula:

@@ -71,6 +71,38 @@ bool same_layout(const TensorImpl* a, const TensorImpl* b) {
   return strides || a->numel() == 0;
 }
 
+// The axes along which an operand varies, as program.py numbers them: matrices, rows, columns; all of them for most.
+enum Axes : int { kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7 };
+// What a plan asks of its parameters' memory: any dense order; row after row; column after column within each matrix.
+enum Order : int { kAny = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
+
+// Whether a parameter lies in memory as the plan was made for.
+bool lies_in(const TensorImpl* param, int order) {
+  if (order == kAny) return true;
+  const auto sizes = param->sizes(), strides = param->strides();
+  const int64_t dims = param->dim();
+  int64_t expected = 1;
+  for (int64_t i = 0; i < dims; ++i) {
+    int64_t d = dims - 1 - i;
+    if (order == kColumnAfterColumn && i < 2 && dims >= 2) d = dims - 2 + i;
+    if (sizes[d] != 1 && strides[d] != expected && param->numel() != 0) return false;
+    expected *= sizes[d];
+  }
+  return true;
+}
+
+// Whether a tensor has one value for each row or the like of its parameter, one after the other.
+bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
+  const auto sizes = param->sizes(), own = impl->sizes();
+  const int64_t dims = param->dim();
+  if (impl->dim() != dims || !impl->is_contiguous()) return false;
+  for (int64_t d = 0; d < dims; ++d) {
+    const bool kept = d + 2 < dims || axes & ((d + 1 == dims) == (order == kColumnAfterColumn) ? kRows : kColumns);
+    if (own[d] != (kept ? sizes[d] : 1)) return false;
+  }
+  return true;
+}
+
 // TensorImpl::data() without its out-of-line checks: a plain dense tensor (`is_plain`) has a storage.
 void* data_of(const TensorImpl* impl, bool written) {
   const auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
@@ -96,6 +128,8 @@ struct Plan {
   c10::Device device;
   bool device_scalars;        // the 0-dim states live on the device: their pointers are gathered, nothing is read
   caffe2::TypeMeta types[kMaxOperands];
+  int axes[kMaxOperands];
+  int order;
   int64_t itemsize[kMaxOperands];
   std::vector<PyObject*>* keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry>* entries;
@@ -180,9 +214,13 @@ Status gather_entry(Plan* plan, int64_t index, const double* table, int width, b
   found[1] = grad;
   if (!find_states(plan, entry, may_look_up, found)) return kRebuild;
   if (!param->is_non_overlapping_and_dense()) return kRebuild;
-  for (int k = 0; k < plan->operands; ++k)
-    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k] || (k && !same_layout(param, found[k])))
+  if (!lies_in(param, plan->order)) return kRebuild;
+  for (int k = 0; k < plan->operands; ++k) {
+    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k])
       return kRebuild;
+    if (plan->axes[k] == kElements ? k && !same_layout(param, found[k]) : !is_reduced(param, found[k], plan->axes[k], plan->order))
+      return kRebuild;
+  }
   if (table && entry.row < 0) return kRegroup;
   for (int k = 0; k < plan->scalar_states; ++k) {
     const TensorImpl* scalar = found[plan->operands + k];
@@ -443,6 +481,22 @@ PyObject* plan_tables(PyObject* self, PyObject*) {
   return Py_BuildValue("NNNN", bytes_of(pointers), bytes_of(lengths), bytes_of(rows), bytes_of(scalars));
 }
 
+// For a launch in passes: (matrices, rows, columns), as they lie in memory, of the entries in `tables`.
+PyObject* plan_shapes(PyObject* self, PyObject*) {
+  Plan* plan = reinterpret_cast<Plan*>(self);
+  std::vector<int64_t> shapes;
+  for (size_t i = 0; i < plan->entries->size(); ++i) {
+    const int64_t length = (*plan->lengths)[i];
+    if (length < 0) continue;
+    const auto sizes = (*plan->found)[i * tensors_of(plan)]->sizes();
+    const bool matrix = plan->order != kAny && sizes.size() >= 2;
+    int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
+    if (plan->order == kColumnAfterColumn) std::swap(rows, columns);
+    shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
+  }
+  return bytes_of(shapes);
+}
+
 // What `launch` does after its kernel, where the kernel ran elsewhere.
 PyObject* plan_commit(PyObject* self, PyObject* table) {
   Plan* plan = reinterpret_cast<Plan*>(self);
@@ -540,14 +594,15 @@ bool add_entries(Plan* plan, PyObject* params, PyObject* states) {
 
 PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   unsigned long long kernel;
-  int columns, scale, device_scalars;
-  PyObject *params, *states, *keys, *scalar_keys, *types;
-  if (!PyArg_ParseTuple(args, "KiipO!O!O!O!O!", &kernel, &columns, &scale, &device_scalars, &PyList_Type, &params,
-                        &PyList_Type, &states, &PyTuple_Type, &keys, &PyTuple_Type, &scalar_keys, &PyTuple_Type, &types))
+  int columns, scale, device_scalars, order;
+  PyObject *params, *states, *keys, *scalar_keys, *types, *axes;
+  if (!PyArg_ParseTuple(args, "KiipO!O!O!O!O!O!i", &kernel, &columns, &scale, &device_scalars, &PyList_Type, &params,
+                        &PyList_Type, &states, &PyTuple_Type, &keys, &PyTuple_Type, &scalar_keys, &PyTuple_Type, &types,
+                        &PyTuple_Type, &axes, &order))
     return nullptr;
   const Py_ssize_t operands = PyTuple_GET_SIZE(keys) + 2;
   const Py_ssize_t tensors = operands + (device_scalars ? PyTuple_GET_SIZE(scalar_keys) : 0);
-  if (operands + PyTuple_GET_SIZE(scalar_keys) > kMaxOperands || PyTuple_GET_SIZE(types) != tensors ||
+  if (operands + PyTuple_GET_SIZE(scalar_keys) > kMaxOperands || PyTuple_GET_SIZE(types) != tensors || PyTuple_GET_SIZE(axes) != operands ||
       PyList_GET_SIZE(params) != PyList_GET_SIZE(states))
     return PyErr_Format(PyExc_ValueError, "a plan takes at most %d operands, one dtype each", kMaxOperands);
   PyObject* self = type->tp_alloc(type, 0);
@@ -559,6 +614,8 @@ PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   plan->scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_keys));
   plan->columns = columns;
   plan->scale = scale;
+  plan->order = order;
+  for (int k = 0; k < operands; ++k) plan->axes[k] = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(axes, k)));
   plan->keys = new std::vector<PyObject*>;
   plan->entries = new std::vector<Entry>;
   const size_t count = PyList_GET_SIZE(params);
@@ -595,6 +652,7 @@ PyMethodDef plan_methods[] = {
     {"set_row", plan_set_row, METH_VARARGS, "set_row(entry, row)"},
     {"forget_rows", plan_forget_rows, METH_NOARGS, "forget_rows(): no entry has a row"},
     {"tables", plan_tables, METH_NOARGS, "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
+    {"shapes", plan_shapes, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
     {"commit", plan_commit, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
     {"sum", plan_sum, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
     {"release", plan_release, METH_NOARGS, "release(): let go what gather held"},

@@ -146,6 +146,7 @@ struct Job {
 
   Job(const Rule& rule, const Shape& shape) : rule(rule), shape(shape), numbers(rule.numbers), windows(rule.passes.size()) {
     buffers.reserve(rule.buffers.size());
+    if (shape.size(kMatrices | kRows | kColumns) == 0) return;
     for (size_t p = 0; p < rule.passes.size(); ++p) {
       const Pass& pass = rule.passes[p];
       const int64_t size = shape.size(pass.axes), parts = pass.reductions.empty() ? 0 : parts_of(pass, shape);
@@ -416,7 +417,9 @@ struct Work {
     jobs.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
       jobs.emplace_back(rule, Shape{shapes[3 * i], shapes[3 * i + 1], shapes[3 * i + 2]});
-      const bool all = threads > 1 && jobs[i].shape.size(kMatrices | kRows | kColumns) >= kWorkPerThread;
+      const int64_t size = jobs[i].shape.size(kMatrices | kRows | kColumns);
+      if (size == 0) continue;
+      const bool all = threads > 1 && size >= kWorkPerThread;
       (all ? large : small).push_back(i);
       int64_t& most = all ? shared : own;
       most = std::max(most, jobs[i].bytes());
@@ -437,13 +440,13 @@ extern "C" int64_t passes_room(const int64_t* plan, int64_t count, const int64_t
   return -1;
 }
 
-// pointers: the tensors of each parameter; table: rows of numbers known before; rows: whose is which. Returns 0, or -1, with
-// nothing written, where there is no memory.
+// pointers: the tensors of each parameter; table: rows of `width` numbers, those known before first; rows: whose is which.
+// Returns 0, or -1, with nothing written, where there is no memory.
 extern "C" int64_t run_passes(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t threads, void* const* pointers,
-                              const double* table, const int64_t* rows, char* memory) try {
+                              const double* table, int64_t width, const int64_t* rows, char* memory) try {
   Work work(plan, count, shapes, threads);
   char* const shared = memory + work.threads * work.each;
-  for (int64_t i = 0; i < count; ++i) std::copy_n(table + rows[i] * work.rule.columns, work.rule.columns, work.jobs[i].numbers.begin());
+  for (int64_t i = 0; i < count; ++i) std::copy_n(table + rows[i] * width, work.rule.columns, work.jobs[i].numbers.begin());
   for (int64_t i : work.large) work.jobs[i].settle(shared);
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
   {

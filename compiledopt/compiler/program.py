@@ -15,6 +15,9 @@ from compiledopt.compiler.ops import OPS
 MATRICES, ROWS, COLUMNS = 1, 2, 4
 ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
 AXES = {ELEMENTS: "element", MATRICES | ROWS: "row", MATRICES | COLUMNS: "column", MATRICES: "matrix", NUMBER: "parameter"}
+# How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
+# the rest calls rows, so that neighbours in memory always differ in COLUMNS.
+ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
 REDUCTIONS = ("sum", "mean", "amax", "amin")
 
 

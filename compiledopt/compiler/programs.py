@@ -9,8 +9,18 @@ from typing import Any
 import torch
 
 from compiledopt.compiler.derive import derived
-from compiledopt.compiler.passes import Passes, cut
-from compiledopt.compiler.program import COLUMNS, ELEMENTS, MATRICES, ROWS, Program, scaled_program
+from compiledopt.compiler.passes import cut
+from compiledopt.compiler.program import (
+    ANY_ORDER,
+    COLUMN_AFTER_COLUMN,
+    COLUMNS,
+    ELEMENTS,
+    MATRICES,
+    ROW_AFTER_ROW,
+    ROWS,
+    Program,
+    scaled_program,
+)
 from compiledopt.compiler.rule import RESERVED, Rule, as_float, truthy
 from compiledopt.compiler.source import Eager, eager, scalar_function
 from compiledopt.compiler.stats import STATS, timed
@@ -53,17 +63,26 @@ class ScalarPart:
 
 
 class Variant:
-    """A rule that reduces, for parameters of one number of dimensions and one dtype. states: those that they have, but for
-    the 0-dim ones."""
+    """A rule that reduces, for parameters of one number of dimensions, dtype and order in memory.
 
-    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
-        self.program = program
-        self.states = tuple(node.name for node in program.tensors)[2:]
+    state_names: those that such parameters have, but for the 0-dim ones; axes: those along which each operand varies.
+    """
+
+    def __init__(self, rule: Rule, program: Program, scalar_names: tuple[str, ...], order: int) -> None:
+        self.rule, self.program, self.scalar_names = rule, program, scalar_names
+        self.state_names = tuple(node.name for node in program.tensors)[2:]
         self.scalars = ScalarPart(program, scalar_names)
+        self.axes = tuple(node.axes for node in program.tensors)
+        self.passes = cut(program)
+        self.order = ANY_ORDER if self.passes.is_flat else order
 
-    @cached_property
-    def passes(self) -> Passes:
-        return cut(self.program)
+    @property
+    def reads_first(self) -> bool:
+        return "first" in self.rule.options
+
+    @property
+    def is_clipped(self) -> bool:
+        return "grad_norm" in self.rule.options
 
 
 class Traced:
@@ -88,7 +107,9 @@ class Traced:
         self._program = program
         self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
         self._shapes: dict[torch.Size, dict[str, torch.Size]] = {}
-        self._variants: dict[tuple[int, torch.dtype], Variant | str] = {}
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
+        self.order = ANY_ORDER
+        self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
         # For variants to be traced later: what the options are called, and which of them are flags.
         self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}
 
@@ -140,25 +161,29 @@ class Traced:
 
     def variant(self, param: torch.Tensor) -> Variant | str:
         """What to run in passes for a parameter like this one, or the reason why that cannot be."""
-        key = (param.dim(), param.dtype)
+        key = (param.dim(), param.dtype, order_of(param))
         if key not in self._variants:
             self._variants[key] = self._make_variant(*key)
         return self._variants[key]
 
-    def _make_variant(self, dims: int, dtype: torch.dtype) -> Variant | str:
+    def _make_variant(self, dims: int, dtype: torch.dtype, order: int) -> Variant | str:
         if self._group is None:
             return self.reason
         probe = torch.empty(tuple(range(2, 2 + dims)), dtype=dtype, device="meta")  # sizes that are all different
         shapes = self.shapes_of(probe)
-        axes = {name: _axes(tuple(probe.shape), tuple(shape)) for name, shape in shapes.items()}
+        turned = order == COLUMN_AFTER_COLUMN
+        axes = {name: _axes(tuple(probe.shape), tuple(shape), turned) for name, shape in shapes.items()}
         strange = [name for name, kept in axes.items() if kept is None]
         if strange:
             return f"state {strange[0]} has neither the shape of the parameter nor that of its rows or columns"
-        known = Shape(dims, dtype, tuple((name, kept) for name, kept in axes.items() if kept is not None))
+        known = Shape(dims, dtype, tuple((name, kept) for name, kept in axes.items() if kept is not None), turned)
         try:
-            return Variant(trace(self.rule, self._group, known), self.scalar_names)
+            made = Variant(self.rule, trace(self.rule, self._group, known), self.scalar_names, order)
         except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
             return str(error)
+        if order == ANY_ORDER and not made.passes.is_flat:
+            return f"{self.rule.name} reduces over rows or columns, and a parameter lies in memory in neither order"
+        return made
 
     def eager(self, *, foreach: bool, compute: torch.dtype | None) -> Eager:
         key = (foreach, compute)
@@ -211,7 +236,13 @@ def _without_value(value: Any) -> Any:
     return float(truthy(value)) if isinstance(value, torch.Tensor) else value
 
 
-def _axes(whole: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+def order_of(param: torch.Tensor) -> int:
+    if param.is_contiguous():
+        return ROW_AFTER_ROW
+    return COLUMN_AFTER_COLUMN if param.dim() > 1 and param.transpose(-1, -2).is_contiguous() else ANY_ORDER
+
+
+def _axes(whole: tuple[int, ...], shape: tuple[int, ...], turned: bool) -> int | None:
     """The axes along which a state varies whose parameter has the shape `whole`, all of different sizes."""
     if shape == whole:
         return ELEMENTS
@@ -222,5 +253,5 @@ def _axes(whole: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
         or any(size != 1 for size, same in zip(shape, kept, strict=True) if not same)
     ):
         return None
-    rows, columns = (ROWS if kept[-2:-1] == [True] else 0), (COLUMNS if kept[-1] else 0)
-    return MATRICES | rows | columns
+    above, last = (COLUMNS, ROWS) if turned else (ROWS, COLUMNS)
+    return MATRICES | (above if kept[-2:-1] == [True] else 0) | (last if kept[-1] else 0)

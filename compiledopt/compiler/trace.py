@@ -35,6 +35,7 @@ class Shape:
     dims: int
     dtype: torch.dtype
     axes: tuple[tuple[str, int], ...]
+    turned: bool = False  # whether it lies in memory column after column
 
 
 # Names for operations that are others in OPS, or made of them.
@@ -64,10 +65,11 @@ class NotElementwise(TraceError):
 
 class Tracer:
     """Makes the nodes of one program; the same operation on the same values is one node. dims: of the parameter, where the
-    rule may reduce; None where it may not."""
+    rule may reduce; None where it may not; turned: whether it lies in memory column after column."""
 
-    def __init__(self, dims: int | None = None) -> None:
+    def __init__(self, dims: int | None = None, turned: bool = False) -> None:
         self.dims = dims
+        self.last_axes = {1: ROWS, 2: COLUMNS} if turned else {1: COLUMNS, 2: ROWS}
         self.known: dict[tuple[Any, ...], Node] = {}
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
@@ -92,7 +94,7 @@ class Tracer:
             raise NotElementwise(f"{author_line()}: {op} over {dim} with keepdim={keepdim} is not one over rows or columns")
         axes = NUMBER
         if len(gone) < self.dims:
-            axes = value.node.axes & ~sum({1: COLUMNS, 2: ROWS}[self.dims - index] for index in gone)
+            axes = value.node.axes & ~sum(self.last_axes[self.dims - index] for index in gone)
         if axes == value.node.axes:
             return value
         key = (op, value.node, axes)
@@ -257,7 +259,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
     NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    tracer = Tracer(None if shape is None else max(shape.dims, 1))
+    tracer = Tracer() if shape is None else Tracer(max(shape.dims, 1), shape.turned)
     inputs: list[Node] = []
     axes = dict(shape.axes) if shape else {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler import cpp
-from compiledopt.compiler.programs import Traced
+from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.executors.choose import same_layout
 from compiledopt.executors.clipping import Measured, over_processes
 from compiledopt.executors.entries import Entry
@@ -25,16 +25,15 @@ def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
     return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
 
 
-Bucket = tuple[Traced, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
+Bucket = tuple[Traced | Variant, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
 
 
 def bucket_of(entry: Entry) -> Bucket:
     """What the parameters of one launch have in common."""
     param = entry.param
     grad = param if param.grad is None else param.grad
-    states = tuple(entry.state[name].dtype for name in entry.traced.state_names)
     scalars = tuple(entry.state[name].dtype for name in entry.traced.scalar_names)
-    return entry.traced, (param.dtype, grad.dtype, *states), scalars, needs_staging(param, grad), param.device
+    return entry.runs, entry.dtypes(), scalars, needs_staging(param, grad), param.device
 
 
 def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
@@ -50,7 +49,7 @@ class CompiledBatch(Measured):
     def __init__(self, entries: list[Entry], groups: Groups) -> None:
         self.entries = entries
         self.groups = groups
-        self.traced: Traced = entries[0].traced
+        self.traced = entries[0].runs
         self.device = entries[0].param.device
         _, self.dtypes, self.scalar_dtypes, self.staged, _ = bucket_of(entries[0])
         self.rounded = any(dtype == torch.float32 for dtype in self.scalar_dtypes)
@@ -80,6 +79,8 @@ class CompiledBatch(Measured):
             self.traced.state_names,
             self.traced.scalar_names,
             examples,
+            self.traced.axes,
+            self.traced.order,
         )
 
     def prepare(self) -> bool:

@@ -14,7 +14,6 @@ from compiledopt.executors import choose
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.entries import Entry, is_sparse
-from compiledopt.executors.passes import dtypes_of
 from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.shards import is_distributed, local, reason_against
 from compiledopt.executors.states import future_dtypes
@@ -70,7 +69,7 @@ def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) ->
     """Why a rule that is not elementwise does not run in passes, or None where it may."""
     variant = program.variant(param)
     if not isinstance(variant, Variant):
-        return variant if program.rule.elementwise else program.reason
+        return variant if program.rule.elementwise else f"{program.reason}: {variant}"
     if choose.backend(param.device) != "cpp":
         return f"{program.rule.name} reduces, and such rules are compiled for the CPU alone"
     if group.get("capturable"):
@@ -85,7 +84,11 @@ def against_passes(program: Traced, group: Mapping[str, Any], param: torch.Tenso
     assert isinstance(variant, Variant)
     try:
         if reason is None:
-            passes_kernel(variant, dtypes_of(Entry(param, dict(state), 0, program, Choice("compiled", "")), variant))
+            entry = Entry(param, dict(state), 0, program, Choice("compiled", ""))
+            if variant.is_clipped:
+                cpp.squares_kernel(entry.dtypes()[1])
+            passes_kernel(variant, entry.dtypes())
+            cpp.launcher()
     except CompileError as error:
         return str(error)
     return reason

@@ -46,6 +46,7 @@ class Row:
         self.dtypes = [grad.dtype for grad in self.grads]
         self.layouts = [grad.layout for grad in self.grads]
         self.devices = [param.device for param in self.params]
+        self.inference = torch.is_inference_mode_enabled()  # outside of it, some states cannot be written
 
     def is_as_before(self) -> bool:
         """Read the gradients; whether nothing changed that the full check looked at, and no parameter fell behind."""
@@ -58,7 +59,7 @@ class Row:
             return False
         if [grad.shape for grad in grads] != self.shapes or [param.shape for param in self.params] != self.shapes:
             return False
-        if [param.device for param in self.params] != self.devices:
+        if [param.device for param in self.params] != self.devices or torch.is_inference_mode_enabled() != self.inference:
             return False
         for name, tensors in zip(self.traced.state_names, self.states, strict=True):
             if not all(map(is_, [state.get(name) for state in self.dicts], tensors)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler.programs import Traced
+from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import Choice
 
@@ -24,6 +24,19 @@ class Entry:
     choice: Choice
     first: bool = False
     whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+
+    @property
+    def runs(self) -> Traced | Variant:
+        """What the compiled executor runs for it: the program, or where the rule reduces the variant of it that fits."""
+        variant = self.traced if self.traced.elementwise else self.traced.variant(self.param)
+        assert not isinstance(variant, str), variant
+        return variant
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the operands of `runs`; of states that are not made yet, what they will be."""
+        param, states = self.param, map(self.state.get, self.runs.state_names)
+        grad = param if param.grad is None else param.grad
+        return (param.dtype, grad.dtype, *(s.dtype if isinstance(s, torch.Tensor) else param.dtype for s in states))
 
 
 def is_sparse(grad: torch.Tensor | None) -> bool:

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from compiledopt.compiler import cpp
 from compiledopt.compiler.derive import around, derived
-from compiledopt.compiler.programs import Traced, Variant, signature, traced
+from compiledopt.compiler.programs import Traced, signature, traced
 from compiledopt.compiler.rule import Rule, truthy
 from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
@@ -32,14 +32,14 @@ from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
 from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
-from compiledopt.executors.passes import PassesBatch, dtypes_of
+from compiledopt.executors.passes import PassesBatch
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.shards import Shards, is_distributed, placed, reason_against
 from compiledopt.executors.sparse import SparseBatch
 from compiledopt.executors.states import StateMaker, is_complete, relay, settle_scalars
 from compiledopt.executors.whole import WholeBatch
 
-Batch = CompiledBatch | EagerBatch | WholeBatch | PassesBatch
+Batch = CompiledBatch | EagerBatch | WholeBatch
 EAGER = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch, "sparse": SparseBatch}
 
 
@@ -172,8 +172,6 @@ class Plan:
             groups = self.owner.groups_on(members[0].param.device)
             if executor == "compiled":
                 batches.append(more[0](members, groups))
-            elif executor == "passes":
-                batches.append(PassesBatch(members, groups, name))
             elif executor == "whole":
                 batches.append(WholeBatch(members, groups, name, stack=members[0].choice.executor == "foreach"))
             else:
@@ -185,7 +183,7 @@ class Plan:
         eager executor."""
         settled: list[Batch] = []
         for batch in batches:
-            if isinstance(batch, CompiledBatch | PassesBatch) and not batch.prepare():
+            if isinstance(batch, CompiledBatch) and not batch.prepare():
                 eager = Choice("for-loop", "a gradient or state is not a plain dense tensor", fallback=True)
                 for entry in batch.entries:
                     if entry.choice.required:
@@ -207,10 +205,6 @@ class Plan:
         )
 
     def _bucket(self, entry: Entry) -> tuple[Any, ...]:
-        if entry.choice.executor == "compiled" and not entry.traced.elementwise:
-            variant = entry.traced.variant(entry.param)
-            assert isinstance(variant, Variant)
-            return ("passes", variant, dtypes_of(entry, variant))
         if entry.choice.executor == "compiled":
             kind = self._compiled(entry)
             options: tuple[torch.dtype, ...] = ()
@@ -229,6 +223,8 @@ class Plan:
         return (entry.choice.executor,)
 
     def _compiled(self, entry: Entry) -> type[CompiledBatch]:
+        if not entry.traced.elementwise:
+            return PassesBatch
         if choose.backend(entry.param.device) != "triton":
             return CompiledBatch
         # As torch's, fused=True keeps the 0-dim states on the device, and so does a loaded state from there.
