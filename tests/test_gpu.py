@@ -110,6 +110,29 @@ def test_schedule_clipping_and_average_under_replay(name):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_steps_on_one_stream_after_the_other(capturable):
+    """The tables of a step are not given to others while a step on another stream reads them."""
+    reference, mine = on_gpu(parameters(shapes=SHAPES)), on_gpu(parameters(shapes=SHAPES))
+    expected, optimizer = torch.optim.AdamW(reference, lr=0.05), compiledopt.AdamW(mine, lr=0.05, capturable=capturable)
+    side, main, on_host = torch.cuda.Stream(), torch.cuda.current_stream(), parameters(shapes=SHAPES)
+    for step in range(8):
+        Gradients().set(on_host, step)
+        for params in (reference, mine):
+            for param, host in zip(params, on_host, strict=True):
+                param.grad = host.grad.cuda()
+        expected.step()
+        side.wait_stream(main)
+        with torch.cuda.stream(side if step % 2 else main):
+            optimizer.step()
+            scratch = [torch.full((64,), -1, device="cuda") for _ in range(50)]  # what was let go is taken again at once
+        main.wait_stream(side)
+        del scratch
+    torch.cuda.synchronize()
+    effect = rms(flat(p.cpu() for p in reference) - flat(parameters(shapes=SHAPES)))
+    assert (flat(p.cpu() for p in mine) - flat(p.cpu() for p in reference)).abs().max() <= 1e-4 * effect
+
+
 def test_reduce_overhead_keeps_the_step_in_its_graph():
     params = on_gpu(parameters(shapes=SHAPES[-2:]))
     optimizer = compiledopt.AdamW(params, lr=0.01, capturable=True)

@@ -351,6 +351,20 @@ def test_what_is_no_reduction_over_rows_or_columns(body, words):
     assert isinstance(reason, str) and words in reason and "author.py:2" in reason
 
 
+def test_a_pass_of_too_many_values():
+    def wide(param, grad, *, lr=0.1):
+        for index in range(70):
+            grad = grad + (grad * (index + 2.0)).sum() * 1e-6
+        return param - lr * grad / sum((grad * (i + 1.0)).amax() for i in range(70))
+
+    params = parameters(shapes=[(6, 5)])
+    optimizer = compiledopt.define(wide)(params)
+    Gradients().set(params, 0)
+    with pytest.warns(UserWarning, match="a pass of the rule reads and writes .* values, and at most 64 are possible"):
+        optimizer.step()
+    assert optimizer.executor == "foreach"
+
+
 # ---- what is told ----
 
 

@@ -32,6 +32,7 @@ KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-fopenmp")
 SHARED = ("-fPIC", "-shared", "-w")
+MOST_OPERANDS = 64  # of a pass: kOperands in passes.cpp
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
 
 _C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
@@ -147,6 +148,9 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The functions for the passes of a rule that reduces, for these dtypes of its tensors. Raises: CompileError."""
+    most = max(max(len(sweep.operands), len(sweep.columns)) for sweep in passes.sweeps)
+    if most > MOST_OPERANDS:
+        raise CompileError(f"a pass of the rule reads and writes {most} values, and at most {MOST_OPERANDS} are possible")
     source = functools.partial(passes_source, passes, dtypes)
     return _remembered((passes.text, tuple(dtypes)), lambda: _find_kernel(passes.text, dtypes, source))
 

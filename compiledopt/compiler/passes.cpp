@@ -20,6 +20,7 @@ constexpr int64_t kLong = 256;                // a row of this length or more is
 constexpr int64_t kPart = 1 << 15;            // elements of a part, at least
 constexpr int64_t kParts = 64;                // parts, at most
 constexpr int64_t kRowsPerPart = 32;          // where columns are summed: each part has a sum for each column
+constexpr int64_t kOperands = 64;             // of a pass, at most: cpp.py sees to it
 constexpr int64_t kNear = 16;                 // rows: summed in float32 before they are added to the sums in double
 constexpr int64_t kWorkPerThread = 1 << 18;   // elements: as in launcher.cpp
 
@@ -281,8 +282,8 @@ struct Worker {
 
   void sweep(const Pass& pass, int64_t begin, int64_t end, Window* windows) const {
     const Shape& shape = job.shape;
-    void* pointers[64];
-    double columns[64];
+    void* pointers[kOperands];
+    double columns[kOperands];
     for (size_t i = 0; i < pass.columns.size(); ++i) columns[i] = job.numbers[pass.columns[i]];
     Cursor cursor(shape, pass.axes, begin);
     for (int64_t at = begin, n; at < end; at += n) {

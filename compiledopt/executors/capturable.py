@@ -16,7 +16,7 @@ from compiledopt.compiler import triton
 from compiledopt.compiler.program import scalar_program
 from compiledopt.compiler.rule import as_float
 from compiledopt.executors.compiled import READY
-from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload
+from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload, used_on_this_stream
 from compiledopt.executors.entries import Entry
 
 ROWS = 128  # rows per block of the scalar kernel
@@ -120,6 +120,7 @@ class CapturableBatch(TritonBatch):
             self.key = key
         self.tables.update(pointers, lengths, self.order)
         with on_device(self.device):
+            used_on_this_stream(self.columns, self.addresses, self.mirror.table)
             count = -(-self.count // ROWS)
             self.rows_kernel.function[(count,)](self.addresses, self.count, XBLOCK=ROWS)
         self.tables.run(self.columns)

@@ -84,6 +84,7 @@ class Tables:
 
     def run(self, table: torch.Tensor) -> None:
         with on_device(self.device):
+            used_on_this_stream(self.pointers, self.lengths, self.rows, table, *(blocks for *_, blocks in self.launches))
             for aligned, count, blocks in self.launches:
                 self.kernel.function[(count,)](
                     self.pointers,
@@ -123,6 +124,16 @@ def upload(content: bytes | torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def used_on_this_stream(*tensors: torch.Tensor) -> None:
+    """Tell torch's allocator, which frees a tensor in the order of the stream that it was made on: steps may come on one stream
+    after the other. What a graph reads is kept by who captures it."""
+    device = tensors[0].device
+    if device.type == "cuda" and not is_capturing(device):
+        stream = torch.cuda.current_stream(device)
+        for tensor in tensors:
+            tensor.record_stream(stream)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
