@@ -50,6 +50,7 @@ SHAPES: dict[str, Callable[[], Shapes]] = {
     "tiny": lambda: [(64,)] * 2000,
     "even": lambda: [(1000, 1000)] * 20,
     "matrices": lambda: [(512, 512)] * 24,
+    "matrices_128": lambda: [(128, 128)] * 100,
     "one": lambda: [(20_000_000,)],
     "resnet50": resnet50,
     "vit_b16": vit_b16,

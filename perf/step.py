@@ -186,7 +186,7 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
                 "shapes": shapes,
                 "caches": "cold" if arguments.cold else "warm",
                 "against": against,
-                "ours": executor,
+                "ours": ours.executor,
                 "their_ms": f"{statistics.median(a) * 1e3:.4g}",
                 "their_quartiles": quartiles(a),
                 "our_ms": f"{statistics.median(b) * 1e3:.4g}",
