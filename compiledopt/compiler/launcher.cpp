@@ -59,7 +59,7 @@ TensorImpl* gradient_of(TensorImpl* param) {
 bool is_plain(const TensorImpl* impl, uint64_t keys) { return impl->key_set().raw_repr() == keys; }
 
 // Written out, because IntArrayRef's == is a call of memcmp, and this runs four times per parameter.
-bool same_layout(const TensorImpl* a, const TensorImpl* b) {
+inline __attribute__((always_inline)) bool same_layout(const TensorImpl* a, const TensorImpl* b) {
   const auto sizes = a->sizes(), others = b->sizes();
   if (sizes.size() != others.size()) return false;
   const auto left = a->strides(), right = b->strides();
@@ -130,6 +130,7 @@ struct Plan {
   caffe2::TypeMeta types[kMaxOperands];
   int axes[kMaxOperands];
   int order;
+  bool alike;  // all operands have the parameter's shape, and any dense order of it will do
   int64_t itemsize[kMaxOperands];
   std::vector<PyObject*>* keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry>* entries;
@@ -142,6 +143,15 @@ struct Plan {
   std::vector<int64_t>* starts;                          // prefix sums of the lengths
   std::vector<c10::intrusive_ptr<TensorImpl>>* held;  // kept alive while the launch lets the GIL go
 };
+
+// For a plan in which operands differ in shape, or that asks for an order in memory.
+__attribute__((noinline)) bool fit_each_other(const Plan* plan, TensorImpl* const* found) {
+  if (!lies_in(found[0], plan->order)) return false;
+  for (int k = 1; k < plan->operands; ++k)
+    if (plan->axes[k] == kElements ? !same_layout(found[0], found[k]) : !is_reduced(found[0], found[k], plan->axes[k], plan->order))
+      return false;
+  return true;
+}
 
 int tensors_of(const Plan* plan) { return plan->operands + plan->scalar_states; }
 
@@ -214,13 +224,11 @@ Status gather_entry(Plan* plan, int64_t index, const double* table, int width, b
   found[1] = grad;
   if (!find_states(plan, entry, may_look_up, found)) return kRebuild;
   if (!param->is_non_overlapping_and_dense()) return kRebuild;
-  if (!lies_in(param, plan->order)) return kRebuild;
-  for (int k = 0; k < plan->operands; ++k) {
-    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k])
+  const bool alike = plan->alike;
+  for (int k = 0; k < plan->operands; ++k)
+    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k] || (k && alike && !same_layout(param, found[k])))
       return kRebuild;
-    if (plan->axes[k] == kElements ? k && !same_layout(param, found[k]) : !is_reduced(param, found[k], plan->axes[k], plan->order))
-      return kRebuild;
-  }
+  if (!alike && !fit_each_other(plan, found)) return kRebuild;
   if (table && entry.row < 0) return kRegroup;
   for (int k = 0; k < plan->scalar_states; ++k) {
     const TensorImpl* scalar = found[plan->operands + k];
@@ -615,7 +623,11 @@ PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
   plan->columns = columns;
   plan->scale = scale;
   plan->order = order;
-  for (int k = 0; k < operands; ++k) plan->axes[k] = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(axes, k)));
+  plan->alike = order == kAny;
+  for (int k = 0; k < operands; ++k) {
+    plan->axes[k] = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(axes, k)));
+    plan->alike &= plan->axes[k] == kElements;
+  }
   plan->keys = new std::vector<PyObject*>;
   plan->entries = new std::vector<Entry>;
   const size_t count = PyList_GET_SIZE(params);

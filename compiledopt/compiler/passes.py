@@ -208,8 +208,11 @@ class _Sweep:
     def _make(self, node: Node) -> Node:
         place = self.kept.get(node)
         if node.scalar or (place is not None and place.kind == SLOT):
+            index = self.known[node] if place is None else place.index
+            if self.axes == NUMBER:  # of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it
+                return self._tensor(Operand(SLOT, index, NUMBER))
             column = Node("input", (), True, f"c{len(self.columns)}", axes=NUMBER)
-            self.columns[column] = self.known[node] if place is None else place.index
+            self.columns[column] = index
             return column
         if place is not None:
             return self._tensor(place)
