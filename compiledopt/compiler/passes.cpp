@@ -131,7 +131,13 @@ struct Window {
   int64_t bytes() const { return aligned((end - begin) * 8); }
 };
 
+// Whether nothing is added up: a parameter of one column has its elements for the sums of its rows.
+bool is_copy(const Pass& pass, const Reduction& r, const Shape& shape) {
+  return r.kind == kBuffer && shape.size(r.axes) == shape.size(pass.axes);
+}
+
 Window window_of(const Pass& pass, const Reduction& r, const Shape& shape, int64_t begin, int64_t end) {
+  if (is_copy(pass, r, shape)) return {0, 0};
   const Cursor first(shape, pass.axes, begin), last(shape, pass.axes, end - 1);
   if (r.axes & kColumns) return {first.matrix * shape.columns, (last.matrix + 1) * shape.columns};
   return {first.place(r.axes), last.place(r.axes) + 1};
@@ -244,7 +250,6 @@ template <class T, class F>
 void reduce(const T* values, const Reduction& r, Cursor cursor, int64_t n, Window& window, T start, F join) {
   const Shape& shape = *cursor.shape;
   double* const sums = window.sums - window.begin;
-  if (shape.size(r.axes) == shape.size(cursor.axes)) return add_to(sums + cursor.place(r.axes), values, n, join);
   const bool varies = r.axes & last_axis(cursor.axes);
   for (int64_t i = 0, m; i < n; i += m, cursor.move(m)) {
     m = r.axes ? std::min(cursor.left(), n - i) : n;
@@ -309,7 +314,8 @@ struct Worker {
         const Reduction& r = pass.reductions[i];
         with_values(pass, r, [&](auto start, auto join) {
           using T = decltype(start);
-          reduce(static_cast<const T*>(pointers[r.source]), r, cursor, n, windows[i], start, join);
+          if (is_copy(pass, r, shape)) std::copy_n(static_cast<const T*>(pointers[r.source]), n, reinterpret_cast<T*>(job.buffers[r.index]) + at);
+          else reduce(static_cast<const T*>(pointers[r.source]), r, cursor, n, windows[i], start, join);
         });
       }
       if (at + n < end) cursor = Cursor(shape, pass.axes, at + n);
@@ -344,6 +350,7 @@ struct Worker {
     const Pass& pass = job.rule.passes[p];
     for (size_t i = 0; i < pass.reductions.size(); ++i) {
       const Reduction& r = pass.reductions[i];
+      if (is_copy(pass, r, job.shape)) continue;
       const int64_t size = job.shape.size(r.axes), from = size * share / shares, to = size * (share + 1) / shares;
       const double count = r.op == kMean ? double(job.shape.size(pass.axes)) / double(size) : 1.0;
       double sums[512];

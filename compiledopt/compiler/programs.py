@@ -62,7 +62,21 @@ class ScalarPart:
         return self._function(*(row[at] if read is None else read(group) for at, read in self._readers))  # type: ignore[index]
 
 
-class Variant:
+class Runnable:
+    """What a batch runs."""
+
+    rule: Rule
+
+    @cached_property
+    def reads_first(self) -> bool:
+        return "first" in self.rule.options
+
+    @cached_property
+    def is_clipped(self) -> bool:
+        return "grad_norm" in self.rule.options
+
+
+class Variant(Runnable):
     """A rule that reduces, for parameters of one number of dimensions, dtype and order in memory.
 
     state_names: those that such parameters have, but for the 0-dim ones; axes: those along which each operand varies.
@@ -76,16 +90,8 @@ class Variant:
         self.passes = cut(program)
         self.order = ANY_ORDER if self.passes.is_flat else order
 
-    @property
-    def reads_first(self) -> bool:
-        return "first" in self.rule.options
 
-    @property
-    def is_clipped(self) -> bool:
-        return "grad_norm" in self.rule.options
-
-
-class Traced:
+class Traced(Runnable):
     """A rule under one choice of its flags: its program, and what is derived from that, each derived once.
 
     A rule that is not elementwise has no program, and `reason` says why; where it reduces, it has variants instead.
@@ -121,14 +127,6 @@ class Traced:
     def program(self) -> Program:
         assert self._program is not None, self.reason
         return self._program
-
-    @cached_property
-    def reads_first(self) -> bool:
-        return "first" in self.rule.options
-
-    @cached_property
-    def is_clipped(self) -> bool:
-        return "grad_norm" in self.rule.options
 
     @cached_property
     def scaled(self) -> Traced:
