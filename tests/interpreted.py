@@ -9,6 +9,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
+from compiledopt.executors import device
 from compiledopt.executors.capturable import CapturableBatch
 from compiledopt.executors.device import TritonBatch
 
@@ -228,3 +229,43 @@ def test_schedule_clipping_and_average_on_the_device(name, capturable):
     averages = [flat(one.ema_parameters()) for one in optimizers]
     assert rms(averages[0] - flat(reference)) > 1e-4
     assert (averages[1] - averages[0]).abs().max() <= 1e-4 * effect
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
+    """Found out before anything is written: an eager executor with the reason, or an error where compiled=True."""
+
+    def refuse(*_):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(device, "_run_on_nothing", refuse)
+    params, twins = model(), model()
+    optimizer = compiledopt.AdamW(params, capturable=capturable)
+    Gradients().set(params, 0)
+    with pytest.warns(UserWarning, match="the kernel cannot run on cpu: RuntimeError: no kernel image is available"):
+        optimizer.step()
+    assert optimizer.executor == "for-loop"
+    Gradients().set(twins, 0)
+    before = flat(twins)
+    with pytest.raises(RuntimeError, match="compiled=True cannot be had: the kernel cannot run on cpu"):
+        compiledopt.AdamW(twins, compiled=True).step()
+    assert torch.equal(before, flat(twins))
+
+
+def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
+    """Both variants, and the scalar part's kernel, each without writing anything."""
+    launched = []
+    for owner, name in ((device.Tables, "run"), (CapturableBatch, "_launch_rows")):
+        original = getattr(owner, name)
+
+        def watched(self, *arguments, original=original, name=name):
+            before = flat(params)
+            original(self, *arguments)
+            launched.append((name, torch.equal(before, flat(params))))
+
+        monkeypatch.setattr(owner, name, watched)
+    monkeypatch.setattr(device, "_ready", {})
+    params = model()
+    run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
+    assert launched == [("run", True), ("_launch_rows", True), ("_launch_rows", True), ("run", False)]

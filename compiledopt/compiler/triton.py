@@ -51,7 +51,7 @@ import triton
 import triton.language as tl
 {imports}
 
-@triton.jit
+@triton.jit(do_not_specialize=["xnumel"])
 def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
     xindex = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
     xmask = xindex < xnumel

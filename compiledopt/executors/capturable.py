@@ -84,6 +84,7 @@ class CapturableBatch(TritonBatch):
         dtypes = [next(states if name in self.traced.scalar_names else options) for name in inputs]
         dtypes += [self.triton.scalar] * self.triton.columns
         self.rows_kernel = triton.rows_kernel(self.scalars, dtypes)
+        self._launch_rows(torch.zeros(1, dtype=torch.int64, device=self.device), 0)  # compiled and loaded before a write
         names = [name for name in inputs if name not in self.traced.scalar_names and name != "first"]
         self.mirror = Mirror(self.groups, names, self.device)
         self.key: Key = ()
@@ -119,14 +120,17 @@ class CapturableBatch(TritonBatch):
             self._point(states)
             self.key = key
         self.tables.update(pointers, lengths, self.order)
-        with on_device(self.device):
-            used_on_this_stream(self.columns, self.addresses, self.mirror.table)
-            count = -(-self.count // ROWS)
-            self.rows_kernel.function[(count,)](self.addresses, self.count, XBLOCK=ROWS)
+        used_on_this_stream(self.columns, self.mirror.table)
+        self._launch_rows(self.addresses, self.count)
         self.tables.run(self.columns)
         if is_capturing(self.device):
             self.captured.append((self.columns, self.addresses, self.mirror.table))
         self.native.commit(array("d"))
+
+    def _launch_rows(self, addresses: torch.Tensor, count: int) -> None:
+        with on_device(self.device):
+            used_on_this_stream(addresses)
+            self.rows_kernel.function[(max(1, -(-count // ROWS)),)](addresses, count, XBLOCK=ROWS)
 
     def _point(self, states: bytes) -> None:
         """Where each row finds its inputs and leaves its results: one row for each parameter with a gradient."""

@@ -13,6 +13,7 @@ from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.executors import choose
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import kernel_dtypes
+from compiledopt.executors.device import ready
 from compiledopt.executors.entries import Entry, is_sparse
 from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.shards import is_distributed, local, reason_against
@@ -101,7 +102,9 @@ def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any
     try:
         if program.is_clipped and choose.backend(param.device) == "cpp":
             cpp.squares_kernel(grad.dtype.to_real())
-        choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
+        kernel = choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
+        if choose.backend(param.device) == "triton":
+            ready(kernel, kernel_dtypes(dtypes), param.device)
         cpp.launcher()
     except CompileError as error:
         return str(error)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from compiledopt.compiler import triton
+from compiledopt.compiler.errors import CompileError
 from compiledopt.compiler.program import depends_on, value_of
 from compiledopt.compiler.rule import as_float
 from compiledopt.executors.clipping import sum_of_squares
@@ -162,6 +163,38 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     return milliseconds
 
 
+_ready: dict[tuple[str, torch.device], Config | CompileError] = {}
+
+
+def ready(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
+    """The block size and warps of a kernel that runs on a device: it was compiled and loaded there, in both variants, and run on
+    nothing, so that no launch fails while others have written. Raises: CompileError."""
+    key = (kernel.source, device)
+    if key not in _ready:
+        try:
+            chosen = config(kernel, device, lambda: timer(kernel, dtypes, device))
+            _run_on_nothing(kernel, device, chosen)
+            _ready[key] = chosen
+        except (RuntimeError, ImportError, OSError, ValueError, TypeError) as error:  # whatever triton or the driver says
+            _ready[key] = CompileError(f"the kernel cannot run on {device}: {type(error).__name__}: {error}")
+    known = _ready[key]
+    if isinstance(known, CompileError):
+        raise known
+    return known
+
+
+def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: Config) -> None:
+    """Launch both variants on a tensor without elements."""
+    scratch = torch.zeros(2 * triton.ALIGNMENT, dtype=torch.float64, device=device)
+    tables = Tables(kernel, device, chosen)
+    tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, [0], [0])))
+    nowhere = torch.zeros(1, 2, dtype=torch.int32, device=device)
+    tables.launches = [(aligned, 1, nowhere) for aligned in (True, False)]
+    tables.run(torch.ones(max(1, kernel.columns), dtype=kernel.scalar, device=device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class TritonBatch(CompiledBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
 
@@ -175,8 +208,7 @@ class TritonBatch(CompiledBatch):
     def _make_tables(self) -> None:
         dtypes = kernel_dtypes(self.dtypes)
         self.triton = triton.kernel(self.traced.program, dtypes)
-        chosen = config(self.triton, self.device, lambda: timer(self.triton, dtypes, self.device))
-        self.tables = Tables(self.triton, self.device, chosen)
+        self.tables = Tables(self.triton, self.device, ready(self.triton, dtypes, self.device))
 
     def prepare(self) -> bool:
         if is_capturing(self.device):
