@@ -167,7 +167,7 @@ _ready: dict[tuple[str, torch.device], Config | CompileError] = {}
 
 
 def ready(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
-    """The block size and warps of a kernel that runs on a device: it was compiled and loaded there, in both variants, and run on
+    """The block size and warps of a kernel that runs on a device: compiled and loaded there, in both variants, and run on
     nothing, so that no launch fails while others have written. Raises: CompileError."""
     key = (kernel.source, device)
     if key not in _ready:
