@@ -192,6 +192,18 @@ def test_tuning_takes_the_fastest_and_survives_what_cannot_run():
     assert tuning.config(kernel, torch.device("cpu"), lambda: milliseconds) == tuning.DEFAULT
 
 
+def test_tuning_without_room_is_left_for_another_time(monkeypatch):
+    def no_room():
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(tuning, "_known", {})
+    monkeypatch.setattr(tuning.cache, "load", lambda _: None)
+    kernel = triton.kernel(program_of(next(c for c in CASES if str(c) == "AdamW-default")), [torch.float32] * 4)
+    assert tuning.config(kernel, torch.device("cuda"), no_room) == tuning.DEFAULT and not tuning._known
+    assert tuning.config(kernel, torch.device("cuda"), lambda: lambda candidate: -candidate[0]) == (4096, 8)
+
+
 def test_explain_for_a_gpu_tells_of_the_norm(capsys):
     for more, told in (([], False), (["--option", "max_grad_norm=1.0"], True)):
         assert __main__.main(["explain", "SGD", "--device", "cuda", *more]) == 0

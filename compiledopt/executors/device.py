@@ -148,12 +148,13 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     numbers = [array("q", values).tobytes() for values in ([t.data_ptr() for t in tensors], [ELEMENTS], [0])]
 
     def once(tables: Tables) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        tables.run(table)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+        with on_device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            tables.run(table)
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
 
     def milliseconds(candidate: Config) -> float:
         tables = Tables(kernel, device, candidate)

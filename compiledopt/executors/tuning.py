@@ -27,7 +27,10 @@ def config(kernel: triton.TritonKernel, device: torch.device, timer: Callable[[]
     if (name, kernel.source) not in _known:
         content = cache.load(f"{name}.json")
         if content is None:
-            chosen = best(timer())
+            try:
+                chosen = best(timer())
+            except torch.OutOfMemoryError:  # no room to try in: another time
+                return DEFAULT
             cache.store(f"{name}.json", json.dumps(chosen).encode())
         else:
             chosen = tuple(json.loads(content))
