@@ -1,8 +1,11 @@
 """Rules that reduce, compiled into passes: against themselves in float64, and against executors that call them on tensors."""
 
+import itertools
+import math
 import subprocess
 import sys
 import warnings
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +132,27 @@ def test_results_do_not_depend_on_threads(rule):
     expected = in_float64(rule, parameters(shapes=shapes), Gradients(), range(2))
     effect = rms(flat(expected) - flat(parameters(shapes=shapes)))
     assert rms(flat(params) - flat(expected)) <= 1e-5 * effect
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rule", [Lamb, Rows, Sm3], ids=lambda rule: rule.__name__)
+def test_random_shapes(rule, seed):
+    """Runs that end in the middle of tiles and parts, for any number of threads."""
+    random, before = torch.Generator().manual_seed(seed), torch.get_num_threads()
+    sizes = [1, 2, 3, 7, 16, 64, 255, 256, 257, 300, 1000, 2049]
+    picked = torch.randint(len(sizes), (4, 2), generator=random).tolist()
+    shapes = [(seed % 3 + 1, sizes[a], sizes[b]) for a, b in picked] + [(1 + 97 * seed, 2999 - 300 * seed)]
+    mine = parameters(shapes=shapes)
+    torch.set_num_threads(1 + seed % 4)
+    try:
+        run(rule(mine, compiled=True), mine, Gradients(), range(3))
+    finally:
+        torch.set_num_threads(before)
+    expected = in_float64(rule, parameters(shapes=shapes), Gradients(), range(3))
+    for a, b, start in zip(mine, expected, parameters(shapes=shapes), strict=True):
+        effect = rms(b.detach() - start.detach())
+        assert effect > 0 and rms(a.detach() - b.detach()) <= 1e-5 * max(effect, rms(start.detach()))
 
 
 @pytest.mark.parametrize("rule", [Lamb, Rows], ids=lambda rule: rule.__name__)
@@ -262,6 +286,21 @@ def test_what_stands_around_a_rule(options):
     plain = parameters(torch.float64, [(6, 5), (9,)])
     run(Lamb(plain), plain, Gradients(torch.float64), range(5))
     assert "ema_decay" in options or rms(flat(plain) - results[0][0]) > 1e-4
+
+
+def test_what_is_kept_is_small():
+    """Sums of rows, of columns, and of parts: a fifth of a parameter of usual shape, six times one of long thin matrices."""
+    for rule in [rule for rule, _ in RULES] + [compiledopt.Adafactor]:
+        params = parameters(shapes=[(4, 5)])
+        optimizer = rule(params, compiled=True)
+        run(optimizer, params, Gradients(), range(1))
+        (batch,) = optimizer._plan.batches
+        for shape in itertools.product([1, 3, 25, 10**4], [1, 3, 1000, 10**6], [1, 3, 256, 2049, 10**6]):
+            elements = math.prod(shape)
+            if elements <= 10**9:
+                room = batch._call("passes_room", (array("q", shape).tobytes(), 2))
+                usual = min(shape[1:]) >= 256
+                assert room <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, room)
 
 
 # ---- what can fail ----

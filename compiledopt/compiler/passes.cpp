@@ -127,8 +127,10 @@ struct Window {
   double* sums;
   void* near;
   int64_t rows, matrix, at;
+  int64_t columns;  // that are summed, of a row
 
   int64_t bytes() const { return aligned((end - begin) * 8); }
+  int64_t all_bytes(int64_t wide) const { return bytes() + aligned(columns * wide); }
 };
 
 // Whether nothing is added up: a parameter of one column has its elements for the sums of its rows.
@@ -139,8 +141,12 @@ bool is_copy(const Pass& pass, const Reduction& r, const Shape& shape) {
 Window window_of(const Pass& pass, const Reduction& r, const Shape& shape, int64_t begin, int64_t end) {
   if (is_copy(pass, r, shape)) return {0, 0};
   const Cursor first(shape, pass.axes, begin), last(shape, pass.axes, end - 1);
-  if (r.axes & kColumns) return {first.matrix * shape.columns, (last.matrix + 1) * shape.columns};
-  return {first.place(r.axes), last.place(r.axes) + 1};
+  Window window{first.place(r.axes), last.place(r.axes) + 1};
+  if (r.axes & kColumns) {
+    window.begin = first.matrix * shape.columns, window.end = (last.matrix + 1) * shape.columns;
+    window.columns = shape.columns;
+  }
+  return window;
 }
 
 // One parameter's buffers, numbers and windows, laid out in one block of memory.
@@ -167,7 +173,7 @@ struct Job {
     for (int64_t axes : rule.buffers) total += aligned(shape.size(axes) * rule.wide);
     for (const auto& windows_of_pass : windows) {
       int64_t sums = 0;
-      for (const auto& w : windows_of_pass) sums += w.bytes() + aligned(shape.columns * 8);
+      for (const auto& w : windows_of_pass) sums += w.all_bytes(rule.wide);
       most = std::max(most, sums);  // one pass's at a time
     }
     return total + most;
@@ -178,7 +184,7 @@ struct Job {
       char* at = memory;
       for (auto& w : windows_of_pass) {
         w.sums = reinterpret_cast<double*>(at), w.near = at + w.bytes();
-        at += w.bytes() + aligned(shape.columns * 8);
+        at += w.all_bytes(rule.wide);
       }
     }
   }
