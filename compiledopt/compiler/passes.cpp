@@ -192,30 +192,36 @@ struct Job {
 
 // ---- tiles ----
 
-template <class T> void fill(char* to, const char* from, int64_t n) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  std::fill_n(reinterpret_cast<T*>(to), n, value);
-}
-
 // The processor's own prefetching stops at each page: 8% of a step on 20 × 1000×1000.
 void prefetch(const char* data, int64_t from, int64_t to) {
   for (int64_t at = from; at < to; at += 64) __builtin_prefetch(data + at);
 }
 
+// A smaller operand's value for each of n elements, run by run. A memcpy or fill_n of three values takes longer than the three.
+template <class T> void spread_runs(const T* data, const Operand& o, int64_t axes, Cursor cursor, int64_t n, T* tile) {
+  const bool varies = o.axes & last_axis(axes), row_by_row = o.axes == (axes & ~last_axis(axes));
+  const T* from = data + cursor.place(o.axes);
+  for (int64_t i = 0, m; i < n; i += m) {
+    m = std::min(cursor.left(), n - i);
+    if (varies)
+      for (int64_t j = 0; j < m; ++j) tile[i + j] = from[j];
+    else
+      for (int64_t j = 0; j < m; ++j) tile[i + j] = *from;
+    cursor.move(m);
+    from = row_by_row ? from + 1 : data + cursor.place(o.axes);
+  }
+}
+
 // The n values that a pass reads of a smaller operand, from the cursor on: as they are, or copied into the tile.
 char* spread(char* data, const Operand& o, const Pass& pass, Cursor cursor, int64_t n, char* tile) {
-  const bool varies = o.axes & last_axis(pass.axes);
-  if (varies && n <= cursor.left()) return data + cursor.place(o.axes) * o.bytes;
-  for (int64_t i = 0, m; i < n; i += m, cursor.move(m)) {
-    m = std::min(cursor.left(), n - i);
-    const char* from = data + cursor.place(o.axes) * o.bytes;
-    char* to = tile + i * o.bytes;
-    if (varies) std::memcpy(to, from, m * o.bytes);
-    else if (o.bytes == 2) fill<uint16_t>(to, from, m);
-    else if (o.bytes == 4) fill<uint32_t>(to, from, m);
-    else fill<uint64_t>(to, from, m);
-  }
+  if (o.axes & last_axis(pass.axes) && n <= cursor.left()) return data + cursor.place(o.axes) * o.bytes;
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    spread_runs(reinterpret_cast<const T*>(data), o, pass.axes, cursor, n, reinterpret_cast<T*>(tile));
+  };
+  if (o.bytes == 2) run(uint16_t());
+  else if (o.bytes == 4) run(uint32_t());
+  else run(uint64_t());
   return tile;
 }
 
@@ -223,13 +229,7 @@ template <class A> A larger(A a, A b) { return !(a <= b) & !(b != b) ? a : b; }
 template <class A> A smaller(A a, A b) { return !(a >= b) & !(b != b) ? a : b; }
 
 // Many at once so that the compiler vectorizes them; few to each, so that float32 does not round the small away.
-template <class T, class F> double folded(const T* values, int64_t n, T start, F join) {
-  constexpr int64_t lanes = 64;
-  if (n < lanes) {
-    double total = start;
-    for (int64_t i = 0; i < n; ++i) total = join(total, double(values[i]));
-    return total;
-  }
+template <int64_t lanes, class T, class F> double folded_by(const T* values, int64_t n, T start, F join) {
   T sums[lanes];
   std::fill_n(sums, lanes, start);
   const int64_t whole = n / lanes * lanes;
@@ -239,6 +239,14 @@ template <class T, class F> double folded(const T* values, int64_t n, T start, F
   for (int64_t width = lanes / 2; width >= 4; width /= 2)
     for (int64_t j = 0; j < width; ++j) sums[j] = join(sums[j], sums[j + width]);
   return join(join(double(sums[0]), double(sums[1])), join(double(sums[2]), double(sums[3])));
+}
+
+template <class T, class F> double folded(const T* values, int64_t n, T start, F join) {
+  if (n >= 64) return folded_by<64>(values, n, start, join);
+  if (n >= 16) return folded_by<16>(values, n, start, join);
+  double total = start;
+  for (int64_t i = 0; i < n; ++i) total = join(total, double(values[i]));
+  return total;
 }
 
 template <class T, class F> void add_to(double* sums, const T* values, int64_t n, F join) {
