@@ -179,11 +179,8 @@ def explain(
 
 def _variant(entry: Entry) -> Variant | None:
     """What runs in passes, where the rule reduces and is compiled."""
-    if entry.traced.elementwise or entry.choice.executor != "compiled":
-        return None
-    variant = entry.traced.variant(entry.param)
-    assert isinstance(variant, Variant)
-    return variant
+    runs = entry.runs if entry.choice.executor == "compiled" else None
+    return runs if isinstance(runs, Variant) else None
 
 
 def _part(

@@ -373,6 +373,8 @@ def test_states_that_the_passes_do_not_take():
     [
         ("grad.sum(-1)", "sum over -1 with keepdim=False"),
         ("grad.sum(0, keepdim=True)", "sum over 0 with keepdim=True"),
+        ("grad.sum(5, keepdim=True)", "sum over 5 with keepdim=True"),
+        ("grad.amax(dim=(), keepdim=True)", r"amax over () with keepdim=True"),
         ("grad.norm(1)", "a norm of order 1"),
         ("grad.reshape(-1)", "reshape is not a pointwise operation"),
         ("lr.mean()", "mean is not a pointwise operation"),

@@ -90,7 +90,8 @@ class Tracer:
             raise NotElementwise(_unknown(op))
         dims = [dim] if isinstance(dim, int) else range(self.dims) if dim is None else dim
         gone = {index + self.dims if index < 0 else index for index in dims}
-        if len(gone) < self.dims and (not keepdim or min(gone) < self.dims - 2):
+        known = set(range(self.dims)) if len(gone) == self.dims else set(range(max(self.dims - 2, 0), self.dims))
+        if not gone or not gone <= known or (len(gone) < self.dims and not keepdim):
             raise NotElementwise(f"{author_line()}: {op} over {dim} with keepdim={keepdim} is not one over rows or columns")
         axes = NUMBER
         if len(gone) < self.dims:

@@ -77,7 +77,7 @@ class Options:
         self.names = [*flags, *(name for name in choose.OPTIONS if name in group)]
         self.values = [group[name] for name in self.names]
         self.branches = [(name, truthy(group[name])) for name in rule.branches]
-        # A None among numbers is a flag; where there was none, nobody would put one but where a rule reduces (Adafactor's eps).
+        # A None among numbers selects a program, as in Adafactor's eps; rules that are elementwise have no such numbers.
         self.tuples = [name for name in rule.options if isinstance(group.get(name), tuple | list) and not rule.elementwise]
         self.absent = self._absent(group)
 
