@@ -144,7 +144,7 @@ Window window_of(const Pass& pass, const Reduction& r, const Shape& shape, int64
   Window window{first.place(r.axes), last.place(r.axes) + 1};
   if (r.axes & kColumns) {
     window.begin = first.matrix * shape.columns, window.end = (last.matrix + 1) * shape.columns;
-    window.columns = shape.columns;
+    window.columns = shape.rows > kNear ? shape.columns : 0;
   }
   return window;
 }
@@ -244,8 +244,8 @@ template <int64_t lanes, class T, class F> double folded_by(const T* values, int
 template <class T, class F> double folded(const T* values, int64_t n, T start, F join) {
   if (n >= 64) return folded_by<64>(values, n, start, join);
   if (n >= 16) return folded_by<16>(values, n, start, join);
-  double total = start;
-  for (int64_t i = 0; i < n; ++i) total = join(total, double(values[i]));
+  T total = start;
+  for (int64_t i = 0; i < n; ++i) total = join(total, values[i]);
   return total;
 }
 
@@ -270,6 +270,10 @@ void reduce(const T* values, const Reduction& r, Cursor cursor, int64_t n, Windo
     if (!varies) {
       double& sum = sums[cursor.place(r.axes)];
       sum = join(sum, folded(values + i, m, start, join));
+      continue;
+    }
+    if (shape.rows <= kNear) {  // so few that their doubles cost less than a detour
+      add_to(sums + cursor.place(r.axes), values + i, m, join);
       continue;
     }
     if (window.rows == kNear || cursor.matrix != window.matrix) flush(window, shape.columns, start, join);
