@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from compiledopt.arguments import Extras, LearningRate, at_start, check_tensor_number
+from compiledopt.compiler.products import add_product
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
@@ -42,8 +43,8 @@ def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Te
     x = x / x.norm().clamp_min(eps)
     for _ in range(steps):
         gram = x @ x.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
+        polynomial = add_product(gram, gram, gram, b, c)
+        x = add_product(x, polynomial, x, a, 1.0)
     return x if wide else x.mT
 
 
@@ -72,7 +73,7 @@ def muon(
     update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
     update = orthogonalize(update, ns_coefficients, ns_steps, eps)
     ratio = lr_ratio(adjust_lr_fn, *param.shape)
-    return param * (1 - lr * weight_decay) - (lr * ratio) * update, momentum_buffer
+    return param * (1 - lr * weight_decay) - (lr * ratio) * update.to(param.dtype), momentum_buffer
 
 
 class Muon(Optimizer):
