@@ -423,10 +423,6 @@ struct Worker {
   }
 };
 
-}  // namespace
-
-namespace {
-
 // The parameters of a step, and who runs which: small ones are a thread's own, large ones are everybody's, one by one.
 struct Work {
   Rule rule;

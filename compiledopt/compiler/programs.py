@@ -164,6 +164,12 @@ class Traced(Runnable):
             self._variants[key] = self._make_variant(*key)
         return self._variants[key]
 
+    def runs(self, param: torch.Tensor) -> Traced | Variant:
+        """What the compiled executor runs for a parameter: this, or where the rule reduces, the variant that fits it."""
+        variant = self if self.elementwise else self.variant(param)
+        assert not isinstance(variant, str), variant
+        return variant
+
     def _make_variant(self, dims: int, dtype: torch.dtype, order: int) -> Variant | str:
         if self._group is None:
             return self.reason

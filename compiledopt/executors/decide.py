@@ -14,10 +14,9 @@ from compiledopt.executors import choose
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import kernel_dtypes
 from compiledopt.executors.device import ready
-from compiledopt.executors.entries import Entry, is_sparse
+from compiledopt.executors.entries import is_sparse, operand_dtypes
 from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.shards import is_distributed, local, reason_against
-from compiledopt.executors.states import future_dtypes
 
 
 def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
@@ -33,21 +32,17 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
         return special
     if choice.executor != "compiled":
         return choice
-    if not program.elementwise:
-        reason = against_passes(program, group, param, state)
-        if reason is not None and choice.required:
-            raise choose.refused(choice, reason)
-        return choice if reason is None else Choice("foreach", reason, fallback=True)
     reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
-    reason = reason or choose.tensor_reason(local(param))
-    if reason is not None and choice.required:
+    reason = reason or choose.tensor_reason(local(param)) or compile_reason(program, param, state)
+    if reason is None:
+        return choice
+    if choice.required:
         raise choose.refused(choice, reason)
-    if reason is not None and reason == choose.NOT_DENSE:
+    if not program.elementwise:
+        return Choice("foreach", reason, fallback=True)
+    if reason == choose.NOT_DENSE:
         return Choice("for-loop", reason, fallback=True)
-    reason = reason or compile_reason(program, param, state)
-    if reason is not None and choice.required:
-        raise choose.refused(choice, reason)
-    return choice if reason is None else choose.eager_choice(param.device, reason, fallback=True)
+    return choose.eager_choice(param.device, reason, fallback=True)
 
 
 def special_choice(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice | None:
@@ -78,33 +73,19 @@ def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) ->
     return f"{program.rule.name} reduces, and a parameter is distributed" if is_distributed(param) else None
 
 
-def against_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
-    """Compile the passes for a parameter, unless that was done already; why they cannot be had, or None."""
-    reason = choose.device_reason(param.device) or choose.tensor_reason(param)
-    variant = program.variant(param)
-    assert isinstance(variant, Variant)
-    try:
-        if reason is None:
-            entry = Entry(param, dict(state), 0, program, Choice("compiled", ""))
-            if variant.is_clipped:
-                cpp.squares_kernel(entry.dtypes()[1])
-            passes_kernel(variant, entry.dtypes())
-            cpp.launcher()
-    except CompileError as error:
-        return str(error)
-    return reason
-
-
 def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
-    """Compile the kernel for a parameter, unless it is compiled already; why it cannot be had, or None."""
-    grad = param if param.grad is None else param.grad
-    dtypes = (param.dtype, grad.dtype, *future_dtypes(program, param, state))
+    """Compile what a parameter needs, unless it is compiled already; why it cannot be had, or None."""
+    runs = program.runs(param)
+    dtypes = operand_dtypes(runs, param, state)
     try:
-        if program.is_clipped and choose.backend(param.device) == "cpp":
-            cpp.squares_kernel(grad.dtype.to_real())
-        kernel = choose.kernels(param.device).kernel(program.program, kernel_dtypes(dtypes))
-        if choose.backend(param.device) == "triton":
-            ready(kernel, kernel_dtypes(dtypes), param.device)
+        if runs.is_clipped and choose.backend(param.device) == "cpp":
+            cpp.squares_kernel(dtypes[1].to_real())
+        if isinstance(runs, Variant):
+            passes_kernel(runs, dtypes)
+        else:
+            kernel = choose.kernels(param.device).kernel(runs.program, kernel_dtypes(dtypes))
+            if choose.backend(param.device) == "triton":
+                ready(kernel, kernel_dtypes(dtypes), param.device)
         cpp.launcher()
     except CompileError as error:
         return str(error)

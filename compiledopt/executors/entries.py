@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,13 @@ import torch
 from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import Choice
+from compiledopt.executors.states import future_dtypes
+
+
+def operand_dtypes(runs: Traced | Variant, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """Of a parameter, its gradient, and its states as they are or will be made."""
+    grad = param if param.grad is None else param.grad
+    return (param.dtype, grad.dtype, *future_dtypes(runs, param, state))
 
 
 @dataclass(eq=False)
@@ -27,16 +34,12 @@ class Entry:
 
     @property
     def runs(self) -> Traced | Variant:
-        """What the compiled executor runs for it: the program, or where the rule reduces the variant of it that fits."""
-        variant = self.traced if self.traced.elementwise else self.traced.variant(self.param)
-        assert not isinstance(variant, str), variant
-        return variant
+        """What the compiled executor runs for it."""
+        return self.traced.runs(self.param)
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Of the operands of `runs`; of states that are not made yet, what they will be."""
-        param, states = self.param, map(self.state.get, self.runs.state_names)
-        grad = param if param.grad is None else param.grad
-        return (param.dtype, grad.dtype, *(s.dtype if isinstance(s, torch.Tensor) else param.dtype for s in states))
+        return operand_dtypes(self.runs, self.param, self.state)
 
 
 def is_sparse(grad: torch.Tensor | None) -> bool:

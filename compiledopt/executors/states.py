@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler.programs import Traced
+from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import same_layout
 
@@ -22,9 +22,9 @@ def is_complete(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -
     return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.states_of(param)))
 
 
-def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+def future_dtypes(runs: Traced | Variant, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
     """The dtypes of the states as they are, or as they will be made."""
-    values = [state.get(name) for name in traced.state_names]
+    values = [state.get(name) for name in runs.state_names]
     return tuple(v.dtype if isinstance(v, torch.Tensor) else param.dtype for v in values)
 
 
