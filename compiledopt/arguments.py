@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from compiledopt.compiler.derive import CLIP, EMA
+from compiledopt.compiler.derive import CLIP, EMA, asked
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
 
@@ -32,13 +32,13 @@ def at_start(lr: Any) -> Any:
 
 def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
     """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
-    asked = [name for name in (CLIP, EMA) if options.get(name) is not None]
-    asked += ["a schedule as lr"] if isinstance(options.get("lr"), Schedule) else []
-    if rule is None and asked:
-        raise ValueError(f"{asked[0]} is for optimizers that are one rule for each parameter, which this one is not")
-    if options.get(CLIP) is not None:
+    wanted = [name for name in (CLIP, EMA) if asked(rule, options, name)]
+    around = [*wanted, "a schedule as lr"] if isinstance(options.get("lr"), Schedule) else wanted
+    if rule is None and around:
+        raise ValueError(f"{around[0]} is for optimizers that are one rule for each parameter, which this one is not")
+    if CLIP in wanted:
         check_number(options[CLIP], f"Invalid {CLIP} value")
-    decay = options.get(EMA)
+    decay = options[EMA] if EMA in wanted else None
     if decay is not None and not 0.0 <= decay <= 1.0:
         raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
     if decay is not None and rule is not None and not rule.elementwise:

@@ -236,7 +236,7 @@ def _formula(program: Program | None) -> Formula:
 def _operands(entry: Entry, dtypes: Sequence[torch.dtype]) -> tuple[dict[str, torch.dtype], list[str]]:
     """The dtypes of what a step reads that is shaped like the parameter, and the names of what it writes of that."""
     shapes = {"param": entry.param.shape, "grad": entry.param.shape, **entry.traced.shapes_of(entry.param)}
-    named = dict(zip(("param", "grad", *entry.traced.state_names), dtypes, strict=True))
+    named = dict(zip(("param", "grad", *entry.traced.states_of(entry.param)), dtypes, strict=True))
     names = {name: dtype for name, dtype in named.items() if shapes.get(name) == entry.param.shape}
     if entry.traced.elementwise:
         return names, list(entry.traced.program.tensor_outputs)

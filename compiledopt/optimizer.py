@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, overload
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.arguments import Extras, check_extras
-from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE
-from compiledopt.compiler.dynamo import wants_whole_graph
+from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE, asked
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
@@ -21,17 +22,29 @@ from compiledopt.executors import choose
 from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch
 from compiledopt.executors.entries import is_sparse
-from compiledopt.executors.groups import ScheduledGroup, scheduled
+from compiledopt.executors.groups import Ended, ScheduledGroup, scheduled
 from compiledopt.executors.in_graph import register, step_in_graph
-from compiledopt.executors.loading import check_groups, check_states, own, tensors_of
+from compiledopt.executors.loading import check_groups, check_states, own, restore_dtypes, tensors_of
 from compiledopt.executors.plan import Owner, Plan, foresee
 from compiledopt.executors.scaling import Scaling
 from compiledopt.executors.states import StateMaker, scalar_dtype
 from compiledopt.executors.swapping import averages, swapped
 from compiledopt.explain import Explanation, explain
+from compiledopt.torch_private import wants_whole_graph, watched_by
 
 StateDict = dict[str, Any]
 _outside_dynamo: list[Callable[[Optimizer], None]] = []
+
+
+def _remember(optimizer: torch.optim.Optimizer, state_dict: StateDict) -> None:
+    optimizer._loading = state_dict  # type: ignore[attr-defined]
+
+
+def _schedule_of(group: dict[str, Any]) -> Schedule | None:
+    """That of a group, also where a number has ended it."""
+    if isinstance(group, ScheduledGroup) and group.ended is not None:
+        return group.ended.schedule
+    return group.get(SCHEDULE)
 
 
 def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
@@ -55,6 +68,8 @@ class Optimizer(torch.optim.Optimizer):
     # What torch's __setstate__ fills into groups that were saved by an older version.
     missing: ClassVar[Mapping[str, Any]] = {}
 
+    # Dynamo loses what a constructor that it traces sets before a graph break.
+    @torch._disable_dynamo  # type: ignore[untyped-decorator,attr-defined]
     def __init__(self, params: ParamsT, defaults: dict[str, Any], extras: Extras | None = None) -> None:
         extras = extras or {}
         if unknown := set(extras) - set(Extras.__annotations__):
@@ -62,19 +77,21 @@ class Optimizer(torch.optim.Optimizer):
         choose.check_options(defaults)
         self._forget()
         self._reasons: set[str] = set()
+        self._told: set[Ended] = set()
         super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
 
     def _forget(self) -> None:
         self._number = register(self)
         self._plan: Plan | None = None
-        self._captured: list[CompiledBatch] = []
         self._scaling: Scaling | None = None
         self._clipping: Clipping | None = None
+        self._captured: list[CompiledBatch] = []
+        self._fresh: set[Tensor] = set()
         self._swapped = False
 
     def __setstate__(self, state: StateDict) -> None:
         """Take over groups and states, as torch's, when unpickled, copied or loaded; loading checks them before."""
-        theirs = self.__dict__.pop("_loading", None)
+        theirs: StateDict | None = self.__dict__.pop("_loading", None)
         for index, group in enumerate(state["param_groups"]):
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
@@ -86,14 +103,15 @@ class Optimizer(torch.optim.Optimizer):
             if rule is not None:
                 check_groups(rule, state["param_groups"], type(self).__name__)
                 check_states(rule, state["param_groups"], state["state"], type(self).__name__)
-            own(state["state"], theirs)
+                restore_dtypes(rule, state["param_groups"], state["state"], theirs)
+            own(state["state"], tensors_of(theirs))
         super().__setstate__(state)
         self._forget()
-        self._reasons = set()
+        self._reasons, self._told = set(), set()
         self._list_parameters()
         for group in self.param_groups:
             if isinstance(group, ScheduledGroup):
-                group.state = self.state
+                group.owner = ref(self)
             for param in group["params"]:
                 self._tensor_scalars(param, group)
 
@@ -103,7 +121,7 @@ class Optimizer(torch.optim.Optimizer):
         on_device = group.get("capturable") or group.get("fused")
         for name in self.rule.scalars & set(values):
             if not isinstance(values[name], Tensor):
-                device = param.device if on_device else None
+                device = param.device if on_device else torch.device("cpu")
                 values[name] = torch.tensor(float(values[name]), dtype=scalar_dtype(group), device=device)
 
     # ---- groups ----
@@ -133,11 +151,14 @@ class Optimizer(torch.optim.Optimizer):
         self._traceable = [param for group in self.param_groups for param in group["params"]]
 
     def _schedule(self, index: int, schedule: Schedule | None = None) -> None:
+        """Give a group its schedule: this one, one that stands there as `lr`, or that of another optimizer with this group."""
         group = self.param_groups[index]
-        given = group.get("lr")  # a rule of one's own need not have a rate
+        given = dict.get(group, "lr")  # as it stands there; a rule of one's own need not have a rate
         schedule = schedule or (given if isinstance(given, Schedule) else None)
+        if isinstance(group, ScheduledGroup) and (group.owner is None or group.owner() is not self):
+            schedule = schedule or group.get(SCHEDULE)
         if schedule is not None:
-            self.param_groups[index] = scheduled(group, schedule, self.state)
+            self.param_groups[index] = scheduled(dict(group), schedule, self)
 
     def state_dict(self) -> StateDict:
         """As torch's. A schedule is code and is not in it: `lr` is the number that it gave."""
@@ -152,17 +173,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """As torch's, but tensors are copied, never shared with `state_dict`, and what does not fit is refused before
-        anything changes. Schedules stay those of this optimizer, and go on from the steps that are loaded.
+        anything changes. Schedules stay those of this optimizer, come back where a number ended them, and go on from the
+        steps that are loaded.
 
         Raises: ValueError, naming the first mismatch.
         """
         if self._swapped:
             raise RuntimeError("load_state_dict() within use_ema(): the parameters hold their averages; leave it first")
-        kept = [group.get(SCHEDULE) for group in self.param_groups]
-        self._loading = tensors_of(state_dict)
+        kept = [_schedule_of(group) for group in self.param_groups]
+        # The last of the hooks that may exchange it: torch casts every state to its parameter's dtype, so it is read again.
+        handle = self.register_load_state_dict_pre_hook(_remember)
         try:
             super().load_state_dict(state_dict)
         finally:
+            handle.remove()
             self.__dict__.pop("_loading", None)
         for index, schedule in enumerate(kept):
             if schedule is not None:
@@ -209,9 +233,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._opt_called = True
-        self._refuse_capture()
         if self._swapped:
             raise RuntimeError("step() within use_ema(): the parameters hold their averages; leave it first")
+        watched = watched_by()
+        if watched is not None:
+            self._update_watched(watched)
+            return
+        self._refuse_capture()
         scaling, skipped = self._take_scale()
         plan = self._plan
         if skipped:
@@ -224,7 +252,7 @@ class Optimizer(torch.optim.Optimizer):
         """The norm over all gradients at the last step, before `max_grad_norm` clipped them: a 0-dim float64 tensor where
         the gradients are. None without such an option or before the first step."""
         norm = None if self._clipping is None else self._clipping.norm
-        return torch.tensor(norm, dtype=torch.float64) if isinstance(norm, float) else norm
+        return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
 
     def ema_parameters(self) -> list[Tensor]:
         """The averages that `ema_decay` keeps, in the order of the parameters; a parameter itself before its first step."""
@@ -246,16 +274,18 @@ class Optimizer(torch.optim.Optimizer):
             finally:
                 self._swapped = False
 
-    def _take_scale(self) -> tuple[Scaling | None, bool]:
-        """What torch.amp.GradScaler set on this optimizer, and whether it is known already that the step is left out."""
+    def _take_scale(self, read: bool = True) -> tuple[Scaling | None, bool]:
+        """What torch.amp.GradScaler set on this optimizer, and whether it is known already that the step is left out. read:
+        whether a value may be read."""
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is None and grad_scale is None:
             return None, False
-        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
+        if read and found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
             return None, True
-        self._scaling = self._scaling or Scaling()
-        self._scaling.set(grad_scale, found_inf)
-        return self._scaling, False
+        scaling = (self._scaling or Scaling()) if read else Scaling()  # one that holds a tracer's tensors is not kept
+        self._scaling = scaling if read else self._scaling
+        scaling.set(grad_scale, found_inf)
+        return scaling, False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -292,21 +322,49 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             program = traced(self.rule, group)
             for param in group["params"]:
-                maker.make(program, param, group, len(group["params"]))
+                if maker.make(program, param, group, len(group["params"])):
+                    self._fresh.add(param)
+
+    def _update_watched(self, watched: str) -> None:
+        """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
+        scaling, skipped = self._take_scale(read=False)
+        if not skipped:
+            clipping = Clipping(on_host=False) if self._is_clipped() else None
+            self._make_plan(scaling, clipping, watched).run()
+            self._clipping = clipping
+
+    def _is_clipped(self) -> bool:
+        return any(asked(self.rule, group, CLIP) for group in self.param_groups)
+
+    def _make_plan(self, scaling: Scaling | None, clipping: Clipping | None, watched: str | None = None) -> Plan:
+        for index in range(len(self.param_groups)):  # a schedule may have been put into a group by hand
+            self._schedule(index)
+        self._tell_ended()
+        name, groups = type(self).__name__, self.param_groups
+        return Plan(Owner(name, self.rule, groups, self.state, self._reasons, self._fresh, scaling, clipping, watched))
 
     def _run_new_plan(self, scaling: Scaling | None) -> None:
         if self._plan is not None:  # what captured graphs read must outlive the plan
             self._captured += [b for b in self._plan.batches if isinstance(b, CompiledBatch) and b.is_captured]
         self._plan = None
-        for index in range(len(self.param_groups)):  # a schedule may have been put into a group by hand
-            self._schedule(index)
-        clipped = any(group.get(CLIP) is not None for group in self.param_groups)
-        self._clipping = (self._clipping or Clipping()) if clipped else None
-        name, groups = type(self).__name__, self.param_groups
-        plan = Plan(Owner(name, self.rule, groups, self.state, self._reasons, scaling, self._clipping))
-        self._plan = plan
+        self._clipping = (self._clipping or Clipping()) if self._is_clipped() else None
+        plan = self._plan = self._make_plan(scaling, self._clipping)
         if not plan.run():
             raise RuntimeError(f"{type(self).__name__}: parameters, gradients or states changed during the step")
+
+    def _tell_ended(self) -> None:
+        """Say once of a schedule that a number took its place. Not where the number is 0: so distributed checkpoints take a
+        step that makes the states, before they put the rate back."""
+        for index, group in enumerate(self.param_groups):
+            ended = group.ended if isinstance(group, ScheduledGroup) else None
+            if ended is None or ended in self._told or group["lr"] == 0:
+                continue
+            self._told.add(ended)
+            warnings.warn(
+                f"the schedule {ended.schedule} of param_groups[{index}] ended, since {ended.by} set its lr to {group['lr']}; "
+                "to go on with it, assign the schedule to group['lr'] again, or load a state_dict",
+                stacklevel=2,
+            )
 
     def refresh(self) -> None:
         """Bring numbers of the groups that changed to the device, for replays of a captured step: with capturable=True, call it

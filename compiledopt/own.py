@@ -74,7 +74,7 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
         options = {key: value for key, value in bound.arguments.items() if key not in ("self", "params")}
         check_options(options)
         params: ParamsT = bound.arguments["params"]
-        extras = {key: options.pop(key) for key in EXTRAS}
+        extras = {key: options.pop(key) for key in EXTRAS if key not in defaults}
         Optimizer.__init__(self, params, options, extras)  # type: ignore[arg-type]
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]

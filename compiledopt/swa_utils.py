@@ -15,6 +15,7 @@ from torch.optim.swa_utils import SWALR, update_bn
 from compiledopt.compiler.derive import towards
 from compiledopt.compiler.rule import rule
 from compiledopt.executors.averaging import Averages
+from compiledopt.torch_private import watched_by
 
 __all__ = [
     "SWALR",
@@ -121,7 +122,7 @@ class AveragedModel(torchs.AveragedModel):
     def update_parameters(self, model: Module) -> None:
         """Take `model` into the average. Mutates: the average and `n_averaged`."""
         function = self.multi_avg_fn or self.avg_fn or Averaging(None, multi=True)
-        if not isinstance(function, Averaging) or not self._fused(model, function):
+        if not isinstance(function, Averaging) or watched_by() is not None or not self._fused(model, function):
             super().update_parameters(model)
 
     @torch.no_grad()

@@ -116,9 +116,9 @@ def between_steps(rank, world, folder):
     before = compiledopt.compile_stats()["plans_built"]
     train(net, optimizer, range(6, 9), mine(rank, world))
     assert compiledopt.compile_stats()["plans_built"] == before
-    attribute, compiledopt.compiler.distributed.ATTRIBUTE = compiledopt.compiler.distributed.ATTRIBUTE, "gone in this torch"
+    attribute, compiledopt.torch_private.LOCAL_TENSOR = compiledopt.torch_private.LOCAL_TENSOR, "gone in this torch"
     train(net, optimizer, range(9, 11), mine(rank, world))
-    compiledopt.compiler.distributed.ATTRIBUTE = attribute
+    compiledopt.torch_private.LOCAL_TENSOR = attribute
     train(alone, reference, range(6, 11))
     assert_same_training(net, optimizer, alone, reference, start)
     param = net[0].weight

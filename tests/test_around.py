@@ -1,7 +1,9 @@
 """What stands around an update: a schedule of the rate, clipping and an average inside the step, against torch's own."""
 
+import collections
 import copy
 import io
+import warnings
 from functools import partial
 
 import pytest
@@ -317,7 +319,8 @@ def test_the_rate_is_there_when_read_and_can_be_replaced():
     assert optimizer.param_groups[0]["lr"] == schedule(7)
     before = copies(params)
     optimizer.param_groups[0]["lr"] = 0.25
-    run(optimizer, params, Gradients(), [6])
+    with pytest.warns(UserWarning, match=r"the schedule .* of param_groups\[0\] ended, since test_around .* lr to 0.25"):
+        run(optimizer, params, Gradients(), [6])
     assert optimizer.param_groups[0]["lr"] == 0.25
     torch.testing.assert_close(params[0], before[0] - 0.25 * params[0].grad)
     optimizer.param_groups[1]["lr"] = schedule  # into a plain group: from the next step on
@@ -325,6 +328,78 @@ def test_the_rate_is_there_when_read_and_can_be_replaced():
     run(optimizer, params, Gradients(), [7])
     torch.testing.assert_close(params[2], before[2] - schedule(0) * params[2].grad)
     assert optimizer.param_groups[1]["lr"] == schedule(1)
+
+
+def scheduled_steps(steps):
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = compiledopt.AdamW([param], lr=schedules.linear(1.0, 0.0, 10))
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer, param
+
+
+def test_however_the_group_is_read():
+    optimizer, _ = scheduled_steps(2)
+    (group,) = optimizer.param_groups
+    readings = [dict(group), {**group}, dict(group.items()), dict(zip(group.keys(), group.values(), strict=True)), group.copy()]
+    readings += [{name: group[name] for name in group}, copy.deepcopy(group), {} | group]
+    assert [reading["lr"] for reading in readings] == [0.8] * len(readings)
+    optimizer.step()
+    assert "'lr': 0.7" in repr(group) and dict(group)["lr"] == group.get("lr") == 0.7
+
+
+def test_a_schedule_follows_the_states_of_its_optimizer():
+    """Another dict of states (fastai puts one there), and another optimizer that takes over the groups (torchrl)."""
+    optimizer, _ = scheduled_steps(2)
+    optimizer.state = collections.defaultdict(dict)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.9
+    other = type(optimizer)(optimizer.param_groups)
+    assert other.param_groups[0]["lr"] == 1.0
+    other.step()
+    other.step()
+    assert (other.param_groups[0]["lr"], optimizer.param_groups[0]["lr"]) == (0.8, 0.9)
+
+
+def test_an_ended_schedule_is_told_of_and_comes_back():
+    optimizer, param = scheduled_steps(1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 1e-3  # what a learning-rate finder does
+    with pytest.warns(UserWarning, match="the schedule linear.* ended, since test_around .* set its lr to 0.001") as told:
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert len(told) == 1
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.9
+    before = param.detach().clone()
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.8 and (param - before).abs().max() > 0.5
+
+
+def test_a_torch_scheduler_on_a_scheduled_optimizer_is_named():
+    optimizer, _ = scheduled_steps(1)
+    scheduler = torchs.StepLR(optimizer, 1)
+    optimizer.step()
+    scheduler.step()
+    with pytest.warns(UserWarning, match="ended, since torch.optim.lr_scheduler "):
+        optimizer.step()
+
+
+def test_a_rate_of_zero_for_one_step_is_not_told_of():
+    """Distributed checkpoints make the states so."""
+    optimizer, _ = scheduled_steps(0)
+    kept = optimizer.param_groups[0]["lr"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = kept
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.8
 
 
 def test_another_schedule_is_no_other_kernel():

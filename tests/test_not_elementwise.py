@@ -94,11 +94,11 @@ def test_newton_schulz_against_its_definition(shape, dtype):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_muon_rounds_where_torch_does(executor, told, monkeypatch):
     """Products in bfloat16 magnify every other rounding: a step is torch's to float32's last bits, stacked or not."""
+    from compiledopt import torch_private
     from compiledopt.algorithms.muon import product_dtype
-    from compiledopt.compiler import products
 
     if not told:
-        monkeypatch.setattr(products, "ATTRIBUTE", "gone in this torch")
+        monkeypatch.setattr(torch_private, "IS_BATCHED", "gone in this torch")
     shapes = [(20, 30), (30, 20), (20, 30), (64, 64), (64, 64), (20, 30)]
     start, theirs, mine = (parameters(shapes=shapes) for _ in range(3))
     run(torch.optim.Muon(theirs, lr=0.02), theirs, Gradients(), range(1))

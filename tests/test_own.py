@@ -252,3 +252,52 @@ def test_a_rule_without_a_learning_rate(executor):
     again = Fixed(copies(params), ema_decay=0.5)
     again.load_state_dict(optimizer.state_dict())
     assert again.param_groups[0]["rate"] == 0.1 and "lr" not in again.param_groups[0]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_options_named_as_the_librarys_are_the_rules_own(executor):
+    @compiledopt.define
+    def Own(param, grad, *, lr=0.1, max_grad_norm=1.0, ema_decay=0.5):
+        return param - lr * max_grad_norm * grad - ema_decay
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.full((3,), 100.0)
+    optimizer = Own([param], **EXECUTORS[executor])
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full((3,), 1 - 10 - 0.5))
+    assert optimizer.grad_norm is None and not optimizer.state[param]
+    with pytest.raises(TypeError, match="max_grad_norm"):
+        Own([param], 0.1, 1.0, 0.5, max_grad_norm=1.0)
+
+
+def test_a_branch_that_would_fail_later_fails_at_once():
+    """`if pull > 0` went well while pull was 0, and raised in the middle of training."""
+
+    @compiledopt.define(branches=("pull",))
+    def Pulled(param, grad, *, lr=0.1, pull=0.0):
+        if pull > 0:
+            param = param * (1 - pull)
+        return param - lr * grad
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    for pull in (0.0, 0.5):
+        with pytest.raises(TypeError, match=r"test_own.py:\d+: .* write != 0|must not branch on the value"):
+            Pulled([param], pull=pull).step()
+    assert torch.equal(param.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_first_update_after_states_were_made_ahead(executor):
+    @compiledopt.define
+    def Counting(param, grad, count, *, lr=0.1, first):
+        return param - lr * grad, count + first
+
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = Counting(params, **EXECUTORS[executor])
+    optimizer.make_states()
+    for late in (False, False, True, True):
+        params[0].grad = torch.ones(3)
+        params[1].grad = torch.ones(3) if late else None
+        optimizer.step()
+    assert all(torch.equal(optimizer.state[param]["count"], torch.ones(3)) for param in params)

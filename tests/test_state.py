@@ -318,3 +318,49 @@ def test_what_a_checkpoint_of_torch_does_not_know_stays():
     other = compiledopt.AdamW(copies(params), max_grad_norm=7.0)
     other.load_state_dict(optimizer.state_dict())
     assert (other.param_groups[0]["max_grad_norm"], other.param_groups[0]["ema_decay"]) == (1.0, 0.9)
+
+
+def _master(param):
+    return param.detach().to(torch.float32, copy=True)
+
+
+def _mask(param):
+    return torch.zeros_like(param, dtype=torch.bool)
+
+
+def _code(param):
+    return torch.zeros_like(param, dtype=torch.int8)
+
+
+def test_states_keep_the_dtype_that_their_rule_makes():
+    """torch's load_state_dict casts them to their parameter's: a float32 master, a mask, a code of 8 bits."""
+
+    @compiledopt.define(initial={"master": _master, "mask": _mask, "code": _code}, elementwise=False)
+    def Kept(param, grad, master, mask, code, *, lr=0.1):
+        master = master - lr * grad
+        return master.to(param.dtype), master, ~mask, code + 1
+
+    params = [torch.nn.Parameter(torch.linspace(1, 2, 5).bfloat16())]
+    optimizer = Kept(params)
+    params[0].grad = torch.full((5,), 0.001, dtype=torch.bfloat16)
+    for _ in range(3):
+        optimizer.step()
+    assert [value.dtype for value in optimizer.state[params[0]].values()] == [torch.float32, torch.bool, torch.int8]
+    loaded = Kept(copies(params))
+    loaded.load_state_dict(saved(optimizer))
+    assert same(list(loaded.state.values()), list(optimizer.state.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_numbers_of_a_parameter_are_not_rounded_to_its_dtype(dtype):
+    """NAdam's mu_product, which torch rounds to bfloat16 when it loads."""
+    params = parameters(dtype)
+    optimizer = compiledopt.NAdam(params, lr=0.01)
+    run(optimizer, params, Gradients(dtype), range(3))
+    mine = copies(params)
+    loaded = compiledopt.NAdam(mine, lr=0.01)
+    loaded.load_state_dict(saved(optimizer))
+    assert same(list(loaded.state.values()), list(optimizer.state.values()))
+    for each, of in ((optimizer, params), (loaded, mine)):
+        run(each, of, Gradients(dtype), range(3, 5))
+    assert same([p.detach() for p in params], [p.detach() for p in mine])

@@ -329,7 +329,7 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    example = torch.empty(1)
+    example = torch.empty(1, device="cpu")
     if not module.probe(example, example.data_ptr(), torch.Tensor, torch.nn.Parameter):
         raise CompileError(f"torch {torch.__version__} keeps its tensors in a way the launcher does not know")
     return module

@@ -25,9 +25,14 @@ class Around:
     clipped: bool
 
 
-def around(group: Mapping[str, Any]) -> Around | None:
-    """What the options of a group ask for, or None for the rule as it stands."""
-    schedule, averaged, clipped = group.get(SCHEDULE), group.get(EMA) is not None, group.get(CLIP) is not None
+def asked(rule: Rule | None, group: Mapping[str, Any], name: str) -> bool:
+    """Whether a group asks for what an option switches on; not where the rule has an option of that name itself."""
+    return group.get(name) is not None and (rule is None or name not in rule.options)
+
+
+def around(rule: Rule, group: Mapping[str, Any]) -> Around | None:
+    """What the options of a group ask for around its rule, or None for the rule as it stands."""
+    schedule, averaged, clipped = group.get(SCHEDULE), asked(rule, group, EMA), asked(rule, group, CLIP)
     if schedule is None and isinstance(group.get("lr"), Schedule):  # put there by hand
         schedule = group["lr"]
     return Around(schedule, averaged, clipped) if averaged or clipped or schedule is not None else None
@@ -38,7 +43,7 @@ _derived: dict[tuple[Rule, Around], Rule] = {}
 
 def derived(rule: Rule, group: Mapping[str, Any]) -> Rule:
     """The rule with what the group asks for around it; one object for one choice."""
-    wanted = around(group)
+    wanted = around(rule, group)
     if wanted is None:
         return rule
     key = (rule, wanted)

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ATTRIBUTE = "is_batchedtensor"
-
-
-def is_stacked(tensor: Tensor) -> bool:
-    """Whether torch.vmap stands behind a tensor. Private; tried on torch 2.11.0 and 2.13.0. Where torch does not say: yes,
-    which is right for both, and takes 19 µs a product."""
-    known = getattr(torch._C._functorch, ATTRIBUTE, None)
-    return True if known is None else bool(known(tensor))
+from compiledopt.torch_private import is_stacked
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:

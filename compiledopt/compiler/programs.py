@@ -112,7 +112,7 @@ class Traced(Runnable):
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
         self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
-        self._shapes: dict[torch.Size, dict[str, torch.Size]] = {}
+        self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
         self.axes = (ELEMENTS,) * (2 + len(self.state_names))
         self.order = ANY_ORDER
         self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
@@ -140,12 +140,25 @@ class Traced(Runnable):
 
     def shapes_of(self, param: torch.Tensor) -> dict[str, torch.Size]:
         """The shapes of the states that `param` has, but for the 0-dim ones."""
-        shape = param.shape
-        if shape not in self._shapes:
-            meta = torch.empty(shape, dtype=param.dtype, device="meta") if self.makers else param
+        return {name: shape for name, (shape, _) in self._made(param).items()}
+
+    def dtypes_of(self, param: torch.Tensor) -> dict[str, torch.dtype]:
+        """The dtypes in which the rule makes the states that `param` has, but for the 0-dim ones."""
+        return {name: dtype for name, (_, dtype) in self._made(param).items()}
+
+    def _made(self, param: torch.Tensor) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        if not self.makers:
+            return dict.fromkeys(self.state_names, (param.shape, param.dtype))
+        key = (param.dtype, *param.shape)
+        known = all(isinstance(size, int) for size in param.shape)  # not those of a tracer
+        if not known or key not in self._specs:
+            meta = torch.empty(param.shape, dtype=param.dtype, device="meta")
             made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
-            self._shapes[shape] = {name: value.shape for name, value in made.items() if value is not None}
-        return self._shapes[shape]
+            specs = {name: (value.shape, value.dtype) for name, value in made.items() if value is not None}
+            if not known:
+                return specs
+            self._specs[key] = specs
+        return self._specs[key]
 
     def states_of(self, param: torch.Tensor) -> tuple[str, ...]:
         """The names of the states that `param` has, but for the 0-dim ones."""

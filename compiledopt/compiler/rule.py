@@ -87,6 +87,12 @@ def as_float(value: Any) -> float:
     return float(value.detach() if hasattr(value, "detach") else value)
 
 
+def option(group: Mapping[str, Any], name: str) -> Any:
+    """A number of a group by its name in a program: "lr", "betas[0]"."""
+    plain, _, index = name.partition("[")
+    return group[plain][int(index[:-1])] if index else group[plain]
+
+
 def truthy(value: Any) -> bool:
     return bool(value != 0)
 

@@ -220,6 +220,18 @@ class Symbol:
         )
 
 
+class Zero(float):
+    """A number of `branches` while it is zero. What would fail when it is not fails now, and not in the middle of training."""
+
+    def _compared(self, other: Any) -> bool:
+        raise TraceError(
+            f"{author_line()}: a number in branches=(...) may be compared with zero by == and != alone, since zero and not "
+            "zero are two programs; write != 0, or use torch.where for its sign or size"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compared
+
+
 def _binary(name: str, reflected: bool = False) -> Any:
     def method(self: Symbol, other: Any) -> Any:
         return self.tracer.apply(name, (other, self) if reflected else (self, other), {})
@@ -283,7 +295,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         elif not is_number(value):
             arguments[name] = value
         elif name in rule.branches and not bool(value != 0):
-            arguments[name] = 0.0
+            arguments[name] = Zero()
         else:
             arguments[name] = symbol(name, True, name in rule.branches)
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)

@@ -14,19 +14,13 @@ import torch
 
 from compiledopt.compiler import triton
 from compiledopt.compiler.program import scalar_program
-from compiledopt.compiler.rule import as_float
+from compiledopt.compiler.rule import as_float, option
 from compiledopt.executors.compiled import READY
 from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload, used_on_this_stream
 from compiledopt.executors.entries import Entry
 
 ROWS = 128  # rows per block of the scalar kernel
 Key = tuple[Any, ...]
-
-
-def option(group: Mapping[str, Any], name: str) -> Any:
-    """A number of a group by its name in a program: "lr", "betas[0]"."""
-    plain, _, index = name.partition("[")
-    return group[plain][int(index[:-1])] if index else group[plain]
 
 
 def lives_on(value: Any, device: torch.device) -> TypeGuard[torch.Tensor]:

@@ -62,14 +62,16 @@ class Clipping:
     """The norm, for each device of an optimizer: a number on the host, elsewhere a tensor that never moves, so that a
     captured graph may read it. norm: that of the gradients themselves, after GradScaler's scale is taken out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_host: bool = True) -> None:
+        """on_host: whether a norm may be read on the host, where the gradients are there."""
         self.norm: Value | None = None
+        self.on_host = on_host
         self.given: dict[torch.device, dict[str, Any]] = {}
 
     def views(self, groups: Groups, device: torch.device) -> list[Mapping[str, Any]]:
         """The groups, as if the norm were an option of theirs."""
         if device not in self.given:
-            on_host = choose.backend(device) == "cpp"
+            on_host = self.on_host and choose.backend(device) == "cpp"
             value = 0.0 if on_host else torch.zeros((), dtype=torch.float64, device=device)
             self.given[device] = {"grad_norm": value}
         return [ChainMap(self.given[device], group) for group in groups]  # type: ignore[arg-type]

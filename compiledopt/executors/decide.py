@@ -76,7 +76,7 @@ def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) ->
 def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
     """Compile what a parameter needs, unless it is compiled already; why it cannot be had, or None."""
     runs = program.runs(param)
-    dtypes = operand_dtypes(runs, param, state)
+    dtypes = operand_dtypes(program, param, state)
     try:
         if runs.is_clipped and choose.backend(param.device) == "cpp":
             cpp.squares_kernel(dtypes[1].to_real())

@@ -14,10 +14,10 @@ from compiledopt.executors.choose import Choice
 from compiledopt.executors.states import future_dtypes
 
 
-def operand_dtypes(runs: Traced | Variant, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
     """Of a parameter, its gradient, and its states as they are or will be made."""
     grad = param if param.grad is None else param.grad
-    return (param.dtype, grad.dtype, *future_dtypes(runs, param, state))
+    return (param.dtype, grad.dtype, *future_dtypes(traced, param, state))
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Entry:
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Of the operands of `runs`; of states that are not made yet, what they will be."""
-        return operand_dtypes(self.runs, self.param, self.state)
+        return operand_dtypes(self.traced, self.param, self.state)
 
 
 def is_sparse(grad: torch.Tensor | None) -> bool:

@@ -10,6 +10,7 @@ import torch
 from compiledopt.compiler.programs import Traced, traced
 from compiledopt.compiler.rule import RESERVED, Rule
 from compiledopt.executors.shards import local
+from compiledopt.executors.states import scalar_dtype
 
 Group = Mapping[str, Any]
 
@@ -63,6 +64,23 @@ def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what:
         value = state.get(name)
         if isinstance(value, torch.Tensor) and value.numel() != 1:
             raise ValueError(f"loaded state dict does not fit {owner}: the {what} has {name!r} with {value.numel()} elements")
+
+
+def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
+    """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
+    them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
+    for group, theirs in zip(groups, saved["param_groups"], strict=True):
+        program = traced(rule, group)
+        on_device = group.get("capturable") or group.get("fused")
+        for param, number in zip(group["params"], theirs["params"], strict=True):
+            values, found = state.get(param, {}), saved["state"].get(number, {})
+            for name, dtype in program.dtypes_of(param).items():
+                if isinstance(found.get(name), torch.Tensor) and values[name].dtype != dtype:
+                    values[name] = found[name].to(param.device, dtype)
+            for name in program.scalar_names:
+                value = found.get(name)
+                if isinstance(value, torch.Tensor) and values[name].dtype not in (torch.float32, torch.float64):
+                    values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
 
 
 def tensors_of(state_dict: Mapping[str, Any]) -> set[tuple[int, int]]:

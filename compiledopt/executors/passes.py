@@ -47,7 +47,7 @@ class PassesBatch(CompiledBatch):
         self.driver = cpp.passes_driver()
         self.described = described(self.traced, self.dtypes, self.kernel)
         self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `room` was taken for
-        self.room = torch.empty(0, dtype=torch.int64)
+        self.room = torch.empty(0, dtype=torch.int64, device="cpu")
         return self._native_plan(0, self.dtypes)
 
     def prepare(self) -> bool:
@@ -56,7 +56,8 @@ class PassesBatch(CompiledBatch):
             return False
         known = (self.native.shapes(), torch.get_num_threads())
         if known != self.known:
-            self.room = torch.empty((self._call("passes_room", known) + 127) // 8, dtype=torch.int64)
+            words = (self._call("passes_room", known) + 127) // 8
+            self.room = torch.empty(words, dtype=torch.int64, device="cpu")
             self.known = known
         return True
 

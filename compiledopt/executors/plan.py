@@ -28,9 +28,10 @@ from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch, bucket_of
 from compiledopt.executors.decide import decide
 from compiledopt.executors.device import TritonBatch
+from compiledopt.executors.direct import DirectBatch
 from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
-from compiledopt.executors.for_loop import DirectBatch, ForLoopBatch
+from compiledopt.executors.for_loop import ForLoopBatch
 from compiledopt.executors.foreach import ForeachBatch
 from compiledopt.executors.passes import PassesBatch
 from compiledopt.executors.scaling import Scaling
@@ -38,6 +39,7 @@ from compiledopt.executors.shards import Shards, is_distributed, placed, reason_
 from compiledopt.executors.sparse import SparseBatch
 from compiledopt.executors.states import StateMaker, is_complete, relay, settle_scalars
 from compiledopt.executors.whole import WholeBatch
+from compiledopt.torch_private import is_known_tracer
 
 Batch = CompiledBatch | EagerBatch | WholeBatch
 EAGER = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatch, "sparse": SparseBatch}
@@ -45,15 +47,19 @@ EAGER = {"direct": DirectBatch, "foreach": ForeachBatch, "for-loop": ForLoopBatc
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """What a plan needs of its optimizer. reasons: fallbacks it was already warned of."""
+    """What a plan needs of its optimizer. reasons: fallbacks it was already warned of; fresh: parameters whose states
+    were made ahead of their first update; watched: who looks at every operator
+    of this step, if anybody does."""
 
     name: str
     rule: Rule
     groups: list[dict[str, Any]]
     state: MutableMapping[torch.Tensor, Any]
     reasons: set[str]
+    fresh: set[torch.Tensor]
     scaling: Scaling | None = None
     clipping: Clipping | None = None
+    watched: str | None = None
 
     def groups_on(self, device: torch.device) -> Sequence[Mapping[str, Any]]:
         """The groups as a batch on `device` reads them."""
@@ -72,7 +78,7 @@ class Options:
     the branching ones being zero."""
 
     def __init__(self, rule: Rule, group: Mapping[str, Any]) -> None:
-        self.around, rule = around(group), derived(rule, group)
+        self.rule, self.around, rule = rule, around(rule, group), derived(rule, group)
         flags = [name for name, part in zip(rule.options, signature(rule, group), strict=True) if isinstance(part, tuple)]
         self.names = [*flags, *(name for name in choose.OPTIONS if name in group)]
         self.values = [group[name] for name in self.names]
@@ -85,7 +91,7 @@ class Options:
         return [value is None for name in self.tuples for value in group[name]]
 
     def fit(self, group: Mapping[str, Any]) -> bool:
-        if [group[name] for name in self.names] != self.values or around(group) != self.around:
+        if [group[name] for name in self.names] != self.values or around(self.rule, group) != self.around:
             return False
         if self.tuples and self._absent(group) != self.absent:
             return False
@@ -107,8 +113,8 @@ class Plan:
         try:
             for number, entry in enumerate(entries):
                 group = owner.groups[entry.group]
-                if maker.make(entry.traced, entry.param, group, len(entries) - number):
-                    entry.first = True
+                entry.first = maker.make(entry.traced, entry.param, group, len(entries) - number)
+                entry.first |= entry.param in owner.fresh
                 entry.state = owner.state[entry.param]
                 check_state(entry, owner.name)
             for entry in entries:
@@ -139,15 +145,26 @@ class Plan:
                 known = owner.state.get(param, {})
                 if param.grad is not None:
                     check_gradient(program, param, param.grad, owner.name)
-                elif not is_complete(program, param, known):
+                elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
                 entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
         return entries
 
     def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
+        if self.owner.watched is not None:
+            return self._watched_choice(self.owner.watched, group, param)
         choice = decide(program, group, param, self.owner.state.get(param, {}))
         if choice.fallback:
+            self._warn(choice)
+        return choice
+
+    def _watched_choice(self, watched: str, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
+        """Who looks at operators would miss what native code writes; also where fused=True asks for a kernel, as in torch."""
+        wish = choose.wanted(group, param.device)
+        surprise = wish.executor == "compiled" and not wish.required and not is_known_tracer(watched)
+        choice = Choice("for-loop", f"{watched} is active and looks at every operator", fallback=surprise)
+        if surprise:
             self._warn(choice)
         return choice
 
@@ -214,7 +231,7 @@ class Plan:
             return ("compiled", kind, options, spread, *bucket_of(entry))
         group = self.owner.groups[entry.group]
         on_device = group.get("capturable") and entry.param.device.type != "cpu"
-        if group.get("differentiable") or on_device:
+        if group.get("differentiable") or on_device or (self.owner.watched and not is_sparse(entry.param.grad)):
             return ("direct",)
         if not entry.traced.elementwise:
             return ("whole", entry.choice.executor)
@@ -277,6 +294,8 @@ class Plan:
                 self.owner.clipping.measure(batches, scale, again=number > 0)
             for batch in batches:
                 batch.launch()
+        if self.owner.fresh:
+            self.owner.fresh.difference_update(entry.param for batch in self.batches for entry in batch.entries)
         return True
 
     @property

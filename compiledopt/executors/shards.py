@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler.distributed import local_part
 from compiledopt.executors.entries import Entry
+from compiledopt.torch_private import local_part
 
 
 def is_distributed(tensor: Any) -> bool:

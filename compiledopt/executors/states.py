@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler.programs import Traced, Variant
+from compiledopt.compiler.programs import Traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.executors.choose import same_layout
 
@@ -22,10 +22,10 @@ def is_complete(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -
     return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.states_of(param)))
 
 
-def future_dtypes(runs: Traced | Variant, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
-    """The dtypes of the states as they are, or as they will be made."""
-    values = [state.get(name) for name in runs.state_names]
-    return tuple(v.dtype if isinstance(v, torch.Tensor) else param.dtype for v in values)
+def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes of the states that are not 0-dim, as they are, or as they will be made."""
+    values = [(state.get(name), made) for name, made in traced.dtypes_of(param).items()]
+    return tuple(value.dtype if isinstance(value, torch.Tensor) else made for value, made in values)
 
 
 class StateMaker:

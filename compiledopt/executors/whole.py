@@ -35,9 +35,7 @@ class Stack:
         self.entries: list[Entry] = []
         rule, param = self.traced.rule, entry.param
         self.names = ("param", "grad", *self.traced.states_of(param))
-        self.scalars = {
-            name: torch.tensor(value, dtype=torch.float64) for name, value in zip(self.traced.scalar_names, values, strict=True)
-        }
+        self.scalars = {name: number(float(value)) for name, value in zip(self.traced.scalar_names, values, strict=True)}
         given = given_to(entry, group)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
 
@@ -150,7 +148,8 @@ class WholeBatch(Measured):
 
 def given_to(entry: Entry, group: Mapping[str, Any]) -> dict[str, Any]:
     """What a rule called on tensors reads its options from: those of the group, and the two that are the parameter's."""
-    return {**group, "first": float(entry.first), "dtype": entry.param.dtype}
+    own = {"first": float(entry.first), "dtype": entry.param.dtype}
+    return {name: own[name] if name in own else group[name] for name in entry.traced.rule.options}
 
 
 def as_option(rule: Rule, name: str, value: Any) -> Any:
@@ -166,7 +165,7 @@ def number(value: Any) -> Any:
         return tuple(map(number, value))
     if isinstance(value, torch.Tensor):
         return value.detach().reshape(()).double()
-    return torch.tensor(value, dtype=torch.float64) if type(value) in (float, int) else value
+    return torch.tensor(value, dtype=torch.float64, device="cpu") if type(value) in (float, int) else value
 
 
 def meta_number(value: Any) -> Any:
