@@ -25,11 +25,17 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit, and "-dirty" where the code is not the one committed; the rows themselves do not count."""
+    """The commit, and "-dirty" where the code is not the one committed; the rows themselves do not count. COMPILEDOPT_COMMIT,
+    where it is set, says it for a copy of the files, on a machine without git."""
+    if (given := os.environ.get("COMPILEDOPT_COMMIT")) is not None:
+        return given
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        except OSError:
+            return ""
 
     changed = git("status", "--porcelain", "--", "compiledopt", "perf/*.py")
     return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("-dirty" if changed else "")
@@ -48,10 +54,10 @@ def circumstances() -> dict[str, Any]:
 
 
 def append(file: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows to perf/results/<file>, with a header if it is new."""
+    """Add rows to perf/results/<file>, or to a file given by its whole path, with a header if it is new."""
     rows = list(rows)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / file
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))

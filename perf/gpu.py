@@ -1,6 +1,10 @@
-"""Everything that is to be measured on a GPU, in one call: python perf/gpu.py [--seconds 2] [--only steps copy host replay]
+"""What is to be measured on a GPU, the most important first: python perf/gpu.py [--minutes 8] [--only bandwidth models ...]
 
-Rows go to perf/results/gpu.csv: times by CUDA events, in turns within one process, medians; the device, and torch's version.
+Rows go to perf/results/gpu.csv, or to --out, each as soon as it is measured, so that a run that is cut short answers what it
+reached. A pair takes turns within one process; medians. Two times of a step:
+    ms       on the device: events around steps that wait there while the host queues them, so that none of its time is in it
+    wall_ms  of a loop of steps: whichever of host and device is slower
+Without git, COMPILEDOPT_COMMIT names the commit.
 """
 
 from __future__ import annotations
@@ -9,22 +13,81 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import append, circumstances
+from common import RESULTS, append, circumstances
 from shapes import SHAPES
 from step import OPTIONS, optimi
 
 import compiledopt
 
-MODELS = ("resnet50", "vit_b16", "gpt2_small", "llama_1b")
+DEVICE = "cuda"
+MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")
 WITHOUT_FUSED = ("Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+LARGE = [(4096, 4096)] * 32  # 2^29 elements
+STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
+CYCLES = 2e9  # per second, of the fastest GPU
+
+Step = Callable[[], Any]
+Row = dict[str, Any]
 
 
-def model(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
-    params = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+class Stop(Exception):
+    """The time is over."""
+
+
+class Measure:
+    """seconds: for each pair; end: when no other is begun, by time.monotonic()."""
+
+    def __init__(self, seconds: float, end: float) -> None:
+        self.seconds, self.end = seconds, end
+
+    def pair(self, theirs: Step, ours: Step) -> tuple[list[float], list[float]]:
+        """[ms on the device, ms of a loop] of each, medians of turns."""
+        if time.monotonic() > self.end:
+            raise Stop
+        found: dict[Step, list[list[float]]] = {theirs: [], ours: []}
+        begun = 0.0
+        while begun == 0.0 or time.monotonic() - begun < self.seconds or len(found[ours]) < 5:
+            for step, times in found.items():
+                times.append([device_ms(step), wall_ms(step)])
+            begun = begun or time.monotonic()  # the first turn warms
+        a, b = ([statistics.median(column) for column in zip(*times[1:], strict=True)] for times in found.values())
+        return a, b
+
+
+def device_ms(step: Step) -> float:
+    """Of one step among STEPS that wait behind a pause, which is as long as the host takes to queue them."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    queued = time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(1.5 * queued * CYCLES))
+    start.record()
+    for _ in range(STEPS):
+        step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / STEPS
+
+
+def wall_ms(step: Step) -> float:
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / STEPS * 1e3
+
+
+def model(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    params = [torch.nn.Parameter(torch.randn(shape, device=DEVICE, dtype=dtype)) for shape in shapes]
     for param in params:
         param.grad = torch.randn_like(param)
     return params
@@ -36,140 +99,176 @@ def torchs(name: str, **flags: Any) -> Callable[[Any], Any]:
 
 def compiled(name: str) -> Callable[[Any], Any]:
     def make(params: Any) -> Any:
-        optimizer = getattr(torch.optim, name)(params, capturable=True, **OPTIONS[name])
+        optimizer = torchs(name, capturable=True)(params)
         optimizer.step = torch.compile(optimizer.step)
         return optimizer
 
     return make
 
 
-def contenders(name: str) -> dict[str, Callable[[Any], Any]]:
-    found = {"torch foreach": torchs(name, foreach=True)}
-    if name not in WITHOUT_FUSED:
-        found["torch fused"] = torchs(name, fused=True)
-        if name != "SGD":
-            found["torch fused capturable"] = torchs(name, fused=True, capturable=True)
-    if name == "AdamW":
-        found |= {"torch.compile(step)": compiled(name), "optimi": optimi(name)}
-    return found
+def row(what: str, name: str, shapes: str, against: str, times: tuple[list[float], list[float]], note: str = "") -> Row:
+    (their, their_wall), (our, our_wall) = times
+    found = {"what": what, "optimizer": name, "shapes": shapes, "against": against, "their_ms": f"{their:.4g}"}
+    found |= {"our_ms": f"{our:.4g}", "ratio": f"{their / our:.3f}", "their_wall_ms": f"{their_wall:.4g}"}
+    found |= {"our_wall_ms": f"{our_wall:.4g}", "wall_ratio": f"{their_wall / our_wall:.3f}", "note": note}
+    where = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+    return {**found, "device": where, **circumstances()}
 
 
-def device_ms(step: Callable[[], Any], count: int) -> list[float]:
-    found = []
-    for _ in range(count):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end))
-    return found
+# ---- what is measured: each yields rows ----
 
 
-def pair(theirs: Callable[[], Any], ours: Callable[[], Any], seconds: float) -> tuple[float, float]:
-    for step in (theirs, ours):
-        for _ in range(3):
-            step()
-    a: list[float] = []
-    b: list[float] = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(a) < 20:
-        a += device_ms(theirs, 10)[2:]
-        b += device_ms(ours, 10)[2:]
-    return statistics.median(a), statistics.median(b)
+def against(measure: Measure, what: str, name: str, shapes: str, contenders: dict[str, Callable[[Any], Any]]) -> Iterator[Row]:
+    """Our step against that of each contender, on parameters of the same shapes."""
+    ours = getattr(compiledopt, name)(model(SHAPES[shapes]()), compiled=True, **OPTIONS[name])
+    for label, make in contenders.items():
+        try:
+            theirs = make(model(SHAPES[shapes]()))
+            times = measure.pair(theirs.step, ours.step)
+        except Stop:
+            raise
+        except Exception as error:  # one that is not installed, or finds no room, must not end the others
+            print(f"{label} on {shapes}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            continue
+        finally:
+            theirs = None
+            free()
+        yield row(what, name, shapes, label, times)
 
 
-def row(what: str, name: str, shapes: str, against: str, their_ms: float, our_ms: float, note: str = "") -> dict[str, Any]:
-    found = {"what": what, "optimizer": name, "shapes": shapes, "against": against, "their_ms": f"{their_ms:.4g}"}
-    found |= {"our_ms": f"{our_ms:.4g}", "ratio": f"{their_ms / our_ms:.3f}", "note": note}
-    found |= {"device": torch.cuda.get_device_name(), **circumstances()}
-    print(
-        f"{what:8} {name:9} {shapes:11} {against:24} {their_ms:9.4g} ms, ours {our_ms:9.4g} ms, {their_ms / our_ms:.3f} {note}"
-    )
-    return found
+def free() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
-def steps(seconds: float) -> list[dict[str, Any]]:
-    """Against torch on the shapes of models; the other algorithms on one of them."""
-    rows = []
-    todo = [("AdamW", shapes) for shapes in MODELS] + [("SGD", "gpt2_small"), ("Adam", "gpt2_small"), ("Adagrad", "gpt2_small")]
-    todo += [(name, "gpt2_small") for name in WITHOUT_FUSED]
-    for name, shapes in todo:
-        ours = getattr(compiledopt, name)(model(SHAPES[shapes]()), **OPTIONS[name])
-        for against, make in contenders(name).items():
-            try:
-                theirs = make(model(SHAPES[shapes]()))
-                times = pair(theirs.step, ours.step, seconds)
-            except Exception as error:
-                print(f"{against} on {shapes}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
-                continue
-            finally:
-                theirs = None
-                torch.cuda.empty_cache()
-            rows.append(row("step", name, shapes, against, *times))
-    return rows
+def bandwidth(measure: Measure) -> Iterator[Row]:
+    """Of large tensors, as a share of what a device copy reaches, and against torch's fused."""
+    for name, dtype in (("AdamW", torch.float32), ("AdamW", torch.bfloat16), ("SGD", torch.float32)):
+        ours = getattr(compiledopt, name)(model(LARGE, dtype), compiled=True, **OPTIONS[name])
+        label = f"{len(LARGE)} x {tuple(LARGE[0])} {dtype}".replace("torch.", "")
+        source = torch.empty(sum(param.numel() for param in ours.param_groups[0]["params"]), device=DEVICE)
+        target = torch.empty_like(source)
+        copying, stepping = measure.pair(partial(target.copy_, source), ours.step)
+        moved = (7 if name == "AdamW" else 5) * dtype.itemsize / 8  # of what the copy moves
+        share = moved * copying[0] / stepping[0]
+        note = f"{share:.3f} of a copy's bandwidth"
+        yield row("bandwidth", name, label, "device copy", ([moved * one for one in copying], stepping), note)
+        del source, target
+        theirs = torchs(name, fused=True)(model(LARGE, dtype))
+        yield row("bandwidth", name, label, "torch fused", measure.pair(theirs.step, ours.step))
+        del theirs, ours
+        free()
 
 
-def copy(seconds: float) -> list[dict[str, Any]]:
-    """The bandwidth of AdamW on 2^30 parameters, as a share of what a device copy reaches."""
-    params = model([(2**15, 2**15)])
-    optimizer = compiledopt.AdamW(params)
-    source = torch.empty(2**30, device="cuda")
-    target = torch.empty_like(source)
-    copying, stepping = pair(lambda: target.copy_(source), optimizer.step, seconds)
-    share = (28 * 2**30 / stepping) / (8 * 2**30 / copying)
-    return [row("copy", "AdamW", "2^30", "device copy", copying * 28 / 8, stepping, f"{share:.3f} of a copy's bandwidth")]
+def models(measure: Measure) -> Iterator[Row]:
+    for shapes in MODELS:
+        yield from against(measure, "models", "AdamW", shapes, {"torch fused": torchs("AdamW", fused=True)})
 
 
-def host(seconds: float) -> list[dict[str, Any]]:
-    """The time until step() returns, at 300 tensors."""
-    rows = []
+def small(measure: Measure) -> Iterator[Row]:
+    fused = {f"torch fused{' capturable' * c}": torchs("AdamW", fused=True, capturable=c) for c in (False, True)}
+    for shapes in ("many_small", "tiny", "even"):
+        yield from against(measure, "small", "AdamW", shapes, fused)
+
+
+def host(measure: Measure) -> Iterator[Row]:
+    """The time until step() returns, with nothing queued before it, at 300 tensors."""
     for capturable in (False, True):
-        ours = compiledopt.AdamW(model([(64,)] * 300), capturable=capturable)
+        if time.monotonic() > measure.end:
+            raise Stop
+        ours = compiledopt.AdamW(model([(64,)] * 300), compiled=True, capturable=capturable)
         theirs = torch.optim.AdamW(model([(64,)] * 300), fused=True, capturable=capturable)
         times: dict[Any, list[float]] = {theirs: [], ours: []}
-        for optimizer in times:
-            for _ in range(300):
-                start = time.perf_counter()
+        for number in range(200):
+            for optimizer, found in times.items():
+                synchronize()
+                begun = time.perf_counter()
                 optimizer.step()
-                times[optimizer].append((time.perf_counter() - start) * 1e3)
-                torch.cuda.synchronize()
-        medians = [statistics.median(found[50:]) for found in times.values()]
-        rows.append(row("host", "AdamW", "300 x 64", "torch fused", *medians, f"capturable={capturable}"))
-    return rows
+                if number >= 50:
+                    found.append((time.perf_counter() - begun) * 1e3)
+        their, our = (statistics.median(found) for found in times.values())
+        note = f"until step() returns, capturable={capturable}"
+        yield row("host", "AdamW", "300 x 64", "torch fused", ([their] * 2, [our] * 2), note)
 
 
-def replay(seconds: float) -> list[dict[str, Any]]:
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def replay(measure: Measure) -> Iterator[Row]:
     """A captured step against the same step, eager."""
-    rows = []
     for shapes in ("gpt2_small", "many_small"):
-        eager = compiledopt.AdamW(model(SHAPES[shapes]()), capturable=True)
-        captured = compiledopt.AdamW(model(SHAPES[shapes]()), capturable=True)
+        eager, captured = (compiledopt.AdamW(model(SHAPES[shapes]()), compiled=True, capturable=True) for _ in range(2))
         captured.step()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured.step()
-        rows.append(row("replay", "AdamW", shapes, "ours, eager", *pair(eager.step, graph.replay, seconds)))
-    return rows
+        yield row("replay", "AdamW", shapes, "ours, eager", measure.pair(eager.step, graph.replay))
+
+
+def others(measure: Measure) -> Iterator[Row]:
+    """Every other algorithm, and torch's foreach and another library on the models."""
+    for name in ("SGD", "Adam", "Adagrad", *WITHOUT_FUSED):
+        fused = {} if name in WITHOUT_FUSED else {"torch fused": torchs(name, fused=True)}
+        yield from against(measure, "others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
+    for shapes in MODELS:
+        more = {"torch foreach": torchs("AdamW", foreach=True), "optimi": optimi("AdamW")}
+        yield from against(measure, "others", "AdamW", shapes, more)
+
+
+def compile_step(measure: Measure) -> Iterator[Row]:
+    """torch.compile of torch's own step, which takes minutes to compile: last."""
+    for shapes in ("even", *MODELS):
+        yield from against(measure, "compile", "AdamW", shapes, {"torch.compile(step)": compiled("AdamW")})
+
+
+PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
+    "bandwidth": bandwidth,
+    "models": models,
+    "small": small,
+    "host": host,
+    "replay": replay,
+    "others": others,
+    "compile": compile_step,
+}
+
+
+def run(names: list[str], measure: Measure, out: Path | None) -> int:
+    """Each part in turn, each row written as it comes. Returns how many parts failed."""
+    failed = 0
+    for name in names:
+        try:
+            for found in PARTS[name](measure):
+                text = "{what:9} {optimizer:8} {shapes:28} {against:22} {their_ms:>8} ms, ours {our_ms:>8}, {ratio}; "
+                text += "loop {their_wall_ms:>8} ms, ours {our_wall_ms:>8}, {wall_ratio} {note}"
+                print(text.format(**found), flush=True)
+                if out is not None:
+                    append(str(out), [found])
+        except Stop:
+            print(f"no time left at {name}; what follows is not measured", file=sys.stderr)
+            break
+        except Exception as error:
+            failed += 1
+            print(f"{name} ended: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
+        free()
+    return failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts: dict[str, Callable[[float], list[dict[str, Any]]]] = {"copy": copy, "host": host, "replay": replay, "steps": steps}
-    parser.add_argument("--only", nargs="+", default=list(parts), choices=list(parts))
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=60.0, help="no pair is begun after them")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each pair")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.csv", help="the file that rows are added to")
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device on this machine", file=sys.stderr)
         return 1
-    for name in arguments.only:
-        rows = parts[name](arguments.seconds)
-        torch.cuda.empty_cache()
-        if rows and not arguments.no_save:
-            append("gpu.csv", rows)
-    return 0
+    measure = Measure(arguments.seconds, time.monotonic() + 60 * arguments.minutes)
+    return min(1, run(arguments.only, measure, None if arguments.no_save else arguments.out.resolve()))
 
 
 if __name__ == "__main__":

@@ -110,11 +110,23 @@ SECTIONS: list[tuple[str, Sequence[str], str, str, dict[str, str]]] = [
 ]
 
 
+GPU: tuple[str, Sequence[str], str, str, dict[str, str]] = (
+    "gpu.csv",
+    ["what", "optimizer", "shapes", "against", "note", "device"],
+    "GPU",
+    "Milliseconds of a step on the device, and of a step in a loop, where the host counts too (`python perf/gpu.py`).",
+    {"what": "what", "optimizer": "optimizer", "shapes": "shapes", "against": "against", **PAIR}
+    | {"their_wall_ms": "their ms in a loop", "our_wall_ms": "our ms in a loop", "wall_ratio": "ratio in a loop"}
+    | {"note": "note", "device": "device", "date": "when"},
+)
+NO_GPU = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    gpu = "## GPU\n\nNot measured: no GPU has been lent to the project so far. `python perf/gpu.py` measures it in one call.\n"
+    gpu = section(*GPU) or NO_GPU
     page = "\n".join(part for part in (HEAD, *(section(*given) for given in SECTIONS), gpu) if part)
     if arguments.check:
         return int(page != PAGE.read_text())

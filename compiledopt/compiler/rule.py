@@ -94,7 +94,10 @@ def option(group: Mapping[str, Any], name: str) -> Any:
 
 
 def truthy(value: Any) -> bool:
-    return bool(value != 0)
+    """Whether a number is not zero. A tensor that is not on the host counts as such: its value may change in place, under a
+    captured graph too, and reading it would wait for the device at every step."""
+    place = getattr(value, "device", None)
+    return bool(value != 0) if place is None or place.type == "cpu" else True
 
 
 def rule(

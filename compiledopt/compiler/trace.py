@@ -17,7 +17,7 @@ import torch
 
 from compiledopt.compiler.ops import OPS
 from compiledopt.compiler.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
-from compiledopt.compiler.rule import RESERVED, Rule
+from compiledopt.compiler.rule import RESERVED, Rule, truthy
 
 HERE = os.path.dirname(__file__)
 T = TypeVar("T")
@@ -294,7 +294,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
         elif not is_number(value):
             arguments[name] = value
-        elif name in rule.branches and not bool(value != 0):
+        elif name in rule.branches and not truthy(value):
             arguments[name] = Zero()
         else:
             arguments[name] = symbol(name, True, name in rule.branches)

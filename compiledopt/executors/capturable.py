@@ -7,63 +7,172 @@ read where they are. So a captured graph follows tensors changed in place, and f
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 import torch
 
 from compiledopt.compiler import triton
-from compiledopt.compiler.program import scalar_program
+from compiledopt.compiler.program import Program, scalar_program
+from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.compiler.rule import as_float, option
 from compiledopt.executors.compiled import READY
-from compiledopt.executors.device import TritonBatch, is_capturing, on_device, upload, used_on_this_stream
+from compiledopt.executors.device import (
+    FIRST,
+    TritonBatch,
+    is_capturing,
+    made_ready,
+    on_device,
+    ordinary,
+    synchronize,
+    upload,
+    used_on_this_stream,
+)
 from compiledopt.executors.entries import Entry
+from compiledopt.executors.states import scalar_dtype
+from compiledopt.executors.tuning import DEFAULT, Config
 
 ROWS = 128  # rows per block of the scalar kernel
+# What the library keeps on the device itself, beside the numbers of the groups: clipping.py and scaling.py.
+KEPT = {"grad_norm": torch.float64, "grad_scale": torch.float32, "found_inf": torch.float32}
 Key = tuple[Any, ...]
 
 
 def lives_on(value: Any, device: torch.device) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and value.device == device and value.dtype in triton.NAMES
+    """Whether a kernel there can read a number where it is."""
+    if not isinstance(value, torch.Tensor) or value.device != device:
+        return False
+    return value.dtype in triton.NAMES and value.numel() == 1
+
+
+def option_names(traced: Traced | Variant) -> list[str]:
+    """The numbers of a group that the scalar part reads, as a program names them, and `first`."""
+    return [node.name for node in traced.program.scalars if node.name not in traced.scalar_names]
 
 
 def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
-    names = [node.name for node in entry.traced.program.scalars if node.name not in entry.traced.scalar_names]
-    values = [None if name == "first" else option(group, name) for name in names]
-    return tuple(v.dtype if lives_on(v, entry.param.device) else torch.float64 for v in values)
+    return dtypes_of(entry.traced, group, entry.param.device)
+
+
+def dtypes_of(traced: Traced | Variant, group: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
+    found = []
+    for name in option_names(traced):
+        value = None if name == "first" or name in KEPT else option(group, name)
+        found.append(value.dtype if lives_on(value, device) else KEPT.get(name, torch.float64))
+    return tuple(found)
+
+
+# ---- the scalar part's kernel ----
+
+
+def is_on_device(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the 0-dim states of a parameter are on its device, or will be made there."""
+    if group.get("capturable"):
+        return True
+    made = param.device if group.get("fused") else torch.device("cpu")
+    values = [state.get(name) for name in traced.scalar_names]
+    return any((v.device if isinstance(v, torch.Tensor) else made).type != "cpu" for v in values)
+
+
+def check_scalars(
+    traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any], kernel: triton.TritonKernel
+) -> None:
+    """Make the kernel of the scalar part that a parameter will need. Raises: CompileError."""
+    states = [state.get(name) for name in traced.scalar_names]
+    dtypes = [value.dtype if isinstance(value, torch.Tensor) else scalar_dtype(group) for value in states]
+    scalars_kernel(traced, dtypes, dtypes_of(traced, group, param.device), kernel, param.device)
+
+
+def scalars_kernel(
+    traced: Traced | Variant,
+    state_dtypes: Sequence[torch.dtype],
+    option_dtypes: Sequence[torch.dtype],
+    kernel: triton.TritonKernel,
+    device: torch.device,
+) -> triton.TritonKernel | None:
+    """The kernel of the scalar part, which has run on nothing; None where nothing is to be computed. Raises: CompileError."""
+    states, options = iter(state_dtypes), iter(option_dtypes)
+    inputs = [node.name for node in traced.program.scalars]
+    dtypes = [next(states if name in traced.scalar_names else options) for name in inputs]
+    if not inputs:
+        return None
+    made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
+
+    def run_on_nothing() -> Config:
+        launch_rows(made, torch.zeros(1, dtype=torch.int64, device=device), 0)
+        synchronize(device)
+        return DEFAULT
+
+    made_ready(made, device, run_on_nothing)
+    return made
+
+
+@lru_cache
+def _lowered(program: Program, dtypes: tuple[torch.dtype, ...]) -> triton.TritonKernel:
+    """Once for all parameters that share it."""
+    return triton.rows_kernel(scalar_program(program), dtypes)
+
+
+def launch_rows(kernel: triton.TritonKernel, addresses: torch.Tensor, count: int) -> None:
+    with on_device(addresses.device):
+        used_on_this_stream(addresses)
+        kernel.function[(max(1, -(-count // ROWS)),)](addresses, count, XBLOCK=ROWS)
+
+
+# ---- the numbers ----
 
 
 class Mirror:
-    """The numbers of the groups that are not on the device already, and the two constants that `first` points to."""
+    """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
 
-    def __init__(self, groups: Any, names: list[str], device: torch.device) -> None:
-        self.groups, self.names, self.device = groups, names, device
-        self.values: list[float] = []
-        self.table = torch.zeros(len(groups) * len(names) + 2, dtype=torch.float64, device=device)
+    def __init__(self, groups: Mapping[int, Mapping[str, Any]], names: Sequence[str], device: torch.device) -> None:
+        self.groups, self.device = groups, device
+        self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
+        self.known: bytes | None = None
+        self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
 
-    def _now(self) -> list[float]:
-        return [self._value(option(group, name)) for group in self.groups for name in self.names]
+    def _options(self) -> Iterator[tuple[int, Any]]:
+        for (group, name), place in self.places.items():
+            yield place, option(self.groups[group], name)
+
+    def tensors(self) -> list[tuple[int, torch.Tensor]]:
+        """The numbers that the host does not read, with the places that they would have."""
+        found = [(place, value) for place, value in self._options() if isinstance(value, torch.Tensor)]
+        return [(place, value) for place, value in found if lives_on(value, self.device) or value.device.type != "cpu"]
+
+    def _now(self) -> array[float]:
+        known = dict(self.tensors())
+        return array("d", [0.0 if place in known else as_float(value) for place, value in self._options()])
 
     def stale(self) -> bool:
-        return self._now() != self.values
+        return self._now().tobytes() != self.known  # as bytes: NaN is not equal to itself
 
-    def refresh(self) -> None:
-        """Write into the table what changed; where it is never moves, since a captured graph may read it."""
+    @ordinary
+    def refresh(self, captured: bool = False) -> None:
+        """Write into the table what changed; where it is never moves, since a captured graph may read it.
+
+        captured: whether one does, perhaps the place of a number that is a tensor by now.
+        """
         values = self._now()
-        if values != self.values:
-            self.values = values
-            self.table.copy_(upload(torch.tensor([*values, 0.0, 1.0], dtype=torch.float64), self.device), non_blocking=True)
+        if values.tobytes() != self.known:
+            self.table.copy_(upload([*values, 0.0, 1.0], self.device, torch.float64), non_blocking=True)
+            self.known = values.tobytes()
+        self.follow(captured)
 
-    def _value(self, value: Any) -> float:
-        return 0.0 if lives_on(value, self.device) else as_float(value)
+    @ordinary
+    def follow(self, all_of_them: bool = False) -> None:
+        """Copy tensors that the kernel cannot read where they are, from device to device."""
+        for place, value in self.tensors():
+            if all_of_them or not lives_on(value, self.device):
+                self.table[place].copy_(value.detach().reshape(()), non_blocking=True)
 
     def address(self, group: int, name: str, first: bool) -> int:
-        place = len(self.values) + first if name == "first" else group * len(self.names) + self.names.index(name)
         value = None if name == "first" else option(self.groups[group], name)
         if lives_on(value, self.device):
             return value.data_ptr()
-        return self.table.data_ptr() + 8 * place
+        return self.table.data_ptr() + 8 * (len(self.places) + first if name == "first" else self.places[group, name])
 
 
 class CapturableBatch(TritonBatch):
@@ -71,86 +180,108 @@ class CapturableBatch(TritonBatch):
 
     def _plan(self) -> Any:
         self._make_tables()
-        self.scalars = scalar_program(self.traced.program)
-        entry = self.entries[0]
-        states, options = iter(self.scalar_dtypes), iter(option_dtypes(entry, self.groups[entry.group]))
-        inputs = [node.name for node in self.traced.program.scalars]
-        dtypes = [next(states if name in self.traced.scalar_names else options) for name in inputs]
-        dtypes += [self.triton.scalar] * self.triton.columns
-        self.rows_kernel = triton.rows_kernel(self.scalars, dtypes)
-        self._launch_rows(torch.zeros(1, dtype=torch.int64, device=self.device), 0)  # compiled and loaded before a write
-        names = [name for name in inputs if name not in self.traced.scalar_names and name != "first"]
-        self.mirror = Mirror(self.groups, names, self.device)
+        used = {entry.group: self.groups[entry.group] for entry in self.entries}
+        self.options = option_dtypes(self.entries[0], used[self.entries[0].group])
+        self.scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
+        self.mirror = Mirror(used, [name for name in option_names(self.traced) if name != "first"], self.device)
         self.key: Key = ()
+        self.order, self.count = b"", 0
+        self.columns = self.addresses = self.later = upload(b"", self.device)
         self.captured: list[Any] = []
         return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
 
     def refresh(self) -> None:
-        self.mirror.refresh()
+        if is_capturing(self.device):
+            raise RuntimeError("refresh() during a CUDA graph capture: call it before, and between replays")
+        self.mirror.refresh(self.is_captured)
 
     @property
     def is_captured(self) -> bool:
         return bool(self.captured)
 
     def prepare(self) -> bool:
-        """Read and check every tensor but what is on the device; nothing is written. False: the plan no longer fits."""
-        staged = self._stage()
-        ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
-        self.copies = staged
-        if ready and is_capturing(self.device):
-            check_capture(self)
-        return bool(ready)
+        """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
+        plan no longer fits, as where a number that was a float is a tensor on the device by now."""
+        ready = all(option_dtypes(self.entries[0], group) == self.options for group in self.mirror.groups.values())
+        if ready:
+            staged = self._stage()
+            ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
+            self.copies = staged
+        if is_capturing(self.device):
+            check_capture(self, ready)
+        elif ready:
+            self._upload()
+        return ready
 
     def renew(self) -> None:
         """The norm is read where it is."""
 
-    def _run(self) -> None:
+    def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
-        self.mirror.refresh()
-        options = [self.mirror.address(g, name, False) for g in range(len(self.groups)) for name in self.mirror.names]
-        params = array("q", pointers)[:: self.triton.operands].tobytes()  # who has a gradient, wherever that lies
-        key = (params, states, options, any(self.first))
+        self.mirror.refresh(self.is_captured)
+        key = self.key_of(pointers, states)
         if key != self.key:
-            self._point(states)
-            self.key = key
+            self._point(key, states)
         self.tables.update(pointers, lengths, self.order)
-        used_on_this_stream(self.columns, self.mirror.table)
-        self._launch_rows(self.addresses, self.count)
-        self.tables.run(self.columns)
+
+    def key_of(self, pointers: bytes, states: bytes) -> Key:
+        """What the table of addresses depends on: who has a gradient, wherever that lies; states, numbers, and `first`."""
+        options = [self.mirror.address(group, name, False) for group, name in self.mirror.places]
+        params = array("q", pointers)[:: self.triton.operands].tobytes()
+        return params, states, options, any(self.first)
+
+    def _run(self) -> None:
+        pointers = None
         if is_capturing(self.device):
-            self.captured.append((self.columns, self.addresses, self.mirror.table))
+            pointers = self.tables.capture(self.native.tables()[0])
+            self.mirror.follow()
+            self.captured.append((self.columns, self.addresses, self.mirror.table, self.mirror.tensors()))
+        if self.count and self.scalars is not None:
+            used_on_this_stream(self.columns, self.mirror.table)
+            launch_rows(self.scalars, self.addresses, self.count)
+        self.tables.run(self.columns, pointers)
         self.native.commit(array("d"))
 
-    def _launch_rows(self, addresses: torch.Tensor, count: int) -> None:
-        with on_device(self.device):
-            used_on_this_stream(addresses)
-            self.rows_kernel.function[(max(1, -(-count // ROWS)),)](addresses, count, XBLOCK=ROWS)
-
-    def _point(self, states: bytes) -> None:
+    @ordinary
+    def _point(self, key: Key, states: bytes) -> None:
         """Where each row finds its inputs and leaves its results: one row for each parameter with a gradient."""
         active = [index for index, *_ in self.native.active()]
-        names, found, width = self.traced.scalar_names, iter(array("q", states)), self.triton.columns
+        shape = max(1, len(active)), self.triton.columns
+        columns = torch.zeros(shape, dtype=self.triton.scalar, device=self.device)
+        addresses = upload(self._rows(active, states, columns, self.first), self.device)
+        later = addresses
+        if self.traced.reads_first and any(self.first):  # a capture may follow, during which nothing can be uploaded
+            later = upload(self._rows(active, states, columns, [False] * len(self.first)), self.device)
+        # Together, and after everything that asks for memory: else the next step would trust what is not there.
+        self.addresses, self.later, self.columns, self.key = addresses, later, columns, key
+        self.count, self.order = len(active), array("q", range(len(active))).tobytes()
+
+    def _rows(self, active: Sequence[int], states: bytes, columns: torch.Tensor, first: Sequence[bool]) -> list[int]:
+        names, found = self.traced.scalar_names, iter(array("q", states))
         addresses: list[int] = []
-        columns = torch.zeros(max(1, len(active)) * width, dtype=self.triton.scalar, device=self.device)
-        base, size = columns.data_ptr(), columns.element_size()
         for row, index in enumerate(active):
             own = dict(zip(names, [next(found) for _ in names], strict=True))
-            group, first = self.entries[index].group, self.first[index]
             for node in self.traced.program.scalars:
                 known = own.get(node.name)
-                addresses.append(self.mirror.address(group, node.name, first) if known is None else known)
-            addresses += [base + (row * width + j) * size for j in range(width)]
-        self.count, self.order = len(active), array("q", range(len(active))).tobytes()
-        self.columns, self.addresses = columns, upload(torch.tensor(addresses, dtype=torch.int64), self.device)
+                group = self.entries[index].group
+                addresses.append(self.mirror.address(group, node.name, first[index]) if known is None else known)
+            start = columns.data_ptr() + row * columns.stride(0) * columns.element_size()
+            addresses += [start + j * columns.element_size() for j in range(self.triton.columns)]
+        return addresses
 
     def launch(self) -> None:
         self._run()
         self.copies = None
-        self.first = [False] * len(self.entries) if any(self.first) else self.first
+        if any(self.first):
+            self.first = [False] * len(self.entries)
+            self.addresses, self.key = self.later, (*self.key[:-1], False)
 
 
-def check_capture(batch: CapturableBatch) -> None:
-    """Refuse a capture that would not replay rightly. Raises: RuntimeError with the mend, before anything is recorded."""
+def check_capture(batch: CapturableBatch, ready: bool) -> None:
+    """Refuse a capture that would not replay rightly. ready: whether the plan fits.
+
+    Raises: RuntimeError with the mend, before anything is recorded.
+    """
     missing = sum(entry.param.grad is None for entry in batch.entries)
     if missing:
         raise RuntimeError(
@@ -158,11 +289,15 @@ def check_capture(batch: CapturableBatch) -> None:
             "ever: run backward inside the capture, or give these parameters gradients of zeros"
         )
     if not batch.key or any(batch.first):
-        raise RuntimeError("CUDA graph capture of a first step(): run step() once before, to have kernels and states")
-    if batch.mirror.stale():
-        raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
-    pointers, lengths, _, states = batch.native.tables()
-    if batch.tables.unfit(pointers, lengths) or states != batch.key[1]:
-        raise RuntimeError(
-            "CUDA graph capture with other parameters, states or sizes than in the last step(): run step() with them before"
-        )
+        raise RuntimeError(FIRST)
+    if ready:
+        pointers, lengths, _, states = batch.native.tables()
+        key = batch.key_of(pointers, states)
+        if key[2] == batch.key[2] and batch.mirror.stale():
+            raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
+        if key == batch.key and not batch.tables.unfit(pointers, lengths):
+            return
+    raise RuntimeError(
+        "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): "
+        "run step() with them before"
+    )

@@ -72,7 +72,8 @@ class Clipping:
         """The groups, as if the norm were an option of theirs."""
         if device not in self.given:
             on_host = self.on_host and choose.backend(device) == "cpp"
-            value = 0.0 if on_host else torch.zeros((), dtype=torch.float64, device=device)
+            with torch.inference_mode(False):  # later steps write to it
+                value = 0.0 if on_host else torch.zeros((), dtype=torch.float64, device=device)
             self.given[device] = {"grad_norm": value}
         return [ChainMap(self.given[device], group) for group in groups]  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from compiledopt.executors.clipping import Measured, over_processes
 from compiledopt.executors.entries import Entry
 
 READY, REGROUP = 0, 1
+MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMaxOperands in launcher.cpp
 
 Groups = Sequence[Mapping[str, Any]]
 Row = tuple[int, float, tuple[float, ...]]  # index of the group, first, 0-dim states

@@ -11,8 +11,9 @@ from compiledopt.compiler import cpp
 from compiledopt.compiler.errors import CompileError
 from compiledopt.compiler.programs import Traced, Variant
 from compiledopt.executors import choose
+from compiledopt.executors.capturable import check_scalars, is_on_device
 from compiledopt.executors.choose import Choice
-from compiledopt.executors.compiled import kernel_dtypes
+from compiledopt.executors.compiled import MOST_TENSORS, kernel_dtypes
 from compiledopt.executors.device import ready
 from compiledopt.executors.entries import is_sparse, operand_dtypes
 from compiledopt.executors.passes import kernel as passes_kernel
@@ -33,7 +34,7 @@ def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state
     if choice.executor != "compiled":
         return choice
     reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
-    reason = reason or choose.tensor_reason(local(param)) or compile_reason(program, param, state)
+    reason = reason or choose.tensor_reason(local(param)) or compile_reason(program, group, param, state)
     if reason is None:
         return choice
     if choice.required:
@@ -73,10 +74,12 @@ def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) ->
     return f"{program.rule.name} reduces, and a parameter is distributed" if is_distributed(param) else None
 
 
-def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
+def compile_reason(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
     """Compile what a parameter needs, unless it is compiled already; why it cannot be had, or None."""
     runs = program.runs(param)
     dtypes = operand_dtypes(program, param, state)
+    if (count := len(dtypes) + len(runs.scalar_names)) > MOST_TENSORS:
+        return f"{program.rule.name} has {count} tensors for each parameter, and at most {MOST_TENSORS} are possible"
     try:
         if runs.is_clipped and choose.backend(param.device) == "cpp":
             cpp.squares_kernel(dtypes[1].to_real())
@@ -86,6 +89,8 @@ def compile_reason(program: Traced, param: torch.Tensor, state: Mapping[str, Any
             kernel = choose.kernels(param.device).kernel(runs.program, kernel_dtypes(dtypes))
             if choose.backend(param.device) == "triton":
                 ready(kernel, kernel_dtypes(dtypes), param.device)
+                if is_on_device(program, group, param, state):
+                    check_scalars(program, group, param, state, kernel)
         cpp.launcher()
     except CompileError as error:
         return str(error)

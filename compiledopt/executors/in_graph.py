@@ -76,6 +76,9 @@ _operator = torch.library.custom_op(
     _step,
     mutates_args=("params",),
     schema="(int optimizer, Tensor(a!)[] params, Tensor[] grads, int[] where) -> ()",
+    # mode="reduce-overhead" must leave it out of its graphs: what a step keeps from one call to the next (states, tables)
+    # would lie in their memory, which torch refuses, and numbers would be those of the recording.
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 _operator.register_fake(_nothing)
 

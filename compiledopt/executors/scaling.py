@@ -19,7 +19,9 @@ class Scaling:
 
     def on(self, device: torch.device) -> dict[str, torch.Tensor]:
         if device not in self.values:
-            self.values[device] = {name: torch.ones((), device=device) for name in ("grad_scale", "found_inf")}
+            with torch.inference_mode(False):  # later steps write to them
+                made = {name: torch.ones((), dtype=torch.float32, device=device) for name in ("grad_scale", "found_inf")}
+            self.values[device] = made
             self.set(*self.last)
         return self.values[device]
 

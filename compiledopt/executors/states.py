@@ -86,10 +86,11 @@ def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) 
     """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
     for name in traced.states_of(param):
         value = state[name]
-        if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
-            state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
-        elif value.shape != param.shape and not value.is_contiguous():
-            state[name] = value.contiguous()
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
+                state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif value.shape != param.shape and not value.is_contiguous():
+                state[name] = value.contiguous()
 
 
 def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
@@ -97,5 +98,6 @@ def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any]
     or some of them want that, as after switching it on between steps."""
     places = {state[name].device.type for name in traced.scalar_names}
     if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
-        for name in traced.scalar_names:
-            state[name] = state[name].to(param.device)
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            for name in traced.scalar_names:
+                state[name] = state[name].to(param.device)

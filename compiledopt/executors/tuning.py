@@ -12,7 +12,8 @@ from compiledopt.compiler import cache, triton
 
 Config = tuple[int, int]  # elements per block, warps
 DEFAULT: Config = (1024, 4)
-CANDIDATES: tuple[Config, ...] = (DEFAULT, (512, 4), (1024, 8), (2048, 8), (4096, 8))
+CANDIDATES: tuple[Config, ...] = (DEFAULT, (512, 4), (1024, 8), (2048, 8), (4096, 8), (2048, 4))
+ROUNDS = 3  # over all candidates: the first one warms the clocks, and what is compiled then is not timed
 _known: dict[tuple[str, str], Config] = {}
 
 
@@ -30,6 +31,8 @@ def config(kernel: triton.TritonKernel, device: torch.device, timer: Callable[[]
             try:
                 chosen = best(timer())
             except torch.OutOfMemoryError:  # no room to try in: another time
+                chosen = None
+            if chosen is None:
                 return DEFAULT
             cache.store(f"{name}.json", json.dumps(chosen).encode())
         else:
@@ -38,12 +41,16 @@ def config(kernel: triton.TritonKernel, device: torch.device, timer: Callable[[]
     return _known[name, kernel.source]
 
 
-def best(milliseconds: Callable[[Config], float], candidates: Sequence[Config] = CANDIDATES) -> Config:
-    """The candidate with the least time; one that cannot run (too little memory, too many registers) is passed over."""
+def best(milliseconds: Callable[[Config], float], candidates: Sequence[Config] = CANDIDATES) -> Config | None:
+    """The candidate with the least time, in turns; one that cannot run (too little memory, too many registers) is passed over.
+    None where none can."""
     times: dict[Config, float] = {}
-    for candidate in candidates:
-        try:
-            times[candidate] = milliseconds(candidate)
-        except (RuntimeError, MemoryError):  # triton's OutOfResources and torch's out-of-memory among them
-            continue
-    return min(times, key=times.__getitem__) if times else DEFAULT
+    for number in range(ROUNDS):
+        for candidate in candidates if number == 0 else tuple(times):
+            try:
+                found = milliseconds(candidate)
+            except Exception:  # triton's OutOfResources is nothing narrower; what cannot run at all says so in `ready`
+                times.pop(candidate, None)
+                continue
+            times[candidate] = found if number < 2 else min(found, times[candidate])
+    return min(times, key=times.__getitem__) if times else None

@@ -1,0 +1,509 @@
+"""Captures, tables and numbers of the GPU executors on CPU tensors: run by test_triton.py in a process of its own."""
+
+import gc
+import subprocess
+import weakref
+
+import pytest
+import torch
+from helpers import Gradients, flat, parameters, run, same, snapshot
+from simulated import Recording, capture
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+import compiledopt
+from compiledopt.executors import capturable, clipping, device
+from compiledopt.executors.capturable import CapturableBatch
+from compiledopt.executors.device import TritonBatch
+
+SHAPES = [(40,), (3, 7), (), (16,)]
+BOTH = pytest.mark.parametrize("on_device", [False, True], ids=["host", "capturable"])
+
+
+def pair(name="AdamW", shapes=SHAPES, **options):
+    """The for-loop's optimizer with its parameters, and the GPU's with capturable=True."""
+    reference, mine = parameters(shapes=shapes), parameters(shapes=shapes)
+    algorithm = getattr(compiledopt, name)
+    flags = {"compiled": True, "capturable": True}
+    return algorithm(reference, foreach=False, **options), reference, algorithm(mine, **{**flags, **options}), mine
+
+
+def step_both(optimizers, models, step):
+    for one, params in zip(optimizers, models, strict=True):
+        run(one, params, Gradients(), [step])
+
+
+def near(mine, reference):
+    torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
+
+
+# ---- captures ----
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RAdam"])
+def test_replays_follow_numbers_and_gradients(monkeypatch, name):
+    more = {"momentum": 0.9} if name == "SGD" else {}
+    rate = torch.tensor(0.03)
+    expected, reference, optimizer, mine = pair(name, lr=0.05, **more)
+    tensor_lr = getattr(compiledopt, name)(copied := parameters(shapes=SHAPES), lr=rate, capturable=True, compiled=True, **more)
+    step_both((expected, optimizer, tensor_lr), (reference, mine, copied), 0)
+    graphs = []
+    for one, params in ((optimizer, mine), (tensor_lr, copied)):
+        before = flat(params)
+        with capture(monkeypatch) as graph:
+            for param in params:  # a backward inside the capture makes them anew
+                param.grad = torch.empty_like(param)
+            one.step()
+        assert torch.equal(before, flat(params)), "a capture records and does nothing"
+        graphs.append(graph)
+    for step in range(1, 5):
+        expected.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = 0.05 / step
+        Gradients().set(reference, step)
+        expected.step()
+        rate.fill_(0.05 / step)
+        optimizer.refresh()
+        for params, graph in zip((mine, copied), graphs, strict=True):
+            for param, other in zip(params, reference, strict=True):
+                param.grad.copy_(other.grad)
+            graph.replay()
+    near(mine, reference)
+    # The first step of the other one was taken at another rate.
+    assert (flat(copied) - flat(reference)).abs().max() < 0.1
+
+
+def test_steps_between_a_capture_and_its_first_replay(monkeypatch):
+    """The graph's table of pointers is filled by replays; steps outside have their own."""
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    step_both((expected, optimizer), (reference, mine), 0)
+    graphs = []
+    for _ in range(2):  # the second capture finds memory for its pointers again, with and without a step between
+        with capture(monkeypatch) as graph:
+            for param in mine:
+                param.grad = torch.empty_like(param)
+            optimizer.step()
+        graphs.append((graph, [param.grad for param in mine]))
+        for step in (1, 2):
+            Gradients().set(reference, step)
+            for param, other in zip(mine, reference, strict=True):
+                param.grad.copy_(other.grad)
+            expected.step()
+            optimizer.step()
+            near(mine, reference)
+    for graph, grads in graphs:
+        Gradients().set(reference, 3)
+        for grad, other in zip(grads, reference, strict=True):
+            grad.copy_(other.grad)
+        expected.step()
+        graph.replay()
+        near(mine, reference)
+    with capture(monkeypatch):  # the same gradients again, and no step in between
+        optimizer.step()
+
+
+def test_two_steps_in_one_capture(monkeypatch):
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    step_both((expected, optimizer), (reference, mine), 0)
+    with capture(monkeypatch) as graph:
+        for param in mine:
+            param.grad = torch.empty_like(param)
+        optimizer.step()
+        optimizer.step()
+    Gradients().set(reference, 1)
+    for param, other in zip(mine, reference, strict=True):
+        param.grad.copy_(other.grad)
+    graph.replay()
+    expected.step()
+    expected.step()
+    near(mine, reference)
+
+
+def refused(monkeypatch, optimizer, words):
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=words), capture(monkeypatch) as graph:
+        optimizer.step()
+    assert graph.recorded == [] and same(before, snapshot(optimizer))
+
+
+def test_captures_that_are_refused(monkeypatch):
+    """Each before anything is recorded; after the step that the message asks for, it is taken."""
+    optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), lr=torch.tensor(0.1), capturable=True, compiled=True)
+    Gradients().set(params, 0)
+    refused(monkeypatch, optimizer, "run step\\(\\) once before")
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    for change, words in (
+        ({"lr": torch.tensor(0.1)}, "tensors as numbers than in the last"),
+        ({"lr": torch.tensor(0.1, dtype=torch.float64)}, "tensors as numbers than in the last"),
+        ({"lr": 0.1}, "tensors as numbers than in the last"),
+        ({"weight_decay": 0.3}, "call refresh\\(\\) first"),
+        ({"amsgrad": True}, "run step\\(\\) once before"),
+    ):
+        group.update(change)
+        refused(monkeypatch, optimizer, words)
+        optimizer.step()
+        with capture(monkeypatch) as graph:
+            optimizer.step()
+        assert graph.recorded
+    params[1].grad = None
+    refused(monkeypatch, optimizer, "1 gradients that are None")
+    params[1].grad = torch.ones_like(params[1])
+    optimizer.state[params[0]]["exp_avg"] = torch.zeros_like(params[0])
+    optimizer.state[params[0]]["step"] = torch.tensor(3.0)
+    refused(monkeypatch, optimizer, "with other parameters, states")
+    host = compiledopt.AdamW(params, compiled=True)
+    host.step()
+    refused(monkeypatch, host, "capturable=True")
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="refresh\\(\\) during"), capture(monkeypatch):
+        optimizer.refresh()
+
+
+def test_what_a_graph_reads_is_kept(monkeypatch):
+    """The tensors that are numbers, and the tables of plans that are gone."""
+    rate = torch.tensor(0.5)
+    optimizer = compiledopt.SGD(params := parameters(shapes=SHAPES), lr=rate, capturable=True, compiled=True)
+    run(optimizer, params, Gradients(), [0])
+    kept = weakref.ref(rate)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    del rate
+    optimizer.param_groups[0]["lr"] = 0.25
+    start, grads = flat(params), flat(param.grad for param in params)
+    for param in params:
+        param.grad = param.grad.clone()
+    optimizer.step()
+    optimizer.add_param_group({"params": (more := parameters(shapes=[(5,)], seed=7))})
+    Gradients().set(more, 0)
+    optimizer.step()
+    optimizer.refresh()  # of a plan with more groups than the one that was captured
+    gc.collect()
+    assert kept() is not None
+    assert not torch.equal(start, flat(params)) and grads.abs().max() > 0
+    graph.replay()
+
+
+def test_a_float_that_becomes_a_tensor_after_a_capture(monkeypatch):
+    """A graph that reads the mirrored float is given the tensor's value there."""
+    expected, reference, optimizer, mine = pair("SGD", lr=0.5)
+    step_both((expected, optimizer), (reference, mine), 0)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    for dtype in (torch.float64, torch.float32):
+        expected.param_groups[0]["lr"], optimizer.param_groups[0]["lr"] = 0.125, torch.tensor(0.125, dtype=dtype)
+        optimizer.refresh()
+        expected.step()
+        graph.replay()
+        near(mine, reference)
+        expected.step()
+        optimizer.step()
+        near(mine, reference)
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_numbers_that_change_what_they_are(name):
+    """From a float to a tensor there, of either dtype, of no kernel's dtype, and back."""
+    expected, reference, optimizer, mine = pair(name, lr=0.5, weight_decay=0.1)
+    values = [0.5, torch.tensor(0.25), torch.tensor([0.125], dtype=torch.float64), torch.tensor(1), 0.5, torch.tensor(0.25)]
+    for step, value in enumerate(values):
+        expected.param_groups[0]["lr"], optimizer.param_groups[0]["lr"] = float(value), value
+        if step == 3:
+            optimizer.param_groups[0]["weight_decay"] = torch.tensor(0.1)
+        step_both((expected, optimizer), (reference, mine), step)
+        near(mine, reference)
+    assert type(optimizer._plan.batches[0]) is CapturableBatch
+
+
+def test_nothing_is_read_on_the_host(monkeypatch):
+    """A numeric option that decides on a branch too."""
+    optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), capturable=True, compiled=True, lr=torch.tensor(0.1))
+    run(optimizer, params, Gradients(), range(2))
+
+    class NoWaiting(Recording):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function is not torch.ops.aten._local_scalar_dense.default, "the host waits for the device"
+            return function(*args, **(kwargs or {}))
+
+    with NoWaiting(None):
+        optimizer.step()
+        params[0].grad = None
+        optimizer.step()
+
+
+def test_nan_is_a_number_like_others(monkeypatch):
+    uploads = []
+    optimizer = compiledopt.SGD(params := parameters(shapes=SHAPES), lr=0.1, capturable=True, compiled=True)
+    run(optimizer, params, Gradients(), range(2))
+    optimizer.param_groups[0]["lr"] = float("nan")
+    optimizer.step()
+    original = capturable.upload
+    monkeypatch.setattr(capturable, "upload", lambda *given: uploads.append(given) or original(*given))
+    optimizer.param_groups[0]["lr"] = float("nan")
+    optimizer.step()
+    assert uploads == [] and all(param.isnan().all() for param in params)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    assert graph.recorded
+
+
+def test_a_first_step_is_forgotten_after_it():
+    """`first` is 1 in the first step alone, with all gradients there from then on."""
+    expected, reference, optimizer, mine = pair("SGD", lr=0.1, momentum=0.9, dampening=0.5)
+    for step in range(4):
+        step_both((expected, optimizer), (reference, mine), step)
+        near(mine, reference)
+
+
+def test_a_rule_without_numbers():
+    @compiledopt.define
+    def Plain(param, grad):
+        return param - 0.125 * grad
+
+    @compiledopt.define
+    def Started(param, grad, momentum, *, first):
+        momentum = first * grad + (1 - first) * (momentum + grad)
+        return param - 0.125 * momentum, momentum
+
+    for made in (Plain, Started):
+        reference, mine = parameters(shapes=SHAPES), parameters(shapes=SHAPES)
+        optimizers = made(reference, foreach=False), made(mine, compiled=True, capturable=True)
+        for step in range(3):
+            step_both(optimizers, (reference, mine), step)
+        near(mine, reference)
+
+
+# ---- tables ----
+
+
+@BOTH
+def test_no_gradient_at_all(on_device):
+    """In a first step with loaded states, and between others."""
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=on_device)
+    step_both((expected, optimizer), (reference, mine), 0)
+    for one, params in ((expected, reference), (optimizer, mine)):
+        one.load_state_dict(one.state_dict())
+        for param in params:
+            param.grad = None
+        one.step()
+    assert type(optimizer._plan.batches[0]) is (CapturableBatch if on_device else TritonBatch)
+    for step in range(1, 4):
+        step_both((expected, optimizer), (reference, mine), step)
+        for one, params in ((expected, reference), (optimizer, mine)):
+            for param in params:
+                param.grad = None
+            one.step()
+        near(mine, reference)
+
+
+@BOTH
+def test_out_of_memory_in_any_upload(monkeypatch, on_device):
+    """Nothing is written, in no batch, and the next step trusts nothing that is not there."""
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=on_device)
+    wide = [parameters(torch.float64, [(9,), (16,)]) for _ in range(2)]
+    for one, params, more in ((expected, reference, wide[0]), (optimizer, mine, wide[1])):
+        one.add_param_group({"params": more})
+        params += more
+    count, limit = [0], [1 << 30]
+
+    def short(*given, upload=device.upload):
+        count[0] += 1
+        if count[0] > limit[0]:
+            raise torch.OutOfMemoryError("no room")
+        return upload(*given)
+
+    for module in (device, capturable):
+        monkeypatch.setattr(module, "upload", short)
+    step_both((expected, optimizer), (reference, mine), 0)
+    failures = 0
+    for step in range(1, 12):
+        for params in (reference, mine):
+            Gradients().set(params, step)
+            for index, param in enumerate(params):
+                if (index + step) % 3 == 0 or (step > 8 and index % 2):
+                    param.grad = None
+        before, count[0], limit[0] = snapshot(optimizer), 0, step % 6
+        try:
+            optimizer.step()
+        except torch.OutOfMemoryError:
+            failures += 1
+            assert same(before, snapshot(optimizer))
+            limit[0] = 1 << 30
+            if step % 2:  # back to the gradients that the last tables were for
+                kept = [param.grad for param in mine]
+                for one, params in ((expected, reference), (optimizer, mine)):
+                    run(one, params, Gradients(), [step - 1])
+                near(mine, reference)
+                Gradients().set(reference, step)
+                for param, other, grad in zip(mine, reference, kept, strict=True):
+                    param.grad = grad
+                    other.grad = None if grad is None else grad.clone()
+            optimizer.step()
+        expected.step()
+        near(mine, reference)
+    assert failures > 4
+
+
+def test_memory_that_is_short_is_not_a_kernel_that_cannot_run(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(device, "_ready", {})
+    params = parameters(shapes=SHAPES)
+    optimizer = compiledopt.AdamW(params)
+    Gradients().set(params, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "_run_on_nothing", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step()
+    assert not optimizer.state
+    optimizer.step()
+    assert optimizer.executor == "compiled"
+
+
+def test_pointers_that_are_not_aligned():
+    """Lengths that vector loads could serve do not suffice: the pointer of each operand counts."""
+    whole = torch.randn(33)
+    odd, even = torch.nn.Parameter(whole[1:17]), torch.nn.Parameter(torch.randn(16))
+    optimizer = compiledopt.SGD([odd, even], lr=0.1, momentum=0.9, compiled=True)
+    for param in (odd, even):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    tables = optimizer._plan.batches[0].tables
+
+    def launched():
+        return {aligned: blocks[:, 0].tolist() for aligned, _, blocks in tables.launches}
+
+    assert launched() == {True: [1], False: [0]}
+    even.grad = torch.ones(17)[1:]
+    optimizer.step()
+    assert launched() == {False: [0, 1]}
+
+
+# ---- modes ----
+
+
+@BOTH
+@pytest.mark.parametrize("more", [{}, {"max_grad_norm": 0.5, "ema_decay": 0.9}], ids=["plain", "around"])
+def test_a_first_step_under_inference_mode(on_device, more):
+    expected, reference, optimizer, mine = pair(lr=0.05, **more, capturable=on_device)
+    for step in range(4):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            Gradients().set(params, step)
+            with torch.inference_mode(step in (0, 2)):
+                one.param_groups[0]["lr"] *= 0.9
+                one.step()
+    near(mine, reference)
+    batch = optimizer._plan.batches[0]
+    tensors = [value for value in (*vars(batch).values(), *vars(batch.tables).values()) if isinstance(value, torch.Tensor)]
+    if on_device:
+        tensors.append(batch.mirror.table)
+    assert tensors and not any(tensor.is_inference() for tensor in tensors)
+
+
+def test_capturable_switched_on_under_inference_mode():
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=False)
+    for step in range(6):
+        optimizer.param_groups[0]["capturable"] = step in (1, 2, 4)
+        with torch.inference_mode(step in (1, 3)):
+            step_both((expected, optimizer), (reference, mine), step) if step not in (1, 3) else None
+        if step in (1, 3):
+            for one, params in ((expected, reference), (optimizer, mine)):
+                Gradients().set(params, step)
+                with torch.inference_mode():
+                    one.step()
+        near(mine, reference)
+
+
+@BOTH
+def test_a_default_device(on_device):
+    """set_default_device("cuda") is common; the tables are made on the host all the same."""
+    expected, reference, optimizer, mine = pair(lr=0.05, max_grad_norm=0.5, capturable=on_device)
+    device._ready.clear()
+    for step in range(3):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            Gradients().set(params, step)
+            with torch.device("meta" if one is optimizer else "cpu"):
+                one.step()
+    near(mine, reference)
+
+
+def test_what_changes_in_the_middle(monkeypatch):
+    """Groups and states, after a capture too."""
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    step_both((expected, optimizer), (reference, mine), 0)
+    with capture(monkeypatch):
+        optimizer.step()
+    for one, params in ((expected, reference), (optimizer, mine)):
+        one.add_param_group({"params": (more := parameters(shapes=[(7,), (32,)], seed=3)), "lr": 0.2})
+        params += more
+    step_both((expected, optimizer), (reference, mine), 1)
+    near(mine, reference)
+    for one in (expected, optimizer):
+        one.load_state_dict(one.state_dict())
+    optimizer.refresh()
+    step_both((expected, optimizer), (reference, mine), 2)
+    near(mine, reference)
+
+
+# ---- kernels that cannot be had ----
+
+ERRORS = {
+    "resources": OutOfResources(300_000, 232_448, "shared memory"),
+    "ptxas": PTXASError("ptxas died"),
+    "compilation": CompilationError("x = 1", None, "no"),
+    "gcc": subprocess.CalledProcessError(1, ["gcc", "main.c"]),
+    "assertion": AssertionError("no"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+def test_whatever_a_compiler_says_means_another_executor(monkeypatch, error, on_device):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(device, "_run_on_nothing", refuse)
+    optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), capturable=on_device)
+    Gradients().set(params, 0)
+    with pytest.warns(UserWarning, match=f"the kernel cannot run on cpu: {type(error).__name__}"):
+        optimizer.step()
+    assert optimizer.executor == "for-loop"
+
+
+@pytest.mark.parametrize("where", ["lowered", "run"])
+def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
+    """An eager executor, or an error before anything is made."""
+
+    def refuse(*_):
+        raise compiledopt.compiler.errors.CompileError("no scalar part") if where == "lowered" else PTXASError("no scalar part")
+
+    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(*((capturable, "_lowered") if where == "lowered" else (capturable, "launch_rows")), refuse)
+    for flags in ({"capturable": True}, {"capturable": True, "compiled": True}):
+        optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), **flags)
+        Gradients().set(params, 0)
+        if "compiled" in flags:
+            before = flat(params)
+            with pytest.raises(RuntimeError, match=r"compiled=True cannot be had: .*no scalar part"):
+                optimizer.step()
+            assert not optimizer.state and torch.equal(before, flat(params))
+        else:
+            with pytest.warns(UserWarning, match="no scalar part"):
+                optimizer.step()
+            assert optimizer.executor == "for-loop"
+
+
+def test_clipping_and_scaling_keep_what_the_scalar_kernel_expects():
+    from compiledopt.executors.capturable import KEPT
+    from compiledopt.executors.scaling import Scaling
+
+    place = torch.device("cpu")
+    with torch.inference_mode():
+        norms = clipping.Clipping()
+        norms.views([{}], place)
+        kept = {**norms.given[place], **Scaling().on(place)}
+    assert {name: value.dtype for name, value in kept.items()} == KEPT
+    assert not any(value.is_inference() for value in kept.values())

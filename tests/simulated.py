@@ -1,0 +1,75 @@
+"""A CUDA graph for CPU tensors under Triton's interpreter: what a capture records, forbids and forgets."""
+
+import weakref
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compiledopt.compiler.triton import TritonKernel
+from compiledopt.executors import capturable, device
+
+aten = torch.ops.aten
+HOST = (aten._local_scalar_dense.default, aten._pin_memory.default, aten.is_nonzero.default)
+RUNS = ("view", "detach", "select", "reshape", "remainder", "eq", "all", "bitwise_and", "equal", "alias", "slice", "is_pinned")
+
+
+class Graph:
+    """Launches and copies with the tensors that they name, none of which it keeps alive."""
+
+    def __init__(self):
+        self.recorded = []
+
+    def record(self, function, *tensors, **options):
+        names = [weakref.ref(one) if isinstance(one, torch.Tensor) else lambda one=one: one for one in tensors]
+        self.recorded.append((function, names, options))
+
+    def replay(self):
+        for function, names, options in self.recorded:
+            found = [name() for name in names]
+            assert all(one is not None for one in found), "a graph reads memory that was let go"
+            function(*found, **options)
+
+
+class Recording(TorchDispatchMode):
+    """Asynchronous copies go into the graph, memory comes with what was in it, and the host must not wait for the device."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert function not in HOST and not kwargs.get("pin_memory"), f"{function} during a capture"
+        if function is aten.copy_.default:
+            if len(args) > 2 and args[2]:
+                self.graph.record(function, *args[:2])
+                return args[0]
+            return function(*args, **kwargs)
+        if function in (aten.empty.memory_format, aten.empty_like.default):
+            made = function(*args, **kwargs)
+            return made.fill_(-1) if made.numel() else made
+        assert function.namespace == "profiler" or function.__name__.split(".")[0] in RUNS, f"{function} during a capture"
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def capture(monkeypatch):
+    """Within, steps are recorded and nothing happens."""
+    graph, load = Graph(), TritonKernel.__dict__["function"].func
+
+    class Launches:
+        def __init__(self, kernel):
+            self.function = load(kernel)
+
+        def __getitem__(self, grid):
+            return lambda *tensors, **options: graph.record(self.function[grid], *tensors, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TritonKernel, "function", property(Launches))
+        for module in (device, capturable):
+            patch.setattr(module, "is_capturing", lambda _: True)
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with Recording(graph):
+            yield graph

@@ -1,0 +1,115 @@
+"""perf/gpu.py where there is no GPU: which rows it writes, when, and in which order."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+PERF = Path(__file__).parent.parent / "perf"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The script on a few small tensors of the host, timed by its clock."""
+    monkeypatch.syspath_prepend(str(PERF))
+    import gpu
+
+    def milliseconds(step):
+        begun = time.perf_counter()
+        step()
+        return (time.perf_counter() - begun) * 1e3 + 1e-6
+
+    tiny = [(4, 4), (16,)]
+    for name, value in (("DEVICE", "cpu"), ("LARGE", tiny), ("device_ms", milliseconds), ("wall_ms", milliseconds)):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "SHAPES", {name: lambda: tiny for name in gpu.SHAPES})
+    yield gpu
+    sys.modules.pop("gpu")
+
+
+def rows(path):
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_rows_are_written_as_they_are_measured(gpu, tmp_path, monkeypatch, capsys):
+    """With neither git nor a file that is there already; what fails is said, and does not end the others."""
+
+    def without_git(command, *more, run=subprocess.run, **options):
+        if command[0] == "git":
+            raise FileNotFoundError("git")
+        return run(command, *more, **options)
+
+    monkeypatch.setattr(subprocess, "run", without_git)
+    monkeypatch.delenv("COMPILEDOPT_COMMIT", raising=False)
+    monkeypatch.setattr(gpu, "MODELS", ("gpt2_small",))
+    seen, path, append = [], tmp_path / "out" / "gpu.csv", gpu.append
+    monkeypatch.setattr(gpu, "append", lambda *given: append(*given) or seen.append(len(rows(path))))
+
+    def broken(measure):
+        yield from gpu.small(measure)
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setitem(gpu.PARTS, "small", broken)
+    assert gpu.run(["bandwidth", "small", "models", "host"], gpu.Measure(0.0, time.monotonic() + 1000), path) == 1
+    assert "small ended: RuntimeError: the device is gone" in capsys.readouterr().err
+    found = rows(path)
+    assert seen == list(range(1, len(found) + 1))
+    assert [row["what"] for row in found] == ["bandwidth"] * 6 + ["small"] * 6 + ["models"] + ["host"] * 2
+    assert {row["commit"] for row in found} == {"unknown"} and all(float(row["ratio"]) > 0 for row in found)
+    assert "of a copy's bandwidth" in found[0]["note"]
+
+
+def test_the_time_is_kept(gpu, tmp_path, capsys):
+    path = tmp_path / "gpu.csv"
+    assert gpu.run(list(gpu.PARTS), gpu.Measure(0.0, time.monotonic() - 1), path) == 0
+    assert not path.exists() and "no time left at bandwidth" in capsys.readouterr().err
+
+
+def test_the_order(gpu):
+    """What a run that is cut short must answer comes first; what compiles for minutes comes last."""
+    assert list(gpu.PARTS)[:3] == ["bandwidth", "models", "small"] and list(gpu.PARTS)[-1] == "compile"
+
+
+def test_a_step_is_timed_behind_a_pause(monkeypatch):
+    """Between two events there is nothing but steps, and before them a pause as long as the host takes for them."""
+    monkeypatch.syspath_prepend(str(PERF))
+    import gpu
+
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            happened.append("event")
+
+        def synchronize(self):
+            happened.append("wait")
+
+        def elapsed_time(self, other):
+            return 10.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("wait"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: happened.append(cycles))
+    assert gpu.device_ms(lambda: happened.append("step") or time.sleep(0.001)) == 10.0 / gpu.STEPS
+    pause = happened.pop(1 + gpu.STEPS)
+    assert pause > 0.005 * gpu.CYCLES
+    assert happened == ["wait", *["step"] * gpu.STEPS, "event", *["step"] * gpu.STEPS, "event", "wait"]
+    sys.modules.pop("gpu")
+
+
+def test_the_page_shows_the_rows(gpu, tmp_path, monkeypatch):
+    import common
+    import report
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert report.section(*report.GPU) == ""
+    gpu.run(["bandwidth"], gpu.Measure(0.0, time.monotonic() + 1000), tmp_path / "gpu.csv")
+    assert "of a copy's bandwidth" in report.section(*report.GPU)
