@@ -29,11 +29,11 @@ def no_compiler(patch):
 
 
 def failing_compiler(patch):
-    patch.setattr(cache, "compiler", lambda: "/bin/false")
+    patch.setattr(cache, "compiler", lambda: ["/bin/false"])
 
 
 def absent_compiler(patch):
-    patch.setattr(cpp, "_compiler", lambda: "/nonexistent/g++")
+    patch.setattr(cpp, "_compiler", lambda: ["/nonexistent/g++"])
 
 
 def inductor_raises(patch):
