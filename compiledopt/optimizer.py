@@ -64,6 +64,16 @@ class Optimizer(torch.optim.Optimizer):
         self._reasons: set[str] = set()
         super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
 
+    @classmethod
+    def __subclasses__(cls) -> list[type]:
+        """The classes below, with those below this library's own in their place: registries that walk down from torch's
+        Optimizer know classes by bare names (class_resolver, the short names of jsonargparse and LightningCLI), and ours
+        have torch's."""
+        found: list[type] = []
+        for sub in type.__subclasses__(cls):
+            found += sub.__subclasses__() if sub.__module__.partition(".")[0] == __package__ else [sub]
+        return found
+
     def _forget(self) -> None:
         self._number = register(self)
         self._plan: Plan | None = None

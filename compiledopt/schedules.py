@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from compiledopt.compiler.ops import apply
-from compiledopt.compiler.schedule import Schedule
+from compiledopt.compiler.schedule import Schedule, _at
 
 __all__ = [
     "Schedule",

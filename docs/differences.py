@@ -238,6 +238,20 @@ DIFFERS = [
         "test_distributed.py::test_two_processes",
     ),
     Difference(
+        "`isinstance(optimizer, torch.optim.AdamW)`",
+        "True",
+        "False; `torch.optim.Optimizer` is the base",
+        "those who look at the type compare it, and registries would find each name twice; [ecosystem.md](ecosystem.md)",
+        "test_ecosystem.py::test_no_instance_of_torchs_classes",
+    ),
+    Difference(
+        "`torch.optim.Optimizer.__subclasses__()`, walked down",
+        "finds its classes",
+        "finds torch's and yours, not this library's",
+        "registries know classes by bare names; [ecosystem.md](ecosystem.md)",
+        "test_ecosystem.py::test_walking_down_from_torchs_optimizer_finds_each_of_torchs_names_once",
+    ),
+    Difference(
         '`group["compiled"]`',
         "not there",
         "there",
