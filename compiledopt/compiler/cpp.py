@@ -85,7 +85,9 @@ def _compiler() -> list[str]:
         return command
     if chosen := os.environ.get("CXX"):
         raise CompileError(f"CXX={chosen!r} names no program that can be run; set it to a C++ compiler, or unset it")
-    raise CompileError("no C++ compiler found (CXX, g++, clang++, c++, ziglang); install one: pip install 'compiledopt[compiler]'")
+    raise CompileError(
+        "no C++ compiler found (CXX, g++, clang++, c++, ziglang); install one: pip install 'compiledopt[compiler]'"
+    )
 
 
 def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()) -> bytes:

@@ -6,7 +6,6 @@ write. Whatever raises before the last point leaves parameters and states as the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +25,7 @@ from compiledopt.executors.capturable import CapturableBatch, option_dtypes
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch, bucket_of
-from compiledopt.executors.decide import decide
+from compiledopt.executors.decide import decide, warn_of_fallbacks
 from compiledopt.executors.device import TritonBatch
 from compiledopt.executors.eager import EagerBatch
 from compiledopt.executors.entries import Entry, check_gradient, check_state, is_sparse
@@ -142,25 +141,9 @@ class Plan:
                 elif not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
-                entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
+                entries.append(Entry(param, known, index, program, decide(program, group, param, known)))
+        warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
-
-    def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
-        choice = decide(program, group, param, self.owner.state.get(param, {}))
-        if choice.fallback:
-            self._warn(choice)
-        return choice
-
-    def _warn(self, choice: Choice) -> None:
-        if choice.reason in self.owner.reasons:
-            return
-        self.owner.reasons.add(choice.reason)
-        STATS.fallbacks += 1
-        warnings.warn(
-            f"compiledopt.{self.owner.name} runs on the {choice.executor} executor for some or all parameters, because "
-            f"{choice.reason}. Pass compiled=False to choose that without this warning.",
-            stacklevel=2,
-        )
 
     def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
         name = self.owner.name
@@ -189,7 +172,7 @@ class Plan:
                     if entry.choice.required:
                         raise choose.refused(entry.choice, eager.reason)
                     entry.choice = eager
-                self._warn(eager)
+                warn_of_fallbacks(batch.entries, self.owner.groups, self.owner.name, self.owner.reasons)
                 whole = isinstance(batch, PassesBatch)
                 name, members, groups = self.owner.name, batch.entries, batch.groups
                 batch = WholeBatch(members, groups, name, False) if whole else ForLoopBatch(members, groups, name)
