@@ -53,8 +53,8 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
     __all__ += ["swap_in_optimizer_params_and_state"]
 __version__ = "0.1.0"
 
-# A pickle names a class by its module: by these, whatever file it stands in. Optimizer itself is not pickled, and its annotations
-# are to be found in its own file.
+# A pickle names a class by its module: by these, whatever file it stands in. Optimizer itself is not pickled, and its
+# annotations are to be found in its own file.
 for _class in [value for name in __all__ if isinstance(value := globals()[name], type) and value is not Optimizer]:
     _class.__module__ = __name__
 ScheduledGroup.__module__ = __name__

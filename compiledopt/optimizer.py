@@ -89,7 +89,7 @@ class Optimizer(torch.optim.Optimizer):
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
             kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
-            for name, value in {"compiled": None, **self.missing, **kept}.items():
+            for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
@@ -156,6 +156,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group.get("lr")  # a scheduled group takes down its rate where it is read
         packed: StateDict = super().state_dict()
+        packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
         for group in packed["param_groups"]:
             group.pop(SCHEDULE, None)
         return packed

@@ -238,6 +238,20 @@ DIFFERS = [
         "test_distributed.py::test_two_processes",
     ),
     Difference(
+        "gradients after a step of GradScaler with `fused=True`",
+        "divided by the scale, in place",
+        "as backward left them",
+        "a step never writes a gradient: it would be one more stream of memory; `scaler.unscale_()` before divides them",
+        "test_habits.py::test_a_scaled_step_leaves_its_gradients_alone",
+    ),
+    Difference(
+        "SGD on integer parameters",
+        "works where `lr` and every other number is whole",
+        "TypeError",
+        "a rate below 1 rounds to nothing; kernels are for floating point",
+        "test_habits.py::test_integer_parameters_are_refused",
+    ),
+    Difference(
         "`isinstance(optimizer, torch.optim.AdamW)`",
         "True",
         "False; `torch.optim.Optimizer` is the base",

@@ -8,7 +8,6 @@ import typing
 
 import pytest
 import torch
-
 from torch.distributed.optim.utils import as_functional_optim
 
 import compiledopt

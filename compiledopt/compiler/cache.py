@@ -60,7 +60,7 @@ def processor() -> str:
 
 
 def compiler() -> list[str] | None:
-    """The command of the C++ compiler: CXX, else the first of the usual names, else the one that the package ziglang carries."""
+    """The command of the C++ compiler: CXX, else the first of the usual names, else the one in the package ziglang."""
     if chosen := os.environ.get("CXX"):
         return _program([chosen]) or _program(_words(chosen))
     found = (_program([name]) for name in ("g++", "clang++", "c++"))

@@ -310,7 +310,7 @@ def _fill(future: Future[ModuleType]) -> None:
 
 
 def _after_fork() -> None:
-    """In a child of fork: threads did not come along, neither the one that builds the launcher nor the one that held the lock."""
+    """In a child of fork, where neither the thread that builds the launcher came along nor one that held the lock."""
     global _launcher, _lock
     _lock = threading.RLock()
     if _launcher is not None and not _launcher.done():

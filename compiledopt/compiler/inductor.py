@@ -129,6 +129,8 @@ def _lower(
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
         raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+    if not definitions:
+        raise CompileError(f"{program.rule} computes nothing: it returns what it was given")
     if len(definitions) != 1 or len(calls) != 1:
         raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)

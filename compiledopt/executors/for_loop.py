@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from compiledopt.compiler.rule import as_float
+from compiledopt.compiler.trace import is_number
 from compiledopt.executors.eager import HALF, EagerBatch, Row, bytes_of
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 from compiledopt.executors.whole import as_option, given_to
@@ -82,7 +84,9 @@ def _number(value: Any) -> Any:
     """A tensor of one element as a 0-dim one, so that it broadcasts without changing a shape."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_number, value))
-    return value.reshape(()) if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        return value.reshape(())
+    return as_float(value) if is_number(value) else value  # NumPy's take over a product with a tensor
 
 
 def _operand(tensor: torch.Tensor, scalar: bool) -> torch.Tensor:
