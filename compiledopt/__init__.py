@@ -19,6 +19,7 @@ from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
 from compiledopt.compiler.rule import rule
 from compiledopt.compiler.stats import compile_stats
+from compiledopt.executors.groups import ScheduledGroup
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 
@@ -51,3 +52,11 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
 
     __all__ += ["swap_in_optimizer_params_and_state"]
 __version__ = "0.1.0"
+
+# A pickle names a class by its module: by these, whatever file it stands in. Optimizer itself is not pickled, and its
+# annotations are to be found in its own file.
+for _class in [value for name in __all__ if isinstance(value := globals()[name], type) and value is not Optimizer]:
+    _class.__module__ = __name__
+ScheduledGroup.__module__ = __name__
+for _part in (schedules.Schedule, schedules._at):
+    _part.__module__ = schedules.__name__

@@ -282,3 +282,7 @@ def _schedule_of(scheduler: Any, group: int) -> Schedule:
         raise TypeError(f"{type(scheduler).__name__} has no closed form; use the schedulers of compiledopt.lr_scheduler")
     found: Schedule = scheduler.schedule(group)
     return found
+
+
+for _class in [value for name in __all__ if (value := globals()[name]).__module__ == __name__]:
+    _class.__module__ = "compiledopt._lr_scheduler"  # which says why

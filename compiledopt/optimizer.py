@@ -80,6 +80,16 @@ class Optimizer(torch.optim.Optimizer):
         self._told: set[Ended] = set()
         super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
 
+    @classmethod
+    def __subclasses__(cls) -> list[type]:
+        """The classes below, with those below this library's own in their place: registries that walk down from torch's
+        Optimizer know classes by bare names (class_resolver, the short names of jsonargparse and LightningCLI), and ours
+        have torch's."""
+        found: list[type] = []
+        for sub in type.__subclasses__(cls):
+            found += sub.__subclasses__() if sub.__module__.partition(".")[0] == __package__ else [sub]
+        return found
+
     def _forget(self) -> None:
         self._number = register(self)
         self._plan: Plan | None = None
@@ -96,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
             kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
-            for name, value in {"compiled": None, **self.missing, **kept}.items():
+            for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
@@ -167,6 +177,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group.get("lr")  # a scheduled group takes down its rate where it is read
         packed: StateDict = super().state_dict()
+        packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
         for group in packed["param_groups"]:
             group.pop(SCHEDULE, None)
         return packed

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from compiledopt.arguments import check_number, check_tensor_number
 from compiledopt.compiler.rule import RESERVED, rule
+from compiledopt.compiler.trace import is_number
 from compiledopt.optimizer import Optimizer
 
 Function = Callable[..., Any]
@@ -93,7 +94,8 @@ def _defaults(function: Function) -> dict[str, inspect.Parameter]:
 def _with_maximize(function: Function) -> Function:
     """The function with the option `maximize`, unless it has one: the gradient turned round."""
     signature = inspect.signature(function)
-    if "maximize" in signature.parameters:
+    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
+    if "maximize" in signature.parameters or variable:  # the latter is refused by `rule`
         return function
 
     @functools.wraps(function)
@@ -112,6 +114,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         for index, one in enumerate(values):
             if isinstance(one, Tensor):
                 check_tensor_number(one, name)
-            if name in BOUNDS and isinstance(one, Tensor | float | int):
+            if name in BOUNDS and is_number(one):
                 message, below = BOUNDS[name]
                 check_number(one, f"{message} at index {index}" if isinstance(value, tuple | list) else message, below)

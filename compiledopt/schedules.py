@@ -18,6 +18,7 @@ from typing import Any
 
 from compiledopt.compiler.ops import apply
 from compiledopt.compiler.schedule import Schedule
+from compiledopt.compiler.schedule import _at as _at  # a pickle of a combined schedule names it here
 
 __all__ = [
     "Schedule",

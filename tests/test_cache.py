@@ -1,13 +1,18 @@
 """The disk cache: a warm start compiles nothing; on its bad days training works all the same."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from compiledopt.compiler import cache
 
 STEP = """
     import sys, json, torch, compiledopt
@@ -22,9 +27,11 @@ STEP = """
 
 
 def start(directory, code=STEP, **environment):
+    """What a process says of itself that does one step. It is silent besides, with every warning an error, to its very end."""
     env = {**os.environ, "COMPILEDOPT_CACHE_DIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    env.setdefault("PYTHONWARNINGS", "error")
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -71,18 +78,154 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     assert start("/proc/compiledopt")["kernels_compiled"] == 1
 
 
-def test_two_processes_at_once(tmp_path):
+def test_processes_that_start_together_compile_once(tmp_path):
     env = {**os.environ, "COMPILEDOPT_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = textwrap.dedent(STEP)
-    running = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
+    command = [sys.executable, "-c", textwrap.dedent(STEP)]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [json.loads(process.communicate(timeout=300)[0]) for process in running]
+    for counted in ("kernels_lowered", "kernels_compiled", "launchers_compiled"):
+        assert sum(one[counted] for one in said) == 1, counted
     assert start(tmp_path)["disk_hits"] == 1
     assert not list(tmp_path.glob(".*")), "temporary files were left"
 
 
-def test_the_key_knows_what_matters(monkeypatch, tmp_path):
-    from compiledopt.compiler import cache
+def no_locks(patch, directory):
+    """As NFS without its lock service."""
+    patch.setattr(fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
 
+
+def nowhere_to_write(patch, directory):
+    patch.setenv("COMPILEDOPT_CACHE_DIR", "/proc/compiledopt")
+
+
+def held_for_ever(patch, directory):
+    patch.setattr(cache, "PATIENCE", 0.2)
+    holder = open(directory / ".entry.lock", "w")  # noqa: SIM115 - held until the test ends
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    return holder
+
+
+@pytest.mark.parametrize("way", [no_locks, nowhere_to_write, held_for_ever])
+def test_a_lock_that_cannot_be_had_holds_nobody_up(monkeypatch, tmp_path, way):
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    kept = way(monkeypatch, tmp_path)
+    with cache.making("entry"):
+        pass
+    with pytest.raises(ZeroDivisionError), cache.making("entry"):
+        raise ZeroDivisionError
+    del kept
+
+
+def test_a_lock_left_by_a_process_that_died(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cache.time, "sleep", lambda seconds: pytest.fail("waited for nobody"))
+    (tmp_path / ".entry.lock").touch()
+    with cache.making("entry"):
+        assert (tmp_path / ".entry.lock").exists()
+    assert not (tmp_path / ".entry.lock").exists()
+
+
+@pytest.fixture
+def entry(monkeypatch, tmp_path):
+    """A cache with one entry."""
+    directory = tmp_path / "new" / "cache"
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(directory))
+    assert cache.store("entry", b"content") and cache.load("entry") == b"content"
+    return directory
+
+
+def test_directories_that_are_made_are_their_owners_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path / "a" / "b"))
+    before = os.umask(0)
+    try:
+        assert cache.store("entry", b"content")
+        made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "entry", cache.scratch("x").parent]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o077 for path in made] == [0] * 4
+
+
+def belongs_to_another(patch, directory):
+    owner = directory.stat().st_uid
+    patch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:
+        os.chown(directory, 12345, 12345)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702, None], ids=lambda mode: oct(mode) if mode else "another's")
+def test_a_directory_that_others_may_write_to_is_not_trusted(monkeypatch, entry, mode):
+    if mode is None:
+        belongs_to_another(monkeypatch, entry)
+    else:
+        entry.chmod(mode)
+    with pytest.warns(UserWarning, match="does not use its cache .* because (others may write|it belongs)") as said:
+        assert cache.load("entry") is None
+    assert len(said) == 1 and said[0].filename == __file__
+    assert not cache.store("entry", b"other") and not cache.store("more", b"content")  # and nothing is said twice
+    assert [path.name for path in entry.iterdir()] == ["entry"]
+
+
+def test_links_are_what_they_point_to(monkeypatch, entry, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(entry)
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(link))
+    assert cache.load("entry") == b"content"
+    entry.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write"):
+        assert cache.load("entry") is None
+
+
+def test_an_entry_that_others_may_write_to_is_not_loaded(entry):
+    (entry / "entry").chmod(0o666)
+    assert cache.load("entry") is None
+    assert cache.store("entry", b"content") and cache.load("entry") == b"content"
+
+
+def test_a_directory_for_temporary_files_that_somebody_else_made(monkeypatch):
+    """A cleaner removed ours, and the name is in use again."""
+    own = cache.scratch("x").parent
+    shutil.rmtree(own)
+    own.mkdir()
+    own.chmod(0o777)
+    assert cache.scratch("x").parent != own
+    shutil.rmtree(own)
+
+
+def test_nothing_is_left_behind(tmp_path):
+    """By a process, and by one that it forked through multiprocessing."""
+    code = """
+        import multiprocessing
+        from compiledopt.compiler import cache
+
+        def use():
+            cache.scratch("x").write_text("")
+            assert list(cache.scratch("x").parent.iterdir())
+
+        use()
+        child = multiprocessing.get_context("fork").Process(target=use)
+        child.start(); child.join()
+        print(child.exitcode)
+    """
+    assert start(tmp_path / "cache", code, TMPDIR=str(tmp_path)) == 0
+    assert not list(tmp_path.glob("compiledopt-*"))
+
+
+def test_a_fork_while_the_launcher_is_built(monkeypatch):
+    """The child has no thread that would ever finish it."""
+    from concurrent.futures import Future
+
+    from compiledopt.compiler import cpp
+
+    monkeypatch.setattr(cpp, "_launcher", Future())
+    cpp._lock.acquire()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if cpp._launcher is None and cpp._lock.acquire(timeout=5) else 1)
+    cpp._lock.release()
+    assert os.waitpid(child, 0)[1] == 0 and cpp._launcher is not None
+
+
+def test_the_key_knows_what_matters(monkeypatch, tmp_path):
     compilers = []
     for size in (1, 2):
         compiler = tmp_path / f"g++{size}"
@@ -102,11 +245,9 @@ def test_the_key_knows_what_matters(monkeypatch, tmp_path):
 
 def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
     """A kernel compiled after a cleaner has removed the process's temporary directory."""
-    import shutil
-
     import torch
 
-    from compiledopt.compiler import cache, cpp
+    from compiledopt.compiler import cpp
     from compiledopt.compiler.programs import traced
     from compiledopt.compiler.rule import rule
 
@@ -120,8 +261,6 @@ def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
 
 
 def test_directory(monkeypatch):
-    from compiledopt.compiler import cache
-
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", "/somewhere")
     assert cache.cache_dir() == Path("/somewhere")
     monkeypatch.delenv("COMPILEDOPT_CACHE_DIR")

@@ -1,5 +1,6 @@
 """What happens where nothing can be compiled: a fallback with one warning, or an error where it was asked for."""
 
+import inspect
 import re
 import warnings
 
@@ -29,11 +30,11 @@ def no_compiler(patch):
 
 
 def failing_compiler(patch):
-    patch.setattr(cache, "compiler", lambda: "/bin/false")
+    patch.setattr(cache, "compiler", lambda: ["/bin/false"])
 
 
 def absent_compiler(patch):
-    patch.setattr(cpp, "_compiler", lambda: "/nonexistent/g++")
+    patch.setattr(cpp, "_compiler", lambda: ["/nonexistent/g++"])
 
 
 def inductor_raises(patch):
@@ -163,3 +164,51 @@ def test_subclasses_with_their_own_dispatch_take_an_eager_executor():
     assert choose.tensor_reason(param) is None
     plain = torch.Tensor._make_subclass(Wrapped, torch.ones(3))
     assert "its own dispatch" in choose.tensor_reason(plain)
+
+
+def one_strided():
+    params = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(4, 6)[:, ::2].detach()), *parameters()]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params
+
+
+@pytest.mark.parametrize("between", ["nothing", "scheduler", "hooks", "no_grad"])
+def test_the_warning_names_the_parameters_and_points_at_the_callers_line(between):
+    params = one_strided()
+    optimizer = compiledopt.AdamW([{"params": params[2:]}, {"params": params[:2]}], lr=0.1)
+    if between == "scheduler":
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    if between == "hooks":
+        optimizer.register_step_pre_hook(lambda *args: None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step() if between != "no_grad" else torch.no_grad()(optimizer.step)()
+        line = inspect.currentframe().f_lineno - 1
+    (said,) = caught
+    assert (said.filename, said.lineno) == (__file__, line)
+    text = str(said.message)
+    assert f"1 of {len(params)} parameters runs on the for-loop executor, because a parameter is not dense in memory" in text
+    assert "param_groups[1]['params'][1] of shape (4, 3)." in text
+    assert "Put it into a group with compiled=False" in text
+
+
+def test_what_the_warning_advises_silences_it():
+    params = one_strided()
+    optimizer = compiledopt.AdamW([{"params": [*params[2:], params[0]]}, {"params": [params[1]], "compiled": False}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.executor == "compiled + for-loop"
+
+
+def test_the_warning_uses_names_and_counts():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3)))
+    for param in model.parameters():
+        param.data = torch.ones(*param.shape, 2)[..., 0]
+        param.grad = torch.ones_like(param)
+    with pytest.warns(UserWarning) as said:
+        compiledopt.SGD(model.named_parameters()).step()
+    text = str(said[0].message)
+    assert "6 of 6 parameters run on" in text and "'0.weight' of shape (2, 2), '0.bias' of shape (2,), '1.weight'" in text
+    assert "and 3 more. Pass compiled=False" in text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from compiledopt.algorithms.line_search import Point, StrongWolfe
+from compiledopt.algorithms.line_search import Point, StrongWolfe, divide
 from compiledopt.arguments import check_number, check_tensor_number
 from compiledopt.compiler.rule import as_float
 from compiledopt.optimizer import Optimizer
@@ -114,7 +114,7 @@ class LBFGS(Optimizer):
             direction = state["d"] = self._direction(state, grad, group["history_size"])
             previous = state["prev_loss"] = loss
             state["prev_flat_grad"] = grad
-            t = state["t"] = min(1.0, 1.0 / float(grad.abs().sum())) * lr if first else lr
+            t = state["t"] = min(1.0, divide(1.0, float(grad.abs().sum()))) * lr if first else lr
             slope = float(grad.dot(direction))
             if slope > -small:
                 return
@@ -183,6 +183,9 @@ class LBFGS(Optimizer):
 
     def _tensor_scalars(self, param: Tensor, group: Mapping[str, Any]) -> None:
         """Nothing to do: `t` and `n_iter` are numbers in torch too."""
+
+    def make_states(self) -> None:
+        """Nothing to make: the history begins with the first step."""
 
     def compile(self) -> None:
         """Nothing is compiled: the recursion is a chain of products of whole vectors."""

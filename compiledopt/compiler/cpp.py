@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.machinery
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -25,13 +26,13 @@ from compiledopt.compiler.program import Program
 from compiledopt.compiler.stats import STATS, timed
 
 HERE = Path(__file__).parent
-# The fused multiply-adds are in the source (inductor.evaluate); g++ must not choose others: it chose differently in a
+# The fused multiply-adds are in the source (inductor.evaluate); the compiler must not choose others: g++ chose differently in a
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
 # kernel, and hinder the vectorizer.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
-LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-fopenmp")
-SHARED = ("-fPIC", "-shared", "-w")
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
+SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kOperands in passes.cpp
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
 
@@ -57,29 +58,47 @@ _lock = threading.RLock()
 
 def _run(command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=_environment())
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
     if done.returncode != 0:
         raise CompileError(f"the C++ compiler {command[0]} failed: {done.stderr.strip()[-800:]}")
 
 
-def _compiler() -> str:
-    path = cache.compiler()
-    if path is None:
-        raise CompileError("no C++ compiler found (CXX, g++, clang++, c++); install one, for instance g++")
-    return path
+def _environment() -> dict[str, str]:
+    """Zig keeps every object file that it made in caches of its own, which nobody would ever empty."""
+    own = str(cache.scratch("zig"))
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
+
+
+def _runtime(compiler: Sequence[str]) -> list[str]:
+    """The C++ runtime that torch runs on, where a compiler would bring another: zig compiles LLVM's for each library (25 s to
+    80 s), and exceptions of the one cannot be caught by the other. What c10 needs is there, libstdc++ and libm among them."""
+    is_zig = any(Path(word).name in ("zig", "ziglang") for word in compiler)
+    c10 = str(Path(torch.__file__).parent / "lib" / "libc10.so")
+    return ["-nostdlib", "-Wl,--no-as-needed", c10] if is_zig else []
+
+
+def _compiler() -> list[str]:
+    command = cache.compiler()
+    if command is not None:
+        return command
+    if chosen := os.environ.get("CXX"):
+        raise CompileError(f"CXX={chosen!r} names no program that can be run; set it to a C++ compiler, or unset it")
+    raise CompileError(
+        "no C++ compiler found (CXX, g++, clang++, c++, ziglang); install one: pip install 'compiledopt[compiler]'"
+    )
 
 
 def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()) -> bytes:
-    """Compile and link; two commands, so that `-fopenmp` does not bring a second OpenMP runtime with it."""
+    """Compile and link; in two commands, or zig looks for the headers of the C++ library that it is not to link."""
     compiler = _compiler()
     try:
         file = cache.scratch(f"{name}.cpp")
         file.write_text(source)
         object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
-        _run([compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
-        _run([compiler, "-shared", str(object_file), "-o", str(library), *link])
+        _run([*compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
+        _run([*compiler, "-shared", str(object_file), "-o", str(library), *link, *_runtime(compiler)])
         object_file.unlink(missing_ok=True)
         return library.read_bytes()
     except OSError as error:
@@ -119,6 +138,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     # Inductor 2.13 has kernels report integer divisions by zero; a rule has none.
     dropped = ("#include", "inductor_cpu_integer_div_error")
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
+    lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
     lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
     scalar = _C_TYPES[compute_dtype(dtypes)]
     arguments = []
@@ -143,7 +163,7 @@ def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     Raises: CompileError with the reason.
     """
     source = functools.partial(kernel_source, program, dtypes)
-    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(program.kernel_text, dtypes, source))
+    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(_name(program.kernel_text, dtypes), source))
 
 
 def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
@@ -152,17 +172,16 @@ def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
     if most > MOST_OPERANDS:
         raise CompileError(f"a pass of the rule reads and writes {most} values, and at most {MOST_OPERANDS} are possible")
     source = functools.partial(passes_source, passes, dtypes)
-    return _remembered((passes.text, tuple(dtypes)), lambda: _find_kernel(passes.text, dtypes, source))
+    return _remembered((passes.text, tuple(dtypes)), lambda: _find_kernel(_name(passes.text, dtypes), source))
 
 
 def passes_driver() -> Kernel:
     """What runs passes one after the other over many parameters. Raises: CompileError."""
 
     def find() -> Kernel:
-        source = (HERE / "passes.cpp").read_text()
-        flags = (*KERNEL_FLAGS, "-fopenmp")
-        name = cache.key("passes", source, flags)
-        return _from_disk(name) or _build_kernel(name, source, flags, _openmp(Path(torch.__file__).parent / "lib"))
+        source = _with_runtime("passes.cpp")
+        name = cache.key("passes", source, KERNEL_FLAGS)
+        return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 
     return _remembered(("passes", ()), find)
 
@@ -174,7 +193,7 @@ def squares_kernel(dtype: torch.dtype) -> Kernel:
 
     def find() -> Kernel:
         source = "\n".join([_prefix(), types, (HERE / "squares.h").read_text()])
-        return _from_disk(name := cache.key("cpu", source, KERNEL_FLAGS)) or _build_kernel(name, source)
+        return _find_kernel(cache.key("cpu", source, KERNEL_FLAGS), lambda: source)
 
     return _remembered(("squares", (dtype,)), find)
 
@@ -199,19 +218,28 @@ def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[]
 
 def _from_disk(name: str) -> Kernel | None:
     content = cache.load(f"{name}.so")
-    found = _load_kernel(name, content) if content is not None else None
-    STATS.disk_hits += found is not None
+    if content is None:
+        return None
+    try:
+        found = _load_kernel(name, content)
+    except (OSError, AttributeError):  # made again, which says what is wrong
+        return None
+    STATS.disk_hits += 1
     return found
 
 
-def _find_kernel(text: str, dtypes: Sequence[torch.dtype], source: Callable[[], str]) -> Kernel:
-    name = cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _prefix())
+def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _prefix())
+
+
+def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:
     found = _from_disk(name)
     if found is not None:
         return found
     launcher_soon()
     _compiler()
-    return _build_kernel(name, source())
+    with cache.making(name):
+        return _from_disk(name) or _build_kernel(name, source(), link)
 
 
 def forget() -> None:
@@ -222,23 +250,25 @@ def forget() -> None:
         _launcher = None
 
 
-def _build_kernel(name: str, source: str, flags: Sequence[str] = KERNEL_FLAGS, link: Sequence[str] = ()) -> Kernel:
+def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
     with timed("seconds_compiling"):
         try:
-            library = build(name, source, flags, link)
+            library = build(name, source, KERNEL_FLAGS, link)
         except CompileError as error:
             library = _with_torch_headers(name, source, error)
     STATS.kernels_compiled += 1
     content = source.encode() + b"\0" + library
     cache.store(f"{name}.so", content)
-    loaded = _load_kernel(name, content)
-    if loaded is None:
-        raise CompileError("the compiled kernel cannot be loaded")
-    return loaded
+    try:
+        return _load_kernel(name, content)
+    except (OSError, AttributeError) as error:  # a TMPDIR mounted noexec, for instance
+        raise CompileError(f"the compiled kernel cannot be loaded: {error}") from error
 
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
     """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
+    if _prefix() not in source:
+        raise first
     full = source.replace(_prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
@@ -248,15 +278,13 @@ def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
         raise CompileError(f"{first}; with torch's headers: {second}") from first
 
 
-def _load_kernel(name: str, content: bytes) -> Kernel | None:
+def _load_kernel(name: str, content: bytes) -> Kernel:
+    """Raises: OSError, AttributeError."""
     source, _, library = content.partition(b"\0")
     path = cache.scratch(f"{name}.loaded.so")
-    try:
-        path.write_bytes(library)
-        loaded = ctypes.CDLL(str(path))
-        address = ctypes.cast(loaded.run, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
+    path.write_bytes(library)
+    loaded = ctypes.CDLL(str(path))
+    address = ctypes.cast(loaded.run, ctypes.c_void_p).value
     return Kernel(address or 0, loaded, source.decode())
 
 
@@ -281,6 +309,18 @@ def _fill(future: Future[ModuleType]) -> None:
         future.set_exception(error)
 
 
+def _after_fork() -> None:
+    """In a child of fork, where neither the thread that builds the launcher came along nor one that held the lock."""
+    global _launcher, _lock
+    _lock = threading.RLock()
+    if _launcher is not None and not _launcher.done():
+        _launcher = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def launcher() -> ModuleType:
     """The native module that gathers tensors and runs kernels. Raises: CompileError with the reason."""
     launcher_soon()
@@ -294,12 +334,12 @@ def launcher() -> ModuleType:
 
 
 def _make_launcher() -> ModuleType:
-    source = (HERE / "launcher.cpp").read_text()
+    source = _with_runtime("launcher.cpp")
     name = cache.key("launcher", source, LAUNCHER_FLAGS)
     content = cache.load(f"{name}.so")
     if content is None:
-        content = _build_launcher(name, source)
-        cache.store(f"{name}.so", content)
+        with cache.making(name):
+            content = cache.load(f"{name}.so") or _build_launcher(name, source)
     return _import_launcher(name, content)
 
 
@@ -312,7 +352,12 @@ def _build_launcher(name: str, source: str) -> bytes:
     with timed("seconds_compiling"):
         content = build(name, source, flags, [f"-L{root / 'lib'}", "-lc10", *_openmp(root / "lib")])
     STATS.launchers_compiled += 1
+    cache.store(f"{name}.so", content)
     return content
+
+
+def _with_runtime(file: str) -> str:
+    return (HERE / "runtime.h").read_text() + (HERE / file).read_text()
 
 
 def _openmp(libraries: Path) -> list[str]:
@@ -341,4 +386,4 @@ def supports_dtype(dtype: torch.dtype) -> bool:
 
 def platform_reason() -> str | None:
     """Why nothing can be compiled on this platform, or None."""
-    return None if sys.platform != "win32" else "the C++ launcher is written for g++ and clang++, not for Windows"
+    return None if sys.platform != "win32" else "the C++ launcher is written for g++, clang++ and zig, not for Windows"

@@ -106,7 +106,7 @@ def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
 
     Raises: CompileError, where Inductor does not make one pointwise kernel of it.
     """
-    return _lower(program, dtypes, "cpu", CPU, _no_vector_isa)
+    return _lower(program, dtypes, "cpu", CPU, _no_compiler)
 
 
 def lower_triton(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
@@ -129,6 +129,8 @@ def _lower(
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
         raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+    if not definitions:
+        raise CompileError(f"{program.rule} computes nothing: it returns what it was given")
     if len(definitions) != 1 or len(calls) != 1:
         raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
@@ -198,24 +200,28 @@ def _stand_in_for_cuda() -> Iterator[None]:
 
 
 @contextmanager
-def _no_vector_isa() -> Iterator[None]:
-    """Keep Inductor from finding out the vector ISA: it compiles three test programs for that (3.9 s with an empty
-    cache), and the answer is not wanted here. Tried on torch 2.11.0 and 2.13.0."""
-    from torch._inductor import cpu_vec_isa
-
-    original = cpu_vec_isa.pick_vec_isa
+def _no_compiler() -> Iterator[None]:
+    """Keep Inductor from running a compiler. It compiles three test programs to find out the vector ISA (3.9 s with an empty
+    cache), and the answer is not wanted here; and it asks whether the compiler is g++, for one pragma, and knows neither
+    ziglang's nor `CXX="ccache g++"`. Tried on torch 2.13.0; the first also on 2.11.0."""
+    from torch._inductor import cpp_builder, cpu_vec_isa
 
     def none() -> Any:
         return cpu_vec_isa.invalid_vec_isa
 
-    cpu_vec_isa.pick_vec_isa = none
+    def is_gcc() -> bool:
+        return True
+
+    stands_in = {"pick_vec_isa": (none, cpu_vec_isa.pick_vec_isa), "is_gcc": (is_gcc, cpp_builder.is_gcc)}
+    cpu_vec_isa.pick_vec_isa, cpp_builder.is_gcc = none, is_gcc  # type: ignore[assignment]
     try:
         yield
     finally:
         # A module imported meanwhile may have taken over the name: the user's own torch.compile then failed in g++.
-        for name, module in list(sys.modules.items()):
-            if name.startswith("torch._inductor") and getattr(module, "pick_vec_isa", None) is none:
-                module.pick_vec_isa = original  # type: ignore[attr-defined]
+        for module in [module for name, module in list(sys.modules.items()) if name.startswith("torch._inductor")]:
+            for name, (other, original) in stands_in.items():
+                if getattr(module, name, None) is other:
+                    setattr(module, name, original)
 
 
 def _kind(index: int, tensors: int) -> tuple[str, int]:

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+// runtime.h stands before this file: cpp.py joins them.
 namespace {
 
 using c10::TensorImpl;
@@ -266,10 +267,11 @@ Status gather_all(Plan* plan, const double* table, int width, int threads) {
   threads = static_cast<int>(std::min<int64_t>(threads, count / kEntriesPerThread));
   int worst = kReady;
   if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(max : worst)
-    for (int t = 0; t < threads; ++t)
-      worst = std::max<int>(
-          worst, gather_range(plan, table, width, false, count * t / threads, count * (t + 1) / threads));
+    std::vector<int> found(threads);
+    for_each_share(threads, [&](int64_t t) {
+      found[t] = gather_range(plan, table, width, false, count * t / threads, count * (t + 1) / threads);
+    });
+    worst = *std::max_element(found.begin(), found.end());
   }
   if (threads <= 1 || worst == kRebuild) worst = gather_range(plan, table, width, true, 0, count);
   plan->starts->assign(1, 0);
@@ -324,12 +326,11 @@ void run_all(const Plan* plan, const double* table, int width, int threads) {
     commit_range(plan, table, width, 0, count);
     return;
   }
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; ++t) {
-    const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
+  const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
+  for_each_share(threads, [&](int64_t t) {
     run_share(plan, table, width, edge(t), edge(t + 1));
     commit_range(plan, table, width, count * t / threads, count * (t + 1) / threads);
-  }
+  });
 }
 
 void hold_all(Plan* plan) {
@@ -360,8 +361,7 @@ double sum_over_gradients(const Plan* plan, Kernel kernel, int threads) {
   if (threads == 1) {
     run(0, count);
   } else {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; ++t) run(count * t / threads, count * (t + 1) / threads);
+    for_each_share(threads, [&](int64_t t) { run(count * t / threads, count * (t + 1) / threads); });
   }
   double sum = 0;
   for (const double part : sums) sum += part;

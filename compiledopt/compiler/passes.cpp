@@ -2,9 +2,8 @@
 //
 // What is summed does not depend on the number of threads: an array is cut into parts by its size alone, each part has a sum
 // of its own, in double, and the sums are added in the order of the parts.
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -410,16 +409,14 @@ struct Worker {
         waited = false;
         continue;
       }
-      if (!waited) {
-#pragma omp barrier
-      }
+      if (!waited) GOMP_barrier();
       for (int64_t k = parts * thread / threads; k < parts * (thread + 1) / threads; ++k) part(p, k, parts);
-#pragma omp barrier
+      GOMP_barrier();
       combine(p, parts, thread, threads);
-#pragma omp barrier
+      GOMP_barrier();
       waited = true;
     }
-#pragma omp barrier
+    GOMP_barrier();
   }
 };
 
@@ -470,18 +467,16 @@ extern "C" int64_t run_passes(const int64_t* plan, int64_t count, const int64_t*
   char* const shared = memory + work.threads * work.each;
   for (int64_t i = 0; i < count; ++i) std::copy_n(table + rows[i] * width, work.rule.columns, work.jobs[i].numbers.begin());
   for (int64_t i : work.large) work.jobs[i].settle(shared);
-#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
-  {
-    const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+  std::atomic<size_t> next{0};
+  in_team(work.threads, [&](int64_t thread, int64_t team) {
     char* const own = memory + thread * work.each;
-#pragma omp for schedule(dynamic, 1)
-    for (size_t s = 0; s < work.small.size(); ++s) {
+    for (size_t s = next++; s < work.small.size(); s = next++) {
       Job& job = work.jobs[work.small[s]];
       job.settle(own + work.tiles);
       Worker{job, pointers + work.small[s] * work.rule.tensors, own}.alone();
     }
     for (int64_t i : work.large) Worker{work.jobs[i], pointers + i * work.rule.tensors, own}.together(thread, team);
-  }
+  });
   return 0;
 } catch (const std::bad_alloc&) {
   return -1;

@@ -100,6 +100,23 @@ def truthy(value: Any) -> bool:
     return bool(value != 0) if place is None or place.type == "cpu" else True
 
 
+def _check_meaning(
+    rule: str, scalars: Iterable[str], initial: Mapping[str, Initial], options: Mapping[str, Iterable[str]]
+) -> None:
+    """Refuse declarations of what cannot be declared. Raises: TypeError, naming the argument."""
+    for kind, names in options.items():
+        for name in names:
+            if name in RESERVED:
+                raise TypeError(
+                    f"rule {rule}: {kind} names {name!r}, which no group has; use it as a number, as in torch.where"
+                )
+    for name in scalars:
+        if callable(initial.get(name)):
+            raise TypeError(
+                f"rule {rule}: the scalar state {name!r} starts from a number or the name of an option, not from a function"
+            )
+
+
 def rule(
     *,
     scalars: Iterable[str] = (),
@@ -143,6 +160,7 @@ def rule(
             for name in names:
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
+        _check_meaning(function.__name__, scalars, initial, {"branches": branches, "static": static})
         flags = (frozenset(static), elementwise, sparse, dense)
         return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
 

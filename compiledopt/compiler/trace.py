@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -110,10 +111,9 @@ class Tracer:
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
-        if name in REDUCTIONS:
-            return self.reduce(name, *args, **kwargs)
-        if name in NORMS:
-            return self.norm(*args, **({"p": kwargs["ord"]} if "ord" in kwargs else {}) | _without(kwargs, "ord"))
+        if name in REDUCTIONS or name in NORMS:
+            kwargs = _of_reduction(name, kwargs)
+            return self.norm(*args, **kwargs) if name in NORMS else self.reduce(name, *args, **kwargs)
         if name not in OPS and name not in ALIASES:
             raise NotElementwise(_unknown(name))
         scale = kwargs.get("alpha", kwargs.get("value"))
@@ -143,6 +143,20 @@ class Tracer:
         raise TraceError(
             f"{author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
         )
+
+
+def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a sum, norm or the like that say what is to be done. The dtype does not: sums are taken in float64."""
+    kwargs = {"p" if key == "ord" else key: value for key, value in kwargs.items() if value is not None or key == "dim"}
+    dtype = kwargs.pop("dtype", None)
+    extra = sorted(set(kwargs) - {"input", "dim", "keepdim", *(("p",) if name in NORMS else ())})
+    if dtype not in (None, torch.float32, torch.float64):
+        extra.append(f"dtype={dtype}")
+    if extra:
+        raise TraceError(f"{author_line()}: {name} with {', '.join(extra)} is not supported in a rule; leave it out")
+    if "input" in kwargs:
+        kwargs["value"] = kwargs.pop("input")
+    return kwargs
 
 
 def _is_scalar(arg: Argument) -> bool:
@@ -203,6 +217,15 @@ class Symbol:
             f"{author_line()}: float() and the functions of math read a value; use torch's, as in torch.cos(x), torch.where"
         )
 
+    def __index__(self) -> int:
+        raise TraceError(
+            f"{author_line()}: range(), int() and the like read a value; declare a number that the rule takes as it is in "
+            "static=(...)"
+        )
+
+    def __pos__(self) -> Symbol:
+        return self
+
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TraceError(f"{author_line()}: assigning to elements mutates; use torch.where")
 
@@ -260,8 +283,13 @@ for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items(
 
 
 def is_number(value: Any) -> bool:
-    """Whether an option is a number (an entry of the table) rather than a flag (a choice of program)."""
-    return isinstance(value, torch.Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    """Whether an option is a number (an entry of the table) rather than a flag (a choice of program). NumPy's are numbers too,
+    and its arrays without dimensions, as for torch."""
+    if type(value) in (float, int):
+        return True
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
+        return False
+    return isinstance(value, (torch.Tensor, Real)) or getattr(value, "ndim", None) == 0
 
 
 def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) -> Program:
@@ -302,10 +330,6 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
 
 
-def _without(kwargs: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != name}
-
-
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
     """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
     expected = ("param", *rule.states)
@@ -324,7 +348,10 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
     for name, value in named(rule, returned, present, Symbol).items():
         if inputs[name].node.scalar and not value.node.scalar:
             kind = TraceError if value.tracer.dims is None else NotElementwise
-            raise kind(f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim")
+            raise kind(
+                f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim: where a rule is compiled, "
+                "such a state is a number that follows from numbers"
+            )
         if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
             raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
         outputs[name] = value.node

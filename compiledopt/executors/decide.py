@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from compiledopt.compiler import cpp
-from compiledopt.compiler.errors import CompileError
+from compiledopt.compiler.errors import CompileError, warn
 from compiledopt.compiler.programs import Traced, Variant
+from compiledopt.compiler.stats import STATS
 from compiledopt.executors import choose
 from compiledopt.executors.capturable import check_scalars, is_on_device
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.compiled import MOST_TENSORS, kernel_dtypes
 from compiledopt.executors.device import ready
-from compiledopt.executors.entries import is_sparse, operand_dtypes
+from compiledopt.executors.entries import Entry, is_sparse, operand_dtypes
 from compiledopt.executors.passes import kernel as passes_kernel
 from compiledopt.executors.shards import is_distributed, local, reason_against
 
@@ -95,3 +96,42 @@ def compile_reason(program: Traced, group: Mapping[str, Any], param: torch.Tenso
     except CompileError as error:
         return str(error)
     return None
+
+
+NAMED = 3  # parameters that a warning names
+
+
+def warn_of_fallbacks(entries: Sequence[Entry], groups: Sequence[Mapping[str, Any]], owner: str, said: set[str]) -> None:
+    """Say once for each reason which parameters do not get the compiled executor, which nobody declined.
+
+    said: the reasons given before. Mutates: said.
+    """
+    fallbacks: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.choice.fallback and entry.choice.reason not in said:
+            fallbacks.setdefault(entry.choice.reason, []).append(entry)
+    count = sum(len(group["params"]) for group in groups)
+    for reason, members in fallbacks.items():
+        said.add(reason)
+        STATS.fallbacks += 1
+        many = len(members) > 1
+        names = ", ".join(_name(entry, groups[entry.group]) for entry in members[:NAMED])
+        names += f" and {len(members) - NAMED} more" if len(members) > NAMED else ""
+        mend = (
+            "Pass compiled=False"
+            if len(members) == count
+            else f"Put {'them' if many else 'it'} into a group with compiled=False"
+        )
+        warn(
+            f"compiledopt.{owner}: {len(members)} of {count} parameters {'run' if many else 'runs'} on the "
+            f"{members[0].choice.executor} executor, because {reason}: {names}. {mend} to choose that without this warning."
+        )
+
+
+def _name(entry: Entry, group: Mapping[str, Any]) -> str:
+    """As torch's named parameters have it, or where it stands."""
+    param = entry.param if entry.whole is None else entry.whole
+    index = next(index for index, other in enumerate(group["params"]) if other is param)
+    names = group.get("param_names")
+    name = repr(names[index]) if names else f"param_groups[{entry.group}]['params'][{index}]"
+    return f"{name} of shape {tuple(param.shape)}"

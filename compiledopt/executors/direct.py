@@ -12,7 +12,7 @@ from compiledopt.compiler.inductor import compute_dtype, evaluate
 from compiledopt.compiler.ops import apply
 from compiledopt.compiler.program import Node, Program
 from compiledopt.compiler.rule import option
-from compiledopt.compiler.trace import named
+from compiledopt.compiler.trace import is_number, named
 from compiledopt.executors.eager import HALF, EagerBatch
 from compiledopt.executors.entries import Entry, as_real, check_gradient, check_state, is_sparse
 from compiledopt.executors.whole import given_to
@@ -122,9 +122,9 @@ def _as_option(value: Any) -> Any:
     """A number as a 0-dim tensor, so that a rule may call its methods; flags as they are."""
     if isinstance(value, tuple | list):
         return tuple(_as_option(one) for one in value)
-    if isinstance(value, torch.Tensor) or type(value) in (float, int):
-        return _on(value.reshape(()) if isinstance(value, torch.Tensor) else value, torch.device("cpu"))
-    return value
+    if isinstance(value, torch.Tensor):
+        return _on(value.reshape(()), torch.device("cpu"))
+    return _on(value, torch.device("cpu")) if is_number(value) else value
 
 
 def _operand(tensor: torch.Tensor, scalar: bool) -> torch.Tensor:

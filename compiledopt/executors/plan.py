@@ -6,7 +6,6 @@ write. Whatever raises before the last point leaves parameters and states as the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +25,7 @@ from compiledopt.executors.capturable import CapturableBatch, option_dtypes
 from compiledopt.executors.choose import Choice
 from compiledopt.executors.clipping import Clipping
 from compiledopt.executors.compiled import CompiledBatch, bucket_of
-from compiledopt.executors.decide import decide
+from compiledopt.executors.decide import decide, warn_of_fallbacks
 from compiledopt.executors.device import TritonBatch
 from compiledopt.executors.direct import DirectBatch
 from compiledopt.executors.eager import EagerBatch
@@ -148,9 +147,11 @@ class Plan:
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
-                entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
+                entries.append(Entry(param, known, index, program, decide(program, group, param, known)))
+        warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
+<<<<<<< HEAD
     def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
         if self.owner.watched is not None:
             return self._watched_choice(self.owner.watched, group, param)
@@ -179,6 +180,8 @@ class Plan:
             stacklevel=2,
         )
 
+=======
+>>>>>>> habits
     def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
         name = self.owner.name
         buckets: dict[Any, list[Entry]] = {}
@@ -206,7 +209,7 @@ class Plan:
                     if entry.choice.required:
                         raise choose.refused(entry.choice, eager.reason)
                     entry.choice = eager
-                self._warn(eager)
+                warn_of_fallbacks(batch.entries, self.owner.groups, self.owner.name, self.owner.reasons)
                 whole = isinstance(batch, PassesBatch)
                 name, members, groups = self.owner.name, batch.entries, batch.groups
                 batch = WholeBatch(members, groups, name, False) if whole else ForLoopBatch(members, groups, name)

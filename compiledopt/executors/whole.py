@@ -11,7 +11,7 @@ import torch
 
 from compiledopt.compiler.programs import Traced
 from compiledopt.compiler.rule import Rule, as_float
-from compiledopt.compiler.trace import named
+from compiledopt.compiler.trace import is_number, named
 from compiledopt.compiler.trial import can_stack, try_rule
 from compiledopt.executors.clipping import Measured
 from compiledopt.executors.eager import HALF, bytes_of, reserve
@@ -165,7 +165,7 @@ def number(value: Any) -> Any:
         return tuple(map(number, value))
     if isinstance(value, torch.Tensor):
         return value.detach().reshape(()).double()
-    return torch.tensor(value, dtype=torch.float64, device="cpu") if type(value) in (float, int) else value
+    return torch.tensor(as_float(value), dtype=torch.float64, device="cpu") if is_number(value) else value
 
 
 def meta_number(value: Any) -> Any:
