@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from compiledopt.arguments import Extras, check_extras
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_extras, description, flags_off
 from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE
 from compiledopt.compiler.dynamo import wants_whole_graph
 from compiledopt.compiler.programs import traced
@@ -47,22 +48,44 @@ def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
 class Optimizer(torch.optim.Optimizer):
     """torch.optim.Optimizer, with `step` derived from one pure rule.
 
-    A subclass gives its `rule`, and a constructor with torch's signature. Groups, hooks, closures, state_dict and the
+    A subclass gives its `rule`, and a constructor with torch's signature, which hands its `locals()` on to this one. What
+    groups, old checkpoints and help() have of it is read off that signature. Groups, hooks, closures, state_dict and the
     registries are torch's own.
     """
 
     rule: ClassVar[Rule]
-    # What torch's __setstate__ fills into groups that were saved by an older version.
+    # What numbers must be, in the order in which they are checked; those that a constructor does not take do not count.
+    bounds: ClassVar[tuple[Bound, ...]] = BOUNDS
+    # Options that a class decides, whatever a group was saved with.
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    # What torch's __setstate__ fills into groups that were saved by an older version: the flags that are off by default,
+    # which are found, and what a class says here.
     missing: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], extras: Extras | None = None) -> None:
-        extras = extras or {}
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
+        if constructor is not None:
+            cls.missing = {**flags_off(constructor, rule), **cls.missing}
+            if cls.__doc__ is not None:  # as it is under python -OO
+                own = inspect.cleandoc(cls.__doc__)
+                cls.__doc__ = f"{own}\n\n{description(own, constructor, rule, cls.bounds)}"
+
+    def __init__(self, params: ParamsT, options: Mapping[str, Any]) -> None:
+        """options: the constructor's `locals()`. All but self, params and extras become the options of the groups."""
+        defaults = {k: v for k, v in options.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}
+        extras: Extras = options.get("extras", {})
+        self._check_options(defaults)
         if unknown := set(extras) - set(Extras.__annotations__):
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument '{min(unknown)}'")
         choose.check_options(defaults)
         self._forget()
         self._reasons: set[str] = set()
         super().__init__(params, {**defaults, **{name: value for name, value in extras.items() if value is not None}})
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Refuse what the constructor was given, before anything is made of it. Raises: ValueError."""
+        check_bounds(self.bounds, options)
 
     def _forget(self) -> None:
         self._number = register(self)
@@ -81,6 +104,7 @@ class Optimizer(torch.optim.Optimizer):
             kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
             for name, value in {"compiled": None, **self.missing, **kept}.items():
                 group.setdefault(name, value)
+            group.update(self.fixed)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
             if rule is not None:
