@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT as ParamsT
+from typing_extensions import Unpack as Unpack
 
 from compiledopt.compiler.derive import CLIP, EMA
 from compiledopt.compiler.rule import Rule
@@ -54,8 +56,12 @@ class Bound:
         return replace(self, index=index, words=f"{self.words} at index {index}")
 
     def check(self, value: Any) -> None:
-        """Refuse a number outside. Raises: ValueError."""
-        number = at_start(value) if self.option == "lr" else value
+        """Refuse a number outside. Raises: ValueError; TypeError for a schedule where there can be none."""
+        if isinstance(value, Schedule) and self.option != "lr":
+            raise TypeError(
+                f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps"
+            )
+        number = at_start(value)
         if number is None and self.optional:
             return
         ends = (self.least, operator.ge), (self.above, operator.gt), (self.below, operator.lt), (self.most, operator.le)

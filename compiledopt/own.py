@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_tensor_number
 from compiledopt.compiler.rule import RESERVED, rule
 from compiledopt.optimizer import Optimizer
@@ -46,7 +47,7 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
 
 
 def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
-    own = rule(**declarations)(_with_maximize(function))
+    own = rule(**declarations)(with_maximize(function))
     defaults = _defaults(function)
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     options = [p.replace(annotation=p.empty) for p in defaults.values()]
@@ -76,21 +77,6 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
 def _defaults(function: Function) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(function).parameters
     return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in RESERVED}
-
-
-def _with_maximize(function: Function) -> Function:
-    """The function with the option `maximize`, unless it has one: the gradient turned round."""
-    signature = inspect.signature(function)
-    if "maximize" in signature.parameters:
-        return function
-
-    @functools.wraps(function)
-    def turned(param: Any, grad: Any, *states: Any, maximize: bool, **options: Any) -> Any:
-        return function(param, -grad if maximize else grad, *states, **options)
-
-    option = inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY)
-    turned.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
-    return turned
 
 
 def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
-def adadelta(
-    param: Any,
-    grad: Any,
-    step: Any,
-    square_avg: Any,
-    acc_delta: Any,
-    *,
-    lr: Any,
-    rho: Any,
-    eps: Any,
-    weight_decay: Any,
-    maximize: bool,
-) -> Any:
-    grad = with_decay(param, grad, weight_decay, maximize)
+@with_maximize
+def adadelta(param, grad, step, square_avg, acc_delta, *, lr, rho, eps, weight_decay):
+    grad = with_decay(param, grad, weight_decay)
     square_avg = rho * square_avg + (1 - rho) * grad * grad
     delta = (acc_delta + eps).sqrt() / (square_avg + eps).sqrt() * grad
     acc_delta = rho * acc_delta + (1 - rho) * delta * delta

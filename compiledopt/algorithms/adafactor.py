@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Bound, Extras, LearningRate
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
@@ -43,22 +42,8 @@ def _variance(param: Tensor) -> Tensor | None:
     branches=("weight_decay",),
     elementwise=False,
 )
-def adafactor(
-    param: Any,
-    grad: Any,
-    step: Any,
-    row_var: Any = None,
-    col_var: Any = None,
-    variance: Any = None,
-    *,
-    lr: Any,
-    beta2_decay: Any,
-    eps: Any,
-    d: Any,
-    weight_decay: Any,
-    maximize: bool,
-    dtype: torch.dtype,
-) -> Any:
+@with_maximize
+def adafactor(param, grad, step, row_var, col_var, variance, *, lr, beta2_decay, eps, d, weight_decay, dtype):
     step = step + 1
     new = step**beta2_decay
     tiny = torch.finfo(dtype).eps if eps[0] is None else eps[0]
@@ -72,7 +57,7 @@ def adafactor(
     else:
         variance = variance + new * (square - variance)
         update = variance.rsqrt()
-    update = update.clamp_max(1 / tiny) * (-grad if maximize else grad)
+    update = update.clamp_max(1 / tiny) * grad
     if weight_decay != 0:
         param = param * (1 - lr * weight_decay)
     update = update * (size / _at_least(_root_mean_square(update) / d, 1.0))

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), initial={"sum": "initial_accumulator_value"}, branches=("weight_decay",), sparse="rows")
-def adagrad(
-    param: Any,
-    grad: Any,
-    step: Any,
-    sum: Any,
-    *,
-    lr: Any,
-    lr_decay: Any,
-    weight_decay: Any,
-    initial_accumulator_value: Any,
-    eps: Any,
-    maximize: bool,
-) -> Any:
-    grad = with_decay(param, grad, weight_decay, maximize)
+@with_maximize
+def adagrad(param, grad, step, sum, *, lr, lr_decay, weight_decay, initial_accumulator_value, eps):
+    grad = with_decay(param, grad, weight_decay)
     sum = sum + grad * grad
     param = param - lr / (1 + step * lr_decay) * grad / (sum.sqrt() + eps)
     return param, step + 1, sum

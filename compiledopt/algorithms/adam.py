@@ -6,35 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import moments, with_either_decay
-from compiledopt.arguments import Extras, LearningRate, check_tensor_number
+from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack, check_tensor_number
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))
+@with_maximize
 def adam(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    max_exp_avg_sq: Any = None,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    amsgrad: bool,
-    maximize: bool,
-    decoupled_weight_decay: bool,
-) -> Any:
+    param, grad, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay
+):
     beta1, beta2 = betas
     step = step + 1
-    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     largest = exp_avg_sq
     if amsgrad:
@@ -94,8 +80,7 @@ class AdamW(Adam):
 
         θ ← (1 − γ·λ)·θ, then Adam's update without λ
 
-    All else as in Adam, with decoupled_weight_decay=True, and so after loading.
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    All as in Adam with decoupled_weight_decay=True, loaded or not. Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
 
     fixed = {"decoupled_weight_decay": True}

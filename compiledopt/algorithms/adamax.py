@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
-def adamax(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_inf: Any,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    maximize: bool,
-) -> Any:
+@with_maximize
+def adamax(param, grad, step, exp_avg, exp_inf, *, lr, betas, eps, weight_decay):
     beta1, beta2 = betas
     step = step + 1
-    grad = with_decay(param, grad, weight_decay, maximize)
+    grad = with_decay(param, grad, weight_decay)
     exp_avg = exp_avg.lerp(grad, 1 - beta1)
     exp_inf = torch.maximum(beta2 * exp_inf, grad.abs() + eps)
     return param - lr / (1 - beta1**step) * exp_avg / exp_inf, step, exp_avg, exp_inf

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step", "eta", "mu"), initial={"eta": "lr", "mu": 1.0}, branches=("weight_decay",))
-def asgd(
-    param: Any,
-    grad: Any,
-    step: Any,
-    eta: Any,
-    mu: Any,
-    ax: Any,
-    *,
-    lr: Any,
-    lambd: Any,
-    alpha: Any,
-    t0: Any,
-    weight_decay: Any,
-    maximize: bool,
-) -> Any:
+@with_maximize
+def asgd(param, grad, step, eta, mu, ax, *, lr, lambd, alpha, t0, weight_decay):
     step = step + 1
-    grad = with_decay(param, grad, weight_decay, maximize)
+    grad = with_decay(param, grad, weight_decay)
     param = param * (1 - lambd * eta) - eta * grad
     ax = ax.lerp(param, mu)
     return param, step, lr / (1 + lambd * lr * step) ** alpha, 1 / (step - t0).clamp_min(1.0), ax

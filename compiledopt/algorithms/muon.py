@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Bound, Extras, LearningRate
+from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.products import add_product
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
@@ -55,20 +53,7 @@ def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
 
 
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
-def muon(
-    param: Any,
-    grad: Any,
-    momentum_buffer: Any,
-    *,
-    lr: Any,
-    weight_decay: Any,
-    momentum: Any,
-    nesterov: bool,
-    ns_coefficients: Any,
-    eps: Any,
-    ns_steps: Any,
-    adjust_lr_fn: str | None,
-) -> Any:
+def muon(param, grad, momentum_buffer, *, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn):
     momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
     update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
     update = orthogonalize(update, ns_coefficients, ns_steps, eps)

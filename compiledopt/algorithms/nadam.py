@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import moments, with_either_decay
-from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate
+from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step", "mu_product"), initial={"mu_product": 1.0}, branches=("weight_decay",))
+@with_maximize
 def nadam(
-    param: Any,
-    grad: Any,
-    step: Any,
-    mu_product: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    momentum_decay: Any,
-    decoupled_weight_decay: bool,
-    maximize: bool,
-) -> Any:
+    param, grad, step, mu_product, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay
+):
     beta1, beta2 = betas
     step = step + 1
-    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
     mu_product = mu_product * mu

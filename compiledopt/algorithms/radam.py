@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import moments, with_either_decay
-from compiledopt.arguments import Extras, LearningRate
+from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
-def radam(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    decoupled_weight_decay: bool,
-    maximize: bool,
-) -> Any:
+@with_maximize
+def radam(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, decoupled_weight_decay):
     beta1, beta2 = betas
     step = step + 1
-    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1

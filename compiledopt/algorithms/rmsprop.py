@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
@@ -18,23 +13,9 @@ from compiledopt.optimizer import Optimizer
     optional={"momentum_buffer": "momentum", "grad_avg": "centered"},
     branches=("weight_decay", "momentum"),
 )
-def rmsprop(
-    param: Any,
-    grad: Any,
-    step: Any,
-    square_avg: Any,
-    momentum_buffer: Any = None,
-    grad_avg: Any = None,
-    *,
-    lr: Any,
-    alpha: Any,
-    eps: Any,
-    weight_decay: Any,
-    momentum: Any,
-    centered: bool,
-    maximize: bool,
-) -> Any:
-    grad = with_decay(param, grad, weight_decay, maximize)
+@with_maximize
+def rmsprop(param, grad, step, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, weight_decay, momentum, centered):
+    grad = with_decay(param, grad, weight_decay)
     square_avg = variance = alpha * square_avg + (1 - alpha) * grad * grad
     if centered:
         grad_avg = grad_avg.lerp(grad, 1 - alpha)

@@ -5,20 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Extras, LearningRate
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), initial={"step_size": "lr"})
-def rprop(
-    param: Any, grad: Any, step: Any, prev: Any, step_size: Any, *, lr: Any, etas: Any, step_sizes: Any, maximize: bool
-) -> Any:
-    if maximize:
-        grad = -grad
+@with_maximize
+def rprop(param, grad, step, prev, step_size, *, lr, etas, step_sizes):
     agreement = grad * prev
     slower = torch.where(agreement < 0, etas[0] * step_size, step_size)
     step_size = torch.where(agreement > 0, etas[1] * step_size, slower)

@@ -5,30 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import Extras, LearningRate
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"), sparse="linear")
-def sgd(
-    param: Any,
-    grad: Any,
-    momentum_buffer: Any = None,
-    *,
-    first: Any,
-    lr: Any,
-    momentum: Any,
-    dampening: Any,
-    weight_decay: Any,
-    nesterov: bool,
-    maximize: bool,
-) -> Any:
-    grad = with_decay(param, grad, weight_decay, maximize)
+@with_maximize
+def sgd(param, grad, momentum_buffer, *, first, lr, momentum, dampening, weight_decay, nesterov):
+    grad = with_decay(param, grad, weight_decay)
     if momentum != 0:
         later = 1 - first
         momentum_buffer = momentum * later * momentum_buffer + (1 - dampening * later) * grad

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from torch.optim.optimizer import ParamsT
-
-from compiledopt.algorithms.parts import moments
-from compiledopt.arguments import BETA, EPS, LR, LearningRate
+from compiledopt.algorithms.parts import moments, with_maximize
+from compiledopt.arguments import BETA, EPS, LR, LearningRate, ParamsT
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), sparse="rows", dense=False)
-def sparse_adam(
-    param: Any, grad: Any, step: Any, exp_avg: Any, exp_avg_sq: Any, *, lr: Any, betas: Any, eps: Any, maximize: bool
-) -> Any:
+@with_maximize
+def sparse_adam(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, eps):
     step = step + 1
-    exp_avg, exp_avg_sq = moments(-grad if maximize else grad, exp_avg, exp_avg_sq, betas)
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     size = lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step)
     return param - size * exp_avg / (exp_avg_sq.sqrt() + eps), step, exp_avg, exp_avg_sq
 
