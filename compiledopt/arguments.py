@@ -58,9 +58,7 @@ class Bound:
     def check(self, value: Any) -> None:
         """Refuse a number outside. Raises: ValueError; TypeError for a schedule where there can be none."""
         if isinstance(value, Schedule) and self.option != "lr":
-            raise TypeError(
-                f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps"
-            )
+            raise TypeError(f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps")
         number = at_start(value)
         if number is None and self.optional:
             return
