@@ -6,6 +6,7 @@ Rows go to perf/results/gpu.csv: times by CUDA events, in turns within one proce
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import sys
 import time
@@ -20,7 +21,8 @@ from step import OPTIONS, optimi
 import compiledopt
 
 MODELS = ("resnet50", "vit_b16", "gpt2_small", "llama_1b")
-WITHOUT_FUSED = ("Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
+WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
 
 
 def model(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
