@@ -1,11 +1,17 @@
-"""What constructors take beside torch's arguments, and the checks that they share, in torch's words."""
+"""What constructors take: the options beside torch's, the bounds of all of them, in torch's words, and what help() says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT as ParamsT
+from typing_extensions import Unpack as Unpack
 
 from compiledopt.compiler.derive import CLIP, EMA, asked
 from compiledopt.compiler.rule import Rule
@@ -15,11 +21,7 @@ LearningRate = float | Tensor | Schedule
 
 
 class Extras(TypedDict, total=False):
-    """What every optimizer takes beside torch's arguments, as keywords or in a group.
-
-    max_grad_norm: clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm.
-    ema_decay: keep an average of each parameter, updated in the same pass, in `state[param]["ema"]`; see `use_ema`.
-    """
+    """What every optimizer takes beside torch's arguments, as keywords or in a group; `DESCRIBED` says what they do."""
 
     max_grad_norm: float | None
     ema_decay: float | None
@@ -30,14 +32,76 @@ def at_start(lr: Any) -> Any:
     return lr(0) if isinstance(lr, Schedule) else lr
 
 
+# ---- bounds ----
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The range of an option, or of one of its elements, and what torch says of a number outside it. NaN is outside of all.
+
+    least, above, below, most: its ends; those that are None do not bound. index: the element. optional: None is inside.
+    """
+
+    option: str
+    words: str
+    least: float | None = 0.0
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
+    index: int | None = None
+    optional: bool = False
+
+    def element(self, index: int) -> Bound:
+        """The same of one element."""
+        return replace(self, index=index, words=f"{self.words} at index {index}")
+
+    def check(self, value: Any) -> None:
+        """Refuse a number outside. Raises: ValueError; TypeError for a schedule where there can be none."""
+        if isinstance(value, Schedule) and self.option != "lr":
+            raise TypeError(f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps")
+        number = at_start(value)
+        if number is None and self.optional:
+            return
+        ends = (self.least, operator.ge), (self.above, operator.gt), (self.below, operator.lt), (self.most, operator.le)
+        for end, holds in ends:
+            if end is not None and not holds(number, end):
+                raise ValueError(f"{self.words}: {number}")
+
+    def __str__(self) -> str:
+        low = f"> {self.above:g}" if self.above is not None else f"≥ {self.least:g}" if self.least is not None else ""
+        high = f"< {self.below:g}" if self.below is not None else f"≤ {self.most:g}" if self.most is not None else ""
+        return " and ".join(filter(None, (low, high)))
+
+
+# The numbers whose bounds all agree on. What an algorithm has of its own, or in other words, stands with it.
+LR = Bound("lr", "Invalid learning rate")
+EPS = Bound("eps", "Invalid epsilon value")
+BETA = Bound("betas", "Invalid beta parameter", below=1.0)
+MOMENTUM = Bound("momentum", "Invalid momentum value")
+WEIGHT_DECAY = Bound("weight_decay", "Invalid weight_decay value")
+# In the order in which torch checks them.
+BOUNDS = (LR, EPS, BETA.element(0), BETA.element(1), MOMENTUM, WEIGHT_DECAY)
+
+
+def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
+    """Refuse the first number outside of its bounds, among the options there are. Raises: ValueError in torch's words."""
+    check_tensor_number(options.get("lr"), "lr")
+    for bound in bounds:
+        if bound.option in options:
+            value = options[bound.option]
+            bound.check(value if bound.index is None else value[bound.index])
+
+
 def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
     """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
     wanted = [name for name in (CLIP, EMA) if asked(rule, options, name)]
     around = [*wanted, "a schedule as lr"] if isinstance(options.get("lr"), Schedule) else wanted
     if rule is None and around:
         raise ValueError(f"{around[0]} is for optimizers that are one rule for each parameter, which this one is not")
+    for name in wanted:
+        check_tensor_number(options[name], name)
     if CLIP in wanted:
-        check_number(options[CLIP], f"Invalid {CLIP} value")
+        Bound(CLIP, f"Invalid {CLIP} value").check(options[CLIP])
     decay = options[EMA] if EMA in wanted else None
     if decay is not None and not 0.0 <= decay <= 1.0:
         raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
@@ -47,24 +111,63 @@ def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
         )
 
 
-def check_number(value: Any, message: str, below: float | None = None, most: float | None = None) -> None:
-    """Refuse a negative or NaN number, one not below `below`, or one above `most`. Raises: ValueError, torch's `message`."""
-    value = at_start(value)
-    if not value >= 0.0 or (below is not None and not value < below) or (most is not None and not value <= most):
-        raise ValueError(f"{message}: {value}")
-
-
 def check_tensor_number(value: Any, name: str) -> None:
     """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element")
 
 
-def check_adam_numbers(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
-    """The checks that Adam and its relatives share, in torch's order. Raises: ValueError."""
-    check_tensor_number(lr, "lr")
-    check_number(lr, "Invalid learning rate")
-    check_number(eps, "Invalid epsilon value")
-    for index in (0, 1):
-        check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
-    check_number(weight_decay, "Invalid weight_decay value")
+# ---- what a signature says ----
+
+# What every optimizer of one's own takes beside the options of its rule, and what is off unless it is asked for.
+HABITS: dict[str, Any] = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False}
+HABITS |= {"fused": None, "compiled": None}
+# What an option means wherever it stands.
+DESCRIBED = {
+    "params": "parameters, named parameters, or dicts of groups with options of their own",
+    "lr": "(γ) float, 1-element tensor or schedule (compiledopt.schedules)",
+    "betas": "(β₁, β₂) two floats",
+    "eps": "(ε) float",
+    "weight_decay": "(λ) float",
+    "momentum": "(μ) float",
+    "maximize": "follow the gradient upwards",
+    "decoupled_weight_decay": "θ ← (1 − γ·λ)·θ instead of adding λ·θ to the gradient",
+    "foreach": "True runs lists of tensors, False one tensor after the other, whatever could be compiled",
+    "fused": "True is compiled=True, False the for-loop, as in torch",
+    "compiled": "True wants one kernel over the whole model or an error; None falls back with a warning; False declines it",
+    "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
+    "differentiable": "let autograd differentiate through the step",
+    CLIP: "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm",
+    EMA: 'keep an average of each parameter, made in the same pass, in `state[param]["ema"]`; see `use_ema`',
+}
+
+
+def flags_off(constructor: Any, rule: Rule | None) -> dict[str, Any]:
+    """The flags of a signature that are off by default, which groups of older versions lack."""
+    known = {*HABITS, *(rule.options if rule is not None else ())}
+    parameters = inspect.signature(constructor).parameters
+    off = {name: p.default for name, p in parameters.items() if p.default is False or (name in HABITS and p.default is None)}
+    return {name: value for name, value in off.items() if name in known}
+
+
+def description(own: str, constructor: Any, rule: Rule | None, bounds: Iterable[Bound]) -> str:
+    """What help() says below an algorithm's own words: its arguments with their bounds and defaults, and what all share.
+
+    own: the algorithm's own words; an argument that they describe, as `name:` or `name (letter):`, is not described again.
+    """
+    lines = ["Arguments (how the flags choose what runs: docs/executors.md):"]
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if name == "self":
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            lines += [f"    {name}: {DESCRIBED[name]}; default None" for name in Extras.__annotations__]
+            continue
+        within = dict.fromkeys(str(bound) for bound in bounds if bound.option == name)
+        default = () if parameter.default is parameter.empty else (f"default {parameter.default!r}",)
+        meaning = "" if re.search(rf"\b{name}( \([^)]*\))?:", own) else DESCRIBED.get(name, "")
+        lines.append(f"    {name}: {'; '.join(filter(None, (meaning, *within, *default)))}")
+    if rule is not None and "step" in rule.scalars:
+        lines.append("State, beside the above: `step`, a 0-dim float, how often the parameter was updated.")
+    lines.append("Mutates: the parameters and the state, never a gradient.")
+    lines.append("Raises: ValueError for a number out of its bounds, RuntimeError for flags that contradict each other.")
+    return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, overload
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from compiledopt.arguments import Extras, check_extras
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_extras, description, flags_off
 from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE, asked
+from compiledopt.compiler.errors import warn
 from compiledopt.compiler.programs import traced
 from compiledopt.compiler.rule import Rule
 from compiledopt.compiler.schedule import Schedule
@@ -60,18 +61,36 @@ def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
 class Optimizer(torch.optim.Optimizer):
     """torch.optim.Optimizer, with `step` derived from one pure rule.
 
-    A subclass gives its `rule`, and a constructor with torch's signature. Groups, hooks, closures, state_dict and the
+    A subclass gives its `rule`, and a constructor with torch's signature, which hands its `locals()` on to this one. What
+    groups, old checkpoints and help() have of it is read off that signature. Groups, hooks, closures, state_dict and the
     registries are torch's own.
     """
 
     rule: ClassVar[Rule]
-    # What torch's __setstate__ fills into groups that were saved by an older version.
+    # What numbers must be, in the order in which they are checked; those that a constructor does not take do not count.
+    bounds: ClassVar[tuple[Bound, ...]] = BOUNDS
+    # Options that a class decides, whatever a group was saved with.
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    # What torch's __setstate__ fills into groups that were saved by an older version: the flags that are off by default,
+    # which are found, and what a class says here.
     missing: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
+        if constructor is not None:
+            cls.missing = {**flags_off(constructor, rule), **cls.missing}
+            if cls.__doc__ is not None:  # as it is under python -OO
+                own = inspect.cleandoc(cls.__doc__)
+                cls.__doc__ = f"{own}\n\n{description(own, constructor, rule, cls.bounds)}"
 
     # Dynamo loses what a constructor that it traces sets before a graph break.
     @torch._disable_dynamo  # type: ignore[untyped-decorator,attr-defined]
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], extras: Extras | None = None) -> None:
-        extras = extras or {}
+    def __init__(self, params: ParamsT, options: Mapping[str, Any]) -> None:
+        """options: the constructor's `locals()`. All but self, params and extras become the options of the groups."""
+        defaults = {k: v for k, v in options.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}
+        extras: Extras = options.get("extras", {})
+        self._check_options(defaults)
         if unknown := set(extras) - set(Extras.__annotations__):
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument '{min(unknown)}'")
         choose.check_options(defaults)
@@ -89,6 +108,10 @@ class Optimizer(torch.optim.Optimizer):
         for sub in type.__subclasses__(cls):
             found += sub.__subclasses__() if sub.__module__.partition(".")[0] == __package__ else [sub]
         return found
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Refuse what the constructor was given, before anything is made of it. Raises: ValueError."""
+        check_bounds(self.bounds, options)
 
     def _forget(self) -> None:
         self._number = register(self)
@@ -108,6 +131,7 @@ class Optimizer(torch.optim.Optimizer):
             kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
             for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
+            group.update(self.fixed)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
             if rule is not None:
@@ -371,10 +395,9 @@ class Optimizer(torch.optim.Optimizer):
             if ended is None or ended in self._told or group["lr"] == 0:
                 continue
             self._told.add(ended)
-            warnings.warn(
+            warn(
                 f"the schedule {ended.schedule} of param_groups[{index}] ended, since {ended.by} set its lr to {group['lr']}; "
-                "to go on with it, assign the schedule to group['lr'] again, or load a state_dict",
-                stacklevel=2,
+                "to go on with it, assign the schedule to group['lr'] again, or load a state_dict"
             )
 
     def refresh(self) -> None:

@@ -7,27 +7,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
-
-from compiledopt.arguments import check_number, check_tensor_number
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_tensor_number
 from compiledopt.compiler.rule import RESERVED, rule
 from compiledopt.compiler.trace import is_number
 from compiledopt.optimizer import Optimizer
 
 Function = Callable[..., Any]
-# What every optimizer takes beside the options of its rule.
-HABITS: dict[str, Any] = {"maximize": False, "foreach": None, "capturable": False, "differentiable": False}
-HABITS |= {"fused": None, "compiled": None}
-EXTRAS: dict[str, Any] = {"max_grad_norm": None, "ema_decay": None}
-# The names whose bounds the field agrees on: (torch's words, largest value excluded).
-BOUNDS: dict[str, tuple[str, float | None]] = {
-    "lr": ("Invalid learning rate", None),
-    "eps": ("Invalid epsilon value", None),
-    "weight_decay": ("Invalid weight_decay value", None),
-    "momentum": ("Invalid momentum value", None),
-    "betas": ("Invalid beta parameter", 1.0),
-}
+# The names whose bounds the field agrees on.
+BOUNDS = {bound.option: bound for bound in (LR, EPS, BETA, MOMENTUM, WEIGHT_DECAY)}
 
 
 @overload
@@ -58,32 +46,31 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
 
 
 def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
-    own = rule(**declarations)(_with_maximize(function))
+    own = rule(**declarations)(with_maximize(function))
     defaults = _defaults(function)
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     options = [p.replace(annotation=p.empty) for p in defaults.values()]
     names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), inspect.Parameter("params", either)]
     names += [p.replace(kind=either) for p in options if p.default is not p.empty]
     names += [p for p in options if p.default is p.empty]
-    habits = {key: value for key, value in {**HABITS, **EXTRAS}.items() if key not in defaults}
+    extras = dict.fromkeys(name for name in Extras.__annotations__ if name not in defaults)
+    habits = {key: value for key, value in {**HABITS, **extras}.items() if key not in defaults}
     names += [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in habits.items()]
     signature = inspect.Signature(names)
 
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        options = {key: value for key, value in bound.arguments.items() if key not in ("self", "params")}
-        check_options(options)
-        params: ParamsT = bound.arguments["params"]
-        extras = {key: options.pop(key) for key in EXTRAS if key not in defaults}
-        Optimizer.__init__(self, params, options, extras)  # type: ignore[arg-type]
+        given = {key: value for key, value in bound.arguments.items() if key not in extras}
+        given["extras"] = {key: bound.arguments[key] for key in extras}
+        Optimizer.__init__(self, bound.arguments["params"], given)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     title = name or function.__name__
     doc = inspect.getdoc(function) or f"{title}, of the rule {function.__name__} in {function.__module__}."
     missing = {p.name: p.default for p in names if p.default is not p.empty}
     body = {"rule": own, "missing": missing, "__init__": __init__, "__doc__": doc, "__module__": function.__module__}
-    return type(title, (Optimizer,), body)
+    return type(title, (Optimizer,), {**body, "_check_options": _check_options})
 
 
 def _defaults(function: Function) -> dict[str, inspect.Parameter]:
@@ -91,29 +78,11 @@ def _defaults(function: Function) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in RESERVED}
 
 
-def _with_maximize(function: Function) -> Function:
-    """The function with the option `maximize`, unless it has one: the gradient turned round."""
-    signature = inspect.signature(function)
-    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
-    if "maximize" in signature.parameters or variable:  # the latter is refused by `rule`
-        return function
-
-    @functools.wraps(function)
-    def turned(param: Any, grad: Any, *states: Any, maximize: bool, **options: Any) -> Any:
-        return function(param, -grad if maximize else grad, *states, **options)
-
-    option = inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY)
-    turned.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
-    return turned
-
-
-def check_options(options: Mapping[str, Any]) -> None:
+def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
     """Refuse numbers of well-known names that are out of their bounds. Raises: ValueError in torch's words."""
     for name, value in options.items():
-        values = value if isinstance(value, tuple | list) else (value,)
-        for index, one in enumerate(values):
-            if isinstance(one, Tensor):
-                check_tensor_number(one, name)
+        several = isinstance(value, tuple | list)
+        for index, one in enumerate(value if several else (value,)):
+            check_tensor_number(one, name)
             if name in BOUNDS and is_number(one):
-                message, below = BOUNDS[name]
-                check_number(one, f"{message} at index {index}" if isinstance(value, tuple | list) else message, below)
+                (BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)

@@ -19,24 +19,25 @@ from compiledopt.compiler.programs import Variant, traced
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+from catalog import CATALOG  # noqa: E402
 from contract import CONTRACTS  # noqa: E402
 from differences import DIFFERS, WORKS_HERE, Difference  # noqa: E402
-
-FEATURES = ("compiled", "foreach", "for-loop", "capturable", "differentiable", "complex", "sparse", "maximize", "tensor lr")
-# The richest options of each algorithm, for its formula; decay is in every one that has it.
-RICH = {
-    "SGD": [{"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9, "nesterov": True}],
-    "Adam": [{"weight_decay": 0.1}, {"amsgrad": True}],
-    "NAdam": [{"weight_decay": 0.1}],
-    "RAdam": [{"weight_decay": 0.1}],
-    "RMSprop": [{"weight_decay": 0.1}, {"centered": True, "momentum": 0.9}],
-    **{name: [{"weight_decay": 0.1}] for name in ("Adadelta", "Adafactor", "Adagrad", "Adamax", "ASGD")},
-}
 
 
 def algorithms() -> list[str]:
     found = [name for name in compiledopt.__all__ if isinstance(getattr(compiledopt, name), type)]
     return [name for name in found if name != "Optimizer"]
+
+
+def program_of(name: str, options: dict[str, Any]) -> Program | None:
+    """What is compiled for a matrix, if anything can be."""
+    matrix = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = getattr(compiledopt, name)([matrix], **options)
+    known = traced(optimizer.rule, optimizer.param_groups[0])
+    if known.elementwise:
+        return known.program
+    variant = known.variant(matrix)
+    return variant.program if isinstance(variant, Variant) else None
 
 
 def features(name: str) -> dict[str, bool]:
@@ -57,15 +58,7 @@ def features(name: str) -> dict[str, bool]:
     }
 
 
-def program_of(name: str, options: dict[str, Any]) -> Program | None:
-    """What is compiled for a matrix, if anything can be."""
-    matrix = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer = getattr(compiledopt, name)([matrix], **options)
-    known = traced(optimizer.rule, optimizer.param_groups[0])
-    if known.elementwise:
-        return known.program
-    variant = known.variant(matrix)
-    return variant.program if isinstance(variant, Variant) else None
+FEATURES = tuple(features(algorithms()[0]))
 
 
 def algorithms_page() -> str:
@@ -103,7 +96,7 @@ def formulas_page() -> str:
     ]
     for name in algorithms():
         algorithm = getattr(compiledopt, name)
-        for options in RICH.get(name, [{}]):
+        for options in CATALOG[name].formulas:
             program = None if getattr(algorithm, "rule", None) is None else program_of(name, options)
             if program is None:
                 continue

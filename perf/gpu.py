@@ -10,6 +10,7 @@ Without git, COMPILEDOPT_COMMIT names the commit.
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import sys
 import time
@@ -27,7 +28,8 @@ import compiledopt
 
 DEVICE = "cuda"
 MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")
-WITHOUT_FUSED = ("Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
+WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
 LARGE = [(4096, 4096)] * 32  # 2^29 elements
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
 CYCLES = 2e9  # per second, of the fastest GPU

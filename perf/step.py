@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,15 +25,10 @@ from shapes import SHAPES
 
 import compiledopt
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 1e-3, "momentum": 0.9},
-    "AdamW": {"lr": 1e-3, "weight_decay": 0.1},
-    "Adam": {"lr": 1e-3, "amsgrad": True},
-    **{
-        name: {}
-        for name in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "Adafactor", "Muon")
-    },
-}
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from catalog import CATALOG
+
+OPTIONS: dict[str, dict[str, Any]] = {one.name: dict(one.measured) for one in CATALOG.values() if one.measured is not None}
 
 
 def torchs(name: str, **flags: Any) -> Callable[[Any], Any]:

@@ -1,14 +1,17 @@
-"""One Case per algorithm and configuration. Every contract test runs over CASES: a new algorithm enrols by adding a line."""
+"""One Algorithm for each of the library's, and its Cases. Tests, docs and measurements read what they run over from here:
+a new algorithm enrols by adding one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 import compiledopt
+from compiledopt.compiler.rule import Rule
 
 EXECUTORS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
@@ -19,12 +22,79 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """What tests, docs and measurements know of one algorithm.
+
+    ours: the class. reference: one with torch.optim's interface and the same options (or more, which it may ignore) that
+        computes the same: torch.optim's of that name, or, where there is none, one that is written out beside the test.
+    configurations: {label: options, or a function that makes them anew}; "default" is the barest and "all" the richest.
+    formulas: the options whose formulas the docs print. promised: the options under which contract.py tries it.
+    steady: what keeps parameters still where gradients are zero. sparse: the options tried with sparse gradients.
+    unrolled: the options under which steps are differentiated. measured: the options in perf/, None where it is not.
+    sharded: the options under which tests/ranks.py shards it.
+    tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
+    moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
+    """
+
+    ours: type[compiledopt.Optimizer]
+    configurations: Mapping[str, Any] = field(default_factory=dict)
+    reference: Any = None
+    formulas: Sequence[dict[str, Any]] = ({},)
+    promised: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.05})
+    steady: Mapping[str, Any] = field(default_factory=dict)
+    sparse: Sequence[dict[str, Any]] = ()
+    unrolled: Sequence[dict[str, Any]] = ()
+    measured: Mapping[str, Any] | None = field(default_factory=dict)
+    sharded: Mapping[str, Any] = field(default_factory=dict)
+    tensor_options: bool = False
+    moves_without_rate: bool = False
+    states_at_once: bool = False
+    takes_empty: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.ours.__name__
+
+    @property
+    def in_torch(self) -> bool:
+        return hasattr(torch.optim, self.name)
+
+    @property
+    def counterpart(self) -> Any:
+        return self.reference or getattr(torch.optim, self.name)
+
+    @property
+    def rule(self) -> Rule | None:
+        return getattr(self.ours, "rule", None)
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it is one kernel over all tensors."""
+        return self.rule is not None and self.rule.elementwise and self.rule.dense
+
+    @property
+    def sparse_only(self) -> bool:
+        return self.rule is not None and not self.rule.dense
+
+    def takes(self, option: str) -> bool:
+        return option in inspect.signature(self.ours).parameters
+
+    @property
+    def cases(self) -> list[Case]:
+        return [
+            Case(self.name, label, options if callable(options) else (lambda options=options: dict(options)), self)
+            for label, options in self.configurations.items()
+        ]
+
+
+@dataclass(frozen=True)
 class Case:
-    """algorithm: the class name, here and in torch.optim; options: a function, so that tensors are made anew."""
+    """algorithm: the class name; options: a function, so that tensors are made anew; of: the algorithm."""
 
     algorithm: str
     label: str
     options: Callable[[], dict[str, Any]] = field(repr=False)
+    of: Algorithm = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.algorithm}-{self.label}"
@@ -32,21 +102,16 @@ class Case:
     def kwargs(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         options = self.options()
         # As torch's own database: 1e-8 is zero in float16, and the quotient infinite.
-        if dtype in (torch.float16, torch.bfloat16) and self.algorithm not in ("SGD", "ASGD", "Rprop"):
+        if dtype in (torch.float16, torch.bfloat16) and self.of.takes("eps"):
             options.setdefault("eps", 1e-3)
         return options
 
     def ours(self, params: Any, executor: str = "compiled", dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-        options = {**self.kwargs(dtype), **EXECUTORS.get(executor, {}), **more}
-        return getattr(compiledopt, self.algorithm)(params, **options)
+        return self.of.ours(params, **{**self.kwargs(dtype), **EXECUTORS.get(executor, {}), **more})
 
     def torch(self, params: Any, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-        return getattr(torch.optim, self.algorithm)(params, **{"foreach": False, **self.kwargs(dtype), **more})
-
-
-def _cases(algorithm: str, configurations: dict[str, Any]) -> Iterator[Case]:
-    for label, options in configurations.items():
-        yield Case(algorithm, label, options if callable(options) else (lambda options=options: dict(options)))
+        """The counterpart, which is torch's where torch has one."""
+        return self.of.counterpart(params, **{"foreach": False, **self.kwargs(dtype), **more})
 
 
 _SGD = {
@@ -107,19 +172,100 @@ _RPROP = {
     "etas": {"lr": 0.02, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.5)},
     "all": {"lr": 0.02, "etas": (0.4, 1.5), "step_sizes": (1e-3, 0.5), "maximize": True},
 }
-CASES: list[Case] = [
-    *_cases("SGD", _SGD),
-    *_cases("Adam", {**_ADAM, "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}}),
-    *_cases("AdamW", _ADAM),
-    *_cases("Adadelta", _ADADELTA),
-    *_cases("Adagrad", _ADAGRAD),
-    *_cases("Adamax", _COMMON),
-    *_cases("ASGD", _ASGD),
-    *_cases("NAdam", {**_DECOUPLED, "momentum_decay": {"lr": 0.02, "momentum_decay": 0.1}}),
-    *_cases("RAdam", _DECOUPLED),
-    *_cases("RMSprop", _RMSPROP),
-    *_cases("Rprop", _RPROP),
-]
+_ADAFACTOR = {
+    "default": {},
+    "weight_decay": {"lr": 0.05, "weight_decay": 0.1},
+    "maximize": {"maximize": True},
+    "tensor_lr": {"lr": torch.tensor(0.05)},
+    "all": {"lr": 0.05, "eps": (1e-6, 1e-2), "d": 1.5, "beta2_decay": -0.5, "weight_decay": 0.1, "maximize": True},
+}
+_MUON = {
+    "default": {"lr": 0.02},
+    "plain": {"lr": 0.02, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "original"},
+    "tensor_lr": {"lr": torch.tensor(0.02)},
+    "all": {"lr": 0.02, "momentum": 0.5, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "weight_decay": 0.3},
+}
+DECAYED = [{"weight_decay": 0.1}]
+CATALOG: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(
+            compiledopt.SGD,
+            _SGD,
+            formulas=[{"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9, "nesterov": True}],
+            promised={"lr": 0.05, "momentum": 0.9},
+            sparse=[
+                {"lr": 0.1},
+                {"lr": 0.1, "momentum": 0.9},
+                {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
+                {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+            ],
+            tensor_options=True,
+            unrolled=[{}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "nesterov": True}, {"maximize": True}],
+            measured={"lr": 1e-3, "momentum": 0.9},
+            sharded={"momentum": 0.9},
+        ),
+        Algorithm(
+            compiledopt.Adam,
+            {**_ADAM, "decoupled": {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}},
+            formulas=[{"weight_decay": 0.1}, {"amsgrad": True}],
+            tensor_options=True,
+            unrolled=[{}, {"amsgrad": True}, {"maximize": True}, {"decoupled_weight_decay": True}],
+            measured={"lr": 1e-3, "amsgrad": True},
+        ),
+        Algorithm(
+            compiledopt.AdamW,
+            _ADAM,
+            steady={"weight_decay": 0.0},
+            tensor_options=True,
+            unrolled=[{}, {"amsgrad": True}],
+            measured={"lr": 1e-3, "weight_decay": 0.1},
+            sharded={"amsgrad": True},
+        ),
+        Algorithm(compiledopt.Adadelta, _ADADELTA, formulas=DECAYED, promised={"lr": 1.0}, unrolled=[{}], sharded={"lr": 1.0}),
+        Algorithm(
+            compiledopt.Adagrad,
+            _ADAGRAD,
+            formulas=DECAYED,
+            sparse=[{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "maximize": True}],
+            unrolled=[{"lr_decay": 0.1}],
+            states_at_once=True,
+        ),
+        Algorithm(compiledopt.Adamax, _COMMON, formulas=DECAYED, unrolled=[{}]),
+        Algorithm(
+            compiledopt.ASGD,
+            _ASGD,
+            formulas=DECAYED,
+            steady={"lambd": 0.0},
+            unrolled=[{"lambd": 0.1, "t0": 1}],
+            moves_without_rate=True,  # it decays
+        ),
+        Algorithm(
+            compiledopt.NAdam,
+            {**_DECOUPLED, "momentum_decay": {"lr": 0.02, "momentum_decay": 0.1}},
+            formulas=DECAYED,
+            unrolled=[{"decoupled_weight_decay": True}],
+        ),
+        Algorithm(compiledopt.RAdam, _DECOUPLED, formulas=DECAYED, unrolled=[{"betas": (0.5, 0.6)}]),
+        Algorithm(
+            compiledopt.RMSprop,
+            _RMSPROP,
+            formulas=[{"weight_decay": 0.1}, {"centered": True, "momentum": 0.9}],
+            unrolled=[{"momentum": 0.5, "centered": True}],
+        ),
+        Algorithm(compiledopt.Rprop, _RPROP, unrolled=[{}], moves_without_rate=True),  # its first steps are of size lr
+        Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False),
+        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False),
+        Algorithm(compiledopt.LBFGS, promised={"lr": 0.5, "max_iter": 4}, measured=None),
+        Algorithm(
+            compiledopt.SparseAdam,
+            sparse=[{"lr": 0.1}, {"lr": torch.tensor(0.1), "betas": (0.5, 0.9), "eps": 1e-4, "maximize": True}],
+            measured=None,
+        ),
+    )
+}
+# What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
+CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
 # torch refuses capturable=True on the CPU; the baseline runs without it.
 BASELINE: dict[str, dict[str, Any]] = {"capturable": {"capturable": False}}

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from catalog import Algorithm
 
-OPTIONS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "Adadelta": {"lr": 1.0}, "LBFGS": {"max_iter": 4}}
-NO_DECAY = {name: {"weight_decay": 0.0} for name in ("AdamW", "Muon")} | {"ASGD": {"lambd": 0.0}}
 CONTRACTS: list[Any] = []
 
 
@@ -23,10 +22,12 @@ def contract(function: Any) -> Any:
 
 
 class Subject:
-    """One algorithm of one library (torch.optim or compiledopt), on matrices, which all of them take."""
+    """One algorithm, ours or its counterpart, on matrices, which all of them take."""
 
-    def __init__(self, library: Any, name: str) -> None:
-        self.library, self.name = library, name
+    def __init__(self, of: Algorithm, ours: bool) -> None:
+        self.of, self.ours = of, ours
+        self.kind = of.ours if ours else of.counterpart
+        self.needs_closure = of.rule is None
         self.target = torch.linspace(-1, 1, 12).reshape(4, 3)
 
     def params(self, count: int = 2) -> list[torch.nn.Parameter]:
@@ -34,8 +35,7 @@ class Subject:
         return [torch.nn.Parameter(torch.randn(4, 3, generator=generator)) for _ in range(count)]
 
     def make(self, params: Any, **more: Any) -> Any:
-        lr = {} if self.name == "Adadelta" or "lr" in more else {"lr": 0.5 if self.name == "LBFGS" else 0.05}
-        return getattr(self.library, self.name)(params, **{**lr, **OPTIONS.get(self.name, {}), **more})
+        return self.kind(params, **{**self.of.promised, **more})
 
     def loss(self, params: Any) -> torch.Tensor:
         return sum(((param - self.target) ** 2).sum() for param in params)  # type: ignore[return-value]
@@ -46,14 +46,14 @@ class Subject:
             param.grad = None
         loss = self.loss(params)
         loss.backward()
-        if self.name == "SparseAdam":
+        if self.of.sparse_only:
             for param in params:
                 param.grad = param.grad.to_sparse(1)
         return loss.item()
 
     def step(self, optimizer: Any, params: Any) -> Any:
         self.backward(params)
-        return optimizer.step((lambda: self.backward(params)) if self.name == "LBFGS" else None)
+        return optimizer.step((lambda: self.backward(params)) if self.needs_closure else None)
 
     def run(self, optimizer: Any, params: Any, steps: int = 3) -> None:
         for _ in range(steps):
@@ -79,12 +79,12 @@ def descends(subject: Subject) -> None:
     for tensor_lr in (False, True):
         for transposed in (False, True):
             params = subject.params()
-            if transposed and subject.name == "LBFGS" and subject.library is torch.optim:
+            if transposed and subject.needs_closure and not subject.ours:
                 continue  # it takes views of gradients, which those of such parameters do not have
             if transposed:
                 params = [torch.nn.Parameter(p.detach().t().contiguous().t()) for p in params]
                 assert not params[0].is_contiguous()
-            more = {"lr": torch.tensor(0.05)} if tensor_lr and subject.name not in ("Adadelta",) else {}
+            more = {"lr": torch.tensor(subject.of.promised["lr"])} if tensor_lr else {}
             optimizer = subject.make(params, **more)
             before = subject.loss(params).item()
             subject.run(optimizer, params, 20)
@@ -113,9 +113,7 @@ def descends_under_schedulers(subject: Subject) -> None:
 @contract
 def maximizes(subject: Subject) -> None:
     """With `maximize=True`, where there is such an option, it rises instead."""
-    import inspect
-
-    if "maximize" not in inspect.signature(getattr(subject.library, subject.name)).parameters:
+    if not subject.of.takes("maximize"):
         return
     params = subject.params()
     optimizer = subject.make(params, maximize=True)
@@ -130,23 +128,23 @@ def maximizes(subject: Subject) -> None:
 @contract
 def groups_have_options_of_their_own(subject: Subject) -> None:
     """A group's options are its own; what it does not say comes from the constructor."""
-    if subject.name == "LBFGS":
+    if subject.needs_closure:
         return
     params = subject.params()
-    least = 1e-30 if subject.name == "SparseAdam" else 0.0  # torch's SparseAdam wants more than 0
+    least = 1e-30 if subject.of.sparse_only else 0.0  # torch's SparseAdam wants more than 0
     optimizer = subject.make([{"params": params[:1]}, {"params": params[1:], "lr": least}], lr=0.05)
     before = [p.detach().clone() for p in params]
     subject.step(optimizer, params)
     assert (params[0] - before[0]).abs().max() > 1e-5
     moved = (params[1] - before[1]).abs().max()
-    assert moved == 0 or subject.name in ("Rprop", "ASGD")  # Rprop's first steps are of size lr; ASGD decays
+    assert moved == 0 or subject.of.moves_without_rate
     assert optimizer.param_groups[0]["lr"] == 0.05 and set(optimizer.param_groups[0]) == set(optimizer.param_groups[1])
 
 
 @contract
 def groups_can_be_added(subject: Subject) -> None:
     """`add_param_group` in the middle of a run; parameters of it take part from then on."""
-    if subject.name == "LBFGS" or (subject.name == "Adagrad" and subject.library is torch.optim):
+    if subject.needs_closure or (subject.of.states_at_once and not subject.ours):
         return  # torch 2.11's Adagrad makes states in its constructor alone
     params = subject.params(3)
     optimizer = subject.make(params[:2])
@@ -194,7 +192,7 @@ def nothing_happens_without_gradients(subject: Subject) -> None:
     params = subject.params()
     optimizer = subject.make(params)
     before = subject.values(params)
-    optimizer.step(*([lambda: 1.0] if subject.name == "LBFGS" else []))
+    optimizer.step(*([lambda: 1.0] if subject.needs_closure else []))
     assert torch.equal(before, subject.values(params))
 
 
@@ -202,19 +200,19 @@ def nothing_happens_without_gradients(subject: Subject) -> None:
 def nothing_happens_for_zeros(subject: Subject) -> None:
     """Gradients of zeros, without decay, change no parameter."""
     params = subject.params()
-    optimizer = subject.make(params, **NO_DECAY.get(subject.name, {}))
+    optimizer = subject.make(params, **subject.of.steady)
     before = subject.values(params)
     for param in params:
         zeros = torch.zeros_like(param)
-        param.grad = zeros.to_sparse(1) if subject.name == "SparseAdam" else zeros
-    optimizer.step(*([lambda: 1.0] if subject.name == "LBFGS" else []))
+        param.grad = zeros.to_sparse(1) if subject.of.sparse_only else zeros
+    optimizer.step(*([lambda: 1.0] if subject.needs_closure else []))
     assert torch.equal(before, subject.values(params))
 
 
 @contract
 def absent_gradients_leave_a_parameter_out(subject: Subject) -> None:
     """A parameter without a gradient stays, with its states, while others move."""
-    if subject.name == "LBFGS":
+    if subject.needs_closure:
         return
     params = subject.params()
     optimizer = subject.make(params)
@@ -231,7 +229,7 @@ def gradients_are_zeroed_or_dropped(subject: Subject) -> None:
     """`zero_grad()` sets gradients to None, `zero_grad(set_to_none=False)` to zeros in place."""
     params = subject.params()
     optimizer = subject.make(params)
-    if subject.name != "SparseAdam":
+    if not subject.of.sparse_only:
         subject.backward(params)
         kept = params[0].grad
         optimizer.zero_grad(set_to_none=False)
@@ -244,7 +242,7 @@ def gradients_are_zeroed_or_dropped(subject: Subject) -> None:
 @contract
 def gradients_are_not_written(subject: Subject) -> None:
     """A step reads gradients and leaves them as they were."""
-    if subject.name == "LBFGS":
+    if subject.needs_closure:
         return
     params = subject.params()
     optimizer = subject.make(params)
@@ -268,7 +266,7 @@ def a_closure_is_called_with_gradients_enabled(subject: Subject) -> None:
     with torch.no_grad():
         loss = optimizer.step(closure)
     assert seen and all(seen) and loss == pytest.approx(subject.loss(subject.params()).item())
-    if subject.name != "LBFGS":
+    if not subject.needs_closure:
         assert subject.step(optimizer, params) is None
 
 
@@ -280,10 +278,10 @@ def states_are_made(subject: Subject) -> None:
     """After a step there are states, for the parameters that took part."""
     params = subject.params()
     optimizer = subject.make(params)
-    assert len(optimizer.state) == 0 or subject.name == "Adagrad"
+    assert len(optimizer.state) == 0 or subject.of.states_at_once
     subject.step(optimizer, params)
     assert set(optimizer.state) <= set(params) and all(len(state) for state in optimizer.state.values())
-    assert subject.name in ("LBFGS",) or len(optimizer.state) == len(params)
+    assert subject.needs_closure or len(optimizer.state) == len(params)
 
 
 @contract
@@ -309,11 +307,11 @@ def states_have_the_form_of_torchs(subject: Subject) -> None:
     state = optimizer.state_dict()
     assert set(state) == {"state", "param_groups"} and state["param_groups"][0]["params"] == [0, 1]
     assert set(state["state"]) <= {0, 1}
-    theirs = Subject(torch.optim, subject.name)
+    theirs = Subject(subject.of, ours=False)
     reference = theirs.make(theirs.params())
     theirs.step(reference, reference.param_groups[0]["params"])
     wanted = reference.state_dict()
-    scratch = {"al"} if subject.name == "LBFGS" else set()  # of its recursion; ours keeps none
+    scratch = {"al"} if subject.needs_closure else set()  # of its recursion; ours keeps none
     assert [set(v) - scratch for v in state["state"].values()] == [set(v) - scratch for v in wanted["state"].values()]
     assert set(wanted["param_groups"][0]) <= set(state["param_groups"][0])
 
@@ -349,7 +347,7 @@ def steps_that_are_numbers(subject: Subject) -> None:
 @contract
 def loading_casts_to_the_parameters(subject: Subject) -> None:
     """A loaded state takes its parameter's dtype, but for `step`."""
-    if subject.name in ("LBFGS", "SparseAdam"):
+    if subject.needs_closure or subject.of.sparse_only:
         return
     params = subject.params()
     optimizer = subject.make(params)
@@ -380,7 +378,7 @@ def misfits_are_refused(subject: Subject) -> None:
 @contract
 def copies_go_on_alone(subject: Subject) -> None:
     """deepcopy and pickle, with the parameters, make optimizers that go on alike; public attributes are all there."""
-    if subject.name == "LBFGS" and subject.library is torch.optim:
+    if subject.needs_closure and not subject.ours:
         return  # its copies lack an attribute that step reads
     params = subject.params()
     optimizer = subject.make(params)
@@ -444,7 +442,7 @@ def a_hook_may_replace_the_arguments(subject: Subject) -> None:
 def it_can_be_printed(subject: Subject) -> None:
     """`repr` names the class and each group's options."""
     text = repr(subject.make(subject.params()))
-    assert text.startswith(f"{subject.name} (\nParameter Group 0\n") and "lr: " in text
+    assert text.startswith(f"{subject.kind.__name__} (\nParameter Group 0\n") and "lr: " in text
 
 
 @contract
@@ -454,7 +452,7 @@ def the_profiler_sees_a_step(subject: Subject) -> None:
     optimizer = subject.make(params)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         subject.step(optimizer, params)
-    assert f"Optimizer.step#{subject.name}.step" in {event.key for event in profile.key_averages()}
+    assert f"Optimizer.step#{subject.kind.__name__}.step" in {event.key for event in profile.key_averages()}
 
 
 @contract
@@ -475,7 +473,7 @@ def the_default_dtype_is_respected(subject: Subject) -> None:
 @contract
 def empty_parameters_are_no_hindrance(subject: Subject) -> None:
     """A parameter without elements takes part without effect."""
-    if subject.name in ("Adafactor", "Muon"):
+    if not subject.of.takes_empty:
         return  # torch's divide by the number of elements
     params = [*subject.params(), torch.nn.Parameter(torch.empty(0, 3))]
     optimizer = subject.make(params)
@@ -483,8 +481,8 @@ def empty_parameters_are_no_hindrance(subject: Subject) -> None:
     for _ in range(2):
         subject.backward(params[:2])
         empty = torch.zeros(0, 3)
-        params[2].grad = empty.to_sparse(1) if subject.name == "SparseAdam" else empty
-        optimizer.step(*([lambda: subject.backward(params[:2])] if subject.name == "LBFGS" else []))
+        params[2].grad = empty.to_sparse(1) if subject.of.sparse_only else empty
+        optimizer.step(*([lambda: subject.backward(params[:2])] if subject.needs_closure else []))
     assert not torch.equal(before, subject.values(params))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from catalog import CATALOG, EXECUTORS
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +21,6 @@ import compiledopt
 from compiledopt import schedules
 
 BATCH, STEPS = 8, 4
-EXECUTORS = {"compiled": {"compiled": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 
 
 def network(bias=True):
@@ -71,9 +71,8 @@ def assert_same_training(net, optimizer, alone, reference, start, tolerance=1e-6
 
 def fsdp(rank, world, folder):
     """Every algorithm and executor, against one process that sees the whole batch."""
-    names = ["SGD", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"]
-    options = {"SGD": {"momentum": 0.9}, "AdamW": {"amsgrad": True}, "Adadelta": {"lr": 1.0}}
-    runs = [(name, how, {"lr": 0.05, **options.get(name, {})}) for name in names for how in EXECUTORS.values()]
+    whole_models = [one for one in CATALOG.values() if one.elementwise]
+    runs = [(one.name, how, {"lr": 0.05, **one.sharded}) for one in whole_models for how in EXECUTORS.values()]
     around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
     runs += [(name, how, around) for name in ("AdamW", "SGD") for how in EXECUTORS.values()]
     runs += [(name, how, {"lr": 0.05}) for name in ("Adafactor", "Muon") for how in ({}, {"foreach": False})]

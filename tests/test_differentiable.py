@@ -2,21 +2,19 @@
 
 import pytest
 import torch
+from catalog import CATALOG
 
 import compiledopt
 
-OPTIONS = {
-    "SGD": [{}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "nesterov": True}, {"maximize": True}],
-    "Adam": [{}, {"amsgrad": True}, {"maximize": True}, {"decoupled_weight_decay": True}],
-    "AdamW": [{}, {"amsgrad": True}],
-}
-CASES = [(name, options) for name, several in OPTIONS.items() for options in several]
+UNROLLED = [(one.name, options) for one in CATALOG.values() for options in one.unrolled]
+# Those whose decay and betas torch differentiates too; the others have the judgement of finite differences alone.
+CASES = [(name, options) for name, options in UNROLLED if CATALOG[name].tensor_options]
 
 
 def unrolled(library, name, options, lr, weight_decay, betas, start, steps=3):
     """A few steps on a quadratic, from `start`, with everything in the graph."""
     param = start.clone()
-    extra = {} if name == "SGD" else {"betas": betas}
+    extra = {"betas": betas} if CATALOG[name].takes("betas") else {}
     optimizer = getattr(library, name)([param], lr=lr, weight_decay=weight_decay, differentiable=True, **extra, **options)
     for step in range(steps):
         param.grad = (start * (step + 1)).sin() + 0.1 * start
@@ -38,7 +36,7 @@ def test_gradients_flow_as_in_torch(name, options):
         steps = 1 if options.get("amsgrad") else 3
         # In torch, SGD's tensor decay and Adam's are differentiable only through the same tensors as here.
         result = unrolled(library, name, options, lr, decay, betas, start, steps)
-        wanted = [start, lr, decay] if name == "SGD" else [start, lr, decay, *betas]
+        wanted = [start, lr, decay, *betas] if CATALOG[name].takes("betas") else [start, lr, decay]
         gradients = torch.autograd.grad(result.square().sum(), wanted, allow_unused=True)
         found.append([result.detach(), *gradients])
     for index, (theirs, mine) in enumerate(zip(*found, strict=True)):
@@ -58,7 +56,7 @@ def test_gradcheck(name, options):
     def function(start, lr, decay, b1, b2):
         return unrolled(compiledopt, name, options, lr, decay, (b1, b2), start)
 
-    if name == "SGD":
+    if not CATALOG[name].takes("betas"):
         assert torch.autograd.gradcheck(lambda s, a, d: function(s, a, d, b1, b2), (start, lr, decay))
     else:
         assert torch.autograd.gradcheck(function, (start, lr, decay, b1, b2))
@@ -94,20 +92,8 @@ def test_step_that_requires_grad_is_refused():
         optimizer.step()
 
 
-OTHERS = {
-    "Adadelta": {},
-    "Adagrad": {"lr_decay": 0.1},
-    "Adamax": {},
-    "ASGD": {"lambd": 0.1, "t0": 1},
-    "NAdam": {"decoupled_weight_decay": True},
-    "RAdam": {"betas": (0.5, 0.6)},
-    "RMSprop": {"momentum": 0.5, "centered": True},
-    "Rprop": {},
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_gradcheck_of_the_others(name):
+@pytest.mark.parametrize(("name", "options"), [case for case in UNROLLED if case not in CASES], ids=str)
+def test_gradcheck_of_the_others(name, options):
     """Eight steps, so that RAdam rectifies and ASGD averages: to the start, lr and weight_decay."""
     torch.manual_seed(0)
     start = torch.randn(3, dtype=torch.float64, requires_grad=True)
@@ -115,14 +101,14 @@ def test_gradcheck_of_the_others(name):
 
     def function(start, lr, decay):
         param = start.clone()
-        extra = {} if name == "Rprop" else {"weight_decay": decay}
-        optimizer = getattr(compiledopt, name)([param], lr=lr, differentiable=True, **extra, **OTHERS[name])
+        extra = {"weight_decay": decay} if CATALOG[name].takes("weight_decay") else {}
+        optimizer = getattr(compiledopt, name)([param], lr=lr, differentiable=True, **extra, **options)
         for step in range(8):
             param.grad = (start * (step + 1)).sin() + 0.1 * start
             optimizer.step()
         return param
 
-    if name in ("Rprop", "ASGD"):  # their first step sizes are states made from lr, outside of the graph, as in torch
+    if CATALOG[name].moves_without_rate:  # their first step sizes are states made from lr, outside of the graph, as in torch
         lr = lr.detach()
     assert torch.autograd.gradcheck(function, (start, lr, decay))
 

@@ -1,9 +1,11 @@
 """The house rules: who imports whom, how long things are, and what the public names are."""
 
 import ast
+import statistics
 from pathlib import Path
 
 import pytest
+from catalog import CATALOG
 
 import compiledopt
 
@@ -104,6 +106,17 @@ def test_scorecard():
                 documented = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
                 start = node.body[1] if documented and len(node.body) > 1 else node.body[0]
                 assert node.end_lineno - start.lineno + 1 <= 40, f"{path.name}: {node.name}"
+
+
+def test_an_algorithm_is_its_own_file_and_little_more():
+    """Each thing said once: a file of the median length has at most 60 lines, docstrings included; Adam and AdamW 105."""
+    lengths = {path.name: path.read_text().count("\n") for path in (ROOT / "algorithms").glob("*.py")}
+    assert statistics.median(lengths.values()) <= 60 and lengths["adam.py"] <= 105
+
+
+def test_the_catalog_has_every_algorithm():
+    public = {name for name in compiledopt.__all__ if isinstance(getattr(compiledopt, name), type)} - {"Optimizer"}
+    assert set(CATALOG) == public and all(one.cases or not one.elementwise for one in CATALOG.values())
 
 
 def test_public_names_are_documented():

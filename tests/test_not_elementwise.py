@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from catalog import CATALOG
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
@@ -15,27 +16,14 @@ import compiledopt
 
 ADAFACTOR_SHAPES = [(40, 50), (3001,), (), (1, 7), (3, 4, 5), (40, 50), (7,), (7,)]
 MUON_SHAPES = [(20, 30), (30, 20), (20, 30), (1, 7), (20, 30)]
-CONFIGURATIONS = {
-    "Adafactor": {
-        "default": {},
-        "weight_decay": {"lr": 0.05, "weight_decay": 0.1},
-        "maximize": {"maximize": True},
-        "tensor_lr": {"lr": torch.tensor(0.05)},
-        "all": {"lr": 0.05, "eps": (1e-6, 1e-2), "d": 1.5, "beta2_decay": -0.5, "weight_decay": 0.1, "maximize": True},
-    },
-    "Muon": {
-        "default": {"lr": 0.02},
-        "plain": {"lr": 0.02, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "original"},
-        "tensor_lr": {"lr": torch.tensor(0.02)},
-        "all": {"lr": 0.02, "momentum": 0.5, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "weight_decay": 0.3},
-    },
-}
+OTHERS = [one for one in CATALOG.values() if not one.elementwise]
+CONFIGURATIONS = {one.name: one.configurations for one in OTHERS if one.configurations}
 CASES = [(name, label) for name, labels in CONFIGURATIONS.items() for label in labels]
 EXECUTORS = {"foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 COMPILED = {"compiled": {"compiled": True, "foreach": None}}
 EVERY = {**EXECUTORS, **COMPILED}
 RUNS = [(*case, executor) for case in CASES for executor in EVERY if case[0] == "Adafactor" or executor != "compiled"]
-NAMES = ["Adafactor", "Muon", "LBFGS", "SparseAdam"]
+NAMES = [one.name for one in OTHERS]
 
 
 def shapes_of(name):
@@ -121,7 +109,7 @@ def test_products_are_in_the_dtype_that_is_fast(monkeypatch):
     muon.product_dtype.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_stacked_and_one_by_one_agree(name):
     """Two groups that differ, gradients that come and go, steps that fall apart."""
     results = []
@@ -172,7 +160,7 @@ def test_from_torch_and_back(name, label, executor):
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_clones_go_on_alone(name, clone):
     params = parameters(shapes=shapes_of(name))
     original = getattr(compiledopt, name)(params)
@@ -238,16 +226,7 @@ def test_adafactors_special_values():
 
 # ---- sparse gradients ----
 
-SPARSE = {
-    "SparseAdam": [{"lr": 0.1}, {"lr": torch.tensor(0.1), "betas": (0.5, 0.9), "eps": 1e-4, "maximize": True}],
-    "SGD": [
-        {"lr": 0.1},
-        {"lr": 0.1, "momentum": 0.9},
-        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
-        {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
-    ],
-    "Adagrad": [{"lr": 0.1}, {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "maximize": True}],
-}
+SPARSE = {one.name: one.sparse for one in CATALOG.values() if one.sparse}
 
 
 def set_sparse(params, step, dtype=torch.float32):
@@ -495,7 +474,7 @@ def test_torchs_error_inputs(name, error):
 def inputs():
     for info in optim_db:
         name = info.optim_cls.__name__
-        for given in info.optim_inputs_func(device="cpu") if name in ("Adafactor", "Muon") else []:
+        for given in info.optim_inputs_func(device="cpu") if name in CONFIGURATIONS else []:
             yield pytest.param(name, given.kwargs, id=f"{name}-{given.desc}")
 
 

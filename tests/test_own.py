@@ -8,8 +8,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import test_parity
 import torch
-from catalog import EXECUTORS
+from catalog import DTYPES, EXECUTORS, Algorithm
+from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -33,16 +35,23 @@ def test_the_pages_examples():
 @compiledopt.define
 def Lion(param, grad, exp_avg, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
     """Lion: the sign of a momentum."""
-    update = exp_avg.lerp(grad, 1 - betas[0]).sign()
+    update = (betas[0] * exp_avg + (1 - betas[0]) * grad).sign()
     param = param * (1 - lr * weight_decay) - lr * update
-    return param, exp_avg.lerp(grad, 1 - betas[1])
+    return param, betas[1] * exp_avg + (1 - betas[1]) * grad
 
 
 class PlainLion(torch.optim.Optimizer):
     """Lion as its authors wrote it, one operation at a time."""
 
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False, foreach=None):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in group["params"]:
@@ -56,6 +65,19 @@ class PlainLion(torch.optim.Optimizer):
                 update = state["exp_avg"].clone().mul_(beta1).add(grad, alpha=1 - beta1).sign_()
                 p.add_(update, alpha=-group["lr"])
                 state["exp_avg"].mul_(beta2).add_(grad, alpha=1 - beta2)
+        return loss
+
+
+# An algorithm that torch.optim has not, in every test of the others: its class, its configurations, its rule again by hand.
+LION = Algorithm(
+    Lion,
+    {
+        "default": {"lr": 0.01},
+        "tensor_lr": lambda: {"lr": torch.tensor(0.01)},
+        "all": {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1, "maximize": True},
+    },
+    reference=PlainLion,
+)
 
 
 @compiledopt.define(scalars=("step", "decay"), initial={"decay": 1.0, "peak": 0.5})
@@ -71,7 +93,7 @@ def Own(param, grad, step, decay, peak, *, lr=0.1, rate=0.9, flag=False):
 def test_lion_against_its_authors(executor, maximize):
     theirs, mine = parameters(dtype=torch.float64), parameters(dtype=torch.float64)
     options = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    reference = PlainLion(theirs, {**options, "maximize": maximize})
+    reference = PlainLion(theirs, **options, maximize=maximize)
     optimizer = Lion(mine, **options, maximize=maximize, **EXECUTORS[executor])
     gradients = Gradients(torch.float64, skip=True)
     run(reference, theirs, gradients, range(50))
@@ -79,6 +101,37 @@ def test_lion_against_its_authors(executor, maximize):
     assert optimizer.executor == executor
     effect = rms(flat(theirs) - flat(parameters(dtype=torch.float64)))
     assert effect > 0.01 and (flat(mine) - flat(theirs)).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", LION.cases, ids=str)
+def test_error_against_the_oracle(case, executor, dtype):
+    test_parity.test_error_against_the_oracle(case, executor, dtype)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", LION.cases, ids=str)
+def test_states_and_special_values(case, executor):
+    test_parity.test_states_and_missing_gradients(case, executor)
+    test_parity.test_special_values(case, executor)
+
+
+@pytest.mark.parametrize("promise", CONTRACTS, ids=lambda promise: promise.__name__)
+def test_promises(promise):
+    promise(Subject(LION, ours=False))
+    promise(Subject(LION, ours=True))
+
+
+def test_a_rule_that_is_not_its_reference_is_noticed():
+    @compiledopt.define
+    def Wrong(param, grad, exp_avg, *, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
+        return param * (1 - lr * weight_decay) - lr * exp_avg.sign(), exp_avg.lerp(grad, 1 - betas[1])
+
+    wrong = Algorithm(Wrong, LION.configurations, reference=PlainLion)
+    for executor in EXECUTORS:
+        with pytest.raises(AssertionError):
+            test_parity.test_error_against_the_oracle(wrong.cases[0], executor, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Extras, LearningRate, at_start, check_tensor_number
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
@@ -43,22 +42,8 @@ def _variance(param: Tensor) -> Tensor | None:
     branches=("weight_decay",),
     elementwise=False,
 )
-def adafactor(
-    param: Any,
-    grad: Any,
-    step: Any,
-    row_var: Any = None,
-    col_var: Any = None,
-    variance: Any = None,
-    *,
-    lr: Any,
-    beta2_decay: Any,
-    eps: Any,
-    d: Any,
-    weight_decay: Any,
-    maximize: bool,
-    dtype: torch.dtype,
-) -> Any:
+@with_maximize
+def adafactor(param, grad, step, row_var, col_var, variance, *, lr, beta2_decay, eps, d, weight_decay, dtype):
     step = step + 1
     new = step**beta2_decay
     tiny = torch.finfo(dtype).eps if eps[0] is None else eps[0]
@@ -72,7 +57,7 @@ def adafactor(
     else:
         variance = variance + new * (square - variance)
         update = variance.rsqrt()
-    update = update.clamp_max(1 / tiny) * (-grad if maximize else grad)
+    update = update.clamp_max(1 / tiny) * grad
     if weight_decay != 0:
         param = param * (1 - lr * weight_decay)
     update = update * (size / _at_least(_root_mean_square(update) / d, 1.0))
@@ -85,19 +70,23 @@ class Adafactor(Optimizer):
         r ← r + t^τ·(mean over columns of g² − r);  c likewise over rows;  v = r·c / max(mean r, ε₁)
         u = g / max(√v, ε₁);  θ ← (1 − γ·λ)·θ − max(ε₂, rms θ)·min(γ, 1/√t)·u / max(1, rms u / d)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
-    beta2_decay (τ): float ≤ 0, default -0.8. eps (ε₁, ε₂): floats, default (None, 1e-3); None is the dtype's epsilon.
-    d: clipping threshold, float ≥ 1, default 1. weight_decay (λ): float, default 0. maximize: flag, default False.
+    beta2_decay (τ): float. eps (ε₁, ε₂): two floats, or None for ε₁: the dtype's epsilon. d: float, the clipping threshold.
     foreach: True runs parameters of one shape as one; False one by one. compiled: the default on the CPU.
-    capturable: keep `step` on the parameter's device, and read nothing on the host. extras: see docs/executors.md.
-    State: `step` (0-dim); `row_var` (r) and `col_var` (c) of parameters with two dimensions and more, `variance` of others.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError at the step for
-    complex parameters and sparse gradients. Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    State: `row_var` (r) and `col_var` (c) of parameters with two dimensions and more, `variance` of others.
+    Raises: RuntimeError at the step for complex parameters and sparse gradients.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235.
     Deviations from torch: nothing is read on the host in a step; 1/√max(r·c, ε₁²) is min(1/√r · 1/√c, 1/ε₁).
     """
 
     rule = adafactor
-    missing = {"foreach": None, "maximize": False, "capturable": False}
+    bounds = (
+        Bound("lr", "Learning rate should be >= 0 but is"),
+        Bound("beta2_decay", "beta2_decay should be <= 0 but is", least=None, most=0.0),
+        Bound("eps", "epsilon1 should be >= 0 but is", index=0, optional=True),
+        Bound("eps", "epsilon2 should be >= 0 but is", index=1),
+        Bound("d", "Clipping threshold d should be >= 1 but is", least=1.0),
+        Bound("weight_decay", "weight_decay should be >= 0 but is"),
+    )
 
     def __init__(
         self,
@@ -114,17 +103,4 @@ class Adafactor(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_tensor_number(lr, "lr")
-        for good, message in (
-            (at_start(lr) >= 0.0, f"Learning rate should be >= 0 but is: {lr}"),
-            (beta2_decay <= 0.0, f"beta2_decay should be <= 0 but is: {beta2_decay}"),
-            (eps[0] is None or eps[0] >= 0.0, f"epsilon1 should be >= 0 but is: {eps[0]}"),
-            (eps[1] >= 0.0, f"epsilon2 should be >= 0 but is: {eps[1]}"),
-            (d >= 1.0, f"Clipping threshold d should be >= 1 but is: {d}"),
-            (weight_decay >= 0.0, f"weight_decay should be >= 0 but is: {weight_decay}"),
-        ):
-            if not good:
-                raise ValueError(message)
-        defaults: dict[str, Any] = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay}
-        defaults |= {"foreach": foreach, "maximize": maximize, "capturable": capturable, "compiled": compiled}
-        super().__init__(params, defaults, extras)
+        super().__init__(params, locals())

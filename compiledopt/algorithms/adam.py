@@ -6,35 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import moments, with_either_decay
-from compiledopt.arguments import Extras, LearningRate, check_adam_numbers, check_tensor_number
+from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack, check_tensor_number
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))
+@with_maximize
 def adam(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    max_exp_avg_sq: Any = None,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    amsgrad: bool,
-    maximize: bool,
-    decoupled_weight_decay: bool,
-) -> Any:
+    param, grad, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay
+):
     beta1, beta2 = betas
     step = step + 1
-    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     largest = exp_avg_sq
     if amsgrad:
@@ -50,21 +36,14 @@ class Adam(Optimizer):
         g ← ∇f(θ) + λ·θ;  m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²
         θ ← θ − γ·m̂ / (√v̂ + ε)   with  m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
-    betas (β₁, β₂): two floats or two 1-element tensors in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8.
-    weight_decay (λ): float, default 0. amsgrad: divide by the largest v so far. maximize: follow the gradient upwards.
-    decoupled_weight_decay: θ ← (1 − γ·λ)·θ instead of adding λ·θ to the gradient. All flags default to False.
-    foreach, fused, compiled, capturable, differentiable, extras: see docs/executors.md.
-    State: `step` (0-dim float), `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, RuntimeError for flags that
-    contradict each other. Source: Kingma and Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018.
+    betas (β₁, β₂): two floats or two 1-element tensors. amsgrad: divide by the largest v so far.
+    State: `exp_avg` (m), `exp_avg_sq` (v), and `max_exp_avg_sq` with amsgrad, like the parameter.
+    Source: Kingma and Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018.
     Deviations from torch: tensors for lr and betas work with foreach=True; complex parameters with fused=True;
     capturable=True on the CPU.
     """
 
     rule = adam
-    missing = {"amsgrad": False, "maximize": False, "foreach": None, "capturable": False, "differentiable": False}
-    missing |= {"decoupled_weight_decay": False, "fused": None}
 
     def __init__(
         self,
@@ -84,16 +63,16 @@ class Adam(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_adam_numbers(lr, betas, eps, weight_decay)
+        super().__init__(params, locals())
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        betas = options["betas"]
         if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
             raise ValueError("betas must be either both floats or both Tensors")
         for index in (0, 1):
             check_tensor_number(betas[index], f"betas[{index}]")
-        betas = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas)  # type: ignore[assignment]
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-        defaults |= {"maximize": maximize, "foreach": foreach, "capturable": capturable, "compiled": compiled}
-        defaults |= {"differentiable": differentiable, "fused": fused, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, defaults, extras)
+        options["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas)
 
 
 class AdamW(Adam):
@@ -101,9 +80,10 @@ class AdamW(Adam):
 
         θ ← (1 − γ·λ)·θ, then Adam's update without λ
 
-    weight_decay (λ): float, default 1e-2. All else as in Adam, with decoupled_weight_decay=True.
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    All as in Adam with decoupled_weight_decay=True, loaded or not. Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
+
+    fixed = {"decoupled_weight_decay": True}
 
     def __init__(
         self,
@@ -122,11 +102,4 @@ class AdamW(Adam):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        flags = {"maximize": maximize, "foreach": foreach, "capturable": capturable, "differentiable": differentiable}
-        flags |= {"fused": fused, "compiled": compiled, "decoupled_weight_decay": True}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **flags, **extras)  # type: ignore[arg-type]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group["decoupled_weight_decay"] = True
+        Optimizer.__init__(self, params, locals())  # Adam's would be told Adam's own arguments

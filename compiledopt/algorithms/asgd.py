@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import Extras, LearningRate, check_number, check_tensor_number
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step", "eta", "mu"), initial={"eta": "lr", "mu": 1.0}, branches=("weight_decay",))
-def asgd(
-    param: Any,
-    grad: Any,
-    step: Any,
-    eta: Any,
-    mu: Any,
-    ax: Any,
-    *,
-    lr: Any,
-    lambd: Any,
-    alpha: Any,
-    t0: Any,
-    weight_decay: Any,
-    maximize: bool,
-) -> Any:
+@with_maximize
+def asgd(param, grad, step, eta, mu, ax, *, lr, lambd, alpha, t0, weight_decay):
     step = step + 1
-    grad = with_decay(param, grad, weight_decay, maximize)
+    grad = with_decay(param, grad, weight_decay)
     param = param * (1 - lambd * eta) - eta * grad
     ax = ax.lerp(param, mu)
     return param, step, lr / (1 + lambd * lr * step) ** alpha, 1 / (step - t0).clamp_min(1.0), ax
@@ -41,17 +23,13 @@ class ASGD(Optimizer):
 
         g ← ∇f(θ) + λ·θ;  θ ← (1 − Λ·η)·θ − η·g;  a ← a + μ·(θ − a);  η ← γ / (1 + Λ·γ·t)^α;  μ ← 1 / max(1, t − t₀)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
-    lambd (Λ): float, default 1e-4. alpha (α): float, default 0.75. t0 (t₀): steps before averaging, default 1e6.
-    weight_decay (λ): float, default 0. maximize: flag, default False.
-    foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
-    State: `step`, `eta` (η), `mu` (μ), 0-dim, and `ax` (a), the average, like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    lambd (Λ): float, the decay of parameters and rate. alpha (α): float, the power by which the rate falls.
+    t0 (t₀): float, steps before averaging.
+    State: `eta` (η), `mu` (μ), 0-dim, and `ax` (a), the average, like the parameter.
     Source: Polyak and Juditsky 1992.
     """
 
     rule = asgd
-    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 
     def __init__(
         self,
@@ -68,9 +46,4 @@ class ASGD(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_tensor_number(lr, "lr")
-        check_number(lr, "Invalid learning rate")
-        check_number(weight_decay, "Invalid weight_decay value")
-        defaults: dict[str, Any] = {"lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
-        defaults |= {"foreach": foreach, "maximize": maximize, "differentiable": differentiable}
-        super().__init__(params, defaults | {"capturable": capturable, "compiled": compiled}, extras)
+        super().__init__(params, locals())

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.algorithms.line_search import Point, StrongWolfe, divide
-from compiledopt.arguments import check_number, check_tensor_number
 from compiledopt.compiler.rule import as_float
 from compiledopt.optimizer import Optimizer
 
@@ -24,10 +23,10 @@ class LBFGS(Optimizer):
         d ← −H·g by the two-loop recursion over pairs (s, y);  θ ← θ + t·d;  s = t·d;  y = change of g
         t = γ, or by a line search for the strong Wolfe conditions; at first γ·min(1, 1/Σ|g|)
 
-    params: parameters or one group of them, on one device. lr (γ): float or 1-element tensor, default 1.
-    max_iter: iterations a step, default 20. max_eval: evaluations a step, default 1.25·max_iter.
-    tolerance_grad: least largest |g|, default 1e-7. tolerance_change: least change of loss or parameters, default 1e-9.
-    history_size: pairs kept, default 100. line_search_fn: None or "strong_wolfe".
+    params: parameters or one group of them, on one device. lr (γ): float or 1-element tensor.
+    max_iter: iterations a step. max_eval: evaluations a step, 1.25·max_iter where it is None. history_size: pairs kept.
+    tolerance_grad: least largest |g|. tolerance_change: least change of loss or parameters.
+    line_search_fn: None or "strong_wolfe".
     State, with the first parameter: `d`, `t`, `old_dirs` (y), `old_stps` (s), `ro`, `H_diag`, `prev_flat_grad`,
     `prev_loss`, `n_iter`, `func_evals`.
     Mutates: the parameters and the state; an exception from the closure leaves both as they were. The history and the
@@ -46,11 +45,8 @@ class LBFGS(Optimizer):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        check_tensor_number(lr, "lr")
-        check_number(lr, "Invalid learning rate")
-        defaults: dict[str, Any] = {"lr": lr, "max_iter": max_iter, "tolerance_grad": tolerance_grad}
-        defaults |= {"max_eval": max_iter * 5 // 4 if max_eval is None else max_eval, "tolerance_change": tolerance_change}
-        super().__init__(params, defaults | {"history_size": history_size, "line_search_fn": line_search_fn})
+        max_eval = max_iter * 5 // 4 if max_eval is None else max_eval
+        super().__init__(params, locals())
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

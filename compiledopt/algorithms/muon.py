@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Extras, LearningRate, at_start, check_tensor_number
+from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.products import add_product
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
@@ -55,20 +53,7 @@ def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
 
 
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
-def muon(
-    param: Any,
-    grad: Any,
-    momentum_buffer: Any,
-    *,
-    lr: Any,
-    weight_decay: Any,
-    momentum: Any,
-    nesterov: bool,
-    ns_coefficients: Any,
-    eps: Any,
-    ns_steps: Any,
-    adjust_lr_fn: str | None,
-) -> Any:
+def muon(param, grad, momentum_buffer, *, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn):
     momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
     update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
     update = orthogonalize(update, ns_coefficients, ns_steps, eps)
@@ -82,21 +67,23 @@ class Muon(Optimizer):
         b ← μ·b + (1 − μ)·g;  u = b, or with nesterov  (1 − μ)·g + μ·b;  O = NewtonSchulz(u)
         θ ← (1 − γ·λ)·θ − γ·ratio(rows, columns)·O
 
-    params: 2-dimensional parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule,
-    default 1e-3. weight_decay (λ): float, default 0.1. momentum (μ): float, default 0.95. nesterov: flag, default True.
-    ns_coefficients: three floats, of x, x³ and x⁵. eps: least norm, default 1e-7. ns_steps: iterations, default 5.
+    params: 2-dimensional ones. nesterov: look ahead by the momentum. eps: float, the least norm that is divided by.
+    ns_coefficients: three floats, of x, x³ and x⁵. ns_steps: int, iterations, below 100.
     adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
     foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
-    capturable: read nothing on the host. extras: max_grad_norm, see docs/executors.md.
     State: `momentum_buffer` (b), like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range or a parameter that is not
-    2-dimensional; RuntimeError at the step for complex parameters and sparse gradients.
+    Raises: ValueError for a parameter that is not 2-dimensional; RuntimeError at the step for complex ones and sparse
+    gradients.
     Source: Keller Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982.
     Deviations from torch: products are in bfloat16 where the hardware multiplies that, else in float32; lr is read live.
     """
 
     rule = muon
-    missing = {"foreach": None, "capturable": False}
+    bounds = (
+        Bound("lr", "Learning rate should be >= 0 but is"),
+        Bound("momentum", "momentum should be >= 0 but is"),
+        Bound("weight_decay", "weight decay should be >= 0 but is"),
+    )
 
     def __init__(
         self,
@@ -115,18 +102,12 @@ class Muon(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_tensor_number(lr, "lr")
-        if not at_start(lr) >= 0.0:
-            raise ValueError(f"Learning rate should be >= 0 but is: {lr}")
-        if not momentum >= 0.0:
-            raise ValueError(f"momentum should be >= 0 but is: {momentum}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"weight decay should be >= 0 but is: {weight_decay}")
-        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
-            raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
-        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-        defaults |= {"ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        super().__init__(params, defaults | {"foreach": foreach, "capturable": capturable, "compiled": compiled}, extras)
+        super().__init__(params, locals())
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+            raise ValueError(f"Adjust learning rate function {options['adjust_lr_fn']} is not supported")
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

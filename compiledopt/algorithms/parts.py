@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 
-def with_decay(param: Any, grad: Any, weight_decay: Any, maximize: bool) -> Any:
-    """g ← ±∇f(θ) + λ·θ."""
-    if maximize:
-        grad = -grad
+def with_maximize(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the option `maximize`, unless it has one: g ← ±∇f(θ) before all else."""
+    signature = inspect.signature(function)
+    variable = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
+    if "maximize" in signature.parameters or variable:  # the latter is refused by `rule`
+        return function
+
+    @functools.wraps(function)
+    def turned(param: Any, grad: Any, *states: Any, maximize: bool, **options: Any) -> Any:
+        return function(param, -grad if maximize else grad, *states, **options)
+
+    option = inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY)
+    turned.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return turned
+
+
+def with_decay(param: Any, grad: Any, weight_decay: Any) -> Any:
+    """g ← g + λ·θ."""
     return grad + weight_decay * param if weight_decay != 0 else grad
 
 
-def with_either_decay(param: Any, grad: Any, lr: Any, weight_decay: Any, decoupled: bool, maximize: bool) -> tuple[Any, Any]:
+def with_either_decay(param: Any, grad: Any, lr: Any, weight_decay: Any, decoupled: bool) -> tuple[Any, Any]:
     """(θ, g) with λ·θ in g, or decoupled  θ ← (1 − γ·λ)·θ."""
     if decoupled and weight_decay != 0:
-        return param * (1 - lr * weight_decay), with_decay(param, grad, 0, maximize)
-    return param, with_decay(param, grad, weight_decay, maximize)
+        return param * (1 - lr * weight_decay), grad
+    return param, with_decay(param, grad, weight_decay)
 
 
 def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, betas: Any) -> tuple[Any, Any]:

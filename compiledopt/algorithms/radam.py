@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.algorithms.parts import moments, with_either_decay
-from compiledopt.arguments import Extras, LearningRate, check_adam_numbers
+from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), branches=("weight_decay",))
-def radam(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    *,
-    lr: Any,
-    betas: Any,
-    eps: Any,
-    weight_decay: Any,
-    decoupled_weight_decay: bool,
-    maximize: bool,
-) -> Any:
+@with_maximize
+def radam(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, decoupled_weight_decay):
     beta1, beta2 = betas
     step = step + 1
-    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay, maximize)
+    param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     correction = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
@@ -51,18 +35,11 @@ class RAdam(Optimizer):
         θ ← θ − γ·m̂·r·√(1 − β₂ᵗ) / (√v + ε)  if ρ > 5, else  θ ← θ − γ·m̂
         with  m̂ = m / (1 − β₁ᵗ),  r² = (ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ)
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
-    betas (β₁, β₂): floats in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8. weight_decay (λ): float, default 0,
-    added to g as λ·θ, or apart from it with decoupled_weight_decay. maximize: flag, default False.
-    foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
-    State: `step` (0-dim), `exp_avg` (m) and `exp_avg_sq` (v), like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    State: `exp_avg` (m) and `exp_avg_sq` (v), like the parameter.
     Source: Liu et al. 2020, arXiv:1908.03265.
     """
 
     rule = radam
-    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
-    missing |= {"decoupled_weight_decay": False}
 
     def __init__(
         self,
@@ -80,9 +57,4 @@ class RAdam(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_adam_numbers(lr, betas, eps, weight_decay)
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        defaults |= {"decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "foreach": foreach}
-        super().__init__(
-            params, defaults | {"capturable": capturable, "differentiable": differentiable, "compiled": compiled}, extras
-        )
+        super().__init__(params, locals())

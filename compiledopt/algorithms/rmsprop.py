@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
-
-from compiledopt.algorithms.parts import with_decay
-from compiledopt.arguments import Extras, LearningRate, check_number, check_tensor_number
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
@@ -18,23 +13,9 @@ from compiledopt.optimizer import Optimizer
     optional={"momentum_buffer": "momentum", "grad_avg": "centered"},
     branches=("weight_decay", "momentum"),
 )
-def rmsprop(
-    param: Any,
-    grad: Any,
-    step: Any,
-    square_avg: Any,
-    momentum_buffer: Any = None,
-    grad_avg: Any = None,
-    *,
-    lr: Any,
-    alpha: Any,
-    eps: Any,
-    weight_decay: Any,
-    momentum: Any,
-    centered: bool,
-    maximize: bool,
-) -> Any:
-    grad = with_decay(param, grad, weight_decay, maximize)
+@with_maximize
+def rmsprop(param, grad, step, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, weight_decay, momentum, centered):
+    grad = with_decay(param, grad, weight_decay)
     square_avg = variance = alpha * square_avg + (1 - alpha) * grad * grad
     if centered:
         grad_avg = grad_avg.lerp(grad, 1 - alpha)
@@ -54,17 +35,14 @@ class RMSprop(Optimizer):
         g ← ∇f(θ) + λ·θ;  v ← α·v + (1 − α)·g²;  σ = √v + ε,  or centered  √(v − a²) + ε  with  a ← α·a + (1 − α)·g
         θ ← θ − γ·g / σ,  or with momentum  b ← μ·b + g / σ;  θ ← θ − γ·b
 
-    params: parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-2.
-    alpha (α): float, default 0.99. eps (ε): float, default 1e-8. weight_decay (λ), momentum (μ): floats, default 0.
-    centered, maximize: flags, default False. foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
-    State: `step` (0-dim), `square_avg` (v), `momentum_buffer` (b) and `grad_avg` (a) where used, like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    alpha (α): float, the weight of the averages so far. centered: divide by the deviation instead of the square.
+    State: `square_avg` (v), `momentum_buffer` (b) and `grad_avg` (a) where used, like the parameter.
     Source: Hinton 2012, lecture 6; centered: Graves 2013, arXiv:1308.0850.
     """
 
     rule = rmsprop
-    missing = {"momentum": 0, "centered": False, "foreach": None, "maximize": False}
-    missing |= {"differentiable": False, "capturable": False}
+    bounds = (*BOUNDS, Bound("alpha", "Invalid alpha value"))
+    missing = {"momentum": 0}
 
     def __init__(
         self,
@@ -82,12 +60,4 @@ class RMSprop(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_tensor_number(lr, "lr")
-        check_number(lr, "Invalid learning rate")
-        check_number(eps, "Invalid epsilon value")
-        check_number(momentum, "Invalid momentum value")
-        check_number(weight_decay, "Invalid weight_decay value")
-        check_number(alpha, "Invalid alpha value")
-        defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered}
-        defaults |= {"weight_decay": weight_decay, "capturable": capturable, "foreach": foreach, "maximize": maximize}
-        super().__init__(params, defaults | {"differentiable": differentiable, "compiled": compiled}, extras)
+        super().__init__(params, locals())

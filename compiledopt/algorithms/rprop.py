@@ -5,20 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from compiledopt.arguments import Extras, LearningRate, check_number, check_tensor_number
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), initial={"step_size": "lr"})
-def rprop(
-    param: Any, grad: Any, step: Any, prev: Any, step_size: Any, *, lr: Any, etas: Any, step_sizes: Any, maximize: bool
-) -> Any:
-    if maximize:
-        grad = -grad
+@with_maximize
+def rprop(param, grad, step, prev, step_size, *, lr, etas, step_sizes):
     agreement = grad * prev
     slower = torch.where(agreement < 0, etas[0] * step_size, step_size)
     step_size = torch.where(agreement > 0, etas[1] * step_size, slower)
@@ -32,16 +28,13 @@ class Rprop(Optimizer):
 
         s ← clamp(s·η₊ where g·g' > 0, s·η₋ where g·g' < 0, else s);  g ← 0 where g·g' < 0;  θ ← θ − sign(g)·s;  g' ← g
 
-    params: parameters, named parameters, or dicts of groups. lr (s at first): float or 1-element tensor, default 1e-2.
-    etas (η₋, η₊): floats, default (0.5, 1.2). step_sizes: the least and the largest s, default (1e-6, 50).
-    maximize: flag, default False. foreach, compiled, capturable, differentiable, extras: see docs/executors.md.
-    State: `step` (0-dim), `prev` (g') and `step_size` (s), like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range.
+    lr (s at first): float or 1-element tensor.
+    etas (η₋, η₊): two floats, 0 < η₋ < 1 < η₊. step_sizes: two floats, the least and the largest s.
+    State: `prev` (g') and `step_size` (s), like the parameter.
     Source: Riedmiller and Braun 1993.
     """
 
     rule = rprop
-    missing = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 
     def __init__(
         self,
@@ -57,11 +50,10 @@ class Rprop(Optimizer):
         compiled: bool | None = None,
         **extras: Unpack[Extras],
     ) -> None:
-        check_tensor_number(lr, "lr")
-        check_number(lr, "Invalid learning rate")
-        if not 0.0 < etas[0] < 1.0 < etas[1]:
-            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
-        defaults: dict[str, Any] = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize}
-        super().__init__(
-            params, defaults | {"differentiable": differentiable, "capturable": capturable, "compiled": compiled}, extras
-        )
+        super().__init__(params, locals())
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        slower, faster = options["etas"][0], options["etas"][1]
+        if not 0.0 < slower < 1.0 < faster:
+            raise ValueError(f"Invalid eta values: {slower}, {faster}")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from torch.optim.optimizer import ParamsT
-
-from compiledopt.algorithms.parts import moments
-from compiledopt.arguments import LearningRate, at_start, check_number, check_tensor_number
+from compiledopt.algorithms.parts import moments, with_maximize
+from compiledopt.arguments import BETA, EPS, LR, LearningRate, ParamsT
 from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
 
 
 @rule(scalars=("step",), sparse="rows", dense=False)
-def sparse_adam(
-    param: Any, grad: Any, step: Any, exp_avg: Any, exp_avg_sq: Any, *, lr: Any, betas: Any, eps: Any, maximize: bool
-) -> Any:
+@with_maximize
+def sparse_adam(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, eps):
     step = step + 1
-    exp_avg, exp_avg_sq = moments(-grad if maximize else grad, exp_avg, exp_avg_sq, betas)
+    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
     size = lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step)
     return param - size * exp_avg / (exp_avg_sq.sqrt() + eps), step, exp_avg, exp_avg_sq
 
@@ -27,15 +24,14 @@ class SparseAdam(Optimizer):
 
         in those rows:  m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²;  θ ← θ − γ·√(1 − β₂ᵗ) / (1 − β₁ᵗ)·m / (√v + ε)
 
-    params: dense parameters, named parameters, or dicts of groups. lr (γ): float, 1-element tensor or schedule, default 1e-3.
-    betas (β₁, β₂): floats in [0, 1), default (0.9, 0.999). eps (ε): float, default 1e-8. maximize: flag, default False.
-    State: `step` (0-dim), `exp_avg` (m), `exp_avg_sq` (v), like the parameter.
-    Mutates: the parameters and the state. Raises: ValueError for a number out of its range, or sparse or complex
-    parameters; RuntimeError at the step for dense gradients. Source: Kingma and Ba 2015, arXiv:1412.6980.
+    params: dense ones. State: `exp_avg` (m), `exp_avg_sq` (v), like the parameter.
+    Raises: ValueError for sparse or complex parameters, RuntimeError at the step for dense gradients.
+    Source: Kingma and Ba 2015, arXiv:1412.6980.
     Deviations from torch: `step` is a tensor, as in every other algorithm; torch's number is taken when it is loaded.
     """
 
     rule = sparse_adam
+    bounds = (*(replace(bound, least=None, above=0.0) for bound in (LR, EPS)), BETA.element(0), BETA.element(1))
 
     def __init__(
         self,
@@ -45,14 +41,7 @@ class SparseAdam(Optimizer):
         eps: float = 1e-8,
         maximize: bool = False,
     ) -> None:
-        check_tensor_number(lr, "lr")
-        if not at_start(lr) > 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        if not eps > 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}")
-        for index in (0, 1):
-            check_number(betas[index], f"Invalid beta parameter at index {index}", below=1.0)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize})
+        super().__init__(params, locals())
         params_of = [(i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"])]
         sparse = [[i, j] for i, j, p in params_of if p.is_sparse]
         if sparse:

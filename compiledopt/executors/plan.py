@@ -147,41 +147,18 @@ class Plan:
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
-                entries.append(Entry(param, known, index, program, decide(program, group, param, known)))
+                entries.append(Entry(param, known, index, program, self._choose(program, group, param)))
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
-<<<<<<< HEAD
     def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
-        if self.owner.watched is not None:
-            return self._watched_choice(self.owner.watched, group, param)
-        choice = decide(program, group, param, self.owner.state.get(param, {}))
-        if choice.fallback:
-            self._warn(choice)
-        return choice
-
-    def _watched_choice(self, watched: str, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
-        """Who looks at operators would miss what native code writes; also where fused=True asks for a kernel, as in torch."""
+        if self.owner.watched is None:
+            return decide(program, group, param, self.owner.state.get(param, {}))
+        # Who looks at operators would miss what native code writes; also where fused=True asks for a kernel, as in torch.
         wish = choose.wanted(group, param.device)
-        surprise = wish.executor == "compiled" and not wish.required and not is_known_tracer(watched)
-        choice = Choice("for-loop", f"{watched} is active and looks at every operator", fallback=surprise)
-        if surprise:
-            self._warn(choice)
-        return choice
+        surprise = wish.executor == "compiled" and not wish.required and not is_known_tracer(self.owner.watched)
+        return Choice("for-loop", f"{self.owner.watched} is active and looks at every operator", fallback=surprise)
 
-    def _warn(self, choice: Choice) -> None:
-        if choice.reason in self.owner.reasons:
-            return
-        self.owner.reasons.add(choice.reason)
-        STATS.fallbacks += 1
-        warnings.warn(
-            f"compiledopt.{self.owner.name} runs on the {choice.executor} executor for some or all parameters, because "
-            f"{choice.reason}. Pass compiled=False to choose that without this warning.",
-            stacklevel=2,
-        )
-
-=======
->>>>>>> habits
     def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
         name = self.owner.name
         buckets: dict[Any, list[Entry]] = {}
