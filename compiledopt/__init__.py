@@ -1,5 +1,7 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
+import sys
+
 import torch.optim
 
 from compiledopt import lr_scheduler, schedules, swa_utils
@@ -17,11 +19,12 @@ from compiledopt.algorithms.rmsprop import RMSprop
 from compiledopt.algorithms.rprop import Rprop
 from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
-from compiledopt.compiler.rule import rule
-from compiledopt.compiler.stats import compile_stats
-from compiledopt.executors.groups import ScheduledGroup
+from compiledopt.around import groups
+from compiledopt.around.groups import ScheduledGroup
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
+from compiledopt.rules.rule import rule
+from compiledopt.stats import compile_stats
 
 __all__ = [
     "ASGD",
@@ -60,3 +63,6 @@ for _class in [value for name in __all__ if isinstance(value := globals()[name],
 ScheduledGroup.__module__ = __name__
 for _part in (schedules.Schedule, schedules._at):
     _part.__module__ = schedules.__name__
+# Pickles of the first edition name these files.
+for _old, _file in (("executors.groups", groups), ("compiler.schedule", schedules)):
+    sys.modules[f"{__name__}.{_old}"] = _file

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import compiledopt
-from compiledopt.compiler.errors import CompileError
+from compiledopt.errors import CompileError
 from compiledopt.explain_gpu import explain_gpu
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
-from compiledopt.compiler.derive import CLIP, EMA, asked
-from compiledopt.compiler.rule import Rule
-from compiledopt.compiler.schedule import Schedule
+from compiledopt.around.derive import CLIP, EMA, asked
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.schedule import Schedule
 
 LearningRate = float | Tensor | Schedule
 

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiledopt.compiler import triton
-from compiledopt.compiler.program import Program
-from compiledopt.compiler.programs import Variant
-from compiledopt.compiler.rule import Rule
-from compiledopt.compiler.source import scalar_source
-from compiledopt.executors import choose
-from compiledopt.executors.compiled import kernel_dtypes
-from compiledopt.executors.eager import compute_in
-from compiledopt.executors.entries import Entry
-from compiledopt.executors.passes import kernel as passes_kernel
-from compiledopt.executors.plan import Plan, foresee
-from compiledopt.executors.states import future_dtypes
+from compiledopt.backends.cpp.batch import kernel_dtypes
+from compiledopt.backends.cpp.reducing import kernel as passes_kernel
+from compiledopt.backends.eager.rows import compute_in
+from compiledopt.backends.entries import Entry
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.rules.program import Program
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.source import scalar_source
+from compiledopt.rules.traced import Variant
+from compiledopt.step import choose
+from compiledopt.step.plan import Plan, foresee
+from compiledopt.step.states import future_dtypes
 
 if TYPE_CHECKING:
-    from compiledopt.compiler.formula import Formula
+    from compiledopt.rules.formula import Formula
 
 
 @dataclass
@@ -228,7 +228,7 @@ def _passes_source(entry: Entry, variant: Variant) -> str:
 
 
 def _formula(program: Program | None) -> Formula:
-    from compiledopt.compiler.formula import Formula, formula  # sympy takes 0.2 s to import
+    from compiledopt.rules.formula import Formula, formula  # sympy takes 0.2 s to import
 
     return formula(program) if program else Formula((), {})
 

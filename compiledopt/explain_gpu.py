@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from compiledopt.compiler import triton
-from compiledopt.compiler.program import scalar_program
-from compiledopt.compiler.programs import traced
-from compiledopt.compiler.rule import Rule
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.rules.program import scalar_program
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import traced
 
 
 @dataclass
@@ -60,7 +60,7 @@ def explain_gpu(
     name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
 ) -> GpuExplanation:
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
-    from compiledopt.compiler.formula import formula
+    from compiledopt.rules.formula import formula
 
     known = traced(rule, group)
     program = known.program

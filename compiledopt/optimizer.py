@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_extras, description, flags_off
-from compiledopt.compiler.derive import CLIP, EMA, SCHEDULE, asked
-from compiledopt.compiler.errors import warn
-from compiledopt.compiler.programs import traced
-from compiledopt.compiler.rule import Rule
-from compiledopt.compiler.schedule import Schedule
-from compiledopt.executors import choose
-from compiledopt.executors.clipping import Clipping
-from compiledopt.executors.compiled import CompiledBatch
-from compiledopt.executors.entries import is_sparse
-from compiledopt.executors.groups import Ended, ScheduledGroup, scheduled
-from compiledopt.executors.in_graph import register, step_in_graph
-from compiledopt.executors.loading import check_groups, check_states, own, restore_dtypes, tensors_of
-from compiledopt.executors.plan import Owner, Plan, foresee
-from compiledopt.executors.scaling import Scaling
-from compiledopt.executors.states import StateMaker, scalar_dtype
-from compiledopt.executors.swapping import averages, swapped
+from compiledopt.around.clipping import Clipping
+from compiledopt.around.derive import CLIP, EMA, SCHEDULE, asked
+from compiledopt.around.groups import Ended, ScheduledGroup, scheduled
+from compiledopt.around.scaling import Scaling
+from compiledopt.around.swapping import averages, swapped
+from compiledopt.backends.cpp.batch import CompiledBatch
+from compiledopt.backends.entries import is_sparse
+from compiledopt.errors import warn
 from compiledopt.explain import Explanation, explain
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.schedule import Schedule
+from compiledopt.rules.traced import traced
+from compiledopt.step import choose
+from compiledopt.step.in_graph import register, step_in_graph
+from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensors_of
+from compiledopt.step.plan import Owner, Plan, foresee
+from compiledopt.step.states import StateMaker, scalar_dtype
 from compiledopt.torch_private import wants_whole_graph, watched_by
 
 StateDict = dict[str, Any]

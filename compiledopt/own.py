@@ -9,9 +9,9 @@ from typing import Any, overload
 
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_tensor_number
-from compiledopt.compiler.rule import RESERVED, rule
-from compiledopt.compiler.trace import is_number
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import RESERVED, rule
+from compiledopt.rules.trace import is_number
 
 Function = Callable[..., Any]
 # The names whose bounds the field agrees on.

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from compiledopt.compiler.ops import apply
-from compiledopt.compiler.schedule import Schedule
-from compiledopt.compiler.schedule import _at as _at  # a pickle of a combined schedule names it here
+from compiledopt.rules.ops import apply
+from compiledopt.rules.schedule import Schedule
+from compiledopt.rules.schedule import _at as _at  # a pickle of a combined schedule names it here
 
 __all__ = [
     "Schedule",

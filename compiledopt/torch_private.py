@@ -1,4 +1,4 @@
-"""What is private of torch, but for compiler/inductor.py and the launcher: what a new torch must be tried on.
+"""What is private of torch, but for backends/inductor.py and the launcher: what a new torch must be tried on.
 
 Each entry was tried on torch 2.11.0 and 2.13.0; what it says where torch does not know it any more stands beside it.
 """

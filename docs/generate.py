@@ -13,9 +13,9 @@ import sympy
 import torch
 
 import compiledopt
-from compiledopt.compiler.formula import formula
-from compiledopt.compiler.program import Program
-from compiledopt.compiler.programs import Variant, traced
+from compiledopt.rules.formula import formula
+from compiledopt.rules.program import Program
+from compiledopt.rules.traced import Variant, traced
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import compiledopt
-from compiledopt.compiler.rule import Rule
+from compiledopt.rules.rule import Rule
 
 EXECUTORS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},

@@ -9,9 +9,9 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
-from compiledopt.executors import device
-from compiledopt.executors.capturable import CapturableBatch
-from compiledopt.executors.device import TritonBatch
+from compiledopt.backends.triton import batch as device
+from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.triton.capturable import CapturableBatch
 
 LABELS = ("default", "all", "tensor_lr", "amsgrad", "nesterov", "momentum", "centered", "averaging", "tensor_betas", "etas")
 ELEMENTWISE = [case for case in CASES if case.label in LABELS]
@@ -87,7 +87,7 @@ def test_groups_that_differ_share_a_launch():
 
 
 def test_tables_are_uploaded_only_when_they_change(monkeypatch):
-    from compiledopt.executors import capturable
+    from compiledopt.backends.triton import capturable
 
     count = []
 
@@ -158,7 +158,7 @@ def test_a_bad_gradient_changes_nothing():
 
 def test_lengths_beyond_int32():
     """The offset of a block is computed in 64 bits, and so is the cut."""
-    from compiledopt.executors.device import cut
+    from compiledopt.backends.triton.batch import cut
 
     blocks = cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]), 1024)
     assert blocks.shape[0] == 1 + 3 * 2**31 // 1024 and blocks[-1].tolist() == [1, 3 * 2**31 // 1024 - 1]
@@ -171,8 +171,8 @@ def test_lengths_beyond_int32():
 
 def test_the_verdict_of_a_scaler_is_read_on_the_device():
     """found_inf and grad_scale as tensors that the host does not read; nothing changes where found_inf is not 0."""
-    from compiledopt.executors.plan import Owner, Plan
-    from compiledopt.executors.scaling import Scaling
+    from compiledopt.around.scaling import Scaling
+    from compiledopt.step.plan import Owner, Plan
 
     reference, mine = model(), model()
     expected = compiledopt.AdamW(reference, lr=0.01, foreach=False)
@@ -255,7 +255,7 @@ def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
 
 def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
     """Both variants, and the scalar part's kernel, each without writing anything."""
-    from compiledopt.executors import capturable
+    from compiledopt.backends.triton import capturable
 
     launched = []
     for owner, name in ((device.Tables, "run"), (capturable, "launch_rows")):

@@ -12,9 +12,11 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 import compiledopt
-from compiledopt.executors import capturable, clipping, device
-from compiledopt.executors.capturable import CapturableBatch
-from compiledopt.executors.device import TritonBatch
+from compiledopt.around import clipping
+from compiledopt.backends.triton import batch as device
+from compiledopt.backends.triton import capturable
+from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.triton.capturable import CapturableBatch
 
 SHAPES = [(40,), (3, 7), (), (16,)]
 BOTH = pytest.mark.parametrize("on_device", [False, True], ids=["host", "capturable"])
@@ -478,7 +480,7 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
     """An eager executor, or an error before anything is made."""
 
     def refuse(*_):
-        raise compiledopt.compiler.errors.CompileError("no scalar part") if where == "lowered" else PTXASError("no scalar part")
+        raise compiledopt.errors.CompileError("no scalar part") if where == "lowered" else PTXASError("no scalar part")
 
     monkeypatch.setattr(device, "_ready", {})
     monkeypatch.setattr(*((capturable, "_lowered") if where == "lowered" else (capturable, "launch_rows")), refuse)
@@ -497,8 +499,8 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
 
 
 def test_clipping_and_scaling_keep_what_the_scalar_kernel_expects():
-    from compiledopt.executors.capturable import KEPT
-    from compiledopt.executors.scaling import Scaling
+    from compiledopt.around.scaling import Scaling
+    from compiledopt.backends.triton.capturable import KEPT
 
     place = torch.device("cpu")
     with torch.inference_mode():

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiledopt.compiler.triton import TritonKernel
-from compiledopt.executors import capturable, device
+from compiledopt.backends.triton import batch as device
+from compiledopt.backends.triton import capturable
+from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten
 HOST = (aten._local_scalar_dense.default, aten._pin_memory.default, aten.is_nonzero.default)

@@ -287,7 +287,7 @@ def test_no_room_for_temporaries(executor, dtype, monkeypatch):
 
 
 def test_interrupted_while_the_kernel_compiles(monkeypatch, tmp_path):
-    from compiledopt.compiler import cpp
+    from compiledopt.backends.cpp import kernels as cpp
 
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
     params = parameters(shapes=SHAPES)

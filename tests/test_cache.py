@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compiledopt.compiler import cache
+from compiledopt.backends import cache
 
 STEP = """
     import sys, json, torch, compiledopt
@@ -195,7 +195,7 @@ def test_nothing_is_left_behind(tmp_path):
     """By a process, and by one that it forked through multiprocessing."""
     code = """
         import multiprocessing
-        from compiledopt.compiler import cache
+        from compiledopt.backends import cache
 
         def use():
             cache.scratch("x").write_text("")
@@ -214,7 +214,7 @@ def test_a_fork_while_the_launcher_is_built(monkeypatch):
     """The child has no thread that would ever finish it."""
     from concurrent.futures import Future
 
-    from compiledopt.compiler import cpp
+    from compiledopt.backends.cpp import kernels as cpp
 
     monkeypatch.setattr(cpp, "_launcher", Future())
     cpp._lock.acquire()
@@ -247,9 +247,9 @@ def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
     """A kernel compiled after a cleaner has removed the process's temporary directory."""
     import torch
 
-    from compiledopt.compiler import cpp
-    from compiledopt.compiler.programs import traced
-    from compiledopt.compiler.rule import rule
+    from compiledopt.backends.cpp import kernels as cpp
+    from compiledopt.rules.rule import rule
+    from compiledopt.rules.traced import traced
 
     @rule()
     def fresh_rule(param, grad):

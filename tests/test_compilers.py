@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from compiledopt.compiler import cache
+from compiledopt.backends import cache
 
 STEPS = """
     import json, pathlib, torch, compiledopt

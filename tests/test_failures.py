@@ -9,8 +9,8 @@ from catalog import EXECUTORS, one_per_algorithm
 from helpers import Gradients, parameters, run, same, snapshot
 
 import compiledopt
-from compiledopt.compiler import cpp
-from compiledopt.compiler.errors import CompileError
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.errors import CompileError
 
 MODES = {**EXECUTORS, "differentiable": {"differentiable": True}}
 

@@ -9,8 +9,10 @@ import torch
 from helpers import Gradients, flat, parameters, run
 
 import compiledopt
-from compiledopt.compiler import cache, cpp, inductor, triton
-from compiledopt.executors import choose
+from compiledopt.backends import cache, inductor
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.step import choose
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from helpers import parameters
 from sympy import Abs, Max, Min, Piecewise, sign, sqrt
 
 import compiledopt
-from compiledopt.compiler.formula import expressions, formula, symbols_of
-from compiledopt.compiler.programs import traced
+from compiledopt.rules.formula import expressions, formula, symbols_of
+from compiledopt.rules.traced import traced
 
 
 def decayed(x):

@@ -14,10 +14,10 @@ from helpers import Gradients, flat, parameters, rms, same, snapshot
 
 import compiledopt
 from compiledopt import schedules
-from compiledopt.compiler import triton
-from compiledopt.executors import capturable as capturables
-from compiledopt.executors import device as devices
-from compiledopt.executors import tuning
+from compiledopt.backends.triton import batch as devices
+from compiledopt.backends.triton import capturable as capturables
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import tuning
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -602,7 +602,7 @@ def test_tuning(monkeypatch, tmp_path):
     monkeypatch.delenv("COMPILEDOPT_TUNE")
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tuning, "_known", {})
-    program = compiledopt.compiler.programs.traced(
+    program = compiledopt.rules.traced.traced(
         compiledopt.SGD.rule, compiledopt.SGD([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
     ).program
     kernel, place, times = triton.kernel(program, [torch.float32] * 2), torch.device("cuda", torch.cuda.current_device()), []

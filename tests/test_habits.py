@@ -10,7 +10,7 @@ import torch
 from helpers import Gradients, parameters, run
 
 import compiledopt
-from compiledopt.compiler.stats import STATS
+from compiledopt.stats import STATS
 
 NUMBERS = [np.float32(0.125), np.float64(0.125), np.array(0.125), np.array(0.125, dtype=np.float32)]
 MODES = {"compiled": {"compiled": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}

@@ -8,10 +8,10 @@ import torch
 from catalog import CASES, DTYPES
 from helpers import parameters, same
 
-from compiledopt.compiler import cpp
-from compiledopt.compiler.cpp import kernel
-from compiledopt.compiler.programs import traced
-from compiledopt.compiler.rule import rule
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp.kernels import kernel
+from compiledopt.rules.rule import rule
+from compiledopt.rules.traced import traced
 
 LENGTH = 1003
 

@@ -15,7 +15,7 @@ from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
-from compiledopt.compiler.trace import TraceError
+from compiledopt.rules.trace import TraceError
 
 PAGE = Path(__file__).parent.parent / "docs" / "write-your-own.md"
 

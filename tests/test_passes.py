@@ -14,11 +14,11 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import compile_stats
-from compiledopt.compiler import cpp
-from compiledopt.compiler.errors import CompileError
-from compiledopt.compiler.passes import cut
-from compiledopt.compiler.programs import Variant, traced
-from compiledopt.executors import decide as deciding
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.errors import CompileError
+from compiledopt.rules.reductions import cut
+from compiledopt.rules.traced import Variant, traced
+from compiledopt.step import decide as deciding
 
 FLAT_SHAPES = [(40, 50), (3001,), (), (0,), (1, 7), (3, 4, 5)]
 # A row or a column alone, matrices of one element, rows longer than a tile and shorter than a vector, several parts.

@@ -8,13 +8,13 @@ from catalog import CASES, one_per_algorithm
 from expecttest import assert_expected_inline
 from helpers import parameters
 
-from compiledopt.compiler.inductor import evaluate
-from compiledopt.compiler.ops import OPS
-from compiledopt.compiler.programs import traced
-from compiledopt.compiler.rule import rule
-from compiledopt.compiler.source import eager
-from compiledopt.compiler.trace import TraceError, trace
-from compiledopt.executors.foreach import cut
+from compiledopt.backends.eager.foreach import cut
+from compiledopt.backends.inductor import evaluate
+from compiledopt.rules.ops import OPS
+from compiledopt.rules.rule import rule
+from compiledopt.rules.source import eager
+from compiledopt.rules.trace import TraceError, trace
+from compiledopt.rules.traced import traced
 
 
 def program_of(case):

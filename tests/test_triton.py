@@ -14,15 +14,16 @@ from helpers import parameters
 
 import compiledopt
 from compiledopt import __main__, schedules
-from compiledopt.compiler import triton
-from compiledopt.compiler.inductor import lower_triton
-from compiledopt.compiler.program import scalar_program
-from compiledopt.compiler.programs import traced
-from compiledopt.compiler.rule import truthy
-from compiledopt.executors import device, tuning
-from compiledopt.executors.compiled import MOST_TENSORS
-from compiledopt.executors.plan import Options
-from compiledopt.executors.states import relay, settle_scalars
+from compiledopt.backends.cpp.batch import MOST_TENSORS
+from compiledopt.backends.inductor import lower_triton
+from compiledopt.backends.triton import batch as device
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import tuning
+from compiledopt.rules.program import scalar_program
+from compiledopt.rules.rule import truthy
+from compiledopt.rules.traced import traced
+from compiledopt.step.plan import Options
+from compiledopt.step.states import relay, settle_scalars
 
 if triton.missing():
     pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
@@ -266,9 +267,8 @@ def test_more_tensors_than_a_launch_takes():
     found = {}
     exec(text, found)
     made = compiledopt.define(found["Many"])
-    limit = int(
-        re.search(r"kMaxOperands = (\d+)", Path(compiledopt.compiler.__file__).with_name("launcher.cpp").read_text())[1]
-    )
+    source = Path(compiledopt.__file__).parent / "backends" / "cpp" / "launcher.cpp"
+    limit = int(re.search(r"kMaxOperands = (\d+)", source.read_text())[1])
     assert limit == MOST_TENSORS
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch.ones(4)

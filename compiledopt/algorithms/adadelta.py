@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(scalars=("step",), branches=("weight_decay",))

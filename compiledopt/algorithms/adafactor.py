@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 def _factor(other: int) -> Any:

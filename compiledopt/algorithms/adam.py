@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack, check_tensor_number
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(scalars=("step",), optional={"max_exp_avg_sq": "amsgrad"}, branches=("weight_decay",))

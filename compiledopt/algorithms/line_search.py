@@ -8,7 +8,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from compiledopt.compiler.ops import OPS
+from compiledopt.rules.ops import OPS
 
 divide: Callable[[float, float], float] = OPS["div"].number  # as IEEE arithmetic: x / 0 is an infinity
 SUFFICIENT, CURVATURE = 1e-4, 0.9

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.products import add_product
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.products import add_product
+from compiledopt.rules.rule import rule
 
 
 @lru_cache

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(scalars=("step", "mu_product"), initial={"mu_product": 1.0}, branches=("weight_decay",))

@@ -8,8 +8,8 @@ import torch
 
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(scalars=("step",), initial={"step_size": "lr"})

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(optional={"momentum_buffer": "momentum"}, branches=("momentum", "weight_decay"), sparse="linear")

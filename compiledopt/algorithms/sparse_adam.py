@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from compiledopt.algorithms.parts import moments, with_maximize
 from compiledopt.arguments import BETA, EPS, LR, LearningRate, ParamsT
-from compiledopt.compiler.rule import rule
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
 
 
 @rule(scalars=("step",), sparse="rows", dense=False)

@@ -1,0 +1,122 @@
+"""A parameter group whose learning rate is a function of its own step count."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import ReferenceType, ref
+
+import torch
+
+from compiledopt.around.derive import SCHEDULE
+from compiledopt.rules.schedule import Schedule
+
+
+class HasState(Protocol):
+    """An optimizer: its `state` may be exchanged for another at any time, so the group asks for it anew."""
+
+    state: Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A schedule whose place a number took. by: who put it there."""
+
+    schedule: Schedule
+    by: str
+
+
+class ScheduledGroup(dict[str, Any]):
+    """A group with a schedule: `group["lr"]` is what the next step will use, whoever counted the steps, a replayed graph
+    for instance, and however it is read. Assigning another schedule changes it, and a number ends it; but the very number
+    that was read last keeps the schedule or brings it back: distributed checkpoints read the rate, set 0 for a step that
+    makes the states, and put back what they read.
+    """
+
+    owner: ReferenceType[HasState] | None = None
+    shown: float | None = None
+    ended: Ended | None = None
+
+    def _show(self) -> None:
+        """Take down the rate of the next step, for whoever reads the dict itself; a copy without an optimizer keeps its own."""
+        schedule, optimizer = super().get(SCHEDULE), None if self.owner is None else self.owner()
+        if schedule is not None and optimizer is not None:
+            self.shown = float(schedule(self._step(optimizer.state)))
+            super().__setitem__("lr", self.shown)
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "lr":
+            self._show()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401 - that would call itself
+
+    # dict(group) and {**group} read through these three where __iter__ is not dict's own.
+    def __iter__(self) -> Iterator[str]:
+        self._show()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._show()
+        return super().keys()
+
+    def items(self) -> Any:
+        self._show()
+        return super().items()
+
+    def values(self) -> Any:
+        self._show()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __repr__(self) -> str:
+        self._show()
+        return super().__repr__()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "lr":
+            schedule = super().get(SCHEDULE) or (self.ended.schedule if self.ended else None)
+            if isinstance(value, float) and value == self.shown and schedule is not None:
+                value = schedule
+            if isinstance(value, Schedule):
+                key, self.ended = SCHEDULE, None
+            elif (ending := self.pop(SCHEDULE, None)) is not None:
+                self.ended = Ended(ending, _caller())
+        super().__setitem__(key, value)
+
+    def update(self, *others: Any, **values: Any) -> None:
+        for key, value in dict(*others, **values).items():
+            self[key] = value
+
+    def _step(self, state: Any) -> float:
+        """Of the parameter that took most of them; reads a device that holds the count."""
+        counted: dict[torch.device, list[torch.Tensor]] = {}
+        for param in super().__getitem__("params"):
+            step = state[param].get("step") if param in state else None
+            if isinstance(step, torch.Tensor):
+                counted.setdefault(step.device, []).append(step.reshape(()))
+        return max((float(torch.stack(values).max()) for values in counted.values()), default=0.0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ScheduledGroup, (dict(self),)
+
+
+def _caller() -> str:
+    """The first frame that is not the library's."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("compiledopt."):
+        frame = frame.f_back
+    return f"{frame.f_globals.get('__name__')} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: HasState) -> ScheduledGroup:
+    """The group with its rate from a schedule. Raises: TypeError, naming the line, where that cannot be traced."""
+    schedule.program  # noqa: B018
+    made = ScheduledGroup({**group, "lr": schedule(0), SCHEDULE: schedule})
+    made.owner = ref(optimizer)
+    return made

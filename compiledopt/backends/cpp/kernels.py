@@ -1,0 +1,389 @@
+"""C++ source → a loaded function: the kernels, and the launcher that runs them over whole models."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from compiledopt.backends import cache
+from compiledopt.errors import CompileError
+from compiledopt.rules.program import Program
+from compiledopt.rules.reductions import Passes
+from compiledopt.stats import STATS, timed
+
+HERE = Path(__file__).parent
+# The fused multiply-adds are in the source (inductor.evaluate); the compiler must not choose others: g++ chose differently in a
+# loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
+# kernel, and hinder the vectorizer.
+KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+# NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
+SHARED = ("-fPIC", "-g0", "-w")
+MOST_OPERANDS = 64  # of a pass: kOperands in passes.cpp
+TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
+
+_C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel. address: of `run(pointers, columns, length)`; library: keeps it loaded; source: the C++ file."""
+
+    address: int
+    library: ctypes.CDLL
+    source: str
+
+    def pass_address(self, index: int) -> int:
+        """Of `run0`, `run1`, ..., where it has one for each pass."""
+        return ctypes.cast(getattr(self.library, f"run{index}"), ctypes.c_void_p).value or 0
+
+
+_kernels: dict[tuple[str, tuple[torch.dtype, ...]], Kernel | CompileError] = {}
+_lock = threading.RLock()
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=_environment())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
+    if done.returncode != 0:
+        raise CompileError(f"the C++ compiler {command[0]} failed: {done.stderr.strip()[-800:]}")
+
+
+def _environment() -> dict[str, str]:
+    """Zig keeps every object file that it made in caches of its own, which nobody would ever empty."""
+    own = str(cache.scratch("zig"))
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
+
+
+def _runtime(compiler: Sequence[str]) -> list[str]:
+    """The C++ runtime that torch runs on, where a compiler would bring another: zig compiles LLVM's for each library (25 s to
+    80 s), and exceptions of the one cannot be caught by the other. What c10 needs is there, libstdc++ and libm among them."""
+    is_zig = any(Path(word).name in ("zig", "ziglang") for word in compiler)
+    c10 = str(Path(torch.__file__).parent / "lib" / "libc10.so")
+    return ["-nostdlib", "-Wl,--no-as-needed", c10] if is_zig else []
+
+
+def _compiler() -> list[str]:
+    command = cache.compiler()
+    if command is not None:
+        return command
+    if chosen := os.environ.get("CXX"):
+        raise CompileError(f"CXX={chosen!r} names no program that can be run; set it to a C++ compiler, or unset it")
+    raise CompileError(
+        "no C++ compiler found (CXX, g++, clang++, c++, ziglang); install one: pip install 'compiledopt[compiler]'"
+    )
+
+
+def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()) -> bytes:
+    """Compile and link; in two commands, or zig looks for the headers of the C++ library that it is not to link."""
+    compiler = _compiler()
+    try:
+        file = cache.scratch(f"{name}.cpp")
+        file.write_text(source)
+        object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
+        _run([*compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
+        _run([*compiler, "-shared", str(object_file), "-o", str(library), *link, *_runtime(compiler)])
+        object_file.unlink(missing_ok=True)
+        return library.read_bytes()
+    except OSError as error:
+        raise CompileError(f"no room for temporary files: {error}") from error
+
+
+# ---- kernels ----
+
+
+def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
+    return "\n".join([_prefix(), *_function(program, dtypes), ""])
+
+
+def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
+    """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
+    from compiledopt.backends.inductor import compute_dtype
+
+    wide, lines = compute_dtype(dtypes), [_prefix()]
+    for index, sweep in enumerate(passes.sweeps):
+        lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
+    return "\n".join([*lines, 'extern "C" void run() {}', ""])
+
+
+def _prefix() -> str:
+    return (HERE / "prefix.h").read_text()
+
+
+def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
+    """Inductor's function for a program, and one called `run` with this suffix that calls it."""
+    from compiledopt.backends.inductor import compute_dtype, lower_cpu
+
+    with timed("seconds_lowering"):
+        lowered = lower_cpu(program, dtypes)
+    STATS.kernels_lowered += 1
+    body = lowered.body.replace('extern "C"', "static inline __attribute__((always_inline))")
+    # Inductor 2.13 has kernels report integer divisions by zero; a rule has none.
+    dropped = ("#include", "inductor_cpu_integer_div_error")
+    lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
+    lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
+    lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
+    scalar = _C_TYPES[compute_dtype(dtypes)]
+    arguments = []
+    for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
+        pointer = f"({type_name}) pointers[{index}]" if kind == "tensor" else f"columns + {index}"
+        arguments.append("length" if kind == "length" else pointer)
+    # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
+    count = len(program.columns)
+    values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
+    run = [
+        f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
+        f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
+        f"  kernel{suffix}({', '.join(arguments)});",
+        "}",
+    ]
+    return [*lines, *run]
+
+
+def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
+
+    Raises: CompileError with the reason.
+    """
+    source = functools.partial(kernel_source, program, dtypes)
+    return _remembered((program.kernel_text, tuple(dtypes)), lambda: _find_kernel(_name(program.kernel_text, dtypes), source))
+
+
+def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The functions for the passes of a rule that reduces, for these dtypes of its tensors. Raises: CompileError."""
+    most = max(max(len(sweep.operands), len(sweep.columns)) for sweep in passes.sweeps)
+    if most > MOST_OPERANDS:
+        raise CompileError(f"a pass of the rule reads and writes {most} values, and at most {MOST_OPERANDS} are possible")
+    source = functools.partial(passes_source, passes, dtypes)
+    return _remembered((passes.text, tuple(dtypes)), lambda: _find_kernel(_name(passes.text, dtypes), source))
+
+
+def passes_driver() -> Kernel:
+    """What runs passes one after the other over many parameters. Raises: CompileError."""
+
+    def find() -> Kernel:
+        source = _with_runtime("passes.cpp")
+        name = cache.key("passes", source, KERNEL_FLAGS)
+        return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
+
+    return _remembered(("passes", ()), find)
+
+
+def squares_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
+    wide = "double" if dtype is torch.float64 else "float"
+    types = f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"
+
+    def find() -> Kernel:
+        source = "\n".join([_prefix(), types, (HERE / "squares.h").read_text()])
+        return _find_kernel(cache.key("cpu", source, KERNEL_FLAGS), lambda: source)
+
+    return _remembered(("squares", (dtype,)), find)
+
+
+def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
+    """What `find` finds, looked for once; a failure is not tried again. Raises: CompileError."""
+    with _lock:
+        known = _kernels.get(identity)
+        if isinstance(known, CompileError):
+            raise known
+        if known is not None:
+            STATS.memory_hits += 1
+            return known
+        try:
+            found = find()
+        except CompileError as error:
+            _kernels[identity] = error
+            raise
+        _kernels[identity] = found
+        return found
+
+
+def _from_disk(name: str) -> Kernel | None:
+    content = cache.load(f"{name}.so")
+    if content is None:
+        return None
+    try:
+        found = _load_kernel(name, content)
+    except (OSError, AttributeError):  # made again, which says what is wrong
+        return None
+    STATS.disk_hits += 1
+    return found
+
+
+def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _prefix())
+
+
+def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:
+    found = _from_disk(name)
+    if found is not None:
+        return found
+    launcher_soon()
+    _compiler()
+    with cache.making(name):
+        return _from_disk(name) or _build_kernel(name, source(), link)
+
+
+def forget() -> None:
+    """Drop every kernel and the launcher from memory, failures included: the next use looks for them again."""
+    global _launcher
+    with _lock:
+        _kernels.clear()
+        _launcher = None
+
+
+def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
+    with timed("seconds_compiling"):
+        try:
+            library = build(name, source, KERNEL_FLAGS, link)
+        except CompileError as error:
+            library = _with_torch_headers(name, source, error)
+    STATS.kernels_compiled += 1
+    content = source.encode() + b"\0" + library
+    cache.store(f"{name}.so", content)
+    try:
+        return _load_kernel(name, content)
+    except (OSError, AttributeError) as error:  # a TMPDIR mounted noexec, for instance
+        raise CompileError(f"the compiled kernel cannot be loaded: {error}") from error
+
+
+def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
+    """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
+    if _prefix() not in source:
+        raise first
+    full = source.replace(_prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
+    include = Path(torch.__file__).parent / "include"
+    flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
+    try:
+        return build(name, full, [*flags, f"-I{include}", f"-I{include}/torch/csrc/api/include"])
+    except CompileError as second:
+        raise CompileError(f"{first}; with torch's headers: {second}") from first
+
+
+def _load_kernel(name: str, content: bytes) -> Kernel:
+    """Raises: OSError, AttributeError."""
+    source, _, library = content.partition(b"\0")
+    path = cache.scratch(f"{name}.loaded.so")
+    path.write_bytes(library)
+    loaded = ctypes.CDLL(str(path))
+    address = ctypes.cast(loaded.run, ctypes.c_void_p).value
+    return Kernel(address or 0, loaded, source.decode())
+
+
+# ---- the launcher ----
+
+_launcher: Future[ModuleType] | None = None
+
+
+def launcher_soon() -> None:
+    """Start building the launcher beside the caller, which is about to spend seconds in Inductor's import."""
+    global _launcher
+    with _lock:
+        if _launcher is None:
+            _launcher = Future()
+            threading.Thread(target=_fill, args=(_launcher,), daemon=True, name="compiledopt-launcher").start()
+
+
+def _fill(future: Future[ModuleType]) -> None:
+    try:
+        future.set_result(_make_launcher())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _after_fork() -> None:
+    """In a child of fork, where neither the thread that builds the launcher came along nor one that held the lock."""
+    global _launcher, _lock
+    _lock = threading.RLock()
+    if _launcher is not None and not _launcher.done():
+        _launcher = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def launcher() -> ModuleType:
+    """The native module that gathers tensors and runs kernels. Raises: CompileError with the reason."""
+    launcher_soon()
+    assert _launcher is not None
+    try:
+        return _launcher.result()
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"the launcher could not be loaded: {error!r}") from error
+
+
+def _make_launcher() -> ModuleType:
+    source = _with_runtime("launcher.cpp")
+    name = cache.key("launcher", source, LAUNCHER_FLAGS)
+    content = cache.load(f"{name}.so")
+    if content is None:
+        with cache.making(name):
+            content = cache.load(f"{name}.so") or _build_launcher(name, source)
+    return _import_launcher(name, content)
+
+
+def _build_launcher(name: str, source: str) -> bytes:
+    headers = sysconfig.get_paths()["include"]
+    if not (Path(headers) / "Python.h").exists():
+        raise CompileError(f"Python.h is not in {headers}; install Python's headers, for instance python3-dev")
+    root = Path(torch.__file__).parent
+    flags = [*LAUNCHER_FLAGS, f"-I{headers}", f"-I{root / 'include'}"]
+    with timed("seconds_compiling"):
+        content = build(name, source, flags, [f"-L{root / 'lib'}", "-lc10", *_openmp(root / "lib")])
+    STATS.launchers_compiled += 1
+    cache.store(f"{name}.so", content)
+    return content
+
+
+def _with_runtime(file: str) -> str:
+    return (HERE / "runtime.h").read_text() + (HERE / file).read_text()
+
+
+def _openmp(libraries: Path) -> list[str]:
+    """torch's own OpenMP runtime, so that our threads are torch's threads and do not compete with them."""
+    own = sorted(libraries.glob("libgomp*.so*")) + sorted((libraries.parent.parent / "torch.libs").glob("libgomp*.so*"))
+    return [str(own[0])] if own else ["-lgomp"]
+
+
+def _import_launcher(name: str, content: bytes) -> ModuleType:
+    path = cache.scratch(f"{name}.loaded.so")
+    path.write_bytes(content)
+    loader = importlib.machinery.ExtensionFileLoader("compiledopt_launcher", str(path))
+    spec = importlib.util.spec_from_loader("compiledopt_launcher", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    example = torch.empty(1, device="cpu")
+    if not module.probe(example, example.data_ptr(), torch.Tensor, torch.nn.Parameter):
+        raise CompileError(f"torch {torch.__version__} keeps its tensors in a way the launcher does not know")
+    return module
+
+
+def supports_dtype(dtype: torch.dtype) -> bool:
+    return dtype in _C_TYPES
+
+
+def platform_reason() -> str | None:
+    """Why nothing can be compiled on this platform, or None."""
+    return None if sys.platform != "win32" else "the C++ launcher is written for g++, clang++ and zig, not for Windows"

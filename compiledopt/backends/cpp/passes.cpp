@@ -1,0 +1,485 @@
+// Runs the passes of a rule that reduces (passes.py) over many parameters, in tiles that stay in the first cache.
+//
+// What is summed does not depend on the number of threads: an array is cut into parts by its size alone, each part has a sum
+// of its own, in double, and the sums are added in the order of the parts.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <vector>
+
+namespace {
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+constexpr int64_t kTile = 2048;               // elements: a handful of tiles lie in the first cache
+constexpr int64_t kLong = 256;                // a row of this length or more is not mixed with the next in a tile
+constexpr int64_t kPart = 1 << 15;            // elements of a part, at least
+constexpr int64_t kParts = 64;                // parts, at most
+constexpr int64_t kRowsPerPart = 32;          // where columns are summed: each part has a sum for each column
+constexpr int64_t kOperands = 64;             // of a pass, at most: cpp.py sees to it
+constexpr int64_t kNear = 16;                 // rows: summed in float32 before they are added to the sums in double
+constexpr int64_t kWorkPerThread = 1 << 18;   // elements: as in launcher.cpp
+
+enum Kind { kTensor, kBuffer, kTileOf, kSlot };
+enum Op { kSum, kMean, kAmax, kAmin };
+enum Axes { kMatrices = 1, kRows = 2, kColumns = 4 };
+using Run = void (*)(void* const*, const double*, int64_t);
+
+struct Operand { int64_t kind, index, axes, bytes; };
+struct Reduction { int64_t op, source, kind, index, axes; };
+struct Pass {
+  Run run;
+  int64_t axes;
+  std::vector<Operand> operands;
+  std::vector<int64_t> columns;
+  std::vector<Reduction> reductions;
+};
+
+// A parameter as matrices of rows and columns.
+struct Shape {
+  int64_t matrices, rows, columns;
+
+  int64_t size(int64_t axes) const {
+    return (axes & kMatrices ? matrices : 1) * (axes & kRows ? rows : 1) * (axes & kColumns ? columns : 1);
+  }
+  // How many neighbours in an array over `axes` differ in its last axis alone.
+  int64_t run(int64_t axes) const { return axes & kColumns ? columns : axes & kRows ? rows : axes ? matrices : 1; }
+};
+
+// Where an element of an array over `axes` is; it moves by at most a run.
+struct Cursor {
+  const Shape* shape;
+  int64_t axes, matrix, row, column;
+
+  Cursor(const Shape& shape, int64_t axes, int64_t i) : shape(&shape), axes(axes) {
+    column = axes & kColumns ? i % shape.columns : 0;
+    const int64_t above = axes & kColumns ? i / shape.columns : i;
+    row = axes & kRows ? above % shape.rows : 0;
+    matrix = axes & kRows ? above / shape.rows : above;
+  }
+  // How many neighbours follow it that differ in the last axis alone, with itself.
+  int64_t left() const {
+    return axes & kColumns ? shape->columns - column : axes & kRows ? shape->rows - row : axes ? shape->matrices - matrix : 1;
+  }
+  void move(int64_t n) {
+    if (axes & kColumns) {
+      if ((column += n) < shape->columns) return;
+      column = 0;
+      axes & kRows ? ++row : ++matrix;
+    } else if (axes & kRows) {
+      row += n;
+    } else {
+      matrix += n;
+    }
+    if (row == shape->rows) row = 0, ++matrix;
+  }
+  // Where it finds its value in an array over `to`.
+  int64_t place(int64_t to) const {
+    if (to == 0) return 0;
+    int64_t at = matrix;
+    if (to & kRows) at = at * shape->rows + row;
+    return to & kColumns ? at * shape->columns + column : at;
+  }
+};
+
+int64_t last_axis(int64_t axes) { return axes & kColumns ? kColumns : axes & kRows ? kRows : axes & kMatrices; }
+
+struct Rule {
+  int64_t wide;  // bytes of what is kept: 4 or 8
+  int64_t tensors, columns, numbers;
+  std::vector<int64_t> buffers;
+  std::vector<Pass> passes;
+
+  explicit Rule(const int64_t* plan) {
+    auto next = [&] { return *plan++; };
+    wide = next(), tensors = next(), columns = next(), numbers = next();
+    buffers.resize(next());
+    for (auto& axes : buffers) axes = next();
+    passes.resize(next());
+    for (auto& pass : passes) {
+      pass.run = reinterpret_cast<Run>(next());
+      pass.axes = next();
+      pass.operands.resize(next());
+      for (auto& o : pass.operands) o = {plan[0], plan[1], plan[2], plan[3]}, plan += 4;
+      pass.columns.resize(next());
+      for (auto& column : pass.columns) column = next();
+      pass.reductions.resize(next());
+      for (auto& r : pass.reductions) r = {plan[0], plan[1], plan[2], plan[3], plan[4]}, plan += 5;
+    }
+  }
+};
+
+int64_t parts_of(const Pass& pass, const Shape& shape) {
+  int64_t parts = std::clamp<int64_t>(shape.size(pass.axes) / kPart, 1, kParts);
+  for (const auto& r : pass.reductions)
+    if (r.axes & kColumns) parts = std::min(parts, std::max<int64_t>(1, shape.matrices * shape.rows / kRowsPerPart));
+  return parts;
+}
+
+// The sums of one part: of the elements `begin` to `end` of a reduction's target. near: where columns are summed, the sums of
+// `rows` rows of one matrix, which begins at `at`, in the dtype of the values: adding to doubles takes three times as long.
+struct Window {
+  int64_t begin, end;
+  double* sums;
+  void* near;
+  int64_t rows, matrix, at;
+  int64_t columns;  // that are summed, of a row
+
+  int64_t bytes() const { return aligned((end - begin) * 8); }
+  int64_t all_bytes(int64_t wide) const { return bytes() + aligned(columns * wide); }
+};
+
+// Whether nothing is added up: a parameter of one column has its elements for the sums of its rows.
+bool is_copy(const Pass& pass, const Reduction& r, const Shape& shape) {
+  return r.kind == kBuffer && shape.size(r.axes) == shape.size(pass.axes);
+}
+
+Window window_of(const Pass& pass, const Reduction& r, const Shape& shape, int64_t begin, int64_t end) {
+  if (is_copy(pass, r, shape)) return {0, 0};
+  const Cursor first(shape, pass.axes, begin), last(shape, pass.axes, end - 1);
+  Window window{first.place(r.axes), last.place(r.axes) + 1};
+  if (r.axes & kColumns) {
+    window.begin = first.matrix * shape.columns, window.end = (last.matrix + 1) * shape.columns;
+    window.columns = shape.rows > kNear ? shape.columns : 0;
+  }
+  return window;
+}
+
+// One parameter's buffers, numbers and windows, laid out in one block of memory.
+struct Job {
+  const Rule& rule;
+  Shape shape;
+  std::vector<char*> buffers;
+  std::vector<double> numbers;
+  std::vector<std::vector<Window>> windows;  // for each pass, part by part, reduction by reduction
+
+  Job(const Rule& rule, const Shape& shape) : rule(rule), shape(shape), numbers(rule.numbers), windows(rule.passes.size()) {
+    buffers.reserve(rule.buffers.size());
+    if (shape.size(kMatrices | kRows | kColumns) == 0) return;
+    for (size_t p = 0; p < rule.passes.size(); ++p) {
+      const Pass& pass = rule.passes[p];
+      const int64_t size = shape.size(pass.axes), parts = pass.reductions.empty() ? 0 : parts_of(pass, shape);
+      for (int64_t k = 0; k < parts; ++k)
+        for (const auto& r : pass.reductions)
+          windows[p].push_back(window_of(pass, r, shape, size * k / parts, size * (k + 1) / parts));
+    }
+  }
+  int64_t bytes() const {
+    int64_t total = 0, most = 0;
+    for (int64_t axes : rule.buffers) total += aligned(shape.size(axes) * rule.wide);
+    for (const auto& windows_of_pass : windows) {
+      int64_t sums = 0;
+      for (const auto& w : windows_of_pass) sums += w.all_bytes(rule.wide);
+      most = std::max(most, sums);  // one pass's at a time
+    }
+    return total + most;
+  }
+  void settle(char* memory) {
+    for (int64_t axes : rule.buffers) buffers.push_back(memory), memory += aligned(shape.size(axes) * rule.wide);
+    for (auto& windows_of_pass : windows) {
+      char* at = memory;
+      for (auto& w : windows_of_pass) {
+        w.sums = reinterpret_cast<double*>(at), w.near = at + w.bytes();
+        at += w.all_bytes(rule.wide);
+      }
+    }
+  }
+};
+
+// ---- tiles ----
+
+// The processor's own prefetching stops at each page: 8% of a step on 20 × 1000×1000.
+void prefetch(const char* data, int64_t from, int64_t to) {
+  for (int64_t at = from; at < to; at += 64) __builtin_prefetch(data + at);
+}
+
+// A smaller operand's value for each of n elements, run by run. A memcpy or fill_n of three values takes longer than the three.
+template <class T> void spread_runs(const T* data, const Operand& o, int64_t axes, Cursor cursor, int64_t n, T* tile) {
+  const bool varies = o.axes & last_axis(axes), row_by_row = o.axes == (axes & ~last_axis(axes));
+  const T* from = data + cursor.place(o.axes);
+  for (int64_t i = 0, m; i < n; i += m) {
+    m = std::min(cursor.left(), n - i);
+    if (varies)
+      for (int64_t j = 0; j < m; ++j) tile[i + j] = from[j];
+    else
+      for (int64_t j = 0; j < m; ++j) tile[i + j] = *from;
+    cursor.move(m);
+    from = row_by_row ? from + 1 : data + cursor.place(o.axes);
+  }
+}
+
+// The n values that a pass reads of a smaller operand, from the cursor on: as they are, or copied into the tile.
+char* spread(char* data, const Operand& o, const Pass& pass, Cursor cursor, int64_t n, char* tile) {
+  if (o.axes & last_axis(pass.axes) && n <= cursor.left()) return data + cursor.place(o.axes) * o.bytes;
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    spread_runs(reinterpret_cast<const T*>(data), o, pass.axes, cursor, n, reinterpret_cast<T*>(tile));
+  };
+  if (o.bytes == 2) run(uint16_t());
+  else if (o.bytes == 4) run(uint32_t());
+  else run(uint64_t());
+  return tile;
+}
+
+template <class A> A larger(A a, A b) { return !(a <= b) & !(b != b) ? a : b; }
+template <class A> A smaller(A a, A b) { return !(a >= b) & !(b != b) ? a : b; }
+
+// Many at once so that the compiler vectorizes them; few to each, so that float32 does not round the small away.
+template <int64_t lanes, class T, class F> double folded_by(const T* values, int64_t n, T start, F join) {
+  T sums[lanes];
+  std::fill_n(sums, lanes, start);
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes)
+    for (int64_t j = 0; j < lanes; ++j) sums[j] = join(sums[j], values[i + j]);
+  for (int64_t i = whole; i < n; ++i) sums[i - whole] = join(sums[i - whole], values[i]);
+  for (int64_t width = lanes / 2; width >= 4; width /= 2)
+    for (int64_t j = 0; j < width; ++j) sums[j] = join(sums[j], sums[j + width]);
+  return join(join(double(sums[0]), double(sums[1])), join(double(sums[2]), double(sums[3])));
+}
+
+template <class T, class F> double folded(const T* values, int64_t n, T start, F join) {
+  if (n >= 64) return folded_by<64>(values, n, start, join);
+  if (n >= 16) return folded_by<16>(values, n, start, join);
+  T total = start;
+  for (int64_t i = 0; i < n; ++i) total = join(total, values[i]);
+  return total;
+}
+
+template <class T, class F> void add_to(double* sums, const T* values, int64_t n, F join) {
+  for (int64_t j = 0; j < n; ++j) sums[j] = join(sums[j], double(values[j]));
+}
+
+template <class T, class F> void flush(Window& window, int64_t columns, T start, F join) {
+  T* const near = static_cast<T*>(window.near);
+  if (window.rows > 0) add_to(window.sums + window.at, near, columns, join);
+  std::fill_n(near, columns, start);
+  window.rows = 0;
+}
+
+template <class T, class F>
+void reduce(const T* values, const Reduction& r, Cursor cursor, int64_t n, Window& window, T start, F join) {
+  const Shape& shape = *cursor.shape;
+  double* const sums = window.sums - window.begin;
+  const bool varies = r.axes & last_axis(cursor.axes);
+  for (int64_t i = 0, m; i < n; i += m, cursor.move(m)) {
+    m = r.axes ? std::min(cursor.left(), n - i) : n;
+    if (!varies) {
+      double& sum = sums[cursor.place(r.axes)];
+      sum = join(sum, folded(values + i, m, start, join));
+      continue;
+    }
+    if (shape.rows <= kNear) {  // so few that their doubles cost less than a detour
+      add_to(sums + cursor.place(r.axes), values + i, m, join);
+      continue;
+    }
+    if (window.rows == kNear || cursor.matrix != window.matrix) flush(window, shape.columns, start, join);
+    window.matrix = cursor.matrix, window.at = cursor.matrix * shape.columns - window.begin;
+    T* const near = static_cast<T*>(window.near) + cursor.column;
+    for (int64_t j = 0; j < m; ++j) near[j] = join(near[j], values[i + j]);
+    window.rows += cursor.column + m == shape.columns;
+  }
+}
+
+double start_of(int64_t op) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  return op == kAmax ? -infinity : op == kAmin ? infinity : 0.0;
+}
+
+// Calls f(start, join) with the operation of a reduction of values of type T.
+template <class T, class F> void with_op(int64_t op, F f) {
+  if (op == kAmax) f(T(start_of(op)), [](auto a, auto b) { return larger(a, b); });
+  else if (op == kAmin) f(T(start_of(op)), [](auto a, auto b) { return smaller(a, b); });
+  else f(T(0), [](auto a, auto b) { return a + b; });
+}
+
+// ---- passes ----
+
+struct Worker {
+  Job& job;
+  void* const* tensors;
+  char* tiles;  // this thread's, one for each operand
+
+  void sweep(const Pass& pass, int64_t begin, int64_t end, Window* windows) const {
+    const Shape& shape = job.shape;
+    void* pointers[kOperands];
+    double columns[kOperands];
+    for (size_t i = 0; i < pass.columns.size(); ++i) columns[i] = job.numbers[pass.columns[i]];
+    Cursor cursor(shape, pass.axes, begin);
+    for (int64_t at = begin, n; at < end; at += n) {
+      n = std::min(kTile, end - at);
+      if (shape.run(pass.axes) >= kLong) n = std::min(n, cursor.left());
+      for (size_t i = 0; i < pass.operands.size(); ++i) {
+        const Operand& o = pass.operands[i];
+        char* const tile = tiles + i * kTile * 8;
+        if (o.kind == kSlot) pointers[i] = &job.numbers[o.index];
+        else if (o.kind == kTileOf) pointers[i] = tile;
+        else {
+          char* data = o.kind == kTensor ? static_cast<char*>(tensors[o.index]) : job.buffers[o.index];
+          if (shape.size(o.axes) == shape.size(pass.axes)) {
+            pointers[i] = data + at * o.bytes;
+            prefetch(data, (at + n) * o.bytes, std::min(at + 2 * n, end) * o.bytes);
+          } else {
+            pointers[i] = spread(data, o, pass, cursor, n, tile);
+          }
+        }
+      }
+      pass.run(pointers, columns, n);
+      for (size_t i = 0; i < pass.reductions.size(); ++i) {
+        const Reduction& r = pass.reductions[i];
+        with_values(pass, r, [&](auto start, auto join) {
+          using T = decltype(start);
+          if (is_copy(pass, r, shape)) std::copy_n(static_cast<const T*>(pointers[r.source]), n, reinterpret_cast<T*>(job.buffers[r.index]) + at);
+          else reduce(static_cast<const T*>(pointers[r.source]), r, cursor, n, windows[i], start, join);
+        });
+      }
+      if (at + n < end) cursor = Cursor(shape, pass.axes, at + n);
+    }
+  }
+  // Calls f(start, join) with the operation of a reduction of what a pass computes.
+  template <class F> void with_values(const Pass& pass, const Reduction& r, F f) const {
+    if (pass.axes == 0 || job.rule.wide == 8) with_op<double>(r.op, f);
+    else with_op<float>(r.op, f);
+  }
+
+  void part(size_t p, int64_t k, int64_t parts) const {
+    const Pass& pass = job.rule.passes[p];
+    const int64_t size = job.shape.size(pass.axes);
+    const int64_t begin = size * k / parts, end = size * (k + 1) / parts;
+    Window* windows = pass.reductions.empty() ? nullptr : &job.windows[p][k * pass.reductions.size()];
+    for (size_t i = 0; i < pass.reductions.size(); ++i) {
+      std::fill_n(windows[i].sums, windows[i].end - windows[i].begin, start_of(pass.reductions[i].op));
+      windows[i].rows = 0, windows[i].matrix = -1;
+    }
+    sweep(pass, begin, end, windows);
+    for (size_t i = 0; i < pass.reductions.size(); ++i)
+      if (windows[i].matrix >= 0)
+        with_values(pass, pass.reductions[i], [&](auto start, auto join) {
+          windows[i].rows = 1;  // however little of it there is
+          flush(windows[i], job.shape.columns, start, join);
+        });
+  }
+
+  // Adds the parts of share `share` of `shares` of each reduction's target.
+  void combine(size_t p, int64_t parts, int64_t share, int64_t shares) const {
+    const Pass& pass = job.rule.passes[p];
+    for (size_t i = 0; i < pass.reductions.size(); ++i) {
+      const Reduction& r = pass.reductions[i];
+      if (is_copy(pass, r, job.shape)) continue;
+      const int64_t size = job.shape.size(r.axes), from = size * share / shares, to = size * (share + 1) / shares;
+      const double count = r.op == kMean ? double(job.shape.size(pass.axes)) / double(size) : 1.0;
+      double sums[512];
+      for (int64_t begin = from; begin < to; begin += 512) {
+        const int64_t end = std::min<int64_t>(begin + 512, to);
+        std::fill_n(sums, end - begin, start_of(r.op));
+        for (int64_t k = 0; k < parts; ++k) {
+          const Window& w = job.windows[p][k * pass.reductions.size() + i];
+          const int64_t first = std::max(begin, w.begin), last = std::min(end, w.end);
+          with_op<double>(r.op, [&](double, auto join) {
+            for (int64_t j = first; j < last; ++j) sums[j - begin] = join(sums[j - begin], w.sums[j - w.begin]);
+          });
+        }
+        for (int64_t j = begin; j < end; ++j) store(r, j, sums[j - begin] / count);
+      }
+    }
+  }
+  void store(const Reduction& r, int64_t at, double value) const {
+    if (r.kind == kSlot) job.numbers[r.index] = value;
+    else if (job.rule.wide == 8) reinterpret_cast<double*>(job.buffers[r.index])[at] = value;
+    else reinterpret_cast<float*>(job.buffers[r.index])[at] = float(value);
+  }
+
+  void alone() const {
+    for (size_t p = 0; p < job.rule.passes.size(); ++p) whole(p);
+  }
+  void whole(size_t p) const {
+    const int64_t parts = parts_of(job.rule.passes[p], job.shape);
+    for (int64_t k = 0; k < parts; ++k) part(p, k, parts);
+    combine(p, parts, 0, 1);
+  }
+  // Every thread of a team calls this. Small passes are the first thread's.
+  void together(int64_t thread, int64_t threads) const {
+    bool waited = true;
+    for (size_t p = 0; p < job.rule.passes.size(); ++p) {
+      const int64_t parts = parts_of(job.rule.passes[p], job.shape);
+      if (job.shape.size(job.rule.passes[p].axes) < kWorkPerThread) {
+        if (thread == 0) whole(p);
+        waited = false;
+        continue;
+      }
+      if (!waited) GOMP_barrier();
+      for (int64_t k = parts * thread / threads; k < parts * (thread + 1) / threads; ++k) part(p, k, parts);
+      GOMP_barrier();
+      combine(p, parts, thread, threads);
+      GOMP_barrier();
+      waited = true;
+    }
+    GOMP_barrier();
+  }
+};
+
+// The parameters of a step, and who runs which: small ones are a thread's own, large ones are everybody's, one by one.
+struct Work {
+  Rule rule;
+  std::vector<Job> jobs;
+  std::vector<int64_t> small, large;
+  int64_t threads, tiles, each, shared = 0;  // bytes of a thread's tiles, of all that is its own, of what is everybody's
+
+  Work(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t most_threads) : rule(plan) {
+    int64_t total = 0, own = 0;
+    size_t operands = 1;
+    for (const auto& pass : rule.passes) operands = std::max(operands, pass.operands.size());
+    for (int64_t i = 0; i < count; ++i) total += shapes[3 * i] * shapes[3 * i + 1] * shapes[3 * i + 2];
+    threads = std::clamp<int64_t>(total / kWorkPerThread, 1, most_threads);
+    jobs.reserve(count);
+    for (int64_t i = 0; i < count; ++i) {
+      jobs.emplace_back(rule, Shape{shapes[3 * i], shapes[3 * i + 1], shapes[3 * i + 2]});
+      const int64_t size = jobs[i].shape.size(kMatrices | kRows | kColumns);
+      if (size == 0) continue;
+      const bool all = threads > 1 && size >= kWorkPerThread;
+      (all ? large : small).push_back(i);
+      int64_t& most = all ? shared : own;
+      most = std::max(most, jobs[i].bytes());
+    }
+    tiles = operands * kTile * 8;
+    each = aligned(tiles + own);
+  }
+  int64_t bytes() const { return threads * each + shared; }
+};
+
+}  // namespace
+
+// plan: the rule, as backends/cpp/reducing.py writes it. count: of the parameters; shapes: three numbers for each; threads: at most.
+// How many bytes run_passes needs besides, aligned to 64; -1 where there is no memory even to find out.
+extern "C" int64_t passes_room(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t threads) try {
+  return Work(plan, count, shapes, threads).bytes();
+} catch (const std::bad_alloc&) {
+  return -1;
+}
+
+// pointers: the tensors of each parameter; table: rows of `width` numbers, those known before first; rows: whose is which.
+// Returns 0, or -1, with nothing written, where there is no memory.
+extern "C" int64_t run_passes(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t threads, void* const* pointers,
+                              const double* table, int64_t width, const int64_t* rows, char* memory) try {
+  Work work(plan, count, shapes, threads);
+  char* const shared = memory + work.threads * work.each;
+  for (int64_t i = 0; i < count; ++i) std::copy_n(table + rows[i] * width, work.rule.columns, work.jobs[i].numbers.begin());
+  for (int64_t i : work.large) work.jobs[i].settle(shared);
+  std::atomic<size_t> next{0};
+  in_team(work.threads, [&](int64_t thread, int64_t team) {
+    char* const own = memory + thread * work.each;
+    for (size_t s = next++; s < work.small.size(); s = next++) {
+      Job& job = work.jobs[work.small[s]];
+      job.settle(own + work.tiles);
+      Worker{job, pointers + work.small[s] * work.rule.tensors, own}.alone();
+    }
+    for (int64_t i : work.large) Worker{work.jobs[i], pointers + i * work.rule.tensors, own}.together(thread, team);
+  });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return -1;
+}
+
+extern "C" void run() {}

@@ -1,0 +1,136 @@
+"""Updates by operators of torch on new tensors, one parameter after the other: autograd, a mode or a tracer sees every one, and
+nothing is read on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from compiledopt.backends.eager.rows import HALF, EagerBatch
+from compiledopt.backends.eager.stacked import given_to
+from compiledopt.backends.entries import Entry, as_real, check_gradient, check_state, is_sparse
+from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.rules.ops import apply
+from compiledopt.rules.program import Node, Program
+from compiledopt.rules.rule import option
+from compiledopt.rules.trace import is_number, named
+
+
+class DirectBatch(EagerBatch):
+    """For differentiable=True; for capturable=True on a device without compiled executor; while a mode or a tracer looks."""
+
+    def prepare(self) -> bool:
+        self.pending: list[Entry] = []
+        for entry in self.entries:
+            grad, traced = entry.param.grad, entry.traced
+            if grad is None:
+                continue
+            check_gradient(traced, entry.param, grad, self.owner)
+            if is_sparse(grad):
+                raise RuntimeError(f"{self.owner} does not support sparse gradients with `differentiable` or `capturable`")
+            check_state(entry, self.owner)
+            if "step" in traced.scalar_names and entry.state["step"].requires_grad:
+                raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+            if entry.param.is_leaf and entry.param.requires_grad and self._differentiable(entry):
+                raise RuntimeError(
+                    "a leaf Variable that requires grad is being used in an in-place operation: differentiable=True "
+                    "updates parameters that are results themselves, for instance param.clone()"
+                )
+            self.pending.append(entry)
+        return True
+
+    def launch(self) -> None:
+        for entry in self.pending:
+            with torch.set_grad_enabled(self._differentiable(entry)):
+                results = _by_program(entry, self.groups) if entry.traced.elementwise else _by_rule(entry, self.groups)
+                for name, result in results.items():
+                    target = as_real(entry.param if name == "param" else entry.state[name])
+                    target.copy_(result.reshape(target.shape))
+            entry.first = False
+        self.pending = []
+
+    def _differentiable(self, entry: Entry) -> bool:
+        return bool(self.groups[entry.group].get("differentiable"))
+
+
+Groups = Any
+
+
+def _by_program(entry: Entry, groups: Groups) -> dict[str, torch.Tensor]:
+    """The new values of an elementwise rule, by its program."""
+    program, group = entry.traced.program, groups[entry.group]
+    operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
+    tensors = [as_real(operands[node.name]) for node in program.tensors]
+    wide = compute_dtype([tensor.dtype for tensor in tensors])
+    tensors = [tensor.to(wide, copy=True) for tensor in tensors]
+    given = {node: _scalar_input(entry, group, node.name) for node in program.scalars}
+    values = scalar_values(program, given, entry.param.device)
+    columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
+    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False), strict=True))
+    return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
+
+
+def _scalar_input(entry: Entry, group: Mapping[str, Any], name: str) -> Any:
+    if name == "first":
+        return float(entry.first)
+    value = entry.state[name] if name in entry.traced.scalar_names else option(group, name)
+    return _wide(value) if isinstance(value, torch.Tensor) else float(value)
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    """A copy in float64, which mps does not have: the original is about to be overwritten."""
+    return value.reshape(()).to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
+
+
+def scalar_values(program: Program, given: Mapping[Node, Any], device: torch.device) -> dict[Node, Any]:
+    """The scalar part on tensors: floats where only floats go in, so that numbers stay numbers. given: the 0-dim inputs."""
+    values = dict(given)
+    for node in program.scalar_part:
+        args = [values[arg] if isinstance(arg, Node) else arg for arg in node.args]
+        if any(isinstance(arg, torch.Tensor) for arg in args):
+            args = [_on(arg, device) for arg in args]
+            if node.op == "where":
+                args[0] = args[0] != 0
+        values[node] = apply(node.op, *args)
+    return values
+
+
+def _on(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A number as a 0-dim tensor; float64, or `dtype`."""
+    dtype = dtype or (torch.float32 if device.type == "mps" else torch.float64)
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype, non_blocking=True)
+    return torch.full((), float(value), dtype=dtype, device=device)
+
+
+def _by_rule(entry: Entry, groups: Groups) -> dict[str, torch.Tensor]:
+    """The new values of any other rule, by calling it."""
+    rule, traced, given = entry.traced.rule, entry.traced, given_to(entry, groups[entry.group])
+    plain = rule.static | rule.branches  # a branch on a float reads nothing
+    options = {name: given[name] if name in plain else _as_option(given[name]) for name in rule.options}
+    known = {*traced.scalar_names, *traced.states_of(entry.param)}
+    present = [name for name in rule.states if name in known]
+    states = [_operand(entry.state[name], name in rule.scalars) if name in known else None for name in rule.states]
+    assert entry.param.grad is not None
+    returned = rule(_operand(entry.param, False), _operand(entry.param.grad, False), *states, **options)
+    return named(rule, returned, present, torch.Tensor)
+
+
+def _as_option(value: Any) -> Any:
+    """A number as a 0-dim tensor, so that a rule may call its methods; flags as they are."""
+    if isinstance(value, tuple | list):
+        return tuple(_as_option(one) for one in value)
+    if isinstance(value, torch.Tensor):
+        return _on(value.reshape(()), torch.device("cpu"))
+    return _on(value, torch.device("cpu")) if is_number(value) else value
+
+
+def _operand(tensor: torch.Tensor, scalar: bool) -> torch.Tensor:
+    """What a rule computes with: a copy; one dimension at least, so that 0-dim numbers do not widen it."""
+    if scalar:
+        return _wide(tensor)
+    tensor = as_real(tensor)
+    tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
+    return tensor.float() if tensor.dtype in HALF else tensor.clone()

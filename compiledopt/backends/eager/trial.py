@@ -1,0 +1,82 @@
+"""A rule that is not elementwise is tried on tensors without data before it touches any with."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import TraceError, author_line, named
+
+Operands = Mapping[str, torch.Tensor | None]
+
+
+class _Watch(TorchFunctionMode):
+    """Names the line that writes into one of the rule's arguments; its own temporaries it may write to."""
+
+    def __init__(self, operands: Operands) -> None:
+        super().__init__()
+        self.watched = [(name, t, t._version) for name, t in operands.items() if t is not None]
+        # Kept and raised afterwards: torch's operators swallow a TypeError from within.
+        self.found = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for name, tensor, version in self.watched:
+            if tensor._version != version and not self.found:
+                self.found = f"{author_line()}: {func.__name__} mutates {name}; a rule returns new values"
+        return result
+
+
+def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None:
+    """Call `rule` on meta tensors: same shapes, no data. operands: {"param", "grad", states}, None for absent states.
+
+    Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
+    """
+    with torch.inference_mode(False):  # a tensor made in inference mode has no version to watch
+        meta = {name: _meta(value) for name, value in operands.items()}
+    watch, results = _Watch(meta), None
+    try:
+        with torch.inference_mode(False), torch.no_grad(), watch:
+            results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
+    except NotImplementedError:  # an operation that does not work without data: nothing can be known beforehand
+        return
+    except RuntimeError as error:
+        if not watch.found and "meta tensor" not in str(error):
+            raise
+        line = _failing_line(error)
+        watch.found = (
+            watch.found or f"{line}: a rule must not branch on or read the value of a tensor or number; use torch.where"
+        )
+    if watch.found:
+        raise TraceError(watch.found)
+    present = [name for name, value in operands.items() if value is not None]
+    for name, value in named(rule, results, present, torch.Tensor).items():
+        if value.shape != meta[name].shape:
+            shapes = f"{tuple(value.shape)} for {name}, which is {tuple(meta[name].shape)}"
+            raise TraceError(f"{rule.place}: rule {rule.name} returned a tensor of shape {shapes}")
+
+
+def can_stack(call: Callable[..., Any], operands: Sequence[torch.Tensor]) -> str | None:
+    """Why a rule cannot run on a stack of parameters through torch.vmap, or None where it can."""
+    try:
+        with torch.no_grad():
+            torch.vmap(call)(*[torch.stack([_meta(operand)] * 2) for operand in operands])
+    except (NotImplementedError, RuntimeError) as error:
+        return f"torch.vmap cannot run it: {str(error).splitlines()[0]}"
+    return None
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_meta, value))
+    return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
+
+
+def _failing_line(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != __file__]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the rule"

@@ -1,0 +1,109 @@
+"""One parameter in a step, and the checks that come before any write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import Traced, Variant
+from compiledopt.step.choose import Choice
+from compiledopt.step.states import future_dtypes
+
+
+def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """Of a parameter, its gradient, and its states as they are or will be made."""
+    grad = param if param.grad is None else param.grad
+    return (param.dtype, grad.dtype, *future_dtypes(traced, param, state))
+
+
+@dataclass(eq=False)
+class Entry:
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+
+    param: torch.Tensor
+    state: MutableMapping[str, Any]
+    group: int
+    traced: Traced
+    choice: Choice
+    first: bool = False
+    whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+
+    @property
+    def runs(self) -> Traced | Variant:
+        """What the compiled executor runs for it."""
+        return self.traced.runs(self.param)
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the operands of `runs`; of states that are not made yet, what they will be."""
+        return operand_dtypes(self.traced, self.param, self.state)
+
+
+def is_sparse(grad: torch.Tensor | None) -> bool:
+    return grad is not None and grad.layout is not torch.strided
+
+
+def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
+    """Refuse a sparse or dense gradient that the rule has no use for. Raises: RuntimeError, in torch's words."""
+    if not is_sparse(grad):
+        if not rule.dense:
+            raise RuntimeError(f"{owner} does not support dense gradients, please consider Adam instead")
+    elif "ema" in rule.added or "grad_norm" in rule.options:
+        raise RuntimeError(f"{owner} does not support sparse gradients with `ema_decay` or `max_grad_norm`")
+    elif rule.sparse is None or grad.layout is not torch.sparse_coo:
+        raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
+    elif param.is_complex():
+        raise RuntimeError(f"{owner} does not support sparse gradients of complex parameters; use torch.view_as_real")
+
+
+def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
+    """Refuse what no executor can use. Raises: RuntimeError or TypeError with what, the bound, the value, the mend."""
+    check_layout(traced.rule, param, grad, owner)
+    if param.is_complex() and not traced.elementwise:
+        raise RuntimeError(f"{owner} does not support complex parameters")
+    if not (param.is_floating_point() or param.is_complex()):
+        raise TypeError(f"{owner}: parameters must be floating point or complex, got {param.dtype}; convert them with .float()")
+    if grad.shape != param.shape:
+        raise RuntimeError(
+            f"{owner}: a gradient of shape {tuple(grad.shape)} does not fit its parameter of shape {tuple(param.shape)}; "
+            "run backward again after resizing a parameter"
+        )
+    if grad.device != param.device:
+        raise RuntimeError(f"{owner}: parameter on {param.device}, gradient on {grad.device}; run backward again after moving")
+    if grad.is_complex() != param.is_complex():
+        raise RuntimeError(f"{owner}: a {grad.dtype} gradient does not fit a {param.dtype} parameter")
+
+
+def check_state(entry: Entry, owner: str) -> None:
+    """Refuse states that do not fit their parameter. Raises: RuntimeError, naming the state."""
+    param = entry.param
+    for name, shape in entry.traced.shapes_of(param).items():
+        value = entry.state.get(name)
+        if not isinstance(value, torch.Tensor) or value.shape != shape or value.device != param.device:
+            got = f"{tuple(value.shape)} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise RuntimeError(
+                f"{owner}: state {name!r} must be a tensor of shape {tuple(shape)} on {param.device} like its "
+                f"parameter, got {got}; delete optimizer.state[param] to start afresh"
+            )
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{owner}: state {name!r} is an inference tensor. Inplace update to inference tensor outside InferenceMode is "
+                "not allowed; replace it by its clone()"
+            )
+        if is_sparse(value) and not is_sparse(param.grad):
+            raise RuntimeError(
+                f"{owner}: state {name!r} is sparse, from sparse gradients, and the gradient is dense now; "
+                "delete optimizer.state[param] to start afresh"
+            )
+    for name in entry.traced.scalar_names:
+        value = entry.state.get(name)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise RuntimeError(f"{owner}: state {name!r} must be a tensor of one element, got {value!r}")
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as twice as many reals, sharing memory unless it is lazily conjugated, as a gradient may be."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

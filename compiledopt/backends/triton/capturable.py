@@ -1,0 +1,303 @@
+"""capturable=True: the scalar part runs on the device too, one row per parameter, so that nothing is read on the host.
+
+Numbers of the groups are mirrored into a table on the device when they change; numbers that are tensors on the device are
+read where they are. So a captured graph follows tensors changed in place, and floats after `Optimizer.refresh()`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeGuard
+
+import torch
+
+from compiledopt.backends.cpp.batch import READY
+from compiledopt.backends.entries import Entry
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.batch import (
+    FIRST,
+    TritonBatch,
+    is_capturing,
+    made_ready,
+    on_device,
+    ordinary,
+    synchronize,
+    upload,
+    used_on_this_stream,
+)
+from compiledopt.backends.triton.tuning import DEFAULT, Config
+from compiledopt.rules.program import Program, scalar_program
+from compiledopt.rules.rule import as_float, option
+from compiledopt.rules.traced import Traced, Variant
+from compiledopt.step.states import scalar_dtype
+
+ROWS = 128  # rows per block of the scalar kernel
+# What the library keeps on the device itself, beside the numbers of the groups: clipping.py and scaling.py.
+KEPT = {"grad_norm": torch.float64, "grad_scale": torch.float32, "found_inf": torch.float32}
+Key = tuple[Any, ...]
+
+
+def lives_on(value: Any, device: torch.device) -> TypeGuard[torch.Tensor]:
+    """Whether a kernel there can read a number where it is."""
+    if not isinstance(value, torch.Tensor) or value.device != device:
+        return False
+    return value.dtype in triton.NAMES and value.numel() == 1
+
+
+def option_names(traced: Traced | Variant) -> list[str]:
+    """The numbers of a group that the scalar part reads, as a program names them, and `first`."""
+    return [node.name for node in traced.program.scalars if node.name not in traced.scalar_names]
+
+
+def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
+    return dtypes_of(entry.traced, group, entry.param.device)
+
+
+def dtypes_of(traced: Traced | Variant, group: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
+    found = []
+    for name in option_names(traced):
+        value = None if name == "first" or name in KEPT else option(group, name)
+        found.append(value.dtype if lives_on(value, device) else KEPT.get(name, torch.float64))
+    return tuple(found)
+
+
+# ---- the scalar part's kernel ----
+
+
+def is_on_device(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
+    """Whether the 0-dim states of a parameter are on its device, or will be made there."""
+    if group.get("capturable"):
+        return True
+    made = param.device if group.get("fused") else torch.device("cpu")
+    values = [state.get(name) for name in traced.scalar_names]
+    return any((v.device if isinstance(v, torch.Tensor) else made).type != "cpu" for v in values)
+
+
+def check_scalars(
+    traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any], kernel: triton.TritonKernel
+) -> None:
+    """Make the kernel of the scalar part that a parameter will need. Raises: CompileError."""
+    states = [state.get(name) for name in traced.scalar_names]
+    dtypes = [value.dtype if isinstance(value, torch.Tensor) else scalar_dtype(group) for value in states]
+    scalars_kernel(traced, dtypes, dtypes_of(traced, group, param.device), kernel, param.device)
+
+
+def scalars_kernel(
+    traced: Traced | Variant,
+    state_dtypes: Sequence[torch.dtype],
+    option_dtypes: Sequence[torch.dtype],
+    kernel: triton.TritonKernel,
+    device: torch.device,
+) -> triton.TritonKernel | None:
+    """The kernel of the scalar part, which has run on nothing; None where nothing is to be computed. Raises: CompileError."""
+    states, options = iter(state_dtypes), iter(option_dtypes)
+    inputs = [node.name for node in traced.program.scalars]
+    dtypes = [next(states if name in traced.scalar_names else options) for name in inputs]
+    if not inputs:
+        return None
+    made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
+
+    def run_on_nothing() -> Config:
+        launch_rows(made, torch.zeros(1, dtype=torch.int64, device=device), 0)
+        synchronize(device)
+        return DEFAULT
+
+    made_ready(made, device, run_on_nothing)
+    return made
+
+
+@lru_cache
+def _lowered(program: Program, dtypes: tuple[torch.dtype, ...]) -> triton.TritonKernel:
+    """Once for all parameters that share it."""
+    return triton.rows_kernel(scalar_program(program), dtypes)
+
+
+def launch_rows(kernel: triton.TritonKernel, addresses: torch.Tensor, count: int) -> None:
+    with on_device(addresses.device):
+        used_on_this_stream(addresses)
+        kernel.function[(max(1, -(-count // ROWS)),)](addresses, count, XBLOCK=ROWS)
+
+
+# ---- the numbers ----
+
+
+class Mirror:
+    """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
+
+    def __init__(self, groups: Mapping[int, Mapping[str, Any]], names: Sequence[str], device: torch.device) -> None:
+        self.groups, self.device = groups, device
+        self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
+        self.known: bytes | None = None
+        self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
+
+    def _options(self) -> Iterator[tuple[int, Any]]:
+        for (group, name), place in self.places.items():
+            yield place, option(self.groups[group], name)
+
+    def tensors(self) -> list[tuple[int, torch.Tensor]]:
+        """The numbers that the host does not read, with the places that they would have."""
+        found = [(place, value) for place, value in self._options() if isinstance(value, torch.Tensor)]
+        return [(place, value) for place, value in found if lives_on(value, self.device) or value.device.type != "cpu"]
+
+    def _now(self) -> array[float]:
+        known = dict(self.tensors())
+        return array("d", [0.0 if place in known else as_float(value) for place, value in self._options()])
+
+    def stale(self) -> bool:
+        return self._now().tobytes() != self.known  # as bytes: NaN is not equal to itself
+
+    @ordinary
+    def refresh(self, captured: bool = False) -> None:
+        """Write into the table what changed; where it is never moves, since a captured graph may read it.
+
+        captured: whether one does, perhaps the place of a number that is a tensor by now.
+        """
+        values = self._now()
+        if values.tobytes() != self.known:
+            self.table.copy_(upload([*values, 0.0, 1.0], self.device, torch.float64), non_blocking=True)
+            self.known = values.tobytes()
+        self.follow(captured)
+
+    @ordinary
+    def follow(self, all_of_them: bool = False) -> None:
+        """Copy tensors that the kernel cannot read where they are, from device to device."""
+        for place, value in self.tensors():
+            if all_of_them or not lives_on(value, self.device):
+                self.table[place].copy_(value.detach().reshape(()), non_blocking=True)
+
+    def address(self, group: int, name: str, first: bool) -> int:
+        value = None if name == "first" else option(self.groups[group], name)
+        if lives_on(value, self.device):
+            return value.data_ptr()
+        return self.table.data_ptr() + 8 * (len(self.places) + first if name == "first" else self.places[group, name])
+
+
+class CapturableBatch(TritonBatch):
+    """The parameters of one bucket, with their 0-dim states on the device."""
+
+    def _plan(self) -> Any:
+        self._make_tables()
+        used = {entry.group: self.groups[entry.group] for entry in self.entries}
+        self.options = option_dtypes(self.entries[0], used[self.entries[0].group])
+        self.scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
+        self.mirror = Mirror(used, [name for name in option_names(self.traced) if name != "first"], self.device)
+        self.key: Key = ()
+        self.order, self.count = b"", 0
+        self.columns = self.addresses = self.later = upload(b"", self.device)
+        self.captured: list[Any] = []
+        return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
+
+    def refresh(self) -> None:
+        if is_capturing(self.device):
+            raise RuntimeError("refresh() during a CUDA graph capture: call it before, and between replays")
+        self.mirror.refresh(self.is_captured)
+
+    @property
+    def is_captured(self) -> bool:
+        return bool(self.captured)
+
+    def prepare(self) -> bool:
+        """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
+        plan no longer fits, as where a number that was a float is a tensor on the device by now."""
+        ready = all(option_dtypes(self.entries[0], group) == self.options for group in self.mirror.groups.values())
+        if ready:
+            staged = self._stage()
+            ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
+            self.copies = staged
+        if is_capturing(self.device):
+            check_capture(self, ready)
+        elif ready:
+            self._upload()
+        return ready
+
+    def renew(self) -> None:
+        """The norm is read where it is."""
+
+    def _upload(self) -> None:
+        pointers, lengths, _, states = self.native.tables()
+        self.mirror.refresh(self.is_captured)
+        key = self.key_of(pointers, states)
+        if key != self.key:
+            self._point(key, states)
+        self.tables.update(pointers, lengths, self.order)
+
+    def key_of(self, pointers: bytes, states: bytes) -> Key:
+        """What the table of addresses depends on: who has a gradient, wherever that lies; states, numbers, and `first`."""
+        options = [self.mirror.address(group, name, False) for group, name in self.mirror.places]
+        params = array("q", pointers)[:: self.triton.operands].tobytes()
+        return params, states, options, any(self.first)
+
+    def _run(self) -> None:
+        pointers = None
+        if is_capturing(self.device):
+            pointers = self.tables.capture(self.native.tables()[0])
+            self.mirror.follow()
+            self.captured.append((self.columns, self.addresses, self.mirror.table, self.mirror.tensors()))
+        if self.count and self.scalars is not None:
+            used_on_this_stream(self.columns, self.mirror.table)
+            launch_rows(self.scalars, self.addresses, self.count)
+        self.tables.run(self.columns, pointers)
+        self.native.commit(array("d"))
+
+    @ordinary
+    def _point(self, key: Key, states: bytes) -> None:
+        """Where each row finds its inputs and leaves its results: one row for each parameter with a gradient."""
+        active = [index for index, *_ in self.native.active()]
+        shape = max(1, len(active)), self.triton.columns
+        columns = torch.zeros(shape, dtype=self.triton.scalar, device=self.device)
+        addresses = upload(self._rows(active, states, columns, self.first), self.device)
+        later = addresses
+        if self.traced.reads_first and any(self.first):  # a capture may follow, during which nothing can be uploaded
+            later = upload(self._rows(active, states, columns, [False] * len(self.first)), self.device)
+        # Together, and after everything that asks for memory: else the next step would trust what is not there.
+        self.addresses, self.later, self.columns, self.key = addresses, later, columns, key
+        self.count, self.order = len(active), array("q", range(len(active))).tobytes()
+
+    def _rows(self, active: Sequence[int], states: bytes, columns: torch.Tensor, first: Sequence[bool]) -> list[int]:
+        names, found = self.traced.scalar_names, iter(array("q", states))
+        addresses: list[int] = []
+        for row, index in enumerate(active):
+            own = dict(zip(names, [next(found) for _ in names], strict=True))
+            for node in self.traced.program.scalars:
+                known = own.get(node.name)
+                group = self.entries[index].group
+                addresses.append(self.mirror.address(group, node.name, first[index]) if known is None else known)
+            start = columns.data_ptr() + row * columns.stride(0) * columns.element_size()
+            addresses += [start + j * columns.element_size() for j in range(self.triton.columns)]
+        return addresses
+
+    def launch(self) -> None:
+        self._run()
+        self.copies = None
+        if any(self.first):
+            self.first = [False] * len(self.entries)
+            self.addresses, self.key = self.later, (*self.key[:-1], False)
+
+
+def check_capture(batch: CapturableBatch, ready: bool) -> None:
+    """Refuse a capture that would not replay rightly. ready: whether the plan fits.
+
+    Raises: RuntimeError with the mend, before anything is recorded.
+    """
+    missing = sum(entry.param.grad is None for entry in batch.entries)
+    if missing:
+        raise RuntimeError(
+            f"CUDA graph capture of step() with {missing} gradients that are None, which a replay would leave out for "
+            "ever: run backward inside the capture, or give these parameters gradients of zeros"
+        )
+    if not batch.key or any(batch.first):
+        raise RuntimeError(FIRST)
+    if ready:
+        pointers, lengths, _, states = batch.native.tables()
+        key = batch.key_of(pointers, states)
+        if key[2] == batch.key[2] and batch.mirror.stale():
+            raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
+        if key == batch.key and not batch.tables.unfit(pointers, lengths):
+            return
+    raise RuntimeError(
+        "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): "
+        "run step() with them before"
+    )

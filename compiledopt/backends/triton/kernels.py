@@ -1,0 +1,266 @@
+"""Inductor's Triton kernel for one tensor → one kernel over a whole model.
+
+The kernel's body stays as Inductor wrote it. What changes is where its arguments come from: a table of pointers, a table
+of lengths, a table of scalars, and for each block of threads the tensor and the part of it that it works on.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import textwrap
+import threading
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from compiledopt.backends import cache
+from compiledopt.errors import CompileError
+from compiledopt.rules.program import Program
+from compiledopt.stats import STATS, timed
+
+ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
+NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+# The names that a signature for triton.compile uses.
+SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
+
+HEAD = """\
+import triton
+import triton.language as tl
+{imports}
+
+@triton.jit
+def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
+    xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
+    scalars = table + tl.load(rows + tensor).to(tl.int64) * {columns}
+    xnumel = tl.load(lengths + tensor)
+    if ALIGNED:
+        xnumel = tl.multiple_of(xnumel, {alignment})
+"""
+
+# Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
+ROWS_HEAD = """\
+import triton
+import triton.language as tl
+{imports}
+
+@triton.jit(do_not_specialize=["xnumel"])
+def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
+    xindex = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
+    xmask = xindex < xnumel
+    x0 = xindex * 0
+"""
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table."""
+
+    source: str
+    operands: int
+    columns: int
+    scalar: torch.dtype
+
+    @cached_property
+    def function(self) -> Any:
+        """The function under triton.jit, or under the interpreter where TRITON_INTERPRET=1."""
+        name = cache.key("triton file", self.source)
+        path = cache.scratch(f"k{name}.py")
+        path.write_text(self.source)
+        spec = importlib.util.spec_from_file_location(f"compiledopt_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.whole_model
+
+
+_kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
+_lock = threading.RLock()
+
+
+def missing() -> str | None:
+    """Why no Triton kernel can be had, or None."""
+    return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+
+
+def kernel(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) -> TritonKernel:
+    """The kernel of a program for these dtypes: from memory, from disk, or lowered now. Raises: CompileError."""
+    identity = (program.kernel_text, tuple(dtypes), rows)
+    with _lock:
+        known = _kernels.get(identity)
+        if known is None:
+            try:
+                known = _find(program, dtypes, rows)
+            except CompileError as error:
+                known = error
+            _kernels[identity] = known
+        if isinstance(known, CompileError):
+            raise known
+        return known
+
+
+def rows_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> TritonKernel:
+    """The kernel of a `scalar_program` over rows, whose operands are scattered over the device. Raises: CompileError."""
+    return kernel(program, dtypes, rows=True)
+
+
+def usual_dtypes(scalars: Program, states: Container[str]) -> list[torch.dtype]:
+    """The dtypes of a `scalar_program` where states and columns are float32 and the numbers of a group are mirrored."""
+    single = [node.name in states or node.name.startswith("column") for node in scalars.tensors]
+    return [torch.float32 if is_single else torch.float64 for is_single in single]
+
+
+def forget() -> None:
+    """Drop every kernel from memory, failures included."""
+    with _lock:
+        _kernels.clear()
+
+
+def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> TritonKernel:
+    from compiledopt.backends.inductor import compute_dtype
+
+    if (reason := missing()) is not None:
+        raise CompileError(reason)
+    scalar = compute_dtype(dtypes)
+    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
+    content = cache.load(f"{name}.py")
+    if content is None:
+        source = (rows_source if rows else whole_model_source)(program, dtypes)
+        cache.store(f"{name}.py", source.encode())
+    else:
+        STATS.disk_hits += 1
+        source = content.decode()
+    return TritonKernel(source, len(program.tensors), len(program.columns), scalar)
+
+
+def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python file with the kernel over rows. Raises: CompileError."""
+    function, arguments = _lowered(program, dtypes)
+    lines = []
+    for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
+        if kind == "tensor":
+            address = f"tl.load(pointers + xindex * {len(program.tensors)} + {index}, xmask, other=0)"
+            lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
+    kept = [s for s in function.body if not any(_assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
+    body = "\n".join([*lines, *(ast.unparse(statement) for statement in kept)])
+    return ROWS_HEAD.format(imports=_imports(body)) + textwrap.indent(body, "    ") + "\n"
+
+
+def _lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
+    from compiledopt.backends.inductor import lower_triton
+
+    with timed("seconds_lowering"):
+        lowered = lower_triton(program, dtypes)
+    STATS.kernels_lowered += 1
+    function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
+    names = [argument.arg for argument in function.args.args]
+    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
+    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
+        raise CompileError("Inductor's Triton kernel has a form that is not known here")
+    return function, lowered.arguments
+
+
+def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python file with the kernel over a whole model. Raises: CompileError."""
+    function, arguments = _lowered(program, dtypes)
+    lines: list[str] = []
+    known: dict[int, str] = {}
+    for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
+        if kind == "tensor" and index in known:
+            lines.append(f"{name} = {known[index]}")
+        elif kind == "tensor":
+            known[index] = name
+            address = f"tl.load(pointers + tensor * {len(program.tensors)} + {index})"
+            lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
+            lines.append(f"if ALIGNED:\n    {name} = tl.multiple_of({name}, {ALIGNMENT})")
+        elif kind == "column":
+            lines.append(f"{name} = scalars + {index}")
+    body = "\n".join([*lines, *(ast.unparse(statement) for statement in function.body[1:])])
+    head = HEAD.format(imports=_imports(body), columns=len(program.columns), alignment=ALIGNMENT)
+    return head + textwrap.indent(body, "    ") + "\n"
+
+
+def _assigns(statement: ast.stmt, name: str) -> bool:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
+
+
+def _imports(body: str) -> str:
+    """The helpers of Inductor that a body calls."""
+    lines = []
+    if "triton_helpers." in body:
+        lines.append("from torch._inductor.runtime import triton_helpers")
+    if "libdevice." in body or "tl_math." in body:
+        lines.append("from torch._inductor.runtime.triton_helpers import libdevice, math as tl_math")
+        lines.append('if __import__("os").environ.get("TRITON_INTERPRET") == "1":')
+        lines.append("    from compiledopt.backends.triton.interpreted import libdevice")
+    return "\n".join(lines)
+
+
+# ---- for a GPU that is not here ----
+
+
+@dataclass(frozen=True)
+class Built:
+    """What triton and ptxas make of a kernel for an architecture."""
+
+    ptx: str
+    registers: int
+    spills: int  # bytes stored and loaded because registers ran out
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.ptx))
+
+    @property
+    def vector_loads(self) -> int:
+        return self.count(r"ld\.global[.\w]*\.v[248]\.")
+
+    @property
+    def vector_stores(self) -> int:
+        return self.count(r"st\.global[.\w]*\.v[248]\.")
+
+
+def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024, warps: int = 4) -> Built:
+    """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
+
+    Raises: CompileError.
+    """
+    try:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+
+        given = kernel.function.arg_names
+        types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
+        types |= {"XBLOCK": "constexpr", "ALIGNED": "constexpr", "xnumel": "i32"}
+        constants = {name: value for name, value in {"XBLOCK": block, "ALIGNED": aligned}.items() if name in given}
+        source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
+        made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    except Exception as error:
+        raise CompileError(f"triton could not compile for sm_{arch}: {error!r}") from error
+    ptx = made.asm["ptx"]
+    return Built(ptx, *_assembled(ptx, arch))
+
+
+def _assembled(ptx: str, arch: int) -> tuple[int, int]:
+    """(registers, bytes of spills), by the ptxas that comes with triton."""
+    from triton import knobs
+
+    file = cache.scratch("kernel.ptx")
+    file.write_text(ptx)
+    target = re.search(r"\.target (\w+)", ptx)
+    name = target.group(1) if target else f"sm_{arch}"
+    command = [str(knobs.nvidia.ptxas.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"ptxas could not be run: {error}") from error
+    found = re.search(r"Used (\d+) registers", done.stderr)
+    if done.returncode != 0 or found is None:
+        raise CompileError(f"ptxas failed: {done.stderr[-500:]}")
+    return int(found.group(1)), sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr))

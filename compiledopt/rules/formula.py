@@ -1,0 +1,197 @@
+"""program → formula: what a traced rule computes, as sympy expressions, text and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from sympy.printing.pretty.pretty_symbology import pretty_symbol
+from sympy.printing.str import StrPrinter
+
+from compiledopt.rules.ops import OPS
+from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
+
+# The field's letters; a name that is not here stands for itself.
+LETTERS = {
+    "param": "theta",
+    "grad": "g",
+    "step": "t",
+    "lr": "gamma",
+    "betas[0]": "beta_1",
+    "betas[1]": "beta_2",
+    "eps": "epsilon",
+    "weight_decay": "lambda",
+    "momentum": "mu",
+    "dampening": "tau",
+    "exp_avg": "m",
+    "exp_avg_sq": "v",
+    "max_exp_avg_sq": "v_max",
+    "momentum_buffer": "b",
+    "square_avg": "v",
+    "grad_avg": "m",
+    "acc_delta": "u",
+    "exp_inf": "u",
+    "sum": "s",
+    "lr_decay": "eta",
+    "lambd": "Lambda",
+    "t0": "t_0",
+    "ax": "a",
+    "mu_product": "M",
+    "momentum_decay": "psi",
+    "prev": "g_prev",
+    "step_size": "s",
+    "etas[0]": "eta_minus",
+    "etas[1]": "eta_plus",
+    "step_sizes[0]": "s_min",
+    "step_sizes[1]": "s_max",
+    "row_var": "r",
+    "col_var": "c",
+    "variance": "v",
+    "beta2_decay": "tau",
+    "eps[1]": "epsilon_2",
+    "ema": "a",
+    "ema_decay": "d",
+    "n_averaged": "n",
+    "max_grad_norm": "G",
+    "grad_norm": "N",
+}
+_SYMPY: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "pow": lambda a, b: a**b,
+    "neg": lambda a: -a,
+    "abs": sympy.Abs,
+    "sign": sympy.sign,
+    "sqrt": sympy.sqrt,
+    "rsqrt": lambda a: 1 / sympy.sqrt(a),
+    "reciprocal": lambda a: 1 / a,
+    "square": lambda a: a**2,
+    "exp": sympy.exp,
+    "log": sympy.log,
+    "tanh": sympy.tanh,
+    "sin": sympy.sin,
+    "cos": sympy.cos,
+    "floor": sympy.floor,
+    "maximum": sympy.Max,
+    "minimum": sympy.Min,
+    "lerp": lambda a, b, weight: a + weight * (b - a),
+    "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
+    "gt": sympy.Gt,
+    "ge": sympy.Ge,
+    "lt": sympy.Lt,
+    "le": sympy.Le,
+    "eq": sympy.Eq,
+    "ne": sympy.Ne,
+    "logical_and": sympy.And,
+    "logical_or": sympy.Or,
+    "logical_not": sympy.Not,
+}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """lines: (left side, right side), each right side in terms of old values and of left sides above it; new values are
+    primed. meanings: symbol → the name in the rule."""
+
+    lines: tuple[tuple[sympy.Symbol, Any], ...]
+    meanings: Mapping[str, str]
+
+    @property
+    def text(self) -> list[str]:
+        printer = _Printer()
+        return [f"{printer.doprint(left)} = {printer.doprint(right)}" for left, right in self.lines]
+
+    @property
+    def latex(self) -> list[str]:
+        names = {left: _latex_name(left) for left, _ in self.lines}
+        return [f"{names[left]} = {sympy.latex(right, symbol_names=names)}" for left, right in self.lines]
+
+
+class _Printer(StrPrinter):  # type: ignore[misc]
+    """Greek letters and subscripts in one line."""
+
+    def _print_Symbol(self, symbol: sympy.Symbol) -> str:
+        name: str = symbol.name
+        return str(pretty_symbol(name.rstrip("'"))) + "'" * name.count("'")
+
+
+def _latex_name(symbol: sympy.Symbol) -> str:
+    name: str = symbol.name
+    return str(sympy.latex(sympy.Symbol(name.rstrip("'")))) + "^{\\prime}" * name.count("'")
+
+
+def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
+    """A real symbol for each input, by the field's letter where no other input has the same."""
+    letters = [LETTERS.get(node.name, node.name) for node in program.inputs]
+    names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(program.inputs, letters, strict=True)]
+    return {node: sympy.Symbol(name, real=True) for node, name in zip(program.inputs, names, strict=True)}
+
+
+def expressions(program: Program) -> dict[str, Any]:
+    """{"param" or state: its new value in terms of old ones}, as sympy expressions over `symbols_of(program)`."""
+    known: dict[Node, Any] = dict(symbols_of(program))
+    return {name: _expression(node, known) for name, node in program.outputs.items()}
+
+
+def formula(program: Program) -> Formula:
+    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there."""
+    symbols = symbols_of(program)
+    by_name = {node.name: symbol for node, symbol in symbols.items()}
+    named = {node: _primed(by_name[name]) for name, node in program.outputs.items() if node.op != "input"}
+    shared = [node for node in program.nodes if node not in named and _is_shared(program, node, symbols)]
+    named |= {node: sympy.Symbol(f"h_{i}", real=True) for i, node in enumerate(shared, 1)}
+    known: dict[Node, Any] = dict(symbols)
+    lines = []
+    for node in program.nodes:
+        if node in named:
+            lines.append((named[node], _expression(node, known)))
+            known[node] = named[node]
+    new = _primed(by_name["param"])
+    if not any(new in right.free_symbols for _, right in lines):
+        lines.sort(key=lambda line: line[0] == new)
+    return Formula(tuple(lines), {symbol.name: node.name for node, symbol in symbols.items()})
+
+
+def _primed(symbol: sympy.Symbol) -> sympy.Symbol:
+    return sympy.Symbol(f"{symbol.name}'", real=True)
+
+
+def _is_shared(program: Program, node: Node, symbols: Mapping[Node, Any]) -> bool:
+    """Whether a value is used twice and is worth a name: any tensor, and 0-dim ones that are long."""
+    if (node.op in OPS and OPS[node.op].boolean) or sum(
+        arg is node for other in program.nodes for arg in set(node_args(other))
+    ) < 2:
+        return False
+    return not node.scalar or _expression(node, symbols).count_ops() >= 5
+
+
+def _expression(node: Node, known: Mapping[Node, Any]) -> Any:
+    """The value of a node in terms of the nodes in `known`."""
+    done: dict[Node, Any] = {}
+
+    def visit(arg: Argument) -> Any:
+        if not isinstance(arg, Node):
+            return _number(arg)
+        if arg in known:
+            return known[arg]
+        if arg not in done:
+            done[arg] = _operation(arg)(*map(visit, arg.args))
+        return done[arg]
+
+    return visit(node)
+
+
+def _operation(node: Node) -> Callable[..., Any]:
+    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row."""
+    if node.op not in REDUCTIONS:
+        return _SYMPY[node.op]
+    name = node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}"
+    return sympy.Function(name, real=True)  # type: ignore[no-any-return]
+
+
+def _number(value: float) -> Any:
+    return sympy.nsimplify(value) if value == value and abs(value) != float("inf") else sympy.sympify(value)

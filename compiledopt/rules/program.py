@@ -1,0 +1,202 @@
+"""A traced rule: a list of operations, split into a scalar part and the part that runs over tensors. That part is pointwise,
+unless the rule reduces: then rules/reductions.py cuts it at its reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from compiledopt.rules.ops import OPS
+
+# The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
+MATRICES, ROWS, COLUMNS = 1, 2, 4
+ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
+AXES = {ELEMENTS: "element", MATRICES | ROWS: "row", MATRICES | COLUMNS: "column", MATRICES: "matrix", NUMBER: "parameter"}
+# How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
+# the rest calls rows, so that neighbours in memory always differ in COLUMNS.
+ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
+REDUCTIONS = ("sum", "mean", "amax", "amin")
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One value. op: a name in OPS or REDUCTIONS, or "input"; args: nodes and Python numbers; scalar: whether it is 0-dim
+    and known before any tensor is read; axes: those along which it varies, none for a scalar."""
+
+    op: str
+    args: tuple[Node | float, ...]
+    scalar: bool
+    name: str = ""
+    line: str = field(default="", repr=False)
+    axes: int = ELEMENTS
+
+
+Argument = Node | float
+
+
+def node_args(node: Node) -> Iterable[Node]:
+    return (arg for arg in node.args if isinstance(arg, Node))
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a rule computes, under one choice of its flags.
+
+    inputs: the tensors (param, grad, states) and then the 0-dim values (states and numbers).
+    outputs: {"param" or a state's name: its new value}.
+    """
+
+    rule: str
+    inputs: tuple[Node, ...]
+    outputs: dict[str, Node]
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All operations that an output needs, in an order that can be executed."""
+        seen: set[Node] = set()
+        ordered: list[Node] = []
+
+        def visit(node: Node) -> None:
+            if node in seen:
+                return
+            seen.add(node)
+            for arg in node_args(node):
+                visit(arg)
+            if node.op != "input":
+                ordered.append(node)
+
+        for output in self.outputs.values():
+            visit(output)
+        return ordered
+
+    @cached_property
+    def tensors(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.inputs if not node.scalar)
+
+    @cached_property
+    def scalars(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.inputs if node.scalar)
+
+    @cached_property
+    def scalar_part(self) -> list[Node]:
+        return [node for node in self.nodes if node.scalar]
+
+    @cached_property
+    def elementwise_part(self) -> list[Node]:
+        return [node for node in self.nodes if not node.scalar]
+
+    @cached_property
+    def columns(self) -> list[Node]:
+        """The 0-dim values that the elementwise part reads: the columns of the scalar table."""
+        found: dict[Node, None] = {}
+        for node in self.elementwise_part:
+            found.update((arg, None) for arg in node_args(node) if arg.scalar)
+        found.update((node, None) for name, node in self.tensor_outputs.items() if node.scalar)
+        return list(found)
+
+    @cached_property
+    def tensor_outputs(self) -> dict[str, Node]:
+        """The new values of the parameter and of the states shaped like it, where they change."""
+        tensors = {node.name: node for node in self.tensors}
+        return {n: node for n, node in self.outputs.items() if n in tensors and node is not tensors[n]}
+
+    @cached_property
+    def scalar_outputs(self) -> dict[str, Node]:
+        tensors = {node.name for node in self.tensors}
+        return {name: node for name, node in self.outputs.items() if name not in tensors}
+
+    @cached_property
+    def text(self) -> str:
+        """One line per operation. Two programs with the same text compute the same."""
+        names = {node: f"{'' if node.scalar else 'tensor '}{node.name}" for node in self.inputs}
+        lines = [f"inputs {', '.join(names.values())}"]
+        names.update((node, node.name) for node in self.inputs)
+        for index, node in enumerate(self.nodes):
+            names[node] = f"%{index}"
+            args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
+            lines.append(f"%{index} = {node.op}({args}){_remark(node)}")
+        lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
+        return "\n".join(lines)
+
+    @cached_property
+    def kernel_text(self) -> str:
+        """The elementwise part alone, by positions: two programs with the same one share their kernels, however their
+        columns come about (another schedule of the learning rate is no other kernel)."""
+        names = {node: f"tensor{i}" for i, node in enumerate(self.tensors)}
+        names |= {node: f"column{i}" for i, node in enumerate(self.columns)}
+        lines = [f"{len(self.tensors)} tensors, {len(self.columns)} columns"]
+        for index, node in enumerate(self.elementwise_part):
+            names[node] = f"%{index}"
+            args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
+            lines.append(f"%{index} = {node.op}({args})")
+        position = {node.name: i for i, node in enumerate(self.tensors)}
+        lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        return "\n".join(lines)
+
+
+def _remark(node: Node) -> str:
+    if node.scalar:
+        return "  # 0-dim"
+    return "" if node.axes == ELEMENTS else f"  # one per {AXES[node.axes]}"
+
+
+def depends_on(node: Node, name: str) -> bool:
+    """Whether an input of this name is among what a node is computed from."""
+    return node.name == name or any(depends_on(arg, name) for arg in node_args(node))
+
+
+def value_of(node: Node, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A node computed by operations of torch."""
+    if node.op == "input":
+        return inputs[node.name]
+    example = next(iter(inputs.values()))
+    args = [value_of(arg, inputs) if isinstance(arg, Node) else torch.full_like(example, arg) for arg in node.args]
+    result: torch.Tensor = OPS[node.op].tensor(*args)
+    return result
+
+
+def scalar_program(program: Program) -> Program:
+    """The scalar part as an elementwise program over rows: its inputs as they are, and each of its results as one more
+    input that is written: first `column0`, `column1`, ..., and, in place, the 0-dim states."""
+    made: dict[Node, Node] = {node: Node("input", (), False, node.name) for node in program.scalars}
+
+    def vector(node: Node) -> Node:
+        if node not in made:
+            args = tuple(vector(arg) if isinstance(arg, Node) else arg for arg in node.args)
+            made[node] = Node(node.op, args, False, line=node.line)
+        return made[node]
+
+    # Every result reads one input in common, or Inductor would make a kernel of those that share none with the others.
+    anchor = made[program.scalars[0]]
+    same = Node("eq", (anchor, anchor), False)
+
+    def anchored(node: Node) -> Node:
+        return Node("where", (same, vector(node), vector(node)), False)
+
+    columns = {f"column{i}": anchored(node) for i, node in enumerate(program.columns)}
+    results = {name: anchored(node) for name, node in program.scalar_outputs.items()}
+    inputs = (*(made[node] for node in program.scalars), *(Node("input", (), False, name) for name in columns))
+    return Program(f"{program.rule}_scalars", inputs, {**columns, **results})
+
+
+def scaled_program(program: Program) -> Program:
+    """The program for gradients that were multiplied by `grad_scale`, and that changes nothing where `found_inf` is not 0."""
+    scale, found = (Node("input", (), True, name) for name in ("grad_scale", "found_inf"))
+    made: dict[Node, Node] = {node: node for node in program.inputs}
+    for node in program.inputs:
+        if node.name in ("grad", "grad_norm"):
+            made[node] = Node("mul", (node, Node("reciprocal", (scale,), True)), node.scalar)
+    skipped = Node("ne", (found, 0.0), True)
+    old = {node.name: node for node in program.inputs}
+
+    def visit(node: Node) -> Node:
+        if node not in made:
+            args = tuple(visit(arg) if isinstance(arg, Node) else arg for arg in node.args)
+            made[node] = Node(node.op, args, node.scalar, node.name, node.line)
+        return made[node]
+
+    outputs = {n: Node("where", (skipped, old[n], visit(node)), old[n].scalar) for n, node in program.outputs.items()}
+    return Program(f"{program.rule}_scaled", (*program.inputs, scale, found), outputs)

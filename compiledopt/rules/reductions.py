@@ -1,0 +1,229 @@
+"""A program that reduces → passes: pointwise programs between reductions, which native code runs one after the other.
+
+A pass computes, for all elements, rows, columns or matrices, what later passes need: values that are reduced as soon as they
+are there, and small tensors that are kept. Between two reductions nothing of an element's size is kept: it is computed
+again from what it came from, which takes less time than memory does.
+
+Inductor on the whole of such a rule was tried: Adafactor on a matrix of 1000 × 1000 took 0.9 to 1.0 ms, in passes 0.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
+
+# Where an operand of a pass lives: among the tensors of the rule; in a buffer that is kept between passes; in a tile that is
+# reduced at once; among the 0-dim numbers of a parameter.
+TENSOR, BUFFER, TILE, SLOT = range(4)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """kind: where it lives; index: which one there; axes: those along which it varies."""
+
+    kind: int
+    index: int
+    axes: int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """op: of REDUCTIONS; source: the position among the pass's operands of the tile that is reduced; target: where to."""
+
+    op: str
+    source: int
+    target: Operand
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One sweep over what varies along `axes`. program: its arithmetic, pointwise; operands: where the program's tensors live;
+    columns: for the program's columns, their positions among the numbers."""
+
+    axes: int
+    program: Program
+    operands: tuple[Operand, ...]
+    columns: tuple[int, ...]
+    reductions: tuple[Reduction, ...]
+
+    def dtypes(self, dtypes: tuple[torch.dtype, ...], wide: torch.dtype) -> tuple[torch.dtype, ...]:
+        """Of its operands, given those of the rule's tensors and of the arithmetic. Numbers are float64."""
+        of = {BUFFER: wide, TILE: wide, SLOT: torch.float64}
+        return tuple(dtypes[operand.index] if operand.kind == TENSOR else of[operand.kind] for operand in self.operands)
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """columns: how many numbers are known before; numbers: how many there are in all; buffers: the axes of each."""
+
+    sweeps: tuple[Pass, ...]
+    columns: int
+    numbers: int
+    buffers: tuple[int, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the shape of a parameter does not matter."""
+        return all(sweep.axes in (ELEMENTS, NUMBER) for sweep in self.sweeps) and not self.buffers
+
+    def bytes_per_element(self, dtypes: tuple[torch.dtype, ...]) -> tuple[int, int]:
+        """Read and written, of what has a parameter's size; what a second pass reads again is in the cache by then. dtypes: of
+        the rule's tensors."""
+        read, written = set(), set()
+        for sweep in self.sweeps:
+            used = {arg for node in sweep.program.nodes for arg in node_args(node)} | set(sweep.program.outputs.values())
+            for node, operand in zip(sweep.program.tensors, sweep.operands, strict=True):
+                if operand.kind == TENSOR and operand.axes == ELEMENTS:
+                    read |= {operand.index} if node in used else set()
+                    written |= {operand.index} if node.name in sweep.program.outputs else set()
+        return sum(dtypes[i].itemsize for i in read), sum(dtypes[i].itemsize for i in written)
+
+    @cached_property
+    def text(self) -> str:
+        """Two with the same text compute the same."""
+        lines = [f"{self.columns} columns, {self.numbers} numbers, buffers {self.buffers}"]
+        for sweep in self.sweeps:
+            lines += [f"over {sweep.axes}: {sweep.operands} {sweep.columns} {sweep.reductions}", sweep.program.kernel_text]
+        return "\n".join(lines)
+
+
+def cut(program: Program) -> Passes:
+    """Cut a program at its reductions."""
+    return _Cutter(program).passes()
+
+
+class _Cutter:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.levels: dict[Node, int] = {}
+        for node in program.elementwise_part:
+            below = max((self.levels.get(arg, 0) for arg in node_args(node)), default=0)
+            self.levels[node] = below + (node.op in REDUCTIONS)
+        self.kept: dict[Node, Operand] = {}
+        self.numbers = len(program.columns)
+        self.buffers: list[int] = []
+        for node in program.elementwise_part:
+            if node.op in REDUCTIONS:
+                self._keep(node)
+            for arg in node_args(node):
+                if not arg.scalar and arg.op != "input" and arg.axes != node.axes and node.op not in REDUCTIONS:
+                    self._keep(arg)
+
+    def _keep(self, node: Node) -> None:
+        """Something smaller than an element's size, which larger values are computed from."""
+        if node in self.kept:
+            return
+        if node.axes == NUMBER:
+            self.kept[node] = Operand(SLOT, self.numbers, NUMBER)
+            self.numbers += 1
+        else:
+            self.kept[node] = Operand(BUFFER, len(self.buffers), node.axes)
+            self.buffers.append(node.axes)
+
+    def passes(self) -> Passes:
+        products: dict[tuple[int, int, int], list[Node]] = {}
+        for node in self.kept:
+            source = node.args[0] if node.op in REDUCTIONS else node
+            assert isinstance(source, Node)
+            products.setdefault(_order(self.levels.get(source, 0), source.axes), []).append(node)
+        sweeps = [self._sweep(order[2], products[order], {}) for order in sorted(products)]
+        for axes in sorted({node.axes for node in self.program.tensor_outputs.values()}, key=_size, reverse=True):
+            outputs = {name: node for name, node in self.program.tensor_outputs.items() if node.axes == axes}
+            sweeps.append(self._sweep(axes, [], outputs))
+        return Passes(tuple(sweeps), len(self.program.columns), self.numbers, tuple(self.buffers))
+
+    def _sweep(self, axes: int, products: Iterable[Node], outputs: Mapping[str, Node]) -> Pass:
+        return _Sweep(self.program, self.kept, axes, list(products)).finish(outputs)
+
+
+def _size(axes: int) -> int:
+    return axes.bit_count()
+
+
+def _order(level: int, axes: int) -> tuple[int, int, int]:
+    """What is smaller comes first: larger values of the same level may read it."""
+    return level, _size(axes), axes
+
+
+class _Sweep:
+    """Collects the operands and the arithmetic of one pass."""
+
+    def __init__(self, program: Program, kept: Mapping[Node, Operand], axes: int, products: list[Node]) -> None:
+        self.program, self.axes, self.products = program, axes, products
+        self.kept = {node: operand for node, operand in kept.items() if node not in products}
+        self.places = dict(kept)
+        self.made: dict[Node, Node] = {}
+        self.tensors: dict[Node, Operand] = {}
+        self.columns: dict[Node, int] = {}
+        self.results: dict[str, Node] = {}
+        self.known = {node: index for index, node in enumerate(program.columns)}
+
+    def finish(self, outputs: Mapping[str, Node]) -> Pass:
+        reduced: list[tuple[str, Operand, Node]] = []
+        tiles: dict[Argument, Node] = {}
+        for node in self.products:
+            if node.op in REDUCTIONS:
+                value = node.args[0]
+                if value not in tiles:
+                    tiles[value] = self._write(Operand(TILE, len(tiles), self.axes), value)
+                reduced.append((node.op, self.places[node], tiles[value]))
+            else:
+                self._write(self.places[node], node)
+        for name, node in outputs.items():
+            index = next(i for i, tensor in enumerate(self.program.tensors) if tensor.name == name)
+            self._write(Operand(TENSOR, index, self.axes), node)
+        self._share_an_input()
+        program = Program(f"{self.program.rule}_pass", (*self.tensors, *self.columns), self.results)
+        order = list(self.tensors)
+        reductions = tuple(Reduction(op, order.index(tile), target) for op, target, tile in reduced)
+        columns = tuple(self.columns[node] for node in program.columns)
+        return Pass(self.axes, program, tuple(self.tensors.values()), columns, reductions)
+
+    def _write(self, operand: Operand, value: Argument) -> Node:
+        """Let a value be written to where `operand` says."""
+        result = self.visit(value)
+        home = next((node for node, known in self.tensors.items() if known == operand), None) or self._tensor(operand)
+        assert isinstance(result, Node)
+        self.results[home.name] = result
+        return home
+
+    def _tensor(self, operand: Operand) -> Node:
+        node = Node("input", (), False, f"t{len(self.tensors)}")
+        self.tensors[node] = operand
+        return node
+
+    def visit(self, node: Argument) -> Argument:
+        """The node, as one of the pass."""
+        if not isinstance(node, Node):
+            return node
+        if node not in self.made:
+            self.made[node] = self._make(node)
+        return self.made[node]
+
+    def _make(self, node: Node) -> Node:
+        place = self.kept.get(node)
+        if node.scalar or (place is not None and place.kind == SLOT):
+            index = self.known[node] if place is None else place.index
+            if self.axes == NUMBER:  # of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it
+                return self._tensor(Operand(SLOT, index, NUMBER))
+            column = Node("input", (), True, f"c{len(self.columns)}", axes=NUMBER)
+            self.columns[column] = index
+            return column
+        if place is not None:
+            return self._tensor(place)
+        if node.op == "input":
+            return self._tensor(Operand(TENSOR, self.program.tensors.index(node), node.axes))
+        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
+
+    def _share_an_input(self) -> None:
+        """Let every result read one input, or Inductor makes a kernel of those that share none with the others."""
+        if len(self.results) < 2:
+            return
+        anchor = next(iter(self.tensors))
+        same = Node("eq", (anchor, anchor), False)
+        self.results = {name: Node("where", (same, value, value), False) for name, value in self.results.items()}

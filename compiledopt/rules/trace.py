@@ -1,0 +1,359 @@
+"""rule → program: the rule is called once with symbols, which write down what is done to them.
+
+torch's own tracers (make_fx over fake tensors) were tried first: 0.5 s and an import of sympy for each program, against
+0.2 ms here, which is why a warm start needs no cache of programs. What they add, shapes and dtypes, a pointwise rule
+must not depend on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+
+from compiledopt.rules.ops import OPS
+from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
+from compiledopt.rules.rule import RESERVED, Rule, truthy
+
+# Rules pass through these; algorithms/ is an author like any other.
+HERE = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) + os.sep for room in ("rules", "around"))
+T = TypeVar("T")
+
+
+class TraceError(TypeError):
+    """A rule does what a rule must not; the message names its line and the mend."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a rule that reduces is told of its parameter. dims: how many; axes: (state, the axes along which it varies) of
+    those of its states that are not 0-dim."""
+
+    dims: int
+    dtype: torch.dtype
+    axes: tuple[tuple[str, int], ...]
+    turned: bool = False  # whether it lies in memory column after column
+
+
+# Names for operations that are others in OPS, or made of them.
+ALIASES = {"true_divide": "div", "divide": "div", "subtract": "sub", "rsub": "sub", "multiply": "mul", "negative": "neg"}
+NORMS = ("norm", "linalg_vector_norm", "vector_norm")
+ALIASES |= {"addcmul": "", "addcdiv": "", "clamp_min": "", "clamp_max": ""}
+
+
+def _unknown(name: str) -> str:
+    return f"{author_line()}: {name} is not a pointwise operation that compiledopt knows"
+
+
+def author_line() -> str:
+    """Where the rule's author stands: the innermost frame that is neither the compiler's nor torch's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(HERE) and "/torch/" not in file:
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class NotElementwise(TraceError):
+    """A rule uses an operation that is not pointwise: no fault, but no kernel either."""
+
+
+class Tracer:
+    """Makes the nodes of one program; the same operation on the same values is one node. dims: of the parameter, where the
+    rule may reduce; None where it may not; turned: whether it lies in memory column after column."""
+
+    def __init__(self, dims: int | None = None, turned: bool = False) -> None:
+        self.dims = dims
+        self.last_axes = {1: ROWS, 2: COLUMNS} if turned else {1: COLUMNS, 2: ROWS}
+        self.known: dict[tuple[Any, ...], Node] = {}
+
+    def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
+        if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
+            # One division in the scalar part instead of one per element: 12% of AdamW's time on 300 × 1000.
+            op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
+        key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
+        if key not in self.known:
+            axes = 0
+            for arg in args:
+                axes |= arg.axes if isinstance(arg, Node) else NUMBER
+            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line(), axes=axes)
+        return Symbol(self, self.known[key])
+
+    def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
+        """A sum or the like over all of a value, or over its rows or columns. Raises: NotElementwise for anything else."""
+        if self.dims is None or value.node.scalar:
+            raise NotElementwise(_unknown(op))
+        dims = [dim] if isinstance(dim, int) else range(self.dims) if dim is None else dim
+        gone = {index + self.dims if index < 0 else index for index in dims}
+        known = set(range(self.dims)) if len(gone) == self.dims else set(range(max(self.dims - 2, 0), self.dims))
+        if not gone or not gone <= known or (len(gone) < self.dims and not keepdim):
+            raise NotElementwise(f"{author_line()}: {op} over {dim} with keepdim={keepdim} is not one over rows or columns")
+        axes = NUMBER
+        if len(gone) < self.dims:
+            axes = value.node.axes & ~sum(self.last_axes[self.dims - index] for index in gone)
+        if axes == value.node.axes:
+            return value
+        key = (op, value.node, axes)
+        if key not in self.known:
+            self.known[key] = Node(op, (value.node,), False, line=author_line(), axes=axes)
+        return Symbol(self, self.known[key])
+
+    def norm(self, value: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+        if p not in (2, "fro", None):
+            raise NotElementwise(f"{author_line()}: a norm of order {p} is not among the reductions that compiledopt knows")
+        return self.reduce("sum", value * value, dim, keepdim).sqrt()
+
+    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """An operation by its torch name, with the keywords that torch gives it."""
+        if name in REDUCTIONS or name in NORMS:
+            kwargs = _of_reduction(name, kwargs)
+            return self.norm(*args, **kwargs) if name in NORMS else self.reduce(name, *args, **kwargs)
+        if name not in OPS and name not in ALIASES:
+            raise NotElementwise(_unknown(name))
+        scale = kwargs.get("alpha", kwargs.get("value"))
+        extra = set(kwargs) - {"alpha", "value", "other", "end", "weight", "exponent", "input"}
+        args = (*args, *(v for k, v in kwargs.items() if k not in ("alpha", "value")))
+        if extra:
+            raise TraceError(f"{author_line()}: {name} with {sorted(extra)} is not supported in a rule")
+        if name in ("addcmul", "addcdiv"):
+            first = args[1] if scale is None else scale * args[1]
+            return args[0] + self.apply("mul" if name == "addcmul" else "div", (first, args[2]), {})
+        if name in ("clamp_min", "clamp_max"):
+            return self.apply("maximum" if name == "clamp_min" else "minimum", args, {})
+        if name == "rsub":
+            args = (args[1], args[0])
+        name = ALIASES.get(name) or name
+        if scale is not None:
+            args = (args[0], scale * args[1])
+        if len(args) != OPS[name].arity:
+            raise TraceError(f"{author_line()}: {name} takes {OPS[name].arity} arguments here, got {len(args)}")
+        return self.record(name, tuple(self.argument(arg) for arg in args))
+
+    def argument(self, value: Any) -> Argument:
+        if isinstance(value, Symbol):
+            return value.node
+        if isinstance(value, (bool, int, float)):
+            return value if isinstance(value, bool) else float(value)
+        raise TraceError(
+            f"{author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
+        )
+
+
+def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a sum, norm or the like that say what is to be done. The dtype does not: sums are taken in float64."""
+    kwargs = {"p" if key == "ord" else key: value for key, value in kwargs.items() if value is not None or key == "dim"}
+    dtype = kwargs.pop("dtype", None)
+    extra = sorted(set(kwargs) - {"input", "dim", "keepdim", *(("p",) if name in NORMS else ())})
+    if dtype not in (None, torch.float32, torch.float64):
+        extra.append(f"dtype={dtype}")
+    if extra:
+        raise TraceError(f"{author_line()}: {name} with {', '.join(extra)} is not supported in a rule; leave it out")
+    if "input" in kwargs:
+        kwargs["value"] = kwargs.pop("input")
+    return kwargs
+
+
+def _is_scalar(arg: Argument) -> bool:
+    return not isinstance(arg, Node) or arg.scalar
+
+
+def _is_number(arg: Argument) -> bool:
+    return not isinstance(arg, Node) or arg.axes == NUMBER
+
+
+class Symbol:
+    """Stands for a tensor or a number while a rule is traced."""
+
+    __slots__ = ("branch", "node", "tracer")
+
+    def __init__(self, tracer: Tracer, node: Node, branch: bool = False) -> None:
+        self.tracer = tracer
+        self.node = node
+        self.branch = branch
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tracer = next(arg.tracer for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, Symbol))
+        return tracer.apply(func.__name__, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.endswith("_"):
+            raise TraceError(f"{author_line()}: {name} mutates its operand; a rule returns new values: write {name[:-1]}")
+        if name in ("item", "tolist", "numpy"):
+            raise TraceError(f"{author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
+        if name in ("ndim", "dim") and self.tracer.dims is not None:
+            return self.tracer.dims if name == "ndim" else lambda: self.tracer.dims
+        if name not in OPS and name not in ALIASES and name not in REDUCTIONS and name not in NORMS:
+            raise NotElementwise(_unknown(name))
+        return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
+
+    def __bool__(self) -> bool:
+        if self.branch:
+            return True
+        raise TraceError(
+            f"{author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
+            "number that is compared with zero in branches=(...)"
+        )
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self.tracer.apply("div", (self, other), {}).floor()
+
+    def __mod__(self, other: Any) -> Any:
+        return self.tracer.apply("sub", (self, other * (self // other)), {})
+
+    def __getitem__(self, key: Any) -> Any:
+        raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
+
+    def __float__(self) -> float:
+        raise TraceError(
+            f"{author_line()}: float() and the functions of math read a value; use torch's, as in torch.cos(x), torch.where"
+        )
+
+    def __index__(self) -> int:
+        raise TraceError(
+            f"{author_line()}: range(), int() and the like read a value; declare a number that the rule takes as it is in "
+            "static=(...)"
+        )
+
+    def __pos__(self) -> Symbol:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TraceError(f"{author_line()}: assigning to elements mutates; use torch.where")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: Any) -> Any:
+        return self.tracer.apply("eq", (self, other), {})
+
+    def __ne__(self, other: Any) -> Any:
+        return (
+            True
+            if self.branch and isinstance(other, (int, float)) and other == 0
+            else self.tracer.apply("ne", (self, other), {})
+        )
+
+
+class Zero(float):
+    """A number of `branches` while it is zero. What would fail when it is not fails now, and not in the middle of training."""
+
+    def _compared(self, other: Any) -> bool:
+        raise TraceError(
+            f"{author_line()}: a number in branches=(...) may be compared with zero by == and != alone, since zero and not "
+            "zero are two programs; write != 0, or use torch.where for its sign or size"
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compared
+
+
+def _binary(name: str, reflected: bool = False) -> Any:
+    def method(self: Symbol, other: Any) -> Any:
+        return self.tracer.apply(name, (other, self) if reflected else (self, other), {})
+
+    return method
+
+
+def _mutation(name: str) -> Any:
+    def method(self: Symbol, other: Any) -> Any:
+        raise TraceError(f"{author_line()}: {name} mutates a tensor in place; write x = x {name[0]} y")
+
+    return method
+
+
+for _dunder, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow"}.items():
+    setattr(Symbol, f"__{_dunder}__", _binary(_op))
+    setattr(Symbol, f"__r{_dunder}__", _binary(_op, reflected=True))
+for _dunder, _op in {"gt": "gt", "ge": "ge", "lt": "lt", "le": "le", "and": "logical_and", "or": "logical_or"}.items():
+    setattr(Symbol, f"__{_dunder}__", _binary(_op))
+for _dunder in ("matmul", "rmatmul"):
+    setattr(Symbol, f"__{_dunder}__", _binary("matmul"))
+for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/="}.items():
+    setattr(Symbol, f"__{_dunder}__", _mutation(_sign))
+for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
+    setattr(Symbol, f"__{_dunder}__", (lambda op: lambda self: self.tracer.apply(op, (self,), {}))(_op))
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a number (an entry of the table) rather than a flag (a choice of program). NumPy's are numbers too,
+    and its arrays without dimensions, as for torch."""
+    if type(value) in (float, int):
+        return True
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
+        return False
+    return isinstance(value, (torch.Tensor, Real)) or getattr(value, "ndim", None) == 0
+
+
+def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) -> Program:
+    """Call `rule` once with symbols under the flags in `options`, and return what it did.
+
+    options: the parameter group. A number listed in `rule.branches` that is zero becomes the constant zero.
+    shape: given, the rule may reduce.
+    Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
+    NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
+    """
+    tracer = Tracer() if shape is None else Tracer(max(shape.dims, 1), shape.turned)
+    inputs: list[Node] = []
+    axes = dict(shape.axes) if shape else {}
+
+    def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
+        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
+        return Symbol(tracer, inputs[-1], branch)
+
+    present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in rule.scalars)
+    states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
+    states |= {n: symbol(n, True) for n in present if n in rule.scalars}
+    arguments: dict[str, Any] = {}
+    for name in rule.options:
+        value = 0.0 if name in RESERVED else options[name]
+        if name == "dtype" and shape is not None:
+            arguments[name] = shape.dtype
+        elif name in rule.static:
+            arguments[name] = value
+        elif isinstance(value, (tuple, list)):
+            arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
+        elif not is_number(value):
+            arguments[name] = value
+        elif name in rule.branches and not truthy(value):
+            arguments[name] = Zero()
+        else:
+            arguments[name] = symbol(name, True, name in rule.branches)
+    returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
+    return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
+
+
+def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
+    """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
+    expected = ("param", *rule.states)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    if len(returned) != len(expected):
+        raise TraceError(f"{rule.place}: rule {rule.name} must return ({', '.join(expected)}), got {len(returned)} values")
+    values = {name: value for name, value in zip(expected, returned, strict=True) if name == "param" or name in present}
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+    return values
+
+
+def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mapping[str, Symbol]) -> dict[str, Node]:
+    outputs: dict[str, Node] = {}
+    for name, value in named(rule, returned, present, Symbol).items():
+        if inputs[name].node.scalar and not value.node.scalar:
+            kind = TraceError if value.tracer.dims is None else NotElementwise
+            raise kind(
+                f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim: where a rule is compiled, "
+                "such a state is a number that follows from numbers"
+            )
+        if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
+            raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
+        outputs[name] = value.node
+    return outputs

@@ -1,0 +1,274 @@
+"""The programs of this process: each (rule, flags) is traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from compiledopt.around.derive import derived
+from compiledopt.rules.program import (
+    ANY_ORDER,
+    COLUMN_AFTER_COLUMN,
+    COLUMNS,
+    ELEMENTS,
+    MATRICES,
+    ROW_AFTER_ROW,
+    ROWS,
+    Program,
+    scaled_program,
+)
+from compiledopt.rules.reductions import cut
+from compiledopt.rules.rule import RESERVED, Rule, as_float, truthy
+from compiledopt.rules.source import Eager, eager, scalar_function
+from compiledopt.rules.trace import NotElementwise, Shape, is_number, trace
+from compiledopt.stats import STATS, timed
+
+_traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
+
+
+def _reader(name: str) -> Callable[[Mapping[str, Any]], float]:
+    option, _, index = name.partition("[")
+    if index:
+        position = int(index[:-1])
+        return lambda group: as_float(group[option][position])
+    return lambda group: as_float(group[option])
+
+
+class ScalarPart:
+    """The scalar part of a program as a function of floats."""
+
+    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
+        self.program = program
+        self.scalar_names = scalar_names
+        self._readers = [self._source(node.name) for node in program.scalars]
+
+    def _source(self, name: str) -> tuple[int | None, Callable[[Mapping[str, Any]], float] | None]:
+        """Where a 0-dim input comes from: a position among (first, *scalar states), or an option of the group."""
+        if name == "first":
+            return 0, None
+        if name in self.scalar_names:
+            return 1 + self.scalar_names.index(name), None
+        return None, _reader(name)
+
+    @cached_property
+    def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
+        return scalar_function(self.program)
+
+    def __call__(self, group: Mapping[str, Any], row: tuple[float, ...]) -> tuple[list[float], list[float]]:
+        """In float64: (columns, new 0-dim states) for one row: (first, *0-dim states)."""
+        return self._function(*(row[at] if read is None else read(group) for at, read in self._readers))  # type: ignore[index]
+
+
+class Runnable:
+    """What a batch runs."""
+
+    rule: Rule
+
+    @cached_property
+    def reads_first(self) -> bool:
+        return "first" in self.rule.options
+
+    @cached_property
+    def is_clipped(self) -> bool:
+        return "grad_norm" in self.rule.options
+
+
+class Variant(Runnable):
+    """A rule that reduces, for parameters of one number of dimensions, dtype and order in memory.
+
+    state_names: those that such parameters have, but for the 0-dim ones; axes: those along which each operand varies.
+    """
+
+    def __init__(self, rule: Rule, program: Program, scalar_names: tuple[str, ...], order: int) -> None:
+        self.rule, self.program, self.scalar_names = rule, program, scalar_names
+        self.state_names = tuple(node.name for node in program.tensors)[2:]
+        self.scalars = ScalarPart(program, scalar_names)
+        self.axes = tuple(node.axes for node in program.tensors)
+        self.passes = cut(program)
+        self.order = ANY_ORDER if self.passes.is_flat else order
+
+
+class Traced(Runnable):
+    """A rule under one choice of its flags: its program, and what is derived from that, each derived once.
+
+    A rule that is not elementwise has no program, and `reason` says why; where it reduces, it has variants instead.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        present: tuple[str, ...],
+        program: Program | None,
+        reason: str,
+        group: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.rule = rule
+        self.reason = reason
+        self.state_names = tuple(name for name in present if name not in rule.scalars)
+        self.scalar_names = tuple(name for name in present if name in rule.scalars)
+        self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
+        self._program = program
+        self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
+        self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
+        self.order = ANY_ORDER
+        self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
+        # For variants to be traced later: what the options are called, and which of them are flags.
+        self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}
+
+    @property
+    def elementwise(self) -> bool:
+        return self._program is not None
+
+    @property
+    def program(self) -> Program:
+        assert self._program is not None, self.reason
+        return self._program
+
+    @cached_property
+    def scaled(self) -> Traced:
+        """The same under torch.amp.GradScaler. Raises: RuntimeError where the rule is not elementwise."""
+        if not self.elementwise:
+            raise RuntimeError(f"{self.rule.name} does not take scaled gradients: {self.reason}; call scaler.unscale_() first")
+        present = (*self.scalar_names, *self.state_names)
+        return Traced(self.rule, tuple(n for n in self.rule.states if n in present), scaled_program(self.program), "")
+
+    # ---- states ----
+
+    def shapes_of(self, param: torch.Tensor) -> dict[str, torch.Size]:
+        """The shapes of the states that `param` has, but for the 0-dim ones."""
+        return {name: shape for name, (shape, _) in self._made(param).items()}
+
+    def dtypes_of(self, param: torch.Tensor) -> dict[str, torch.dtype]:
+        """The dtypes in which the rule makes the states that `param` has, but for the 0-dim ones."""
+        return {name: dtype for name, (_, dtype) in self._made(param).items()}
+
+    def _made(self, param: torch.Tensor) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        if not self.makers:
+            return dict.fromkeys(self.state_names, (param.shape, param.dtype))
+        key = (param.dtype, *param.shape)
+        known = all(isinstance(size, int) for size in param.shape)  # not those of a tracer
+        if not known or key not in self._specs:
+            meta = torch.empty(param.shape, dtype=param.dtype, device="meta")
+            made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
+            specs = {name: (value.shape, value.dtype) for name, value in made.items() if value is not None}
+            if not known:
+                return specs
+            self._specs[key] = specs
+        return self._specs[key]
+
+    def states_of(self, param: torch.Tensor) -> tuple[str, ...]:
+        """The names of the states that `param` has, but for the 0-dim ones."""
+        return tuple(self.shapes_of(param)) if self.makers else self.state_names
+
+    # ---- the program ----
+
+    @cached_property
+    def scalars(self) -> ScalarPart:
+        return ScalarPart(self.program, self.scalar_names)
+
+    def variant(self, param: torch.Tensor) -> Variant | str:
+        """What to run in passes for a parameter like this one, or the reason why that cannot be."""
+        key = (param.dim(), param.dtype, order_of(param))
+        if key not in self._variants:
+            self._variants[key] = self._make_variant(*key)
+        return self._variants[key]
+
+    def runs(self, param: torch.Tensor) -> Traced | Variant:
+        """What the compiled executor runs for a parameter: this, or where the rule reduces, the variant that fits it."""
+        variant = self if self.elementwise else self.variant(param)
+        assert not isinstance(variant, str), variant
+        return variant
+
+    def _make_variant(self, dims: int, dtype: torch.dtype, order: int) -> Variant | str:
+        if self._group is None:
+            return self.reason
+        probe = torch.empty(tuple(range(2, 2 + dims)), dtype=dtype, device="meta")  # sizes that are all different
+        shapes = self.shapes_of(probe)
+        turned = order == COLUMN_AFTER_COLUMN
+        axes = {name: _axes(tuple(probe.shape), tuple(shape), turned) for name, shape in shapes.items()}
+        strange = [name for name, kept in axes.items() if kept is None]
+        if strange:
+            return f"state {strange[0]} has neither the shape of the parameter nor that of its rows or columns"
+        known = Shape(dims, dtype, tuple((name, kept) for name, kept in axes.items() if kept is not None), turned)
+        try:
+            made = Variant(self.rule, trace(self.rule, self._group, known), self.scalar_names, order)
+        except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
+            return str(error)
+        if order == ANY_ORDER and not made.passes.is_flat:
+            return f"{self.rule.name} reduces over rows or columns, and a parameter lies in memory in neither order"
+        return made
+
+    def eager(self, *, foreach: bool, compute: torch.dtype | None) -> Eager:
+        key = (foreach, compute)
+        if key not in self._eager:
+            self._eager[key] = eager(self.program, foreach=foreach, compute=compute)
+        return self._eager[key]
+
+
+def signature(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a group's options selects the program: flags, and which branching numbers are zero. Numbers do not."""
+    parts: list[Any] = []
+    for name in rule.options:
+        value = 0.0 if name in RESERVED else group[name]
+        if name in rule.branches:
+            parts.append(truthy(value))
+        elif name in rule.static:
+            parts.append((value,))
+        elif isinstance(value, (tuple, list)):
+            parts.append("".join("-" if one is None else "n" for one in value))
+        else:
+            parts.append(None if is_number(value) else (value,))
+    return tuple(parts)
+
+
+def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
+    """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
+    rule = derived(rule, group)
+    key = (rule, signature(rule, group))
+    if key not in _traced:
+        with timed("seconds_tracing"):
+            _traced[key] = _trace(rule, group)
+        STATS.programs_traced += 1
+    return _traced[key]
+
+
+def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
+    present, reason = rule.states_for(group), f"{rule.name} is declared with elementwise=False"
+    if rule.elementwise:
+        try:
+            return Traced(rule, present, trace(rule, group), "")
+        except NotElementwise as error:
+            reason = str(error)
+    return Traced(rule, present, None, reason, dict(group))
+
+
+def _without_value(value: Any) -> Any:
+    """An option for a trace: of a tensor, whether it is zero, so that no cache keeps a tensor alive."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_without_value, value))
+    return float(truthy(value)) if isinstance(value, torch.Tensor) else value
+
+
+def order_of(param: torch.Tensor) -> int:
+    if param.is_contiguous():
+        return ROW_AFTER_ROW
+    return COLUMN_AFTER_COLUMN if param.dim() > 1 and param.transpose(-1, -2).is_contiguous() else ANY_ORDER
+
+
+def _axes(whole: tuple[int, ...], shape: tuple[int, ...], turned: bool) -> int | None:
+    """The axes along which a state varies whose parameter has the shape `whole`, all of different sizes."""
+    if shape == whole:
+        return ELEMENTS
+    kept = [size == full for size, full in zip(shape, whole, strict=False)]
+    if (
+        len(shape) != len(whole)
+        or not all(kept[:-2])
+        or any(size != 1 for size, same in zip(shape, kept, strict=True) if not same)
+    ):
+        return None
+    above, last = (COLUMNS, ROWS) if turned else (ROWS, COLUMNS)
+    return MATRICES | (above if kept[-2:-1] == [True] else 0) | (last if kept[-1] else 0)

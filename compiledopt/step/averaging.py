@@ -1,0 +1,79 @@
+"""Running averages of parameters by the executors of the optimizers: one fused call over a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.backends.cpp.batch import CompiledBatch
+from compiledopt.backends.entries import Entry
+from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.errors import CompileError
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import traced
+from compiledopt.step import choose
+from compiledopt.step.choose import Choice
+
+
+class _FromElsewhere:
+    """What stands in for the gradients: tensors that are given, one for each entry."""
+
+    sources: list[torch.Tensor]
+
+    def _stage(self) -> list[torch.Tensor | None] | None:
+        return list(self.sources)
+
+
+class _Average(_FromElsewhere, CompiledBatch):
+    pass
+
+
+class _DeviceAverage(_FromElsewhere, TritonBatch):
+    pass
+
+
+class Averages:
+    """target ← rule(target, source) over lists of tensors, for as long as they are the same tensors.
+
+    reason: why it cannot be had (a device, dtype or layout), or None.
+    """
+
+    def __init__(self, rule: Rule, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+        self.targets = list(targets)
+        self.group: dict[str, Any] = {"weight": 0.0}
+        self.reason = next((reason for t in self.targets if (reason := _reason(t)) is not None), None)
+        buckets: dict[Any, list[int]] = {}
+        for index, (target, source) in enumerate(zip(targets, sources, strict=True)):
+            buckets.setdefault((target.device, target.dtype, source.dtype), []).append(index)
+        self.parts: list[tuple[list[int], _Average | _DeviceAverage]] = []
+        if self.reason is not None or any(target != source for _, target, source in buckets):
+            self.reason = self.reason or "the average and the model differ in dtype"
+            return
+        program = traced(rule, self.group)
+        try:
+            for indices in buckets.values():
+                entries = [Entry(self.targets[i], {}, 0, program, Choice("compiled", "averaging")) for i in indices]
+                kind = _DeviceAverage if choose.backend(entries[0].param.device) == "triton" else _Average
+                self.parts.append((indices, kind(entries, [self.group])))
+        except CompileError as error:
+            self.reason = str(error)
+
+    def run(self, sources: Sequence[torch.Tensor], weight: float) -> bool:
+        """Update every target. False, with nothing written: they do not fit their sources any more."""
+        self.group["weight"] = weight
+        for indices, batch in self.parts:
+            batch.sources = [sources[i] for i in indices]
+        if not all(batch.prepare() for _, batch in self.parts):
+            return False
+        for _, batch in self.parts:
+            batch.launch()
+            batch.sources = []
+        return True
+
+
+def _reason(tensor: torch.Tensor) -> str | None:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return f"{tensor.dtype} has no kernel"
+    return choose.device_reason(tensor.device) or choose.tensor_reason(tensor)

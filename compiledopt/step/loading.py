@@ -1,0 +1,114 @@
+"""A state that does not fit is refused before anything changes; the first mismatch is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.rules.rule import RESERVED, Rule
+from compiledopt.rules.traced import Traced, traced
+from compiledopt.step.shards import local
+from compiledopt.step.states import scalar_dtype
+
+Group = Mapping[str, Any]
+
+
+def check_groups(rule: Rule, groups: Sequence[Group], owner: str) -> None:
+    """Refuse groups that lack an option of the rule, as those of another optimizer do. Raises: ValueError."""
+    for index, group in enumerate(groups):
+        lacking = [name for name in rule.options if name not in RESERVED and name not in group]
+        if lacking:
+            raise ValueError(
+                f"loaded state dict does not fit {owner}: param_groups[{index}] has no {lacking[0]!r}; it has "
+                f"{sorted(str(key) for key in group if key != 'params')}. Was it saved by another optimizer?"
+            )
+
+
+def check_states(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], owner: str) -> None:
+    """Refuse states that are not what the rule has for a parameter. Raises: ValueError."""
+    number = 0
+    for group in groups:
+        program = traced(rule, group)
+        for param in group["params"]:
+            if state.get(param):
+                _check(program, param, state[param], f"state of parameter {_name(group, param, number)}", owner)
+            number += 1
+
+
+def _name(group: Group, param: torch.Tensor, number: int) -> str:
+    names = group.get("param_names")
+    if names is None:
+        return str(number)
+    return repr(next(name for name, one in zip(names, group["params"], strict=True) if one is param))
+
+
+def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what: str, owner: str) -> None:
+    rule = program.rule
+    wanted = (*program.scalar_names, *program.shapes_of(param))
+    lacking = [name for name in wanted if name not in {*rule.added, *rule.optional, *state}]
+    if lacking:
+        raise ValueError(
+            f"loaded state dict does not fit {owner}: the {what} has no {lacking[0]!r}; it has {sorted(map(str, state))}. "
+            "Was it saved by another optimizer?"
+        )
+    for name, shape in program.shapes_of(param).items():
+        value = state.get(name)
+        if isinstance(value, torch.Tensor) and value.shape != shape:
+            raise ValueError(
+                f"loaded state dict does not fit {owner}: the {what} has {name!r} of shape {tuple(value.shape)}, and the "
+                f"parameter wants {tuple(shape)}"
+            )
+    for name in program.scalar_names:
+        value = state.get(name)
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise ValueError(f"loaded state dict does not fit {owner}: the {what} has {name!r} with {value.numel()} elements")
+
+
+def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
+    """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
+    them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
+    for group, theirs in zip(groups, saved["param_groups"], strict=True):
+        program = traced(rule, group)
+        on_device = group.get("capturable") or group.get("fused")
+        for param, number in zip(group["params"], theirs["params"], strict=True):
+            values, found = state.get(param, {}), saved["state"].get(number, {})
+            for name, dtype in program.dtypes_of(param).items():
+                if isinstance(found.get(name), torch.Tensor) and values[name].dtype != dtype:
+                    values[name] = found[name].to(param.device, dtype)
+            for name in program.scalar_names:
+                value = found.get(name)
+                if isinstance(value, torch.Tensor) and values[name].dtype not in (torch.float32, torch.float64):
+                    values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
+
+
+def tensors_of(state_dict: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """What tells the caller's tensors: their objects' and their memory's addresses."""
+    return {_identity(tensor) for tensor in _leaves(state_dict["state"])}
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(part)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[int, int]:
+    part = local(tensor)
+    return (0, part.data_ptr()) if part.layout is torch.strided and part.numel() and part.data_ptr() else (id(tensor), 0)
+
+
+def own(state: Mapping[Any, Any], theirs: set[tuple[int, int]]) -> None:
+    """Copy what would share memory with the caller's tensors: a step would change those too. Mutates: `state`."""
+    for values in state.values():
+        if isinstance(values, dict):
+            values.update({name: _owned(value, theirs) for name, value in values.items()})
+
+
+def _owned(value: Any, theirs: set[tuple[int, int]]) -> Any:
+    if isinstance(value, list):  # LBFGS keeps its history in lists
+        return [_owned(part, theirs) for part in value]
+    return value.clone() if isinstance(value, torch.Tensor) and _identity(value) in theirs else value

@@ -1,0 +1,103 @@
+"""The states of a parameter: made at its first update, with torch's names, shapes, dtypes and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import Traced
+from compiledopt.step.choose import same_layout
+
+
+def scalar_dtype(group: Mapping[str, Any]) -> torch.dtype:
+    """As torch's _get_scalar_dtype: float32, unless the default dtype is float64."""
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.float64 if wide else torch.float32
+
+
+def is_complete(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> bool:
+    return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.states_of(param)))
+
+
+def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes of the states that are not 0-dim, as they are, or as they will be made."""
+    values = [(state.get(name), made) for name, made in traced.dtypes_of(param).items()]
+    return tuple(value.dtype if isinstance(value, torch.Tensor) else made for value, made in values)
+
+
+class StateMaker:
+    """Makes the missing states of many parameters; `undo` takes them away again if the step fails before it wrote."""
+
+    def __init__(self, state: MutableMapping[torch.Tensor, Any]) -> None:
+        self.state = state
+        self.made: list[tuple[torch.Tensor, str | None]] = []
+        self.spare: dict[tuple[float, torch.dtype, torch.device], list[torch.Tensor]] = {}
+
+    def make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
+        """Fill in what is missing; whether any of the rule's own was. expected: parameters that may follow, with this one."""
+        if param not in self.state:
+            self.made.append((param, None))
+        state = self.state[param]
+        present = {*traced.scalar_names, *traced.states_of(param)}
+        missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
+        for name in missing:
+            self.made.append((param, name))
+            # Made in inference mode, a state could never be written to outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                if name in traced.rule.scalars:
+                    state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
+                elif name in traced.makers:
+                    state[name] = traced.makers[name](param.detach())
+                else:
+                    state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
+        return any(name not in traced.rule.added for name in missing)
+
+    def _scalar(self, value: float, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:
+        """A 0-dim tensor of its own; many are views of one vector, which the launcher reads in fewer cache lines."""
+        on_device = group.get("capturable") or group.get("fused")
+        device = param.device if on_device else torch.device("cpu")
+        if group.get("differentiable"):
+            return torch.full((), value, dtype=scalar_dtype(group), device=device)
+        spare = self.spare.setdefault((value, scalar_dtype(group), device), [])
+        if not spare:
+            spare += torch.full((max(1, expected),), value, dtype=scalar_dtype(group), device=device).unbind()[::-1]
+        return spare.pop()
+
+    def undo(self) -> None:
+        for param, name in reversed(self.made):
+            if name is None:
+                self.state.pop(param, None)
+            elif param in self.state:
+                self.state[param].pop(name, None)
+
+
+def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:
+    """A state shaped like its parameter; sparse where the rule works on sparse gradients as they stand, as torch's."""
+    if rule.sparse == "linear" and param.grad is not None and param.grad.layout is torch.sparse_coo:
+        return torch.zeros_like(param.grad, requires_grad=False)
+    fill = complex(value, value) if param.is_complex() else value
+    return torch.full_like(param, fill, memory_format=torch.preserve_format, requires_grad=False)
+
+
+def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
+    """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
+    for name in traced.states_of(param):
+        value = state[name]
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
+                state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif value.shape != param.shape and not value.is_contiguous():
+                state[name] = value.contiguous()
+
+
+def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
+    """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
+    or some of them want that, as after switching it on between steps."""
+    places = {state[name].device.type for name in traced.scalar_names}
+    if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            for name in traced.scalar_names:
+                state[name] = state[name].to(param.device)
