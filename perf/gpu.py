@@ -32,6 +32,7 @@ ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.eleme
 WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
 LARGE = [(4096, 4096)] * 32  # 2^29 elements
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
+HOST_STEPS = 200  # of which the first quarter warms
 CYCLES = 2e9  # per second, of the fastest GPU
 
 Step = Callable[[], Any]
@@ -181,12 +182,12 @@ def host(measure: Measure) -> Iterator[Row]:
         ours = compiledopt.AdamW(model([(64,)] * 300), compiled=True, capturable=capturable)
         theirs = torch.optim.AdamW(model([(64,)] * 300), fused=True, capturable=capturable)
         times: dict[Any, list[float]] = {theirs: [], ours: []}
-        for number in range(200):
+        for number in range(HOST_STEPS):
             for optimizer, found in times.items():
                 synchronize()
                 begun = time.perf_counter()
                 optimizer.step()
-                if number >= 50:
+                if number >= HOST_STEPS // 4:
                     found.append((time.perf_counter() - begun) * 1e3)
         their, our = (statistics.median(found) for found in times.values())
         note = f"until step() returns, capturable={capturable}"

@@ -26,6 +26,7 @@ def gpu(monkeypatch):
     tiny = [(4, 4), (16,)]
     for name, value in (("DEVICE", "cpu"), ("LARGE", tiny), ("device_ms", milliseconds), ("wall_ms", milliseconds)):
         monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "HOST_STEPS", 1)
     monkeypatch.setattr(gpu, "SHAPES", {name: lambda: tiny for name in gpu.SHAPES})
     yield gpu
     sys.modules.pop("gpu")
