@@ -19,8 +19,8 @@ from compiledopt.algorithms.rmsprop import RMSprop
 from compiledopt.algorithms.rprop import Rprop
 from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
-from compiledopt.around import groups
-from compiledopt.around.groups import ScheduledGroup
+from compiledopt.around import schedule as _schedule
+from compiledopt.around.schedule import ScheduledGroup
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
@@ -64,5 +64,5 @@ ScheduledGroup.__module__ = __name__
 for _part in (schedules.Schedule, schedules._at):
     _part.__module__ = schedules.__name__
 # Pickles of the first edition name these files.
-for _old, _file in (("executors.groups", groups), ("compiler.schedule", schedules)):
+for _old, _file in (("executors.groups", _schedule), ("compiler.schedule", schedules)):
     sys.modules[f"{__name__}.{_old}"] = _file

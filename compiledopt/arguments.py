@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
-from compiledopt.around.derive import CLIP, EMA, asked
+from compiledopt.around.average import EMA
+from compiledopt.around.clip import CLIP
+from compiledopt.around.transformation import check_one_element as check_one_element
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 
@@ -85,36 +87,11 @@ BOUNDS = (LR, EPS, BETA.element(0), BETA.element(1), MOMENTUM, WEIGHT_DECAY)
 
 def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
     """Refuse the first number outside of its bounds, among the options there are. Raises: ValueError in torch's words."""
-    check_tensor_number(options.get("lr"), "lr")
+    check_one_element(options.get("lr"), "lr")
     for bound in bounds:
         if bound.option in options:
             value = options[bound.option]
             bound.check(value if bound.index is None else value[bound.index])
-
-
-def check_extras(options: Mapping[str, Any], rule: Rule | None) -> None:
-    """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
-    wanted = [name for name in (CLIP, EMA) if asked(rule, options, name)]
-    around = [*wanted, "a schedule as lr"] if isinstance(options.get("lr"), Schedule) else wanted
-    if rule is None and around:
-        raise ValueError(f"{around[0]} is for optimizers that are one rule for each parameter, which this one is not")
-    for name in wanted:
-        check_tensor_number(options[name], name)
-    if CLIP in wanted:
-        Bound(CLIP, f"Invalid {CLIP} value").check(options[CLIP])
-    decay = options[EMA] if EMA in wanted else None
-    if decay is not None and not 0.0 <= decay <= 1.0:
-        raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
-    if decay is not None and rule is not None and not rule.elementwise:
-        raise ValueError(
-            f"{EMA} is for rules that are elementwise, {rule.name} is not; use compiledopt.swa_utils.AveragedModel"
-        )
-
-
-def check_tensor_number(value: Any, name: str) -> None:
-    """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"Tensor {name} must be 1-element")
 
 
 # ---- what a signature says ----

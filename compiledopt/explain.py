@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiledopt.backends.cpp.batch import kernel_dtypes
-from compiledopt.backends.cpp.reducing import kernel as passes_kernel
-from compiledopt.backends.eager.rows import compute_in
-from compiledopt.backends.entries import Entry
-from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.batch import Entry
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.source import scalar_source
-from compiledopt.rules.traced import Variant
-from compiledopt.step import choose
 from compiledopt.step.plan import Plan, foresee
-from compiledopt.step.states import future_dtypes
 
 if TYPE_CHECKING:
     from compiledopt.rules.formula import Formula
@@ -153,11 +144,11 @@ def explain(
     entries = foresee(rule, groups, state, plan)
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
-        dtypes = (entry.param.dtype, entry.param.dtype, *future_dtypes(entry.traced, entry.param, entry.state))
+        runs = entry.runs if entry.choice.executor == "compiled" else entry.traced
         capturable = bool(groups[entry.group].get("capturable"))
-        variant = _variant(entry)
-        buckets.setdefault((entry.choice, entry.traced, variant, dtypes, capturable), []).append(entry)
-    parts = [_part(members, v, dtypes, capturable, source) for (_, _, v, dtypes, capturable), members in buckets.items()]
+        key = (entry.choice, entry.choice.backend, entry.traced, runs, entry.dtypes(), capturable)
+        buckets.setdefault(key, []).append(entry)
+    parts = [_part(members, groups[members[0].group], source) for members in buckets.values()]
     total = sum(part.bytes_per_step for part in parts)
     devices = {str(entry.param.device) for entry in entries}
     bandwidth = memory_bandwidth(devices.pop() if len(devices) == 1 and "meta" not in devices else "cpu")
@@ -177,30 +168,15 @@ def explain(
     )
 
 
-def _variant(entry: Entry) -> Variant | None:
-    """What runs in passes, where the rule reduces and is compiled."""
-    runs = entry.runs if entry.choice.executor == "compiled" else None
-    return runs if isinstance(runs, Variant) else None
-
-
-def _part(
-    entries: Sequence[Entry], variant: Variant | None, dtypes: Sequence[torch.dtype], capturable: bool, source: bool
-) -> Part:
+def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> Part:
     first = entries[0]
-    compiled, clipped = first.choice.executor == "compiled", first.traced.is_clipped
-    program = first.traced.program if first.traced.elementwise else None if variant is None else variant.program
+    assert first.choice.backend is not None
+    told, dtypes, clipped = first.choice.backend.describe(entries, group), first.dtypes(), first.traced.is_clipped
     scalar: list[str] = []
     elementwise: list[str] = []
-    for line in program.text.splitlines() if program else []:
+    for line in told.program.text.splitlines() if told.program else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
-    written_out = _formula(program)
-    if variant is not None:
-        text, calls = _passes_source(first, variant), 1
-        moved = variant.passes.bytes_per_element(first.dtypes())
-    else:
-        text, calls = _source_of(entries, dtypes, compiled, capturable) if program else _whole(entries)
-        names, written = _operands(first, dtypes)
-        moved = sum(dtype.itemsize for dtype in names.values()), sum(names[name].itemsize for name in written)
+    written_out = _formula(told.program)
     return Part(
         executor=first.choice.executor,
         reason=first.choice.reason,
@@ -209,22 +185,18 @@ def _part(
         tensors=len(entries),
         elements=sum(entry.param.numel() for entry in entries),
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
-        kernels=int(compiled),
-        passes=len(variant.passes.sweeps) if variant else int(compiled),
-        calls_per_step=calls + clipped,
-        bytes_read_per_element=moved[0] + clipped * dtypes[1].itemsize,
-        bytes_written_per_element=moved[1],
+        kernels=told.kernels,
+        passes=told.passes,
+        calls_per_step=told.calls + clipped,
+        bytes_read_per_element=told.read + clipped * dtypes[1].itemsize,
+        bytes_written_per_element=told.written,
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,
         latex=written_out.latex,
         clipped=clipped,
-        source=text if source else "",
+        source=told.source() if source else "",
     )
-
-
-def _passes_source(entry: Entry, variant: Variant) -> str:
-    return f"{scalar_source(variant.program)}\n\n{passes_kernel(variant, entry.dtypes()).source}"
 
 
 def _formula(program: Program | None) -> Formula:
@@ -233,41 +205,5 @@ def _formula(program: Program | None) -> Formula:
     return formula(program) if program else Formula((), {})
 
 
-def _operands(entry: Entry, dtypes: Sequence[torch.dtype]) -> tuple[dict[str, torch.dtype], list[str]]:
-    """The dtypes of what a step reads that is shaped like the parameter, and the names of what it writes of that."""
-    shapes = {"param": entry.param.shape, "grad": entry.param.shape, **entry.traced.shapes_of(entry.param)}
-    named = dict(zip(("param", "grad", *entry.traced.states_of(entry.param)), dtypes, strict=True))
-    names = {name: dtype for name, dtype in named.items() if shapes.get(name) == entry.param.shape}
-    if entry.traced.elementwise:
-        return names, list(entry.traced.program.tensor_outputs)
-    return names, [name for name in names if name != "grad"]
-
-
-def _whole(entries: Sequence[Entry]) -> tuple[str, int]:
-    """The rule itself, and at least how many calls of it a step makes."""
-    rule = entries[0].traced.rule
-    together = entries[0].choice.executor == "foreach"
-    shapes = {entry.param.shape for entry in entries} if together else entries
-    try:
-        source = inspect.getsource(rule.function)
-    except OSError:  # a function without a file
-        source = rule.place
-    return source, len(shapes)
-
-
 def _steps(entry: Entry) -> tuple[float, ...]:
     return tuple(float(entry.state[name]) for name in entry.traced.scalar_names if name in entry.state)
-
-
-def _source_of(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], compiled: bool, capturable: bool) -> tuple[str, int]:
-    """The generated source, and how many calls a step makes of it: on a GPU at most two, and the scalar part's."""
-    traced = entries[0].traced
-    scalars = scalar_source(traced.program)
-    if compiled:
-        maker = choose.kernels(entries[0].param.device)
-        kernel = maker.kernel(traced.program, kernel_dtypes(dtypes))
-        return f"{scalars}\n\n{kernel.source}", 2 + capturable if maker is triton else 1
-    foreach = entries[0].choice.executor == "foreach"
-    eager = traced.eager(foreach=foreach, compute=compute_in(kernel_dtypes(dtypes)))
-    operations = sum("(" in line for line in eager.source.splitlines()[1:])
-    return f"{scalars}\n\n{eager.source}", operations * (1 if foreach else len(entries))

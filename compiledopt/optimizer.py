@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_extras, description, flags_off
-from compiledopt.around.clipping import Clipping
-from compiledopt.around.derive import CLIP, EMA, SCHEDULE, asked
-from compiledopt.around.groups import Ended, ScheduledGroup, scheduled
-from compiledopt.around.scaling import Scaling
-from compiledopt.around.swapping import averages, swapped
-from compiledopt.backends.cpp.batch import CompiledBatch
-from compiledopt.backends.entries import is_sparse
+from compiledopt import around
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off
+from compiledopt.around.average import averages, swapped
+from compiledopt.around.clip import Clipping
+from compiledopt.around.loss_scale import Scaling
+from compiledopt.around.schedule import SCHEDULE, Ended, ScheduledGroup, schedule_of, scheduled
+from compiledopt.backends.batch import Batch
+from compiledopt.backends.layout import is_sparse, scalar_dtype
 from compiledopt.errors import warn
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
-from compiledopt.rules.traced import traced
+from compiledopt.rules.traced import Traced, traced
 from compiledopt.step import choose
 from compiledopt.step.in_graph import register, step_in_graph
 from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensors_of
 from compiledopt.step.plan import Owner, Plan, foresee
-from compiledopt.step.states import StateMaker, scalar_dtype
+from compiledopt.step.states import StateMaker
 from compiledopt.torch_private import wants_whole_graph, watched_by
 
 StateDict = dict[str, Any]
@@ -39,13 +39,6 @@ _outside_dynamo: list[Callable[[Optimizer], None]] = []
 
 def _remember(optimizer: torch.optim.Optimizer, state_dict: StateDict) -> None:
     optimizer._loading = state_dict  # type: ignore[attr-defined]
-
-
-def _schedule_of(group: dict[str, Any]) -> Schedule | None:
-    """That of a group, also where a number has ended it."""
-    if isinstance(group, ScheduledGroup) and group.ended is not None:
-        return group.ended.schedule
-    return group.get(SCHEDULE)
 
 
 def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
@@ -118,7 +111,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan: Plan | None = None
         self._scaling: Scaling | None = None
         self._clipping: Clipping | None = None
-        self._captured: list[CompiledBatch] = []
+        self._captured: list[Batch] = []
         self._fresh: set[Tensor] = set()
         self._swapped = False
 
@@ -128,7 +121,7 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(state["param_groups"]):
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
-            kept = {name: now[name] for name in (CLIP, EMA, "compiled") if name in now}
+            kept = {name: now[name] for name in (*Extras.__annotations__, "compiled") if name in now}
             for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
             group.update(self.fixed)
@@ -177,7 +170,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
-        check_extras(group, getattr(type(self), "rule", None))
+        around.check(getattr(type(self), "rule", None), group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
@@ -215,7 +208,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self._swapped:
             raise RuntimeError("load_state_dict() within use_ema(): the parameters hold their averages; leave it first")
-        kept = [_schedule_of(group) for group in self.param_groups]
+        kept = [schedule_of(group) for group in self.param_groups]
         # The last of the hooks that may exchange it: torch casts every state to its parameter's dtype, so it is read again.
         handle = self.register_load_state_dict_pre_hook(_remember)
         try:
@@ -328,7 +321,7 @@ class Optimizer(torch.optim.Optimizer):
         waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
         for group in self.param_groups:
             on_device = group.get("capturable") or group.get("fused")
-            if not (group.get("fused") or group.get("compiled")) or not traced(self.rule, group).elementwise:
+            if not (group.get("fused") or group.get("compiled")) or not self._traced(group).elementwise:
                 return False
             for param in group["params"]:
                 if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
@@ -355,7 +348,7 @@ class Optimizer(torch.optim.Optimizer):
         """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""
         maker = StateMaker(self.state)
         for group in self.param_groups:
-            program = traced(self.rule, group)
+            program = self._traced(group)
             for param in group["params"]:
                 if maker.make(program, param, group, len(group["params"])):
                     self._fresh.add(param)
@@ -368,8 +361,11 @@ class Optimizer(torch.optim.Optimizer):
             self._make_plan(scaling, clipping, watched).run()
             self._clipping = clipping
 
+    def _traced(self, group: Mapping[str, Any]) -> Traced:
+        return traced(around.derived(self.rule, group), group)
+
     def _is_clipped(self) -> bool:
-        return any(asked(self.rule, group, CLIP) for group in self.param_groups)
+        return any(self._traced(group).is_clipped for group in self.param_groups)
 
     def _make_plan(self, scaling: Scaling | None, clipping: Clipping | None, watched: str | None = None) -> Plan:
         for index in range(len(self.param_groups)):  # a schedule may have been put into a group by hand
@@ -380,7 +376,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run_new_plan(self, scaling: Scaling | None) -> None:
         if self._plan is not None:  # what captured graphs read must outlive the plan
-            self._captured += [b for b in self._plan.batches if isinstance(b, CompiledBatch) and b.is_captured]
+            self._captured += [batch for batch in self._plan.batches if batch.is_captured]
         self._plan = None
         self._clipping = (self._clipping or Clipping()) if self._is_clipped() else None
         plan = self._plan = self._make_plan(scaling, self._clipping)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_tensor_number
+from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_one_element
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.rule import RESERVED, rule
-from compiledopt.rules.trace import is_number
+from compiledopt.rules.options import RESERVED, is_number
+from compiledopt.rules.rule import rule
 
 Function = Callable[..., Any]
 # The names whose bounds the field agrees on.
@@ -83,6 +83,6 @@ def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         several = isinstance(value, tuple | list)
         for index, one in enumerate(value if several else (value,)):
-            check_tensor_number(one, name)
+            check_one_element(one, name)
             if name in BOUNDS and is_number(one):
                 (BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)

@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.optim import swa_utils as torchs
 from torch.optim.swa_utils import SWALR, update_bn
 
-from compiledopt.around.derive import towards
+from compiledopt.around.average import towards
 from compiledopt.rules.rule import rule
 from compiledopt.step.averaging import Averages
 from compiledopt.torch_private import watched_by

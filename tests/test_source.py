@@ -12,7 +12,7 @@ from compiledopt.backends.eager.foreach import cut
 from compiledopt.backends.inductor import evaluate
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.rule import rule
-from compiledopt.rules.source import eager
+from compiledopt.backends.eager.sequence import eager
 from compiledopt.rules.trace import TraceError, trace
 from compiledopt.rules.traced import traced
 

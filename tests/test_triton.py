@@ -20,7 +20,7 @@ from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tuning
 from compiledopt.rules.program import scalar_program
-from compiledopt.rules.rule import truthy
+from compiledopt.rules.options import truthy
 from compiledopt.rules.traced import traced
 from compiledopt.step.plan import Options
 from compiledopt.step.states import relay, settle_scalars

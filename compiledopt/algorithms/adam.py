@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
-from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack, check_tensor_number
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack, check_one_element
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
@@ -71,7 +71,7 @@ class Adam(Optimizer):
         if not (all(isinstance(b, float) for b in betas) or all(isinstance(b, Tensor) for b in betas)):
             raise ValueError("betas must be either both floats or both Tensors")
         for index in (0, 1):
-            check_tensor_number(betas[index], f"betas[{index}]")
+            check_one_element(betas[index], f"betas[{index}]")
         options["betas"] = tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas)
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from compiledopt.algorithms.line_search import Point, StrongWolfe, divide
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.rule import as_float
+from compiledopt.rules.options import as_float
 
 Closure = Callable[[], Any]
 CURVED = 1e-10  # the least y·s at which a pair enters the history

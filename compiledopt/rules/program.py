@@ -180,23 +180,3 @@ def scalar_program(program: Program) -> Program:
     results = {name: anchored(node) for name, node in program.scalar_outputs.items()}
     inputs = (*(made[node] for node in program.scalars), *(Node("input", (), False, name) for name in columns))
     return Program(f"{program.rule}_scalars", inputs, {**columns, **results})
-
-
-def scaled_program(program: Program) -> Program:
-    """The program for gradients that were multiplied by `grad_scale`, and that changes nothing where `found_inf` is not 0."""
-    scale, found = (Node("input", (), True, name) for name in ("grad_scale", "found_inf"))
-    made: dict[Node, Node] = {node: node for node in program.inputs}
-    for node in program.inputs:
-        if node.name in ("grad", "grad_norm"):
-            made[node] = Node("mul", (node, Node("reciprocal", (scale,), True)), node.scalar)
-    skipped = Node("ne", (found, 0.0), True)
-    old = {node.name: node for node in program.inputs}
-
-    def visit(node: Node) -> Node:
-        if node not in made:
-            args = tuple(visit(arg) if isinstance(arg, Node) else arg for arg in node.args)
-            made[node] = Node(node.op, args, node.scalar, node.name, node.line)
-        return made[node]
-
-    outputs = {n: Node("where", (skipped, old[n], visit(node)), old[n].scalar) for n, node in program.outputs.items()}
-    return Program(f"{program.rule}_scaled", (*program.inputs, scale, found), outputs)

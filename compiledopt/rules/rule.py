@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
+
 Initial = float | str | Callable[[Any], Any]
-# Options that do not come from the group.
-RESERVED = ("first", "dtype", "grad_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,10 @@ class Rule:
         optional = self.optional
         return tuple(name for name in self.states if name not in optional or truthy(group[optional[name]]))
 
+    def read(self, group: Mapping[str, Any]) -> Read:
+        """What a group holds for this rule, typed. Raises: KeyError for an option that is not there."""
+        return read(group, self.options, self.branches, self.static)
+
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
@@ -80,24 +84,6 @@ class Rule:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
-
-
-def as_float(value: Any) -> float:
-    """A number or a tensor of one element as a float."""
-    return float(value.detach() if hasattr(value, "detach") else value)
-
-
-def option(group: Mapping[str, Any], name: str) -> Any:
-    """A number of a group by its name in a program: "lr", "betas[0]"."""
-    plain, _, index = name.partition("[")
-    return group[plain][int(index[:-1])] if index else group[plain]
-
-
-def truthy(value: Any) -> bool:
-    """Whether a number is not zero. A tensor that is not on the host counts as such: its value may change in place, under a
-    captured graph too, and reading it would wait for the device at every step."""
-    place = getattr(value, "device", None)
-    return bool(value != 0) if place is None or place.type == "cpu" else True
 
 
 def _check_meaning(

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from compiledopt.rules.program import Node, Program
-from compiledopt.rules.source import scalar_function
+from compiledopt.rules.scalars import scalar_function
 from compiledopt.rules.trace import Symbol, Tracer
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*"}

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 
 from compiledopt.rules.ops import OPS
+from compiledopt.rules.options import RESERVED, is_number, truthy
 from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
-from compiledopt.rules.rule import RESERVED, Rule, truthy
+from compiledopt.rules.rule import Rule
 
 # Rules pass through these; algorithms/ is an author like any other.
 HERE = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) + os.sep for room in ("rules", "around"))
@@ -281,16 +281,6 @@ for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/=
     setattr(Symbol, f"__{_dunder}__", _mutation(_sign))
 for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
     setattr(Symbol, f"__{_dunder}__", (lambda op: lambda self: self.tracer.apply(op, (self,), {}))(_op))
-
-
-def is_number(value: Any) -> bool:
-    """Whether an option is a number (an entry of the table) rather than a flag (a choice of program). NumPy's are numbers too,
-    and its arrays without dimensions, as for torch."""
-    if type(value) in (float, int):
-        return True
-    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
-        return False
-    return isinstance(value, (torch.Tensor, Real)) or getattr(value, "ndim", None) == 0
 
 
 def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) -> Program:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.around.derive import derived
+from compiledopt.rules.options import STEP_NUMBERS, as_float, truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
     COLUMN_AFTER_COLUMN,
@@ -18,23 +18,15 @@ from compiledopt.rules.program import (
     ROW_AFTER_ROW,
     ROWS,
     Program,
-    scaled_program,
 )
 from compiledopt.rules.reductions import cut
-from compiledopt.rules.rule import RESERVED, Rule, as_float, truthy
-from compiledopt.rules.source import Eager, eager, scalar_function
-from compiledopt.rules.trace import NotElementwise, Shape, is_number, trace
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.scalars import scalar_function
+from compiledopt.rules.trace import NotElementwise, Shape, trace
 from compiledopt.stats import STATS, timed
 
+Numbers = Mapping[str, Any]
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
-
-
-def _reader(name: str) -> Callable[[Mapping[str, Any]], float]:
-    option, _, index = name.partition("[")
-    if index:
-        position = int(index[:-1])
-        return lambda group: as_float(group[option][position])
-    return lambda group: as_float(group[option])
 
 
 class ScalarPart:
@@ -43,23 +35,19 @@ class ScalarPart:
     def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
         self.program = program
         self.scalar_names = scalar_names
-        self._readers = [self._source(node.name) for node in program.scalars]
-
-    def _source(self, name: str) -> tuple[int | None, Callable[[Mapping[str, Any]], float] | None]:
-        """Where a 0-dim input comes from: a position among (first, *scalar states), or an option of the group."""
-        if name == "first":
-            return 0, None
-        if name in self.scalar_names:
-            return 1 + self.scalar_names.index(name), None
-        return None, _reader(name)
+        # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
+        places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
+        self._inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
 
     @cached_property
     def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
         return scalar_function(self.program)
 
-    def __call__(self, group: Mapping[str, Any], row: tuple[float, ...]) -> tuple[list[float], list[float]]:
-        """In float64: (columns, new 0-dim states) for one row: (first, *0-dim states)."""
-        return self._function(*(row[at] if read is None else read(group) for at, read in self._readers))  # type: ignore[index]
+    def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
+        """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states)."""
+        return self._function(
+            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self._inputs]
+        )
 
 
 class Runnable:
@@ -111,7 +99,6 @@ class Traced(Runnable):
         self.scalar_names = tuple(name for name in present if name in rule.scalars)
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
-        self._eager: dict[tuple[bool, torch.dtype | None], Eager] = {}
         self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
         self.axes = (ELEMENTS,) * (2 + len(self.state_names))
         self.order = ANY_ORDER
@@ -127,14 +114,6 @@ class Traced(Runnable):
     def program(self) -> Program:
         assert self._program is not None, self.reason
         return self._program
-
-    @cached_property
-    def scaled(self) -> Traced:
-        """The same under torch.amp.GradScaler. Raises: RuntimeError where the rule is not elementwise."""
-        if not self.elementwise:
-            raise RuntimeError(f"{self.rule.name} does not take scaled gradients: {self.reason}; call scaler.unscale_() first")
-        present = (*self.scalar_names, *self.state_names)
-        return Traced(self.rule, tuple(n for n in self.rule.states if n in present), scaled_program(self.program), "")
 
     # ---- states ----
 
@@ -202,33 +181,10 @@ class Traced(Runnable):
             return f"{self.rule.name} reduces over rows or columns, and a parameter lies in memory in neither order"
         return made
 
-    def eager(self, *, foreach: bool, compute: torch.dtype | None) -> Eager:
-        key = (foreach, compute)
-        if key not in self._eager:
-            self._eager[key] = eager(self.program, foreach=foreach, compute=compute)
-        return self._eager[key]
-
-
-def signature(rule: Rule, group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a group's options selects the program: flags, and which branching numbers are zero. Numbers do not."""
-    parts: list[Any] = []
-    for name in rule.options:
-        value = 0.0 if name in RESERVED else group[name]
-        if name in rule.branches:
-            parts.append(truthy(value))
-        elif name in rule.static:
-            parts.append((value,))
-        elif isinstance(value, (tuple, list)):
-            parts.append("".join("-" if one is None else "n" for one in value))
-        else:
-            parts.append(None if is_number(value) else (value,))
-    return tuple(parts)
-
 
 def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
-    rule = derived(rule, group)
-    key = (rule, signature(rule, group))
+    key = (rule, rule.read(group).flags)
     if key not in _traced:
         with timed("seconds_tracing"):
             _traced[key] = _trace(rule, group)

@@ -7,31 +7,12 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.cpp.batch import CompiledBatch
-from compiledopt.backends.entries import Entry
-from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.batch import Batch, Choice, Context, Entry
+from compiledopt.backends.layout import tensor_reason
+from compiledopt.backends.registry import compiled_for
 from compiledopt.errors import CompileError
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import traced
-from compiledopt.step import choose
-from compiledopt.step.choose import Choice
-
-
-class _FromElsewhere:
-    """What stands in for the gradients: tensors that are given, one for each entry."""
-
-    sources: list[torch.Tensor]
-
-    def _stage(self) -> list[torch.Tensor | None] | None:
-        return list(self.sources)
-
-
-class _Average(_FromElsewhere, CompiledBatch):
-    pass
-
-
-class _DeviceAverage(_FromElsewhere, TritonBatch):
-    pass
 
 
 class Averages:
@@ -47,33 +28,40 @@ class Averages:
         buckets: dict[Any, list[int]] = {}
         for index, (target, source) in enumerate(zip(targets, sources, strict=True)):
             buckets.setdefault((target.device, target.dtype, source.dtype), []).append(index)
-        self.parts: list[tuple[list[int], _Average | _DeviceAverage]] = []
+        self.parts: list[tuple[list[int], Batch]] = []
         if self.reason is not None or any(target != source for _, target, source in buckets):
             self.reason = self.reason or "the average and the model differ in dtype"
             return
         program = traced(rule, self.group)
+        self.context = Context("AveragedModel", [self.group], [rule])
+        self.context.read()
         try:
-            for indices in buckets.values():
+            for (device, *_), indices in buckets.items():
+                backend = compiled_for(device)
+                assert backend is not None
                 entries = [Entry(self.targets[i], {}, 0, program, Choice("compiled", "averaging")) for i in indices]
-                kind = _DeviceAverage if choose.backend(entries[0].param.device) == "triton" else _Average
-                self.parts.append((indices, kind(entries, [self.group])))
+                self.parts.append((indices, backend.batch(entries, self.context)))
         except CompileError as error:
             self.reason = str(error)
 
     def run(self, sources: Sequence[torch.Tensor], weight: float) -> bool:
         """Update every target. False, with nothing written: they do not fit their sources any more."""
         self.group["weight"] = weight
+        self.context.read()
         for indices, batch in self.parts:
             batch.sources = [sources[i] for i in indices]
         if not all(batch.prepare() for _, batch in self.parts):
             return False
         for _, batch in self.parts:
             batch.launch()
-            batch.sources = []
+            batch.sources = None
         return True
 
 
 def _reason(tensor: torch.Tensor) -> str | None:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return f"{tensor.dtype} has no kernel"
-    return choose.device_reason(tensor.device) or choose.tensor_reason(tensor)
+    backend = compiled_for(tensor.device)
+    if backend is None or not backend.takes_sources:
+        return f"there is no compiled executor for averages on {tensor.device.type}"
+    return backend.missing(tensor.device) or tensor_reason(tensor)

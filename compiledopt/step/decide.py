@@ -3,99 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp.batch import MOST_TENSORS, kernel_dtypes
-from compiledopt.backends.cpp.reducing import kernel as passes_kernel
-from compiledopt.backends.entries import Entry, is_sparse, operand_dtypes
-from compiledopt.backends.triton.batch import ready
-from compiledopt.backends.triton.capturable import check_scalars, is_on_device
-from compiledopt.errors import CompileError, warn
-from compiledopt.rules.traced import Traced, Variant
+from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.distributed import is_distributed, local, reason_against
+from compiledopt.backends.eager.backend import CALLS, DIRECT, SEQUENCES, SPARSE
+from compiledopt.backends.layout import NOT_DENSE, is_sparse, tensor_reason
+from compiledopt.backends.registry import compiled_for
+from compiledopt.errors import warn
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step import choose
-from compiledopt.step.choose import Choice
-from compiledopt.step.shards import is_distributed, local, reason_against
+from compiledopt.torch_private import is_known_tracer
 
 
-def decide(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
+def decide(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
     """The executor of a parameter; its kernel is compiled if it is to have one.
 
     Raises: CompileError, where compiled=True or fused=True cannot be had.
     """
-    choice = choose.wanted(group, param.device)
-    special = special_choice(program, group, param)
-    if special is not None:
-        if choice.required:
-            raise choose.refused(choice, special.reason)
-        return special
-    if choice.executor != "compiled":
-        return choice
-    reason = choose.device_reason(param.device) or (reason_against(param) if is_distributed(param) else None)
-    reason = reason or choose.tensor_reason(local(param)) or compile_reason(program, group, param, state)
-    if reason is None:
-        return choice
-    if choice.required:
-        raise choose.refused(choice, reason)
-    if not program.elementwise:
-        return Choice("foreach", reason, fallback=True)
-    if reason == choose.NOT_DENSE:
-        return Choice("for-loop", reason, fallback=True)
-    return choose.eager_choice(param.device, reason, fallback=True)
-
-
-def special_choice(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice | None:
-    """The executor where the rule or the gradient leaves no choice of the kind that `choose` makes."""
-    if is_sparse(param.grad) or not program.rule.dense:
-        return Choice("for-loop", "sparse gradients touch some rows alone")
-    if program.elementwise:
-        return None
     wish = choose.wanted(group, param.device)
-    reason = no_passes(program, group, param) if wish.executor == "compiled" else wish.reason
-    if reason is None:
+    entry = Entry(param, dict(state), 0, traced, wish)
+    choice = _special(entry, group)
+    if choice is None and wish.executor == "compiled":
+        choice = _compiled(entry, group)
+    elif choice is not None and wish.required:
+        raise choose.refused(wish, choice.reason)
+    choice = choice or wish
+    return choice if choice.backend is not None else eagerly(choice, traced, group, param)
+
+
+def eagerly(choice: Choice, traced: Traced, group: Mapping[str, Any], param: torch.Tensor, watched: bool = False) -> Choice:
+    """A choice of an eager executor, with who runs it. watched: whether somebody looks at every operator."""
+    if is_sparse(param.grad) and (watched or not group.get("differentiable")) and traced.elementwise:
+        return replace(choice, backend=SPARSE)
+    on_device = group.get("capturable") and param.device.type != "cpu"
+    if watched or group.get("differentiable") or on_device:
+        return replace(choice, backend=DIRECT)
+    return replace(choice, backend=(SEQUENCES if traced.elementwise else CALLS)[choice.executor])
+
+
+def decide_watched(watched: str, traced: Traced, group: Mapping[str, Any], param: torch.Tensor) -> Choice:
+    """Who looks at operators would miss what native code writes; also where fused=True asks for a kernel, as in torch."""
+    wish = choose.wanted(group, param.device)
+    surprise = wish.executor == "compiled" and not wish.required and not is_known_tracer(watched)
+    choice = Choice("for-loop", f"{watched} is active and looks at every operator", fallback=surprise)
+    return eagerly(choice, traced, group, param, watched=True)
+
+
+def _special(entry: Entry, group: Mapping[str, Any]) -> Choice | None:
+    """The executor where the rule or the gradient leaves no choice of the kind that `choose` makes."""
+    traced, param, wish = entry.traced, entry.param, entry.choice
+    if is_sparse(param.grad) or not traced.rule.dense:
+        return Choice("for-loop", "sparse gradients touch some rows alone")
+    if traced.elementwise:
         return None
+    compiled = wish.executor == "compiled"
+    backend = compiled_for(param.device)
+    reason = wish.reason
+    if compiled:
+        found = f"there is no compiled executor for {param.device.type}" if backend is None else backend.objection(entry, group)
+        if found is None:
+            return None
+        reason = found
     # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
-    surprise = wish.executor == "compiled" and program.rule.elementwise
+    surprise = compiled and traced.rule.elementwise
     loop = group.get("foreach") is False or group.get("differentiable")
     return Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
 
 
-def no_passes(program: Traced, group: Mapping[str, Any], param: torch.Tensor) -> str | None:
-    """Why a rule that is not elementwise does not run in passes, or None where it may."""
-    variant = program.variant(param)
-    if not isinstance(variant, Variant):
-        return variant if program.rule.elementwise else f"{program.reason}: {variant}"
-    if choose.backend(param.device) != "cpp":
-        return f"{program.rule.name} reduces, and such rules are compiled for the CPU alone"
-    if group.get("capturable"):
-        return f"{program.rule.name} reduces, and such rules are not compiled with capturable=True"
-    return f"{program.rule.name} reduces, and a parameter is distributed" if is_distributed(param) else None
+def _compiled(entry: Entry, group: Mapping[str, Any]) -> Choice:
+    """The compiled executor, or what stands in for it. Raises: CompileError where it was asked for by name."""
+    param, wish = entry.param, entry.choice
+    backend = compiled_for(param.device)
+    if backend is None:
+        reason: str | None = f"there is no compiled executor for {param.device.type}"
+    else:
+        reason = backend.missing(param.device) or (reason_against(param) if is_distributed(param) else None)
+        reason = reason or tensor_reason(local(param)) or backend.refusal(entry, group)
+    if reason is None:
+        return replace(wish, backend=backend)
+    if wish.required:
+        raise choose.refused(wish, reason)
+    if not entry.traced.elementwise:
+        return Choice("foreach", reason, fallback=True)
+    if reason == NOT_DENSE:
+        return Choice("for-loop", reason, fallback=True)
+    return choose.eager_choice(param.device, reason, fallback=True)
 
 
-def compile_reason(program: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> str | None:
-    """Compile what a parameter needs, unless it is compiled already; why it cannot be had, or None."""
-    runs = program.runs(param)
-    dtypes = operand_dtypes(program, param, state)
-    if (count := len(dtypes) + len(runs.scalar_names)) > MOST_TENSORS:
-        return f"{program.rule.name} has {count} tensors for each parameter, and at most {MOST_TENSORS} are possible"
-    try:
-        if runs.is_clipped and choose.backend(param.device) == "cpp":
-            cpp.squares_kernel(dtypes[1].to_real())
-        if isinstance(runs, Variant):
-            passes_kernel(runs, dtypes)
-        else:
-            kernel = choose.kernels(param.device).kernel(runs.program, kernel_dtypes(dtypes))
-            if choose.backend(param.device) == "triton":
-                ready(kernel, kernel_dtypes(dtypes), param.device)
-                if is_on_device(program, group, param, state):
-                    check_scalars(program, group, param, state, kernel)
-        cpp.launcher()
-    except CompileError as error:
-        return str(error)
-    return None
+def fall_back(entry: Entry, group: Mapping[str, Any], reason: str) -> None:
+    """Give a parameter an eager executor after all. Raises: CompileError where the compiled one was asked for by name."""
+    if entry.choice.required:
+        raise choose.refused(entry.choice, reason)
+    entry.choice = eagerly(Choice("for-loop", reason, fallback=True), entry.traced, group, entry.param)
 
 
 NAMED = 3  # parameters that a warning names

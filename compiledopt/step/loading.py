@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.rule import RESERVED, Rule
+from compiledopt import around
+from compiledopt.backends.distributed import local
+from compiledopt.backends.layout import scalar_dtype
+from compiledopt.rules.options import RESERVED
+from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
-from compiledopt.step.shards import local
-from compiledopt.step.states import scalar_dtype
 
 Group = Mapping[str, Any]
 
@@ -30,7 +32,7 @@ def check_states(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], 
     """Refuse states that are not what the rule has for a parameter. Raises: ValueError."""
     number = 0
     for group in groups:
-        program = traced(rule, group)
+        program = traced(around.derived(rule, group), group)
         for param in group["params"]:
             if state.get(param):
                 _check(program, param, state[param], f"state of parameter {_name(group, param, number)}", owner)
@@ -70,7 +72,7 @@ def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]
     """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
     them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
     for group, theirs in zip(groups, saved["param_groups"], strict=True):
-        program = traced(rule, group)
+        program = traced(around.derived(rule, group), group)
         on_device = group.get("capturable") or group.get("fused")
         for param, number in zip(group["params"], theirs["params"], strict=True):
             values, found = state.get(param, {}), saved["state"].get(number, {})

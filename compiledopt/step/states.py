@@ -7,25 +7,13 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
-from compiledopt.step.choose import same_layout
-
-
-def scalar_dtype(group: Mapping[str, Any]) -> torch.dtype:
-    """As torch's _get_scalar_dtype: float32, unless the default dtype is float64."""
-    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-    return torch.float64 if wide else torch.float32
 
 
 def is_complete(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> bool:
     return all(isinstance(state.get(name), torch.Tensor) for name in (*traced.scalar_names, *traced.states_of(param)))
-
-
-def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
-    """The dtypes of the states that are not 0-dim, as they are, or as they will be made."""
-    values = [(state.get(name), made) for name, made in traced.dtypes_of(param).items()]
-    return tuple(value.dtype if isinstance(value, torch.Tensor) else made for value, made in values)
 
 
 class StateMaker:
@@ -80,24 +68,3 @@ def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:
         return torch.zeros_like(param.grad, requires_grad=False)
     fill = complex(value, value) if param.is_complex() else value
     return torch.full_like(param, fill, memory_format=torch.preserve_format, requires_grad=False)
-
-
-def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
-    """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
-    for name in traced.states_of(param):
-        value = state[name]
-        with torch.inference_mode(False), torch.no_grad():  # as in `make`
-            if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
-                state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
-            elif value.shape != param.shape and not value.is_contiguous():
-                state[name] = value.contiguous()
-
-
-def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
-    """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
-    or some of them want that, as after switching it on between steps."""
-    places = {state[name].device.type for name in traced.scalar_names}
-    if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
-        with torch.inference_mode(False), torch.no_grad():  # as in `make`
-            for name in traced.scalar_names:
-                state[name] = state[name].to(param.device)

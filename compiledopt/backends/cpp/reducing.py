@@ -8,7 +8,7 @@ from array import array
 import torch
 
 from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp.batch import CompiledBatch
+from compiledopt.backends.cpp.batch import CppBatch
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.rules.program import REDUCTIONS
 from compiledopt.rules.traced import Variant
@@ -36,7 +36,7 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
     return array("q", words)
 
 
-class PassesBatch(CompiledBatch):
+class ReducingBatch(CppBatch):
     """Parameters that share a variant of a rule and dtypes."""
 
     def _plan(self) -> object:

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.eager.rows import HALF, EagerBatch
+from compiledopt.backends.batch import Context, Entry
+from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.eager.rows import EagerBatch
 from compiledopt.backends.eager.stacked import given_to
-from compiledopt.backends.entries import Entry, as_real, check_gradient, check_state, is_sparse
 from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
+from compiledopt.rules.options import is_number
 from compiledopt.rules.program import Node, Program
-from compiledopt.rules.rule import option
-from compiledopt.rules.trace import is_number, named
+from compiledopt.rules.trace import named
 
 
 class DirectBatch(EagerBatch):
@@ -27,10 +29,12 @@ class DirectBatch(EagerBatch):
             grad, traced = entry.param.grad, entry.traced
             if grad is None:
                 continue
-            check_gradient(traced, entry.param, grad, self.owner)
+            check_gradient(traced, entry.param, grad, self.context.owner)
             if is_sparse(grad):
-                raise RuntimeError(f"{self.owner} does not support sparse gradients with `differentiable` or `capturable`")
-            check_state(entry, self.owner)
+                raise RuntimeError(
+                    f"{self.context.owner} does not support sparse gradients with `differentiable` or `capturable`"
+                )
+            check_state(entry, self.context.owner)
             if "step" in traced.scalar_names and entry.state["step"].requires_grad:
                 raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
             if entry.param.is_leaf and entry.param.requires_grad and self._differentiable(entry):
@@ -44,7 +48,7 @@ class DirectBatch(EagerBatch):
     def launch(self) -> None:
         for entry in self.pending:
             with torch.set_grad_enabled(self._differentiable(entry)):
-                results = _by_program(entry, self.groups) if entry.traced.elementwise else _by_rule(entry, self.groups)
+                results = _by_program(entry, self.context) if entry.traced.elementwise else _by_rule(entry, self.context)
                 for name, result in results.items():
                     target = as_real(entry.param if name == "param" else entry.state[name])
                     target.copy_(result.reshape(target.shape))
@@ -52,30 +56,27 @@ class DirectBatch(EagerBatch):
         self.pending = []
 
     def _differentiable(self, entry: Entry) -> bool:
-        return bool(self.groups[entry.group].get("differentiable"))
+        return bool(self.context.groups[entry.group].get("differentiable"))
 
 
-Groups = Any
-
-
-def _by_program(entry: Entry, groups: Groups) -> dict[str, torch.Tensor]:
+def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     """The new values of an elementwise rule, by its program."""
-    program, group = entry.traced.program, groups[entry.group]
+    program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
     tensors = [as_real(operands[node.name]) for node in program.tensors]
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     tensors = [tensor.to(wide, copy=True) for tensor in tensors]
-    given = {node: _scalar_input(entry, group, node.name) for node in program.scalars}
+    given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
     columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
     results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 
-def _scalar_input(entry: Entry, group: Mapping[str, Any], name: str) -> Any:
+def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
     if name == "first":
         return float(entry.first)
-    value = entry.state[name] if name in entry.traced.scalar_names else option(group, name)
+    value = entry.state[name] if name in entry.traced.scalar_names else context.number(entry.group, name)
     return _wide(value) if isinstance(value, torch.Tensor) else float(value)
 
 
@@ -105,9 +106,9 @@ def _on(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> t
     return torch.full((), float(value), dtype=dtype, device=device)
 
 
-def _by_rule(entry: Entry, groups: Groups) -> dict[str, torch.Tensor]:
+def _by_rule(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     """The new values of any other rule, by calling it."""
-    rule, traced, given = entry.traced.rule, entry.traced, given_to(entry, groups[entry.group])
+    rule, traced, given = entry.traced.rule, entry.traced, given_to(entry, context)
     plain = rule.static | rule.branches  # a branch on a float reads nothing
     options = {name: given[name] if name in plain else _as_option(given[name]) for name in rule.options}
     known = {*traced.scalar_names, *traced.states_of(entry.param)}

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 
 from compiledopt.backends.eager.rows import EagerBatch, Row, bytes_of
+from compiledopt.backends.eager.sequence import eager
 
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
 # On the CPU a list is a loop anyway, and what stays in the cache is faster: 27 ms with LIMIT and 13 ms with this one for
@@ -19,13 +20,13 @@ class ForeachBatch(EagerBatch):
     executor = "foreach"
 
     def room(self, row: Row) -> int:
-        temporaries = row.traced.eager(foreach=True, compute=row.compute).temporaries
+        temporaries = eager(row.traced.program, foreach=True, compute=row.compute).temporaries
         chunks = pairwise(self._bounds(row, temporaries))
         return temporaries * max((sum(map(bytes_of, row.params[begin:end])) for begin, end in chunks), default=0)
 
     def update(self) -> None:
         for row in self.rows:
-            sequence = row.traced.eager(foreach=True, compute=row.compute)
+            sequence = eager(row.traced.program, foreach=True, compute=row.compute)
             bounds, lists = self._bounds(row, sequence.temporaries), row.tensors()
             for begin, end in pairwise(bounds):
                 whole = end - begin == len(row.params)

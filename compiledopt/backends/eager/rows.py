@@ -7,17 +7,16 @@ as lists, and the next step compares lists: 0.4 µs.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
 import torch
 
-from compiledopt.around.clipping import Measured
-from compiledopt.backends.entries import Entry, as_real, check_gradient, check_state, is_sparse
+from compiledopt.backends.batch import Batch, Context, Entry
+from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.inductor import compute_dtype
-
-HALF = (torch.float16, torch.bfloat16)
+from compiledopt.backends.layout import HALF, as_real, is_sparse
 
 
 class Row:
@@ -75,9 +74,9 @@ class Row:
             return False
         return True
 
-    def evaluate(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def evaluate(self, context: Context) -> None:
         row = (float(self.first), *self.values)
-        self.columns, self.fresh = self.traced.scalars(groups[self.group], row)
+        self.columns, self.fresh = self.traced.scalars(context.numbers[self.group], context.step, row)
 
     def tensors(self) -> list[list[torch.Tensor]]:
         """The operands as lists, in the program's order; complex ones as two reals."""
@@ -96,16 +95,15 @@ class Row:
         self.first = False
 
 
-class EagerBatch(Measured):
+class EagerBatch(Batch):
     """Parameters that an eager executor updates with the sequence derived from their programs."""
 
     executor = "for-loop"
     sparse = False  # whether its gradients are
 
-    def __init__(self, entries: list[Entry], groups: Sequence[Mapping[str, Any]], owner: str) -> None:
+    def __init__(self, entries: list[Entry], context: Context) -> None:
         self.entries = entries
-        self.groups = groups
-        self.owner = owner
+        self.context = context
         self.rows: list[Row] = []
         self.idle: list[torch.Tensor] = []  # parameters that had no gradient when the rows were made
 
@@ -115,7 +113,7 @@ class EagerBatch(Measured):
         if not kept and not self._make_rows():
             return False
         for row in self.rows:
-            row.evaluate(self.groups)
+            row.evaluate(self.context)
             if row.room is None:
                 row.room = self.room(row)
             reserve(row.room, row.devices[0])
@@ -139,8 +137,8 @@ class EagerBatch(Measured):
                 continue
             if is_sparse(grad) is not self.sparse:
                 return False
-            check_gradient(traced, param, grad, self.owner)
-            check_state(entry, self.owner)
+            check_gradient(traced, param, grad, self.context.owner)
+            check_state(entry, self.context.owner)
             dtypes = (param.dtype, grad.dtype, *[state[name].dtype for name in traced.state_names])
             values = tuple([state[name].item() for name in traced.scalar_names])
             key = (traced, entry.group, entry.first, param.device, dtypes, values)
@@ -154,10 +152,7 @@ class EagerBatch(Measured):
 
     def renew(self) -> None:
         for row in self.rows:
-            row.evaluate(self.groups)
-
-    def refresh(self) -> None:
-        """Nothing is on the device."""
+            row.evaluate(self.context)
 
     def launch(self) -> None:
         with torch.no_grad():

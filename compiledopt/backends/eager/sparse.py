@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.batch import Entry
 from compiledopt.backends.eager.rows import EagerBatch, Row
-from compiledopt.backends.entries import Entry
+from compiledopt.backends.eager.sequence import eager
 
 
 class SparseBatch(EagerBatch):
@@ -17,12 +18,12 @@ class SparseBatch(EagerBatch):
     def prepare(self) -> bool:
         for entry in self.entries:
             if entry.param.grad is not None:
-                check_decay(entry, self.groups[entry.group], self.owner)
+                check_decay(entry, self.context.groups[entry.group], self.context.owner)
         return super().prepare()
 
     def update(self) -> None:
         for row in self.rows:
-            function = row.traced.eager(foreach=False, compute=row.compute).function
+            function = eager(row.traced.program, foreach=False, compute=row.compute).function
             update = update_rows if row.traced.rule.sparse == "rows" else _update_whole
             for tensors in zip(*row.tensors(), strict=True):
                 update(function, row, *tensors)

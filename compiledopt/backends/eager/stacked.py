@@ -3,21 +3,23 @@ saves calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from compiledopt.around.clipping import Measured
+from compiledopt.backends.batch import Batch, Context, Entry
+from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.distributed import is_distributed, put, whole
 from compiledopt.backends.eager.foreach import LIMIT, cut
-from compiledopt.backends.eager.rows import HALF, bytes_of, reserve
+from compiledopt.backends.eager.rows import bytes_of, reserve
 from compiledopt.backends.eager.trial import can_stack, try_rule
-from compiledopt.backends.entries import Entry, check_gradient, check_state
-from compiledopt.rules.rule import Rule, as_float
-from compiledopt.rules.trace import is_number, named
+from compiledopt.backends.layout import HALF
+from compiledopt.rules.options import as_float, is_number
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
-from compiledopt.step.shards import is_distributed, put, whole
 
 TEMPORARIES = 4  # of a parameter's size, that a rule is expected to hold at once
 # On the CPU, stacks of sixteen 256 × 256 matrices: longer ones leave the cache, shorter ones waste calls.
@@ -30,13 +32,13 @@ CPU_ALONE = 2**20
 class Stack:
     """Parameters of one shape, with the same dtypes, options and 0-dim states."""
 
-    def __init__(self, entry: Entry, group: Mapping[str, Any], values: Sequence[float]) -> None:
+    def __init__(self, entry: Entry, context: Context, values: Sequence[float]) -> None:
         self.traced: Traced = entry.traced
         self.entries: list[Entry] = []
         rule, param = self.traced.rule, entry.param
         self.names = ("param", "grad", *self.traced.states_of(param))
         self.scalars = {name: number(float(value)) for name, value in zip(self.traced.scalar_names, values, strict=True)}
-        given = given_to(entry, group)
+        given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -96,12 +98,16 @@ class Stack:
                 torch._foreach_copy_(homes, values)
 
 
-class WholeBatch(Measured):
+class StackedBatch(Batch):
     """Parameters whose rule is not elementwise. stack: whether to run those of one shape as one."""
 
-    def __init__(self, entries: list[Entry], groups: Sequence[Mapping[str, Any]], owner: str, stack: bool) -> None:
-        self.entries, self.groups, self.owner, self.stack = entries, groups, owner, stack
-        self.executor = "foreach" if stack else "for-loop"
+    executor = "foreach"
+
+    stack = True
+
+    def __init__(self, entries: list[Entry], context: Context) -> None:
+        self.entries = entries
+        self.context = context
         self.checked: dict[tuple[Any, ...], bool] = {}
 
     def prepare(self) -> bool:
@@ -111,14 +117,14 @@ class WholeBatch(Measured):
             param, grad, traced = entry.param, entry.param.grad, entry.traced
             if grad is None:
                 continue
-            check_gradient(traced, param, grad, self.owner)
-            check_state(entry, self.owner)
+            check_gradient(traced, param, grad, self.context.owner)
+            check_state(entry, self.context.owner)
             values = tuple(float(entry.state[name]) for name in traced.scalar_names)
             dtypes = (param.dtype, grad.dtype, *[entry.state[name].dtype for name in traced.states_of(param)])
             shape = (traced, entry.group, param.shape, param.device, dtypes)
             key = (*shape, entry.first, values)
             if key not in stacks:
-                stacks[key] = Stack(entry, self.groups[entry.group], values)
+                stacks[key] = Stack(entry, self.context, values)
             stacks[key].entries.append(entry)
             if shape not in self.checked:
                 self.checked[shape] = stacks[key].check()
@@ -131,10 +137,7 @@ class WholeBatch(Measured):
 
     def renew(self) -> None:
         for stack, _ in self.work:
-            stack.options["grad_norm"] = number(self.groups[stack.entries[0].group]["grad_norm"])
-
-    def refresh(self) -> None:
-        """Nothing is on the device."""
+            stack.options["grad_norm"] = number(self.context.step["grad_norm"])
 
     def launch(self) -> None:
         with torch.no_grad():
@@ -146,9 +149,17 @@ class WholeBatch(Measured):
         self.work = []
 
 
-def given_to(entry: Entry, group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rule called on tensors reads its options from: those of the group, and the two that are the parameter's."""
-    own = {"first": float(entry.first), "dtype": entry.param.dtype}
+class OneByOneBatch(StackedBatch):
+    """The same without stacks."""
+
+    executor = "for-loop"
+    stack = False
+
+
+def given_to(entry: Entry, context: Context) -> dict[str, Any]:
+    """What a rule called on tensors reads its options from: the group, the step, and what is the parameter's own."""
+    own = {**context.step, "first": float(entry.first), "dtype": entry.param.dtype}
+    group = context.groups[entry.group]
     return {name: own[name] if name in own else group[name] for name in entry.traced.rule.options}
 
 

@@ -8,21 +8,20 @@ for memory: a launch writes.
 from __future__ import annotations
 
 from array import array
-from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from compiledopt.around.clipping import sum_of_squares
-from compiledopt.backends.cpp.batch import CompiledBatch, kernel_dtypes
+from compiledopt.backends.gathered import GatheredBatch
+from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.tuning import DEFAULT, Config, config
 from compiledopt.errors import CompileError
+from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
-from compiledopt.rules.rule import as_float
 
 # What a kernel is timed on: far more than the caches hold, and longer on the device than a launch takes on the host.
 SCRATCH = 1 << 29  # bytes, of all tensors together
@@ -268,14 +267,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class TritonBatch(CompiledBatch):
+class TritonBatch(GatheredBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
 
     def _plan(self) -> Any:
         self._make_tables()
-        if self.is_clipped:  # the host does not know the norm, so it fills in another
-            self.norm = self.groups[0]["grad_norm"]
-            self.groups = [ChainMap({"grad_norm": 1.0}, group) for group in self.groups]  # type: ignore[arg-type]
         return self._native_plan(0, self.dtypes)
 
     def _make_tables(self) -> None:
@@ -305,8 +301,9 @@ class TritonBatch(CompiledBatch):
         self.columns = self._columns()
         self._clip(self.columns.view(len(self.rows), self.triton.columns))
 
-    def squares(self) -> torch.Tensor | float:
-        return sum_of_squares(self.entries)
+    def _step_numbers(self) -> Mapping[str, Any]:
+        """The host does not know the norm, so it fills in another."""
+        return {**self.context.step, "grad_norm": 1.0} if self.is_clipped else self.context.step
 
     def _columns(self) -> torch.Tensor:
         """What the kernel reads of the table, on the device."""
@@ -319,8 +316,9 @@ class TritonBatch(CompiledBatch):
         """Put what depends on the norm, which only the device knows, into its column."""
         for column, node in enumerate(self.traced.program.columns):
             if depends_on(node, "grad_norm"):
-                bounds = [as_float(self.groups[group]["max_grad_norm"]) for group, *_ in self.rows]
-                given = {"max_grad_norm": upload(bounds, self.device, torch.float64), "grad_norm": self.norm}
+                bounds = [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+                norm = self.context.step["grad_norm"]
+                given = {"max_grad_norm": upload(bounds, self.device, torch.float64), "grad_norm": norm}
                 table[:, column].copy_(value_of(node, given), non_blocking=True)
 
     def _run(self) -> None:

@@ -13,8 +13,9 @@ from typing import Any, TypeGuard
 
 import torch
 
-from compiledopt.backends.cpp.batch import READY
-from compiledopt.backends.entries import Entry
+from compiledopt.backends.batch import Context
+from compiledopt.backends.gathered import READY
+from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import (
     FIRST,
@@ -28,13 +29,12 @@ from compiledopt.backends.triton.batch import (
     used_on_this_stream,
 )
 from compiledopt.backends.triton.tuning import DEFAULT, Config
+from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
-from compiledopt.rules.rule import as_float, option
 from compiledopt.rules.traced import Traced, Variant
-from compiledopt.step.states import scalar_dtype
 
 ROWS = 128  # rows per block of the scalar kernel
-# What the library keeps on the device itself, beside the numbers of the groups: clipping.py and scaling.py.
+# What the library keeps on the device itself, beside the numbers of the groups: around/clip.py and around/loss_scale.py.
 KEPT = {"grad_norm": torch.float64, "grad_scale": torch.float32, "found_inf": torch.float32}
 Key = tuple[Any, ...]
 
@@ -51,15 +51,11 @@ def option_names(traced: Traced | Variant) -> list[str]:
     return [node.name for node in traced.program.scalars if node.name not in traced.scalar_names]
 
 
-def option_dtypes(entry: Entry, group: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
-    return dtypes_of(entry.traced, group, entry.param.device)
-
-
-def dtypes_of(traced: Traced | Variant, group: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
     found = []
     for name in option_names(traced):
-        value = None if name == "first" or name in KEPT else option(group, name)
+        value = None if name == "first" or name in KEPT else numbers[name]
         found.append(value.dtype if lives_on(value, device) else KEPT.get(name, torch.float64))
     return tuple(found)
 
@@ -82,7 +78,8 @@ def check_scalars(
     """Make the kernel of the scalar part that a parameter will need. Raises: CompileError."""
     states = [state.get(name) for name in traced.scalar_names]
     dtypes = [value.dtype if isinstance(value, torch.Tensor) else scalar_dtype(group) for value in states]
-    scalars_kernel(traced, dtypes, dtypes_of(traced, group, param.device), kernel, param.device)
+    options = option_dtypes(traced, traced.rule.read(group).numbers, param.device)
+    scalars_kernel(traced, dtypes, options, kernel, param.device)
 
 
 def scalars_kernel(
@@ -127,15 +124,15 @@ def launch_rows(kernel: triton.TritonKernel, addresses: torch.Tensor, count: int
 class Mirror:
     """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
 
-    def __init__(self, groups: Mapping[int, Mapping[str, Any]], names: Sequence[str], device: torch.device) -> None:
-        self.groups, self.device = groups, device
+    def __init__(self, context: Context, groups: Sequence[int], names: Sequence[str], device: torch.device) -> None:
+        self.context, self.groups, self.device = context, groups, device
         self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
         self.known: bytes | None = None
         self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
 
     def _options(self) -> Iterator[tuple[int, Any]]:
         for (group, name), place in self.places.items():
-            yield place, option(self.groups[group], name)
+            yield place, self.context.number(group, name)
 
     def tensors(self) -> list[tuple[int, torch.Tensor]]:
         """The numbers that the host does not read, with the places that they would have."""
@@ -169,7 +166,7 @@ class Mirror:
                 self.table[place].copy_(value.detach().reshape(()), non_blocking=True)
 
     def address(self, group: int, name: str, first: bool) -> int:
-        value = None if name == "first" else option(self.groups[group], name)
+        value = None if name == "first" else self.context.number(group, name)
         if lives_on(value, self.device):
             return value.data_ptr()
         return self.table.data_ptr() + 8 * (len(self.places) + first if name == "first" else self.places[group, name])
@@ -180,19 +177,23 @@ class CapturableBatch(TritonBatch):
 
     def _plan(self) -> Any:
         self._make_tables()
-        used = {entry.group: self.groups[entry.group] for entry in self.entries}
-        self.options = option_dtypes(self.entries[0], used[self.entries[0].group])
+        used = list(dict.fromkeys(entry.group for entry in self.entries))
+        self.options = self._option_dtypes(used[0])
         self.scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
-        self.mirror = Mirror(used, [name for name in option_names(self.traced) if name != "first"], self.device)
+        self.mirror = Mirror(self.context, used, [name for name in option_names(self.traced) if name != "first"], self.device)
         self.key: Key = ()
         self.order, self.count = b"", 0
         self.columns = self.addresses = self.later = upload(b"", self.device)
         self.captured: list[Any] = []
         return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
 
+    def _option_dtypes(self, group: int) -> tuple[torch.dtype, ...]:
+        return option_dtypes(self.traced, self.context.numbers[group], self.device)
+
     def refresh(self) -> None:
         if is_capturing(self.device):
             raise RuntimeError("refresh() during a CUDA graph capture: call it before, and between replays")
+        self.context.read()
         self.mirror.refresh(self.is_captured)
 
     @property
@@ -202,7 +203,7 @@ class CapturableBatch(TritonBatch):
     def prepare(self) -> bool:
         """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
         plan no longer fits, as where a number that was a float is a tensor on the device by now."""
-        ready = all(option_dtypes(self.entries[0], group) == self.options for group in self.mirror.groups.values())
+        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
         if ready:
             staged = self._stage()
             ready = self.native.gather(None, torch.get_num_threads(), staged) == READY

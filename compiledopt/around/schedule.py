@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
 import torch
 
-from compiledopt.around.derive import SCHEDULE
+from compiledopt.around.transformation import Transformation, named, results
+from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
+
+SCHEDULE = "lr_schedule"
+
+
+class ScheduledRate(Transformation):
+    """lr ← schedule(step), from the rule's own step count, or one that is added."""
+
+    def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
+        schedule = group.get(SCHEDULE)
+        if schedule is None and SCHEDULE not in group and isinstance(group.get("lr"), Schedule):  # put there by hand
+            schedule = group["lr"]
+        return schedule
+
+    def check(self, rule: Rule | None, group: Mapping[str, Any]) -> None:
+        if rule is None and isinstance(group.get("lr"), Schedule):
+            raise ValueError("a schedule as lr is for optimizers that are one rule for each parameter, which this one is not")
+
+    def derive(self, rule: Rule, wanted: Schedule) -> Rule:
+        return _scheduled(rule, wanted)
 
 
 class HasState(Protocol):
@@ -106,6 +126,13 @@ class ScheduledGroup(dict[str, Any]):
         return ScheduledGroup, (dict(self),)
 
 
+def schedule_of(group: Mapping[str, Any]) -> Schedule | None:
+    """That of a group, also where a number has ended it."""
+    if isinstance(group, ScheduledGroup) and group.ended is not None:
+        return group.ended.schedule
+    return group.get(SCHEDULE)
+
+
 def _caller() -> str:
     """The first frame that is not the library's."""
     frame = sys._getframe(2)
@@ -120,3 +147,24 @@ def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: HasState) ->
     made = ScheduledGroup({**group, "lr": schedule(0), SCHEDULE: schedule})
     made.owner = ref(optimizer)
     return made
+
+
+def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
+    """lr ← schedule(step), from the rule's own step count, or one that is added."""
+    counts = "step" in rule.scalars
+    at = rule.states.index("step") if counts else len(rule.states)
+    options = tuple(name for name in rule.options if name != "lr")
+
+    def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+        step = states[at]
+        own = states if counts else states[:-1]
+        new = results(rule, param, grad, own, {**options, "lr": schedule.function(step)})
+        return new if counts else (*new, step + 1)
+
+    if counts:
+        return named(replace(rule, function=scheduled, options=options), rule)
+    scalars = rule.scalars | {"step"}
+    added = rule.added | {"step"}
+    return named(
+        replace(rule, function=scheduled, options=options, states=(*rule.states, "step"), scalars=scalars, added=added), rule
+    )

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+
+from compiledopt.around.transformation import Transformation, named, results
+from compiledopt.rules.ops import apply
+from compiledopt.rules.rule import Rule
+
+SCALE, FOUND = "grad_scale", "found_inf"
+
+
+class LossScaled(Transformation):
+    """g ← g / grad_scale, and every result stays as it was where found_inf is not 0. A step has it, no group asks for it."""
+
+    def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
+        return None
+
+    def derive(self, rule: Rule, wanted: Any) -> Rule:
+        def scaled(param: Any, grad: Any, *states: Any, grad_scale: Any, found_inf: Any, **options: Any) -> tuple[Any, ...]:
+            share = 1.0 / grad_scale
+            if "grad_norm" in options:
+                options["grad_norm"] = options["grad_norm"] * share
+            new = results(rule, param, grad * share, states, options)
+            skipped = found_inf != 0.0
+            kept = zip((param, *states), new, strict=True)
+            return tuple(None if old is None else apply("where", skipped, old, value) for old, value in kept)
+
+        return named(replace(rule, function=scaled, options=(*rule.options, SCALE, FOUND)), rule)
 
 
 class Scaling:
@@ -34,7 +59,3 @@ class Scaling:
                     values[name].fill_(without)
                 else:
                     values[name].copy_(value.reshape(()), non_blocking=True)
-
-    def views(self, groups: Sequence[Mapping[str, Any]], device: torch.device) -> list[Mapping[str, Any]]:
-        """The groups, as if these two were options of theirs."""
-        return [ChainMap(self.on(device), group) for group in groups]  # type: ignore[arg-type]

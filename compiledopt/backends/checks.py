@@ -1,49 +1,13 @@
-"""One parameter in a step, and the checks that come before any write."""
+"""The checks of a parameter that come before any write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
+from compiledopt.backends.batch import Entry
+from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, Variant
-from compiledopt.step.choose import Choice
-from compiledopt.step.states import future_dtypes
-
-
-def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
-    """Of a parameter, its gradient, and its states as they are or will be made."""
-    grad = param if param.grad is None else param.grad
-    return (param.dtype, grad.dtype, *future_dtypes(traced, param, state))
-
-
-@dataclass(eq=False)
-class Entry:
-    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
-
-    param: torch.Tensor
-    state: MutableMapping[str, Any]
-    group: int
-    traced: Traced
-    choice: Choice
-    first: bool = False
-    whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
-
-    @property
-    def runs(self) -> Traced | Variant:
-        """What the compiled executor runs for it."""
-        return self.traced.runs(self.param)
-
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """Of the operands of `runs`; of states that are not made yet, what they will be."""
-        return operand_dtypes(self.traced, self.param, self.state)
-
-
-def is_sparse(grad: torch.Tensor | None) -> bool:
-    return grad is not None and grad.layout is not torch.strided
+from compiledopt.rules.traced import Traced
 
 
 def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
@@ -102,8 +66,3 @@ def check_state(entry: Entry, owner: str) -> None:
         value = entry.state.get(name)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             raise RuntimeError(f"{owner}: state {name!r} must be a tensor of one element, got {value!r}")
-
-
-def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """A complex tensor as twice as many reals, sharing memory unless it is lazily conjugated, as a gradient may be."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

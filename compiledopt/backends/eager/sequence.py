@@ -1,4 +1,4 @@
-"""program → Python: the scalar part as a function of floats, the elementwise part as an in-place sequence.
+"""program → Python: the elementwise part as an in-place sequence of torch's operations.
 
 The eager executors must cost no more than torch's hand-written loops, so the sequence is derived here: products are folded
 into add(alpha=), addcmul and addcdiv, and an operation whose operand dies writes into it. One derivation serves the
@@ -9,43 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.program import Argument, Node, Program, node_args
-
-
-def _literal(value: float) -> str:
-    return repr(value) if value == value and abs(value) != float("inf") else f"float({str(value)!r})"
-
-
-# ---- the scalar part ----
-
-
-def scalar_source(program: Program) -> str:
-    """A function of the 0-dim inputs, in the order of `program.scalars`, to ([columns], [new 0-dim states])."""
-    names: dict[Node, str] = {node: f"a{i}" for i, node in enumerate(program.scalars)}
-    lines = [f"def scalars({', '.join(names.values())}):  # {', '.join(node.name for node in program.scalars)}"]
-    for node in program.scalar_part:
-        args = [names[arg] if isinstance(arg, Node) else _literal(arg) for arg in node.args]
-        infix = OPS[node.op].infix
-        value = f"{args[0]} {infix} {args[1]}" if infix else f"{node.op}({', '.join(args)})"
-        names[node] = f"s{len(lines)}"
-        lines.append(f"    {names[node]} = {value}")
-    columns = ", ".join(names[node] for node in program.columns)
-    states = ", ".join(names[node] for node in program.scalar_outputs.values())
-    return "\n".join([*lines, f"    return [{columns}], [{states}]"])
-
-
-def scalar_function(program: Program) -> Callable[..., tuple[list[float], list[float]]]:
-    namespace: dict[str, Any] = {name: op.number for name, op in OPS.items()}
-    exec(compile(scalar_source(program), f"<scalar part of {program.rule}>", "exec"), namespace)
-    return namespace["scalars"]  # type: ignore[no-any-return]
-
-
-# ---- the elementwise part, eagerly ----
+from compiledopt.rules.scalars import literal
 
 
 def select(condition: float, a: Any, b: Any) -> torch.Tensor:
@@ -205,7 +176,7 @@ class _Sequence:
     def argument(self, arg: Argument) -> str:
         if isinstance(arg, Node):
             return self.columns[arg] if arg.scalar else self.names[arg]
-        return _literal(arg)
+        return literal(arg)
 
     def build(self) -> list[str]:
         for index, step in enumerate(self.steps):
@@ -323,6 +294,7 @@ class Eager:
     temporaries: int  # tensors of the parameter's size alive at once, at most
 
 
+@cache  # programs are few, and kept anyhow
 def eager(program: Program, *, foreach: bool, compute: torch.dtype | None) -> Eager:
     """Derive the sequence. compute: the dtype to compute in where it is not the tensors' own (float16, bfloat16)."""
     sequence = _Sequence(program, foreach, compute is not None)

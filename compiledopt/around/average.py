@@ -1,0 +1,96 @@
+"""`ema_decay`: a running average of each parameter inside the step, and evaluating with it: parameters exchanged with their
+averages for a while, in place, without memory beyond one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from compiledopt.around.transformation import Transformation, asked, check_one_element, named, results
+from compiledopt.rules.ops import apply
+from compiledopt.rules.rule import Rule
+
+EMA = "ema_decay"
+
+
+class Averaged(Transformation):
+    """a ← a + w·(θ − a) after the update, with w = 1 at first, as AveragedModel copies then, and 1 − ema_decay later."""
+
+    option = EMA
+
+    def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
+        return asked(rule, group, EMA) or None
+
+    def check(self, rule: Rule | None, group: Mapping[str, Any]) -> None:
+        super().check(rule, group)
+        if not asked(rule, group, EMA):
+            return
+        decay = group[EMA]
+        check_one_element(decay, EMA)
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
+        if rule is not None and not rule.elementwise:
+            raise ValueError(
+                f"{EMA} is for rules that are elementwise, {rule.name} is not; use compiledopt.swa_utils.AveragedModel"
+            )
+
+    def derive(self, rule: Rule, wanted: Any) -> Rule:
+        return _averaged(rule)
+
+
+def towards(average: Any, current: Any, weight: Any) -> Any:
+    """a + w·(θ − a): what every running average is."""
+    return average.lerp(current, weight)
+
+
+def _averaged(rule: Rule) -> Rule:
+    """a ← a + w·(θ − a) after the update, with w = 1 at first, as AveragedModel copies then, and 1 − ema_decay later."""
+
+    def averaged(param: Any, grad: Any, *states: Any, ema_decay: Any, **options: Any) -> tuple[Any, ...]:
+        *own, count, average = states
+        new, *kept = results(rule, param, grad, tuple(own), options)
+        weight = apply("where", count == 0, 1.0, 1 - ema_decay)
+        return (new, *kept, count + 1, towards(average, new, weight))
+
+    made = replace(
+        rule,
+        function=averaged,
+        states=(*rule.states, "n_averaged", "ema"),
+        options=(*rule.options, EMA),
+        scalars=rule.scalars | {"n_averaged"},
+        added=rule.added | {"n_averaged", "ema"},
+    )
+    return named(made, rule)
+
+
+# ---- evaluating with them ----
+
+
+def averages(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> list[torch.Tensor]:
+    """The average of each parameter, in order; the parameter itself where none was made yet."""
+    params = [param for group in groups for param in group["params"]]
+    return [state.get(param, {}).get("ema", param.detach()) for param in params]
+
+
+@contextmanager
+def swapped(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> Iterator[None]:
+    """Within, the parameters hold their averages, and the other way round."""
+    params = dict.fromkeys(param for group in groups for param in group["params"])
+    pairs = [(param, state[param]["ema"]) for param in params if "ema" in state.get(param, {})]
+    _exchange(pairs)
+    try:
+        yield
+    finally:
+        _exchange(pairs)
+
+
+@torch.no_grad()
+def _exchange(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for one, other in pairs:
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)

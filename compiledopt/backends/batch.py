@@ -1,0 +1,251 @@
+"""The interface between a step and what runs it: what a backend is asked, and what its batches promise.
+
+A step goes in two phases over all batches. `prepare` reads and checks: whatever can fail, fails there, with nothing written.
+`launch` writes, and must not fail for anything that `prepare` could have seen. Between the two, where gradients are clipped,
+`squares` is asked of every batch, and `renew` told that the norm is known.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import is_
+from typing import Any, ClassVar
+
+import torch
+
+from compiledopt.backends.distributed import local, placed, summed
+from compiledopt.backends.layout import as_real
+from compiledopt.rules.program import Program
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import Traced, Variant
+
+Value = torch.Tensor | float
+Unchanged = Callable[[Any, Any, Any, Any, Any], bool]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """executor: what `optimizer.executor` says: "compiled", "foreach" or "for-loop"; reason: why; backend: who runs it;
+    required: whether it was asked for by name; fallback: whether it stands in for the compiled executor, which nobody
+    declined."""
+
+    executor: str
+    reason: str
+    required: bool = False
+    fallback: bool = False
+    backend: Backend | None = field(default=None, compare=False)
+
+
+@dataclass(eq=False)
+class Entry:
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+
+    param: torch.Tensor
+    state: MutableMapping[str, Any]
+    group: int
+    traced: Traced
+    choice: Choice
+    first: bool = False
+    whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+
+    @property
+    def runs(self) -> Traced | Variant:
+        """What the compiled executor runs for it."""
+        return self.traced.runs(self.param)
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the operands of `runs`; of states that are not made yet, what they will be."""
+        return operand_dtypes(self.traced, self.param, self.state)
+
+
+def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """Of a parameter, its gradient, and its states as they are or will be made."""
+    grad = param if param.grad is None else param.grad
+    return (param.dtype, grad.dtype, *future_dtypes(traced, param, state))
+
+
+def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
+    """The dtypes of the states that are not 0-dim, as they are, or as they will be made."""
+    values = [(state.get(name), made) for name, made in traced.dtypes_of(param).items()]
+    return tuple(value.dtype if isinstance(value, torch.Tensor) else made for value, made in values)
+
+
+@dataclass(eq=False)
+class Context:
+    """What the batches of a plan share. owner: the optimizer's name, for messages; groups: as they are; rules: one for each;
+    step: the step's own numbers, for one device, kept up to date in place by who makes the plan."""
+
+    owner: str
+    groups: Sequence[Mapping[str, Any]]
+    rules: Sequence[Rule]
+    step: Mapping[str, Any] = field(default_factory=dict)
+    numbers: list[Mapping[str, Any]] = field(default_factory=list)  # of each group, as its rule reads them
+
+    def read(self) -> list[tuple[Any, ...]]:
+        """Read the groups again. Returns: what of each selects a program."""
+        found = [rule.read(group) for rule, group in zip(self.rules, self.groups, strict=True)]
+        self.numbers[:] = [read.numbers for read in found]
+        return [read.flags for read in found]
+
+    def number(self, group: int, name: str) -> Any:
+        """A number by its name in a program, a float or a tensor as it stands."""
+        return self.step[name] if name in self.step else self.numbers[group][name]
+
+
+class Batch(ABC):
+    """Parameters that are updated together."""
+
+    entries: list[Entry]
+    context: Context
+    executor: ClassVar[str]
+    # What stands in for the gradients, where a batch is given something else to read (Backend.takes_sources).
+    sources: Sequence[torch.Tensor] | None = None
+    # Whether another executor takes over where `prepare` refuses at once: the launcher's checks are stricter than torch's.
+    falls_back: ClassVar[bool] = False
+
+    @abstractmethod
+    def prepare(self) -> bool:
+        """Read and check every tensor and every number; nothing is written. False: the plan no longer fits, make a new one.
+
+        Raises: RuntimeError or TypeError, for what no executor can use.
+        """
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Update what `prepare` saw. Mutates: parameters and states."""
+
+    @property
+    def is_clipped(self) -> bool:
+        return any(entry.traced.is_clipped for entry in self.entries)
+
+    def squares(self) -> Value:
+        """The sum of squares of the gradients that `prepare` read."""
+        return sum_of_squares(self.entries)
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Compute again what depends on the norm, which the context has now; nothing is written."""
+
+    def refresh(self) -> None:  # noqa: B027 - most have nothing to bring
+        """Bring numbers that changed to where a captured graph reads them."""
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a captured graph reads its tables, which must then outlive the plan."""
+        return False
+
+    @property
+    def unchanged(self) -> Unchanged:
+        """How a plan looks whether it was made for these groups, parameters and states."""
+        return unchanged
+
+
+def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -> bool:
+    now = list(chain.from_iterable(group["params"] for group in groups))
+    return (
+        len(now) == len(params)
+        and all(map(is_, now, params))
+        and len(state) == len(states)
+        and all(map(is_, state.values(), states))
+        and all(param.grad is None for param in waiting)
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a batch does at a step.
+
+    calls: launches of kernels, or calls of torch's operations; the norm for clipping is one more. kernels: compiled ones.
+    passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element; at least
+    so many where torch's operations read and write their operands again. program: what is computed, if it is known as one.
+    source: makes the text of what runs.
+    """
+
+    calls: int
+    kernels: int
+    passes: int
+    read: int
+    written: int
+    program: Program | None
+    source: Callable[[], str]
+
+
+def bytes_moved(entry: Entry) -> tuple[int, int]:
+    """Bytes per element, read and written, of what is shaped like the parameter."""
+    param, traced = entry.param, entry.traced
+    shapes = {"param": param.shape, "grad": param.shape, **traced.shapes_of(param)}
+    dtypes = dict(zip(shapes, entry.dtypes(), strict=True))
+    read = {name: dtype.itemsize for name, dtype in dtypes.items() if shapes[name] == param.shape}
+    written = traced.program.tensor_outputs if traced.elementwise else [name for name in read if name != "grad"]
+    return sum(read.values()), sum(read[name] for name in written)
+
+
+class Backend(ABC):
+    """Makes batches of one kind."""
+
+    executor: ClassVar[str]
+    takes_sources: ClassVar[bool] = False  # whether its batches can read other tensors in place of gradients
+    numbers_on_host: ClassVar[bool] = True  # whether its batches read the step's own numbers there
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether it is the compiled executor of a device. Eager ones serve what they are chosen for."""
+        return False
+
+    def missing(self, device: torch.device) -> str | None:
+        """What it needs and this machine does not have, or None."""
+        return None
+
+    def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        """Why a rule that is not elementwise cannot run here, whatever is compiled, or None."""
+        return f"{entry.traced.rule.name} is not elementwise"
+
+    def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        """Make ready what a parameter will need, kernels included; why that cannot be, or None. Writes nothing."""
+        return None
+
+    def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:  # noqa: B027 - most take states as they are
+        """Bring an entry's states, which exist by now, to where and how batches want them. Mutates: the state's entries."""
+
+    def bucket(self, entry: Entry, context: Context) -> Hashable:
+        """What the parameters of one batch have in common."""
+        return None
+
+    @abstractmethod
+    def batch(self, entries: list[Entry], context: Context) -> Batch:
+        """Make a batch of entries of one bucket. Raises: CompileError."""
+
+    @abstractmethod
+    def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
+        """What a batch of these entries would do; kernels are compiled for that. Mutates: nothing."""
+
+
+# ---- the norm over all gradients ----
+
+
+def sum_of_squares(entries: Iterable[Entry]) -> Value:
+    """Of the gradients that are clipped, over all elements, in float64; where they are on a device, it stays there."""
+    spread: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        if entry.traced.is_clipped and entry.param.grad is not None:
+            spread.setdefault(spread_of(entry), []).append(entry)
+    return sum((over_processes(_local_sum(members), members[0]) for members in spread.values()), 0.0)
+
+
+def spread_of(entry: Entry) -> Hashable:
+    """The mesh and the placements of an entry's parameter, where it is distributed."""
+    return placed(entry.param if entry.whole is None else entry.whole)
+
+
+def over_processes(value: Value, entry: Entry) -> Value:
+    """The sum over all shards, from that of this process, where parameters like this entry's are distributed."""
+    return value if spread_of(entry) is None else summed(value, entry.param if entry.whole is None else entry.whole)
+
+
+def _local_sum(entries: Sequence[Entry]) -> Value:
+    given = [as_real(local(entry.param.grad)) for entry in entries if entry.param.grad is not None]
+    wide = torch.float64 if any(grad.dtype is torch.float64 for grad in given) else torch.float32
+    norms = [norm.to(given[0].device, non_blocking=True) for norm in torch._foreach_norm(given, 2, wide)]
+    return torch.stack(norms).double().square().sum()

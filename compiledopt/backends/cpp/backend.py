@@ -1,0 +1,78 @@
+"""The compiled executor of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.backends.batch import Backend, Batch, Context, Description, Entry, bytes_moved, spread_of
+from compiledopt.backends.cpp import kernels, reducing
+from compiledopt.backends.cpp.batch import CppBatch
+from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.gathered import adopt, bucket_of, too_many
+from compiledopt.backends.layout import kernel_dtypes
+from compiledopt.errors import CompileError
+from compiledopt.rules.scalars import scalar_source
+from compiledopt.rules.traced import Variant
+
+
+class CppBackend(Backend):
+    """Kernels in C++, and a native launcher that runs one over a whole model."""
+
+    executor = "compiled"
+    takes_sources = True
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def missing(self, device: torch.device) -> str | None:
+        return kernels.platform_reason()
+
+    def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        traced, name = entry.traced, entry.traced.rule.name
+        variant = traced.variant(entry.param)
+        if not isinstance(variant, Variant):
+            return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
+        if group.get("capturable"):
+            return f"{name} reduces, and such rules are not compiled with capturable=True"
+        return f"{name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
+
+    def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        runs, dtypes = entry.runs, entry.dtypes()
+        if (reason := too_many(entry)) is not None:
+            return reason
+        try:
+            if runs.is_clipped:
+                kernels.squares_kernel(dtypes[1].to_real())
+            if isinstance(runs, Variant):
+                reducing.kernel(runs, dtypes)
+            else:
+                kernels.kernel(runs.program, kernel_dtypes(dtypes))
+            kernels.launcher()
+        except CompileError as error:
+            return str(error)
+        return None
+
+    def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
+        adopt(entry, group)
+
+    def bucket(self, entry: Entry, context: Context) -> Hashable:
+        # Norms of parameters that are spread over processes in one way are summed in one way.
+        return (spread_of(entry) if entry.traced.is_clipped else None, *bucket_of(entry))
+
+    def batch(self, entries: list[Entry], context: Context) -> Batch:
+        kind = CppBatch if entries[0].traced.elementwise else reducing.ReducingBatch
+        return kind(entries, context)
+
+    def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
+        first = entries[0]
+        runs, dtypes = first.runs, first.dtypes()
+        scalars = scalar_source(runs.program)
+        if isinstance(runs, Variant):
+            kernel, passes = reducing.kernel(runs, dtypes), len(runs.passes.sweeps)
+            moved = runs.passes.bytes_per_element(dtypes)
+        else:
+            kernel, passes, moved = kernels.kernel(runs.program, kernel_dtypes(dtypes)), 1, bytes_moved(first)
+        return Description(1, 1, passes, *moved, runs.program, lambda: f"{scalars}\n\n{kernel.source}")

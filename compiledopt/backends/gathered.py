@@ -1,0 +1,207 @@
+"""What compiled batches share: the native gather, and the table of scalars."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.backends.batch import Batch, Context, Entry, Unchanged
+from compiledopt.backends.cpp.kernels import launcher
+from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.layout import same_layout
+from compiledopt.rules.traced import Traced, Variant
+
+READY, REGROUP = 0, 1
+MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMaxOperands in launcher.cpp
+
+Row = tuple[int, float, tuple[float, ...]]  # index of the group, first, 0-dim states
+
+
+def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
+    """Whether a gradient must be brought into its parameter's layout first."""
+    return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
+
+
+Bucket = tuple[Traced | Variant, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
+
+
+def bucket_of(entry: Entry) -> Bucket:
+    """What the parameters of one launch have in common."""
+    param = entry.param
+    grad = param if param.grad is None else param.grad
+    scalars = tuple(entry.state[name].dtype for name in entry.traced.scalar_names)
+    return entry.runs, entry.dtypes(), scalars, needs_staging(param, grad), param.device
+
+
+def too_many(entry: Entry) -> str | None:
+    """Why a rule has too many tensors for one launch, or None."""
+    count = 2 + len(entry.runs.state_names) + len(entry.runs.scalar_names)
+    if count <= MOST_TENSORS:
+        return None
+    return f"{entry.traced.rule.name} has {count} tensors for each parameter, and at most {MOST_TENSORS} are possible"
+
+
+def adopt(entry: Entry, group: Mapping[str, Any]) -> None:
+    """Bring the states of a parameter to where and how the launcher reads them. Mutates: the dict of states."""
+    if not is_distributed(entry.param):
+        _relay(entry.traced, entry.param, entry.state)
+    _settle_scalars(entry.traced, entry.param, group, entry.state)
+
+
+def _relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
+    """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
+    for name in traced.states_of(param):
+        value = state[name]
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
+                state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif value.shape != param.shape and not value.is_contiguous():
+                state[name] = value.contiguous()
+
+
+def _settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
+    """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
+    or some of them want that, as after switching it on between steps."""
+    places = {state[name].device.type for name in traced.scalar_names}
+    if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
+        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+            for name in traced.scalar_names:
+                state[name] = state[name].to(param.device)
+
+
+class GatheredBatch(Batch):
+    """The parameters of one bucket, gathered natively, and the table of scalars that their kernel reads: one row for each
+    (group, first, 0-dim states)."""
+
+    executor = "compiled"
+    falls_back = True
+
+    def __init__(self, entries: list[Entry], context: Context) -> None:
+        self.entries = entries
+        self.context = context
+        self.traced = entries[0].runs
+        self.device = entries[0].param.device
+        _, self.dtypes, self.scalar_dtypes, self.staged, _ = bucket_of(entries[0])
+        self.rounded = any(dtype == torch.float32 for dtype in self.scalar_dtypes)
+        self.first = [entry.first for entry in entries]
+        self.rows: list[Row] = []
+        self.fresh: list[tuple[float, ...]] = []
+        self.table = array("d")
+        self.native = self._plan()
+
+    def _plan(self) -> Any:
+        """Take what the kernel needs, and make the native gather."""
+        raise NotImplementedError
+
+    @property
+    def unchanged(self) -> Unchanged:
+        return launcher().unchanged  # type: ignore[no-any-return]
+
+    def _native_plan(self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False) -> Any:
+        """The native gather. dtypes: of the operands, and of the 0-dim states where they live on the device."""
+        with torch.inference_mode(False):
+            examples = tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes)
+        return launcher().Plan(
+            address,
+            len(self.traced.program.columns),
+            2 if self.entries[0].param.is_complex() else 1,
+            device_scalars,
+            [entry.param for entry in self.entries],
+            [entry.state for entry in self.entries],
+            self.traced.state_names,
+            self.traced.scalar_names,
+            examples,
+            self.traced.axes,
+            self.traced.order,
+        )
+
+    def prepare(self) -> bool:
+        """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""
+        threads = torch.get_num_threads()
+        staged = self._stage()
+        status = REGROUP
+        if self.rows:
+            self._fill_table() if not self.is_clipped else self._expect()
+            status = self.native.gather(self.table, threads, staged)
+        if status == REGROUP:
+            status = self.native.gather(None, threads, staged)
+            if status == READY:
+                self._regroup()
+                self._fill_table()
+                status = self.native.gather(self.table, threads, staged)
+        # The launch holds references to the tensors, so the copies may go when it is over.
+        self.copies = staged
+        return bool(status == READY)
+
+    @property
+    def is_clipped(self) -> bool:
+        return self.traced.is_clipped
+
+    def renew(self) -> None:
+        self._fill_table()
+
+    def _stage(self) -> list[torch.Tensor | None] | None:
+        """What stands in for the gradients, or None where they can be read as they are."""
+        if self.sources is not None:
+            return list(self.sources)
+        return [_staged(entry.param) for entry in self.entries] if self.staged else None
+
+    def _regroup(self) -> None:
+        """Give each parameter the row of its group and its 0-dim states; parameters in step share one."""
+        rows: dict[Row, int] = {}
+        self.native.forget_rows()
+        for index, *states in self.native.active():
+            first = 1.0 if self.first[index] and self.traced.reads_first else 0.0
+            row = (self.entries[index].group, first, tuple(states))
+            self.native.set_row(index, rows.setdefault(row, len(rows)))
+        self.rows = list(rows)
+
+    def _fill_table(self) -> None:
+        values: list[float] = []
+        self.fresh = []
+        numbers, step = self.context.numbers, self._step_numbers()
+        for group, first, states in self.rows:
+            columns, fresh = self.traced.scalars(numbers[group], step, (first, *states))
+            if self.rounded:
+                fresh = list(array("f", fresh))
+            self.fresh.append(tuple(fresh))
+            values += columns
+            values += states
+            values += fresh
+        self.table = array("d", values)
+
+    def _expect(self) -> None:
+        """The table with nothing but the states that must be found: the columns follow when the norm is known (`renew`)."""
+        values: list[float] = []
+        for _, _, states in self.rows:
+            values += [0.0] * len(self.traced.program.columns)
+            values += states
+            values += states
+        self.table = array("d", values)
+
+    def _step_numbers(self) -> Mapping[str, Any]:
+        """The step's own numbers as the host knows them."""
+        return self.context.step
+
+    def launch(self) -> None:
+        self._run()
+        self.copies = None
+        if any(row[1] for row in self.rows):
+            self.first = [False] * len(self.entries)
+            self.rows = []
+        else:
+            self.rows = [(g, first, fresh) for (g, first, _), fresh in zip(self.rows, self.fresh, strict=True)]
+
+    def _run(self) -> None:
+        """Run the kernel on what was gathered, and commit the 0-dim states."""
+        raise NotImplementedError
+
+
+def _staged(param: torch.Tensor) -> torch.Tensor | None:
+    grad = param.grad
+    if grad is None or not needs_staging(param, grad):
+        return grad
+    return torch.empty_like(param, dtype=grad.dtype, requires_grad=False).copy_(grad)

@@ -1,0 +1,65 @@
+"""How tensors lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+NOT_DENSE = "a parameter is not dense in memory"
+HALF = (torch.float16, torch.bfloat16)
+FLOATING = (torch.float64, torch.float32, *HALF)  # that kernels are made for
+
+
+def is_sparse(grad: torch.Tensor | None) -> bool:
+    return grad is not None and grad.layout is not torch.strided
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as twice as many reals, sharing memory unless it is lazily conjugated, as a gradient may be."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
+    """The dtypes that a kernel sees: complex numbers are two reals."""
+    return tuple(dtype.to_real() for dtype in dtypes)
+
+
+def tensor_reason(param: torch.Tensor) -> str | None:
+    """Why this parameter cannot go through a whole-model launch, or None."""
+    real = torch.view_as_real(param.detach()).dtype if param.is_complex() else param.dtype
+    if type(param).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:  # type: ignore[attr-defined]
+        return f"{type(param).__name__} is a tensor subclass with its own dispatch"
+    if real not in FLOATING:
+        return f"{param.dtype} has no kernel"
+    if param.layout is not torch.strided or param.is_inference() or param.is_conj() or param.is_neg():
+        return "a parameter is not a plain strided tensor"
+    return None if is_dense(param) else NOT_DENSE
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one block of memory, in whatever order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one shape put each element at the same offset."""
+    if a.shape != b.shape or a.layout is not b.layout:
+        return False
+    if a.stride() == b.stride() or a.numel() == 0:
+        return True
+    return all(n == 1 or s == t for s, t, n in zip(a.stride(), b.stride(), a.shape, strict=True))
+
+
+def scalar_dtype(group: Mapping[str, Any]) -> torch.dtype:
+    """As torch's _get_scalar_dtype: float32, unless the default dtype is float64."""
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.float64 if wide else torch.float32

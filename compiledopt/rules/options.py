@@ -1,0 +1,65 @@
+"""What a group holds for a rule, read and typed in one place: for programs, tables, mirrors on a device and eager calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+
+# Options that do not come from the group: what a step knows of itself, and of the parameter.
+STEP_NUMBERS = ("grad_norm", "grad_scale", "found_inf")
+RESERVED = ("first", "dtype", *STEP_NUMBERS)
+
+
+class Read(NamedTuple):
+    """flags: what selects a program: flags, which branching numbers are zero, which elements of a tuple are None. numbers: by
+    their names in a program ("lr", "betas[0]"), floats or tensors as they stand; to change one is no other program."""
+
+    flags: tuple[Any, ...]
+    numbers: dict[str, Any]
+
+
+def read(group: Mapping[str, Any], options: Iterable[str], branches: frozenset[str], static: frozenset[str]) -> Read:
+    """Read the options of a rule from a group. Raises: KeyError for one that is not there."""
+    flags: list[Any] = []
+    numbers: dict[str, Any] = {}
+    for name in options:
+        if name in RESERVED:
+            flags.append(None)
+            continue
+        value = group[name]
+        if name in static:
+            flags.append((value,))
+        elif isinstance(value, (tuple, list)):
+            flags.append("".join("-" if one is None else "n" for one in value))
+            numbers.update((f"{name}[{index}]", one) for index, one in enumerate(value) if one is not None)
+        elif is_number(value):
+            flags.append(truthy(value) if name in branches else None)
+            numbers[name] = value
+        else:
+            flags.append((value,))
+    return Read(tuple(flags), numbers)
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a number (an entry of the table) rather than a flag (a choice of program). NumPy's are numbers too,
+    and its arrays without dimensions, as for torch."""
+    if type(value) in (float, int):
+        return True
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
+        return False
+    return isinstance(value, (torch.Tensor, Real)) or getattr(value, "ndim", None) == 0
+
+
+def as_float(value: Any) -> float:
+    """A number or a tensor of one element as a float."""
+    return float(value.detach() if hasattr(value, "detach") else value)
+
+
+def truthy(value: Any) -> bool:
+    """Whether a number is not zero. A tensor that is not on the host counts as such: its value may change in place, under a
+    captured graph too, and reading it would wait for the device at every step."""
+    place = getattr(value, "device", None)
+    return bool(value != 0) if place is None or place.type == "cpu" else True
