@@ -163,7 +163,8 @@ def test_captures_that_are_refused(monkeypatch):
 def test_what_a_graph_reads_is_kept(monkeypatch):
     """The tensors that are numbers, and the tables of plans that are gone."""
     rate = torch.tensor(0.5)
-    optimizer = compiledopt.SGD(params := parameters(shapes=SHAPES), lr=rate, capturable=True, compiled=True)
+    optimizer = compiledopt.SGD(params := parameters(shapes=SHAPES), capturable=True, compiled=True)
+    optimizer.param_groups[0]["lr"] = rate  # not in the constructor: the defaults would keep it
     run(optimizer, params, Gradients(), [0])
     kept = weakref.ref(rate)
     with capture(monkeypatch) as graph:

@@ -290,8 +290,8 @@ def test_steps_between_a_capture_and_its_first_replay():
 def test_what_a_graph_reads_is_kept():
     """The rate that was a tensor, and tables that are exchanged; what is freed is taken again at once."""
     rate = torch.tensor(0.05, device=DEVICE)
-    expected, reference, optimizer, mine = pair("SGD", lr=rate, capturable=True)
-    expected.param_groups[0]["lr"] = 0.05
+    expected, reference, optimizer, mine = pair("SGD", lr=0.05, capturable=True)
+    optimizer.param_groups[0]["lr"] = rate  # not in the constructor: the defaults would keep it
     both_steps(expected, reference, optimizer, mine, 0)
     graph = captured(optimizer.step)
     grads = [param.grad for param in mine]
