@@ -207,7 +207,7 @@ def test_the_warning_uses_names_and_counts():
     for param in model.parameters():
         param.data = torch.ones(*param.shape, 2)[..., 0]
         param.grad = torch.ones_like(param)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="parameters run on") as said:
         compiledopt.SGD(model.named_parameters()).step()
     text = str(said[0].message)
     assert "6 of 6 parameters run on" in text and "'0.weight' of shape (2, 2), '0.bias' of shape (2,), '1.weight'" in text
