@@ -12,7 +12,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 import compiledopt
-from compiledopt.around import clipping
+from compiledopt.around.clip import Clipping
 from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import capturable
 from compiledopt.backends.triton.batch import TritonBatch
@@ -500,13 +500,11 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
 
 
 def test_clipping_and_scaling_keep_what_the_scalar_kernel_expects():
-    from compiledopt.around.scaling import Scaling
+    from compiledopt.around.loss_scale import Scaling
     from compiledopt.backends.triton.capturable import KEPT
 
     place = torch.device("cpu")
     with torch.inference_mode():
-        norms = clipping.Clipping()
-        norms.views([{}], place)
-        kept = {**norms.given[place], **Scaling().on(place)}
+        kept = {**Clipping().on(place), **Scaling().on(place)}
     assert {name: value.dtype for name, value in kept.items()} == KEPT
     assert not any(value.is_inference() for value in kept.values())

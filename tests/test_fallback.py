@@ -11,6 +11,8 @@ from helpers import Gradients, flat, parameters, run
 import compiledopt
 from compiledopt.backends import cache, inductor
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.layout import tensor_reason
+from compiledopt.backends.registry import compiled_for
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.step import choose
 
@@ -139,9 +141,9 @@ def test_a_failure_is_not_tried_again_for_each_parameter(broken):
 
 def test_accelerators_fall_back_to_foreach(monkeypatch):
     monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
-    reason = choose.device_reason(torch.device("cuda"))
+    reason = compiled_for(torch.device("cuda")).missing(torch.device("cuda"))
     assert reason == "triton is not installed"
-    assert choose.device_reason(torch.device("mps")) == "there is no compiled executor for mps"
+    assert compiled_for(torch.device("mps")) is None
     assert choose.eager_choice(torch.device("cuda"), reason).executor == "foreach"
     assert choose.eager_choice(torch.device("cpu"), reason).executor == "for-loop"
 
@@ -163,9 +165,9 @@ class Wrapped(torch.Tensor):
 
 def test_subclasses_with_their_own_dispatch_take_an_eager_executor():
     param = torch.nn.Parameter(torch.ones(3))
-    assert choose.tensor_reason(param) is None
+    assert tensor_reason(param) is None
     plain = torch.Tensor._make_subclass(Wrapped, torch.ones(3))
-    assert "its own dispatch" in choose.tensor_reason(plain)
+    assert "its own dispatch" in tensor_reason(plain)
 
 
 def one_strided():
@@ -209,7 +211,7 @@ def test_the_warning_uses_names_and_counts():
     for param in model.parameters():
         param.data = torch.ones(*param.shape, 2)[..., 0]
         param.grad = torch.ones_like(param)
-    with pytest.warns(UserWarning, match="compiledopt.SGD") as said:
+    with pytest.warns(UserWarning, match="parameters run on") as said:
         compiledopt.SGD(model.named_parameters()).step()
     text = str(said[0].message)
     assert "6 of 6 parameters run on" in text and "'0.weight' of shape (2, 2), '0.bias' of shape (2,), '1.weight'" in text

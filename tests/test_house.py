@@ -24,8 +24,9 @@ ROOMS = [
     "optimizer",
     "arguments",
 ]
-ROOMS += ["algorithms", "optimizer", "arguments", "explain_gpu", "explain", "executors", "compiler"]
+ROOMS += ["explain_gpu", "explain", "step", "around", "storage", "backends", "rules", "stats", "errors", "torch_private"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
+MOST = 10  # of the package's modules that one may import
 
 
 def room(name: str) -> str:
@@ -53,8 +54,24 @@ def test_imports_go_in_one_direction(path):
     for name in imports(path):
         if name.split(".")[0] == "compiledopt":
             assert ROOMS.index(room(name)) >= ROOMS.index(mine), f"{mine} imports {name}"
-        if mine != "compiler":
-            assert not name.startswith(PRIVATE), f"{mine} imports {name}, which only the compiler may"
+        if mine not in ("backends", "torch_private"):
+            assert not name.startswith(PRIVATE), f"{mine} imports {name}, which only the backends may"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != ROOT / "__init__.py"], ids=lambda path: module_of(path))
+def test_no_module_knows_many_others(path):
+    known = {name for name in imports(path) if name.startswith("compiledopt")}
+    assert len(known) <= MOST, sorted(known)
+
+
+def test_who_asks_backends_knows_none():
+    """Only decide.py names the eager ones; the plan and the interface name nobody."""
+    for file, forbidden in (("step/plan.py", "backends."), ("backends/batch.py", "backends.")):
+        allowed = {"backends.batch", "backends.checks", "backends.distributed", "backends.layout"}
+        named = {name.removeprefix("compiledopt.") for name in imports(ROOT / file) if forbidden in name}
+        assert named <= allowed, named - allowed
+    source = (ROOT / "step" / "plan.py").read_text()
+    assert "isinstance" not in source and not any(f'"{name}"' in source for name in ("compiled", "foreach", "for-loop"))
 
 
 def test_no_import_cycle():

@@ -9,10 +9,10 @@ from expecttest import assert_expected_inline
 from helpers import parameters
 
 from compiledopt.backends.eager.foreach import cut
+from compiledopt.backends.eager.sequence import eager
 from compiledopt.backends.inductor import evaluate
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.rule import rule
-from compiledopt.backends.eager.sequence import eager
 from compiledopt.rules.trace import TraceError, trace
 from compiledopt.rules.traced import traced
 

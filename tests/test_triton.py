@@ -19,8 +19,8 @@ from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tuning
-from compiledopt.rules.program import scalar_program
 from compiledopt.rules.options import truthy
+from compiledopt.rules.program import scalar_program
 from compiledopt.rules.traced import traced
 from compiledopt.step.plan import Options
 from compiledopt.step.states import relay, settle_scalars

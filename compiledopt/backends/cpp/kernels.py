@@ -62,7 +62,8 @@ def _run(command: Sequence[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
     if done.returncode != 0:
-        raise CompileError(f"the C++ compiler {command[0]} failed: {done.stderr.strip()[-800:]}")
+        said = done.stderr.strip()[-800:]
+        raise CompileError(f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}")
 
 
 def _environment() -> dict[str, str]:
@@ -261,8 +262,9 @@ def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
     cache.store(f"{name}.so", content)
     try:
         return _load_kernel(name, content)
-    except (OSError, AttributeError) as error:  # a TMPDIR mounted noexec, for instance
-        raise CompileError(f"the compiled kernel cannot be loaded: {error}") from error
+    except (OSError, AttributeError) as error:
+        mend = "TMPDIR must be a directory that code may be loaded from (not noexec)"
+        raise CompileError(f"the compiled kernel cannot be loaded: {error}; {mend}") from error
 
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
