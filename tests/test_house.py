@@ -12,19 +12,9 @@ import compiledopt
 ROOT = Path(compiledopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # A room may import what stands after it, and itself.
-ROOMS = [
-    "__main__",
-    "demo",
-    "__init__",
-    "own",
-    "swa_utils",
-    "lr_scheduler",
-    "schedules",
-    "algorithms",
-    "optimizer",
-    "arguments",
-]
-ROOMS += ["explain_gpu", "explain", "step", "around", "storage", "backends", "rules", "stats", "errors", "torch_private"]
+ROOMS = ["__main__", "demo", "__init__", "own", "swa_utils", "lr_scheduler", "schedules", "algorithms", "optimizer"]
+ROOMS += ["arguments", "explain_gpu", "explain", "step", "around", "storage", "backends", "rules", "stats", "errors"]
+ROOMS += ["torch_private"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
 MOST = 10  # of the package's modules that one may import
 

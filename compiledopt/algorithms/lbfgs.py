@@ -177,9 +177,6 @@ class LBFGS(Optimizer):
 
     _step_supports_amp_scaling = False
 
-    def _tensor_scalars(self, param: Tensor, group: Mapping[str, Any]) -> None:
-        """Nothing to do: `t` and `n_iter` are numbers in torch too."""
-
     def make_states(self) -> None:
         """Nothing to make: the history begins with the first step."""
 

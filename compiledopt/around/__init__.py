@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from compiledopt.around.average import Averaged
-from compiledopt.around.clip import Clipped
-from compiledopt.around.loss_scale import LossScaled
-from compiledopt.around.schedule import ScheduledRate
+from compiledopt.around.average import Averaged, averages, swapped
+from compiledopt.around.clip import Clipped, Clipping
+from compiledopt.around.loss_scale import LossScaled, Scaling
+from compiledopt.around.schedule import (
+    Ended,
+    ScheduledRate,
+    adopt_groups,
+    schedule_groups,
+    schedule_of,
+    tell_ended,
+    without_schedule,
+)
 from compiledopt.around.transformation import Transformation
 from compiledopt.rules.rule import Rule
+
+__all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "derived", "schedule_groups", "schedule_of"]
+__all__ += ["swapped", "tell_ended", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule.
 TRANSFORMATIONS: list[Transformation] = [ScheduledRate(), Averaged(), Clipped()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
 import torch
 
 from compiledopt.around.transformation import Transformation, named, results
+from compiledopt.errors import warn
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 
@@ -34,9 +36,10 @@ class ScheduledRate(Transformation):
         return _scheduled(rule, wanted)
 
 
-class HasState(Protocol):
-    """An optimizer: its `state` may be exchanged for another at any time, so the group asks for it anew."""
+class Grouped(Protocol):
+    """An optimizer: its `state` may be exchanged for another at any time, so a group asks for it anew."""
 
+    param_groups: list[dict[str, Any]]
     state: Any
 
 
@@ -55,7 +58,7 @@ class ScheduledGroup(dict[str, Any]):
     makes the states, and put back what they read.
     """
 
-    owner: ReferenceType[HasState] | None = None
+    owner: ReferenceType[Grouped] | None = None
     shown: float | None = None
     ended: Ended | None = None
 
@@ -133,6 +136,44 @@ def schedule_of(group: Mapping[str, Any]) -> Schedule | None:
     return group.get(SCHEDULE)
 
 
+def schedule_groups(optimizer: Grouped, schedules: Sequence[Schedule | None] = ()) -> None:
+    """Give each group its schedule: of `schedules`, one that stands there as `lr`, or that of another optimizer whose group it
+    is. Mutates: `param_groups`. Raises: TypeError, naming the line, where a schedule cannot be traced."""
+    for index, (group, schedule) in enumerate(zip_longest(optimizer.param_groups, schedules)):
+        given = dict.get(group, "lr")  # as it stands there; a rule of one's own need not have a rate
+        schedule = schedule or (given if isinstance(given, Schedule) else None)
+        if isinstance(group, ScheduledGroup) and (group.owner is None or group.owner() is not optimizer):
+            schedule = schedule or group.get(SCHEDULE)
+        if schedule is not None:
+            optimizer.param_groups[index] = scheduled(dict(group), schedule, optimizer)
+
+
+def adopt_groups(optimizer: Grouped) -> None:
+    """Let scheduled groups read the steps of this optimizer, which took them over from a pickle or a copy."""
+    for group in optimizer.param_groups:
+        if isinstance(group, ScheduledGroup):
+            group.owner = ref(optimizer)
+
+
+def without_schedule(group: dict[str, Any]) -> dict[str, Any]:
+    """A group to be saved: a schedule is code."""
+    return {name: value for name, value in group.items() if name != SCHEDULE}
+
+
+def tell_ended(groups: Sequence[dict[str, Any]], told: set[Ended]) -> None:
+    """Say once of a schedule that a number took its place. Not where the number is 0: so distributed checkpoints take a step
+    that makes the states, before they put the rate back. Mutates: `told`."""
+    for index, group in enumerate(groups):
+        ended = group.ended if isinstance(group, ScheduledGroup) else None
+        if ended is None or ended in told or group["lr"] == 0:
+            continue
+        told.add(ended)
+        warn(
+            f"the schedule {ended.schedule} of param_groups[{index}] ended, since {ended.by} set its lr to {group['lr']}; "
+            "to go on with it, assign the schedule to group['lr'] again, or load a state_dict"
+        )
+
+
 def _caller() -> str:
     """The first frame that is not the library's."""
     frame = sys._getframe(2)
@@ -141,7 +182,7 @@ def _caller() -> str:
     return f"{frame.f_globals.get('__name__')} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
 
-def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: HasState) -> ScheduledGroup:
+def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: Grouped) -> ScheduledGroup:
     """The group with its rate from a schedule. Raises: TypeError, naming the line, where that cannot be traced."""
     schedule.program  # noqa: B018
     made = ScheduledGroup({**group, "lr": schedule(0), SCHEDULE: schedule})

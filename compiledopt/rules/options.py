@@ -61,5 +61,5 @@ def as_float(value: Any) -> float:
 def truthy(value: Any) -> bool:
     """Whether a number is not zero. A tensor that is not on the host counts as such: its value may change in place, under a
     captured graph too, and reading it would wait for the device at every step."""
-    place = getattr(value, "device", None)
-    return bool(value != 0) if place is None or place.type == "cpu" else True
+    there = isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    return there or bool(value != 0)

@@ -85,6 +85,19 @@ def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]
                     values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
 
 
+def tensor_scalars(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]) -> None:
+    """Old checkpoints keep `step` as a number. Mutates: `state`."""
+    for group in groups:
+        on_device = group.get("capturable") or group.get("fused")
+        for param in group["params"]:
+            values = state.get(param, {})
+            for name in rule.scalars & set(values):
+                if not isinstance(values[name], torch.Tensor):
+                    device = param.device if on_device else torch.device("cpu")
+                    with torch.inference_mode(False):  # later steps write to it
+                        values[name] = torch.tensor(float(values[name]), dtype=scalar_dtype(group), device=device)
+
+
 def tensors_of(state_dict: Mapping[str, Any]) -> set[tuple[int, int]]:
     """What tells the caller's tensors: their objects' and their memory's addresses."""
     return {_identity(tensor) for tensor in _leaves(state_dict["state"])}

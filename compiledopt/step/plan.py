@@ -15,8 +15,6 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from compiledopt import around
-from compiledopt.around.clip import Clipping
-from compiledopt.around.loss_scale import Scaling
 from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.rules.rule import Rule
@@ -39,8 +37,8 @@ class Owner:
     state: MutableMapping[torch.Tensor, Any]
     reasons: set[str]
     fresh: set[torch.Tensor]
-    scaling: Scaling | None = None
-    clipping: Clipping | None = None
+    scaling: around.Scaling | None = None
+    clipping: around.Clipping | None = None
     watched: str | None = None
 
     def derived(self, group: Mapping[str, Any]) -> Rule:

@@ -18,6 +18,8 @@ from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 
+LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
+
 
 class Row:
     """Parameters with the same scalars, dtypes and device. values: their 0-dim states; columns, fresh: what follows."""
@@ -182,3 +184,15 @@ def compute_in(dtypes: Sequence[torch.dtype]) -> torch.dtype | None:
     if len(distinct) == 1 and not distinct & set(HALF):
         return None
     return compute_dtype(dtypes)
+
+
+def cut(params: Sequence[torch.Tensor], temporaries: int, limit: int) -> list[int]:
+    """Where to cut a list so that the temporaries of each part stay under `limit` bytes, or one parameter's."""
+    bounds, used = [0], 0
+    for index, param in enumerate(params):
+        need = temporaries * bytes_of(param)
+        if index > bounds[-1] and used + need > limit:
+            bounds.append(index)
+            used = 0
+        used += need
+    return [*bounds, len(params)]

@@ -12,8 +12,7 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.distributed import is_distributed, put, whole
-from compiledopt.backends.eager.foreach import LIMIT, cut
-from compiledopt.backends.eager.rows import bytes_of, reserve
+from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut, reserve
 from compiledopt.backends.eager.trial import can_stack, try_rule
 from compiledopt.backends.layout import HALF
 from compiledopt.rules.options import as_float, is_number

@@ -1,0 +1,175 @@
+"""What an optimizer keeps between its steps, and how one goes: a plan that still fits is run, else another is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from compiledopt import around
+from compiledopt.backends.batch import Batch, Entry
+from compiledopt.backends.layout import is_sparse
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import Traced, traced
+from compiledopt.step.plan import Owner, Plan, foresee
+from compiledopt.step.states import StateMaker
+from compiledopt.torch_private import watched_by
+
+
+class Stepped(Protocol):
+    """An optimizer."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+
+    @property
+    def rule(self) -> Rule: ...
+
+
+class Stepper:
+    """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
+
+    plan: the one at work; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made
+    ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
+    """
+
+    def __init__(self, captured: list[Batch] | None = None) -> None:
+        self.plan: Plan | None = None
+        self.captured = captured or []
+        self.scaling: around.Scaling | None = None
+        self.clipping: around.Clipping | None = None
+        self.fresh: set[torch.Tensor] = set()
+        self.reasons: set[str] = set()
+        self.told: set[around.Ended] = set()
+
+    def again(self) -> Stepper:
+        """Another for the same optimizer, after its groups and states were exchanged; graphs may still be replayed."""
+        return Stepper([*self.captured, *(batch for batch in self._batches() if batch.is_captured)])
+
+    def _batches(self) -> list[Batch]:
+        return [] if self.plan is None else self.plan.batches
+
+    def step(self, optimizer: Stepped) -> None:
+        """Raises: RuntimeError or TypeError, before any write, for what cannot be updated."""
+        watched = watched_by()
+        if watched is not None:
+            self._step_watched(optimizer, watched)
+            return
+        self._refuse_capture(optimizer)
+        scaling, skipped = self._take_scale(optimizer)
+        if skipped:
+            return
+        plan = self.plan
+        if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
+            self._run_new_plan(optimizer, scaling)
+
+    def _step_watched(self, optimizer: Stepped, watched: str) -> None:
+        """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
+        scaling, skipped = self._take_scale(optimizer, read=False)
+        if not skipped:
+            clipping = around.Clipping(on_host=False) if self._is_clipped(optimizer) else None
+            self._make_plan(optimizer, scaling, clipping, watched).run()
+            self.clipping = clipping
+
+    def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
+        self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
+        self.plan = None
+        self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
+        self.plan = plan = self._make_plan(optimizer, scaling, self.clipping)
+        if not plan.run():
+            raise RuntimeError(f"{type(optimizer).__name__}: parameters, gradients or states changed during the step")
+
+    def _make_plan(
+        self,
+        optimizer: Stepped,
+        scaling: around.Scaling | None,
+        clipping: around.Clipping | None,
+        watched: str | None = None,
+    ) -> Plan:
+        around.schedule_groups(optimizer)  # a schedule may have been put into a group by hand
+        around.tell_ended(optimizer.param_groups, self.told)
+        name, groups = type(optimizer).__name__, optimizer.param_groups
+        owner = Owner(name, optimizer.rule, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
+        return Plan(owner)
+
+    def _is_clipped(self, optimizer: Stepped) -> bool:
+        return any(program_of(optimizer, group).is_clipped for group in optimizer.param_groups)
+
+    # ---- torch.amp.GradScaler ----
+
+    def _take_scale(self, optimizer: Stepped, read: bool = True) -> tuple[around.Scaling | None, bool]:
+        """What a scaler set on the optimizer, and whether it is known already that the step is left out. read: whether a
+        value may be read."""
+        found_inf, grad_scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+        if found_inf is None and grad_scale is None:
+            return None, False
+        if read and found_inf is not None and found_inf.device.type == "cpu" and found_inf.item():
+            return None, True
+        if not read:  # one that holds a tracer's tensors is not kept
+            scaling = around.Scaling()
+        else:
+            scaling = self.scaling = self.scaling or around.Scaling()
+        scaling.set(grad_scale, found_inf)
+        return scaling, False
+
+    # ---- CUDA graphs ----
+
+    def _refuse_capture(self, optimizer: Stepped) -> None:
+        """Refuse a CUDA graph capture that could not replay, before anything is recorded. Raises: RuntimeError."""
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):  # type: ignore[no-untyped-call]
+            return
+        for group in optimizer.param_groups:
+            if not group.get("capturable") and any(param.is_cuda for param in group["params"]):
+                raise RuntimeError(
+                    "Attempting CUDA graph capture of step() for an instance of "
+                    f"{type(optimizer).__name__} but param_groups' capturable is False. Pass capturable=True."
+                )
+        if self.plan is None or not self.plan.fits(optimizer.state) or self.plan.waiting:
+            raise RuntimeError(
+                "CUDA graph capture of a step() that needs new kernels or states, or with gradients that are None: "
+                "run step() once before, with the same parameters and all their gradients"
+            )
+
+    def refresh(self) -> None:
+        """Bring numbers of the groups that changed to where captured graphs read them."""
+        for batch in (*self._batches(), *self.captured):
+            batch.refresh()
+
+    # ---- knowing ----
+
+    def make_states(self, optimizer: Stepped) -> None:
+        """Make the states of all parameters now."""
+        maker = StateMaker(optimizer.state)
+        for group in optimizer.param_groups:
+            program = program_of(optimizer, group)
+            self.fresh.update(p for p in group["params"] if maker.make(program, p, group, len(group["params"])))
+
+    def current_plan(self, optimizer: Stepped) -> Plan | None:
+        return self.plan if self.plan is not None and self.plan.fits(optimizer.state) else None
+
+    def foresee(self, optimizer: Stepped) -> list[Entry]:
+        """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""
+        return foresee(optimizer.rule, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
+
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        norm = None if self.clipping is None else self.clipping.norm
+        return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
+
+
+def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
+    """What a group's parameters are updated by."""
+    return traced(around.derived(optimizer.rule, group), group)
+
+
+def supports_loss_scale(optimizer: Stepped) -> bool:
+    """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
+    for group in optimizer.param_groups:
+        on_device = group.get("capturable") or group.get("fused")
+        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
+            return False
+        for param in group["params"]:
+            if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
+                return False
+    return True
