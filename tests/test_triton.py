@@ -14,7 +14,7 @@ from helpers import parameters
 
 import compiledopt
 from compiledopt import __main__, schedules
-from compiledopt.backends.cpp.batch import MOST_TENSORS
+from compiledopt.backends.gathered import MOST_TENSORS
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
