@@ -14,7 +14,7 @@ from helpers import parameters
 
 import compiledopt
 from compiledopt import __main__, schedules
-from compiledopt.backends.gathered import MOST_TENSORS
+from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
@@ -22,8 +22,6 @@ from compiledopt.backends.triton import tuning
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.traced import traced
-from compiledopt.step.plan import Options
-from compiledopt.step.states import relay, settle_scalars
 
 if triton.missing():
     pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
@@ -242,7 +240,7 @@ def test_numbers_on_a_device_are_not_read_for_branches():
         optimizer = getattr(compiledopt, name)([torch.nn.Parameter(torch.ones(1))])
         group, rule = optimizer.param_groups[0], optimizer.rule
         group[branch] = there
-        assert Options(rule, group).fit(group) and branch in [node.name for node in traced(rule, group).program.inputs]
+        assert rule.read(group).flags and branch in [node.name for node in traced(rule, group).program.inputs]
 
 
 def test_alignment_counts_pointers_and_lengths():

@@ -47,11 +47,11 @@ def too_many(entry: Entry) -> str | None:
 def adopt(entry: Entry, group: Mapping[str, Any]) -> None:
     """Bring the states of a parameter to where and how the launcher reads them. Mutates: the dict of states."""
     if not is_distributed(entry.param):
-        _relay(entry.traced, entry.param, entry.state)
-    _settle_scalars(entry.traced, entry.param, group, entry.state)
+        relay(entry.traced, entry.param, entry.state)
+    settle_scalars(entry.traced, entry.param, group, entry.state)
 
 
-def _relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
+def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
     """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
     for name in traced.states_of(param):
         value = state[name]
@@ -62,7 +62,7 @@ def _relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any])
                 state[name] = value.contiguous()
 
 
-def _settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
+def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
     """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
     or some of them want that, as after switching it on between steps."""
     places = {state[name].device.type for name in traced.scalar_names}
