@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.around import derived
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.rule import Rule
@@ -62,7 +63,7 @@ def explain_gpu(
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
     from compiledopt.rules.formula import formula
 
-    known = traced(rule, group)
+    known = traced(derived(rule, group), group)
     program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     aligned, general = (triton.build_for(kernel, arch, aligned=which) for which in (True, False))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from compiledopt import around
 from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off
-from compiledopt.around import adopt_groups, averages, check, schedule_groups, schedule_of, swapped, without_schedule
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options
@@ -74,7 +74,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {k: v for k, v in options.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}
         extras: Extras = options.get("extras", {})
         self._check_options(defaults)
-        if unknown := set(extras) - set(Extras.__annotations__):
+        if unknown := set(extras) - set(around.options()):
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument '{min(unknown)}'")
         check_options(defaults)
         self._begin(Stepper())
@@ -110,7 +110,7 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(state["param_groups"]):
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
-            kept = {name: now[name] for name in (*Extras.__annotations__, "compiled") if name in now}
+            kept = {name: now[name] for name in (*around.options(), "compiled") if name in now}
             for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
             group.update(self.fixed)
@@ -124,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._begin(self._stepper.again() if theirs is not None else Stepper())
         self._list_parameters()
-        adopt_groups(self)
+        around.adopt_groups(self)
         if hasattr(type(self), "rule"):
             tensor_scalars(type(self).rule, self.param_groups, self.state)
 
@@ -139,7 +139,7 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
-            schedule_groups(self)
+            around.schedule_groups(self)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -147,7 +147,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
-        check(getattr(type(self), "rule", None), group)
+        around.check(getattr(type(self), "rule", None), group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
@@ -160,7 +160,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
-        packed["param_groups"] = [without_schedule(group) for group in packed["param_groups"]]
+        packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
         return packed
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -172,7 +172,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self._swapped:
             raise RuntimeError("load_state_dict() within use_ema(): the parameters hold their averages; leave it first")
-        kept = [schedule_of(group) for group in self.param_groups]
+        kept = [around.schedule_of(group) for group in self.param_groups]
         # The last of the hooks that may exchange it: torch casts every state to its parameter's dtype, so it is read again.
         handle = self.register_load_state_dict_pre_hook(_remember)
         try:
@@ -180,7 +180,7 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
             self.__dict__.pop("_loading", None)
-        schedule_groups(self, kept)
+        around.schedule_groups(self, kept)
 
     # ---- stepping ----
 
@@ -235,7 +235,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def ema_parameters(self) -> list[Tensor]:
         """The averages that `ema_decay` keeps, in the order of the parameters; a parameter itself before its first step."""
-        return averages(self.param_groups, self.state)
+        return around.averages(self.param_groups, self.state)
 
     @contextmanager
     def use_ema(self) -> Iterator[None]:
@@ -246,7 +246,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self._swapped:
             raise RuntimeError("use_ema() within use_ema()")
-        with swapped(self.param_groups, self.state):
+        with around.swapped(self.param_groups, self.state):
             self._swapped = True
             try:
                 yield

@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
+from compiledopt import around
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Extras, check_one_element
+from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, check_one_element
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.options import RESERVED, is_number
 from compiledopt.rules.rule import rule
@@ -53,7 +54,7 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
     names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), inspect.Parameter("params", either)]
     names += [p.replace(kind=either) for p in options if p.default is not p.empty]
     names += [p for p in options if p.default is p.empty]
-    extras = dict.fromkeys(name for name in Extras.__annotations__ if name not in defaults)
+    extras = dict.fromkeys(name for name in around.options() if name not in defaults)
     habits = {key: value for key, value in {**HABITS, **extras}.items() if key not in defaults}
     names += [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in habits.items()]
     signature = inspect.Signature(names)

@@ -21,7 +21,7 @@ from compiledopt.around.transformation import Transformation
 from compiledopt.rules.rule import Rule
 
 __all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "derived", "schedule_groups", "schedule_of"]
-__all__ += ["swapped", "tell_ended", "wanted", "without_schedule"]
+__all__ += ["options", "swapped", "tell_ended", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule.
 TRANSFORMATIONS: list[Transformation] = [ScheduledRate(), Averaged(), Clipped()]
@@ -29,6 +29,11 @@ SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers 
 
 Wanted = tuple[Hashable | None, ...]
 _derived: dict[tuple[Rule, Wanted, bool], Rule] = {}
+
+
+def options() -> list[str]:
+    """What a group may ask for by name, beside the options of its rule."""
+    return [one.option for one in TRANSFORMATIONS if one.option is not None]
 
 
 def wanted(rule: Rule, group: Mapping[str, Any]) -> Wanted:
