@@ -14,16 +14,24 @@ LOCAL_TENSOR = "_local_tensor"
 IS_BATCHED = "is_batchedtensor"
 
 
+_tracing, _level, _modes = (
+    torch._C._get_tracing_state,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._len_torch_dispatch_stack,
+)
+_before_dispatch = torch._ops._len_torch_dispatch_stack_pre_dispatch
+
+
 def watched_by() -> str | None:
     """Who looks at every operator that runs now, so that writes of native code would be lost to it: a dispatch mode, a
     transform of torch.func, or torch.jit.trace; None where nobody does. 0.2 µs."""
-    if torch._C._get_tracing_state() is not None:
+    if _tracing() is not None:
         return "torch.jit.trace"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _level() is not None:
         return "a transform of torch.func"
-    if torch._C._len_torch_dispatch_stack():
-        return type(torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)).__name__
-    if torch._ops._len_torch_dispatch_stack_pre_dispatch():  # type: ignore[no-untyped-call]  # torch.export before it functionalizes
+    if _modes():
+        return type(torch._C._get_dispatch_stack_at(_modes() - 1)).__name__
+    if _before_dispatch():  # type: ignore[no-untyped-call]  # torch.export before it functionalizes
         return "a tracer before dispatch"
     return None
 

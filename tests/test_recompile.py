@@ -86,3 +86,21 @@ def test_compile_ahead():
     assert not optimizer.state
     run(optimizer, params, Gradients(torch.float64), range(2))
     assert counts() == before
+
+
+def test_what_changes_in_place_is_seen():
+    """A plan compares the objects that a group holds; a list, or a tensor that a program branches on, may change within."""
+    betas, decay = [0.9, 0.99], torch.tensor(0.0)
+    params, expected = parameters(), parameters()
+    optimizer = compiledopt.AdamW(params, lr=0.1, betas=betas, weight_decay=decay)
+    reference = torch.optim.AdamW(expected, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
+    for step in range(6):
+        if step == 2:
+            betas[0] = 0.5
+            reference.param_groups[0]["betas"] = (0.5, 0.99)
+        if step == 4:
+            decay.fill_(0.5)
+            reference.param_groups[0]["weight_decay"] = 0.5
+        for one, those in ((optimizer, params), (reference, expected)):
+            run(one, those, Gradients(), [step])
+    torch.testing.assert_close(flat(params), flat(expected), rtol=1e-5, atol=1e-6)
