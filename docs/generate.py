@@ -14,6 +14,7 @@ import torch
 
 import compiledopt
 from compiledopt.compiler.formula import formula
+from compiledopt.compiler.printing import Latex
 from compiledopt.compiler.program import Program
 from compiledopt.compiler.programs import Variant, traced
 
@@ -112,8 +113,9 @@ def formulas_page() -> str:
             lines += [f"## {name}({given})", "", "$$\\begin{aligned}"]
             lines += [line.replace(" = ", " &= ", 1) + r" \\" for line in found.latex]
             lines += ["\\end{aligned}$$", ""]
-            meanings = [f"${sympy.latex(sympy.Symbol(letter))}$ `{name}`" for letter, name in found.meanings.items()]
-            lines += [", ".join(meanings), ""]
+            used = {symbol.name for _, right in found.lines for symbol in right.free_symbols}
+            letters = {Latex().doprint(sympy.Symbol(letter)): name for letter, name in found.meanings.items() if letter in used}
+            lines += [", ".join(f"${letter}$ `{name}`" for letter, name in letters.items()), ""]
     return "\n".join(lines)
 
 
