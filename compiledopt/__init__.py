@@ -1,5 +1,7 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
+from importlib import metadata
+
 import torch.optim
 
 from compiledopt import lr_scheduler, schedules, swa_utils
@@ -50,4 +52,7 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
     from torch.optim import swap_in_optimizer_params_and_state
 
     __all__ += ["swap_in_optimizer_params_and_state"]
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("compiledopt")
+except metadata.PackageNotFoundError:  # run from a checkout: pyproject.toml alone says which version it will be
+    __version__ = "0+checkout"
