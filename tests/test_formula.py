@@ -314,3 +314,10 @@ def test_numbers_are_short():
     assert found.text == ["θ' = 0.96^γ·θ/2 + max(1/2^23, g) - γ·(g - 3.25)/(30·(|g| + 2.5e-8))"]
     assert r"\frac{0.96^{\gamma} \theta}{2}" in found.latex[0] and r"\frac{1}{2^{23}}" in found.latex[0]
     assert r"\left|{g}\right| + 2.5 \cdot 10^{-8}" in found.latex[0]
+
+
+def test_what_stands_around_a_rule_can_be_read():
+    rate = 3e-4 * compiledopt.schedules.cosine_annealing(1000)
+    text = compiledopt.SGD(parameters(), lr=rate, ema_decay=0.9).explain()
+    assert "θ' = θ - (0.00015·cos(0.00314159·t) + 0.00015)·g" in text
+    assert "a' = (0 if n = 0 else d)·a + (1 if n = 0 else 1 - d)·θ'" in text

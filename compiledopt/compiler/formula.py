@@ -77,7 +77,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "floor": sympy.floor,
     "maximum": sympy.Max,
     "minimum": sympy.Min,
-    "lerp": lambda a, b, weight: (1 - weight) * a + weight * b,
+    "lerp": lambda a, b, weight: _rest(weight) * a + weight * b,
     "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
     "gt": sympy.Gt,
     "ge": sympy.Ge,
@@ -89,6 +89,13 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "logical_or": sympy.Or,
     "logical_not": sympy.Not,
 }
+
+
+def _rest(weight: Any) -> Any:
+    """1 − w, case by case where w has cases."""
+    if isinstance(weight, sympy.Piecewise):
+        return sympy.Piecewise(*((1 - value, when) for value, when in weight.args))
+    return 1 - weight
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,10 @@ class Text(_Conventional, StrPrinter):  # type: ignore[misc]
         text = "".join(f"{self._print(value)} if {self._print(when)} else " for value, when in cases)
         return f"({text}{self._print(last)})"
 
+    def _print_Relational(self, expression: Any) -> str:
+        sign = {"==": "=", "!=": "≠", "<=": "≤", ">=": "≥"}.get(expression.rel_op, expression.rel_op)
+        return f"{self._print(expression.lhs)} {sign} {self._print(expression.rhs)}"
+
     def _print_Abs(self, expression: Any) -> str:
         return f"|{self._print(expression.args[0])}|"
 
@@ -182,7 +186,11 @@ class Latex(_Conventional, LatexPrinter):  # type: ignore[misc]
 
 
 def _decimal(value: Any) -> str | None:
-    """A fraction that ends is written with a point, but for halves and powers of two: 0.96, x/2, 1/2^23."""
+    """A fraction that ends is written with a point, but for halves and powers of two: 0.96, x/2, 1/2^23. Of a number that came
+    about by arithmetic (π/1000) there are too many digits to read; six are shown."""
     if not value.is_Rational or value.q <= 2 or (value.q >= _LONG and value.q & (value.q - 1) == 0):
         return None
-    return repr(float(value)).replace("e-0", "e-") if set(sympy.factorint(value.q)) <= {2, 5} else None
+    if not set(sympy.factorint(value.q)) <= {2, 5}:
+        return None
+    written = repr(float(value))
+    return (written if len(written) <= 10 else f"{float(value):.6g}").replace("e-0", "e-")
