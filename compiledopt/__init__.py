@@ -1,6 +1,7 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
 import sys
+from importlib import metadata
 
 import torch.optim
 
@@ -54,7 +55,10 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
     from torch.optim import swap_in_optimizer_params_and_state
 
     __all__ += ["swap_in_optimizer_params_and_state"]
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("compiledopt")
+except metadata.PackageNotFoundError:  # run from a checkout: pyproject.toml alone says which version it will be
+    __version__ = "0+checkout"
 
 # A pickle names a class by its module: by these, whatever file it stands in. Optimizer itself is not pickled, and its
 # annotations are to be found in its own file.

@@ -14,7 +14,8 @@ import torch
 from compiledopt.backends.batch import Entry
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
-from compiledopt.step.plan import Plan, foresee
+from compiledopt.step.foresee import foresee
+from compiledopt.step.plan import Plan
 
 if TYPE_CHECKING:
     from compiledopt.rules.formula import Formula

@@ -14,6 +14,7 @@ import torch
 
 import compiledopt
 from compiledopt.rules.formula import formula
+from compiledopt.rules.printing import Latex
 from compiledopt.rules.program import Program
 from compiledopt.rules.traced import Variant, traced
 
@@ -105,8 +106,9 @@ def formulas_page() -> str:
             lines += [f"## {name}({given})", "", "$$\\begin{aligned}"]
             lines += [line.replace(" = ", " &= ", 1) + r" \\" for line in found.latex]
             lines += ["\\end{aligned}$$", ""]
-            meanings = [f"${sympy.latex(sympy.Symbol(letter))}$ `{name}`" for letter, name in found.meanings.items()]
-            lines += [", ".join(meanings), ""]
+            used = {symbol.name for _, right in found.lines for symbol in right.free_symbols}
+            letters = {Latex().doprint(sympy.Symbol(letter)): name for letter, name in found.meanings.items() if letter in used}
+            lines += [", ".join(f"${letter}$ `{name}`" for letter, name in letters.items()), ""]
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["migrate-from-torch.md", "training-loop.md", "meta-learning.md"]
+PAGES = ["migrate-from-torch.md", "training-loop.md", "meta-learning.md", "../CONTRIBUTING.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -25,6 +25,8 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys):
 def test_links_lead_somewhere():
     if not DOCS.exists():
         pytest.skip("the tests run without the repository around them")
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r'(?:src|srcset)="([^"]+)"', page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -5,6 +5,7 @@ look at our rules. `prove` shows the two equal symbolically, or, where sympy can
 """
 
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from helpers import parameters
 from sympy import Abs, Max, Min, Piecewise, sign, sqrt
 
 import compiledopt
-from compiledopt.rules.formula import expressions, formula, symbols_of
+from compiledopt.rules.formula import Formula, expressions, formula, symbols_of
 from compiledopt.rules.traced import traced
 
 
@@ -276,12 +277,47 @@ def test_text_and_latex():
         "\n".join(found.text),
         """\
 t' = t + 1
-m' = m + (1 - β₁)*(g - m)
-v' = β₂*v + g**2*(1 - β₂)
-θ' = -γ*m'/((1 - β₁**t')*(ε + sqrt(v')/sqrt(1 - β₂**t'))) + θ*(-γ*λ + 1)""",
+m' = β₁·m + (1 - β₁)·g
+v' = β₂·v + (1 - β₂)·g²
+θ' = (1 - γ·λ)·θ - γ·m'/((1 - β₁^t')·(√v'/√(1 - β₂^t') + ε))""",
     )
-    assert found.latex[2] == r"v^{\prime} = \beta_{2} v + g^{2} \left(1 - \beta_{2}\right)"
+    assert found.latex[2] == r"v^{\prime} = \beta_{2} v + \left(1 - \beta_{2}\right) g^{2}"
     assert found.meanings["gamma"] == "lr" and found.meanings["theta"] == "param"
     assert "cases" in "\n".join(formula(program_of("RAdam", {})).latex)
     text = compiledopt.AdamW(parameters()).explain()
     assert all(line in text for line in [*found.text, *found.latex])
+
+
+@pytest.mark.parametrize(("name", "options", "textbook"), CASES)
+def test_what_is_subtracted_comes_last(name, options, textbook):
+    """No sum starts with a minus sign where one of its terms has none, and no product has a number behind a tensor."""
+    found = formula(program_of(name, options))
+    sums = {each for _, right in found.lines for each in right.atoms(sympy.Add)}
+    assert sums
+    for each in sums:
+        alone = Formula(((sympy.Symbol("x"), each),), found.meanings, found.numbers)
+        negative = all(term.as_coeff_Mul()[0].is_negative for term in each.args)
+        for line in (*alone.text, *alone.latex):
+            assert line.split(" = ", 1)[1].startswith("-") == negative, line
+    assert not any(re.search(r"[θgmvh]₁?[²']*·(γ|β|\(1 - β.\))", line) for line in found.text)
+
+
+def test_numbers_are_short():
+    """Decimals stay decimals, and powers of two powers; halves and thirds are fractions."""
+
+    @compiledopt.define
+    def Numbers(param, grad, *, lr=0.5):
+        return param * 0.96**lr / 2 - lr * 0.1 * (grad - 3.25) / (abs(grad) + 2.5e-8) / 3 + grad.clamp_min(2.0**-23)
+
+    optimizer = Numbers(parameters())
+    found = formula(traced(optimizer.rule, optimizer.param_groups[0]).program)
+    assert found.text == ["θ' = 0.96^γ·θ/2 + max(1/2^23, g) - γ·(g - 3.25)/(30·(|g| + 2.5e-8))"]
+    assert r"\frac{0.96^{\gamma} \theta}{2}" in found.latex[0] and r"\frac{1}{2^{23}}" in found.latex[0]
+    assert r"\left|{g}\right| + 2.5 \cdot 10^{-8}" in found.latex[0]
+
+
+def test_what_stands_around_a_rule_can_be_read():
+    rate = 3e-4 * compiledopt.schedules.cosine_annealing(1000)
+    text = compiledopt.SGD(parameters(), lr=rate, ema_decay=0.9).explain()
+    assert "θ' = θ - (0.00015·cos(0.00314159·t) + 0.00015)·g" in text
+    assert "a' = (0 if n = 0 else d)·a + (1 if n = 0 else 1 - d)·θ'" in text

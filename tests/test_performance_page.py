@@ -1,6 +1,8 @@
 """docs/performance.md is what the rows in perf/results say."""
 
+import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,45 @@ def test_page_is_generated():
     if not PERF.exists():
         pytest.skip("the tests run without the repository around them")
     assert subprocess.run([sys.executable, str(PERF / "report.py"), "--check"]).returncode == 0
+
+
+def test_the_newest_row_of_each_case_is_on_the_page():
+    """Each pair of the compiled step: its ratio stands in the line of its algorithm and shapes, and no older one does."""
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    with (PERF / "results" / "step.csv").open(newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["ours"] == "compiled" and row["caches"] == "warm"]
+    sys.path.insert(0, str(PERF))
+    try:
+        from report import SHAPES, TORCHS, alone, libraries
+    finally:
+        sys.path.remove(str(PERF))
+    newest = {(row["optimizer"], row["shapes"], row["against"]): row["ratio"] for row in rows}
+    assert len(newest) < len(rows), "nothing was measured twice, so that this tests little"
+    lines = [line.split(" | ") for line in (alone() + libraries()).replace("| ", "", 1).splitlines()]
+    for (optimizer, shapes, against), ratio in newest.items():
+        found = [line for line in lines if line[0].strip("| ") == optimizer and line[1] == SHAPES[shapes]]
+        assert any(ratio in (cell.strip(" |") for cell in line[3:]) for line in found), (optimizer, shapes, against)
+    shown = [cell for line in lines if len(line) > 4 for cell in line[3:] if cell.strip(" |").replace(".", "").isdigit()]
+    assert len(shown) == len(newest) and set(TORCHS) <= {against for _, _, against in newest}
+
+
+def test_a_stale_page_and_a_missing_picture_are_noticed(tmp_path):
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    shutil.copytree(PERF, tmp_path / "perf")
+    shutil.copytree(PERF.parent / "docs", tmp_path / "docs")
+
+    def check():
+        return subprocess.run([sys.executable, str(tmp_path / "perf" / "report.py"), "--check"]).returncode
+
+    assert check() == 0
+    (tmp_path / "docs" / "pictures" / "steps-dark.svg").unlink()
+    assert check() == 1
+    shutil.copy(PERF.parent / "docs" / "pictures" / "steps-dark.svg", tmp_path / "docs" / "pictures")
+    page = tmp_path / "docs" / "performance.md"
+    page.write_text(page.read_text().replace("1", "2", 1))
+    assert check() == 1
 
 
 def test_shapes_are_the_models():
@@ -30,6 +71,36 @@ def test_shapes_are_the_models():
     assert parameters["gpt2_small"] == 124_439_808
     assert parameters["llama_1b"] == 1_235_814_400
     assert len(SHAPES["resnet50"]()) == 161
+
+
+def test_models_are_what_they_say():
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    sys.path.insert(0, str(PERF))
+    try:
+        import in_situ
+        from report import MODELS
+    finally:
+        sys.path.remove(str(PERF))
+    assert in_situ.MODELS.keys() == MODELS.keys()
+    made = {name: make() for name, make in in_situ.MODELS.items()}
+    tensors = {name: len(in_situ.trainable(model)) for name, (model, _) in made.items()}
+    assert tensors == {"mlp": 6, "layers": 160, "convnet": 18, "lora": 200, "embedding": 5}
+    assert sum(param.numel() for param in made["convnet"][0].parameters()) == 242_826
+    for model, loss in made.values():
+        loss(model).backward()
+        assert all(param.grad is not None for param in in_situ.trainable(model))
+        assert all(param.grad is None for param in model.parameters() if not param.requires_grad)
+
+
+def test_a_step_inside_training_is_measured():
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    command = [sys.executable, str(PERF / "in_situ.py"), "--models", "mlp", "--seconds", "0.1", "--no-save"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" ratio ") == done.stdout.count("; steps alone ") == 3
 
 
 @pytest.mark.parametrize("against", ["torch fused", "torch for-loop"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from catalog import one_per_algorithm
-from helpers import Gradients, parameters, run
+from helpers import Gradients, flat, parameters, run
 
 import compiledopt
 from compiledopt import compile_stats

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from sympy.printing.pretty.pretty_symbology import pretty_symbol
-from sympy.printing.str import StrPrinter
 
 from compiledopt.rules.ops import OPS
+from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
 
 # The field's letters; a name that is not here stands for itself.
@@ -78,7 +77,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "floor": sympy.floor,
     "maximum": sympy.Max,
     "minimum": sympy.Min,
-    "lerp": lambda a, b, weight: a + weight * (b - a),
+    "lerp": lambda a, b, weight: _rest(weight) * a + weight * b,
     "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
     "gt": sympy.Gt,
     "ge": sympy.Ge,
@@ -92,36 +91,33 @@ _SYMPY: dict[str, Callable[..., Any]] = {
 }
 
 
+def _rest(weight: Any) -> Any:
+    """1 − w, case by case where w has cases."""
+    if isinstance(weight, sympy.Piecewise):
+        return sympy.Piecewise(*((1 - value, when) for value, when in weight.args))
+    return 1 - weight
+
+
 @dataclass(frozen=True)
 class Formula:
     """lines: (left side, right side), each right side in terms of old values and of left sides above it; new values are
-    primed. meanings: symbol → the name in the rule."""
+    primed. meanings: symbol → the name in the rule. numbers: the symbols that are 0-dim, new values included."""
 
     lines: tuple[tuple[sympy.Symbol, Any], ...]
     meanings: Mapping[str, str]
+    numbers: frozenset[sympy.Symbol] = frozenset()
 
     @property
     def text(self) -> list[str]:
-        printer = _Printer()
-        return [f"{printer.doprint(left)} = {printer.doprint(right)}" for left, right in self.lines]
+        return self._written(Text())
 
     @property
     def latex(self) -> list[str]:
-        names = {left: _latex_name(left) for left, _ in self.lines}
-        return [f"{names[left]} = {sympy.latex(right, symbol_names=names)}" for left, right in self.lines]
+        return self._written(Latex())
 
-
-class _Printer(StrPrinter):  # type: ignore[misc]
-    """Greek letters and subscripts in one line."""
-
-    def _print_Symbol(self, symbol: sympy.Symbol) -> str:
-        name: str = symbol.name
-        return str(pretty_symbol(name.rstrip("'"))) + "'" * name.count("'")
-
-
-def _latex_name(symbol: sympy.Symbol) -> str:
-    name: str = symbol.name
-    return str(sympy.latex(sympy.Symbol(name.rstrip("'")))) + "^{\\prime}" * name.count("'")
+    def _written(self, printer: Text | Latex) -> list[str]:
+        old = {_primed(symbol): symbol for symbol in (sympy.Symbol(name, real=True) for name in self.meanings)}
+        return [f"{printer.doprint(left)} = {printer.line(right, self.numbers, old.get(left))}" for left, right in self.lines]
 
 
 def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
@@ -153,7 +149,8 @@ def formula(program: Program) -> Formula:
     new = _primed(by_name["param"])
     if not any(new in right.free_symbols for _, right in lines):
         lines.sort(key=lambda line: line[0] == new)
-    return Formula(tuple(lines), {symbol.name: node.name for node, symbol in symbols.items()})
+    numbers = frozenset(symbol for node, symbol in {*symbols.items(), *named.items()} if node.scalar)
+    return Formula(tuple(lines), {symbol.name: node.name for node, symbol in symbols.items()}, numbers)
 
 
 def _primed(symbol: sympy.Symbol) -> sympy.Symbol:

@@ -13,16 +13,15 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
+from compiledopt.backends.batch import Batch, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import traced
 from compiledopt.stats import STATS
-from compiledopt.step import choose
 from compiledopt.step.decide import decide, decide_watched, fall_back, warn_of_fallbacks
+from compiledopt.step.seen import Seen
 from compiledopt.step.shards import Shards, runs_on_shards
 from compiledopt.step.states import StateMaker, is_complete
 
@@ -51,39 +50,6 @@ class Owner:
         if self.scaling is not None:
             step.update(self.scaling.on(device))
         return step
-
-
-class Seen:
-    """What of a group a plan depends on, beside what its rule reads; and the objects that were in it when it was looked at."""
-
-    def __init__(self, rule: Rule, group: Any) -> None:
-        self.rule, self.group = rule, group
-        self.wanted, self.executors = self._now()
-        self._look()
-
-    def _now(self) -> tuple[Any, list[Any]]:
-        return around.wanted(self.rule, self.group), [self.group.get(name) for name in choose.OPTIONS]
-
-    def _look(self) -> None:
-        # Not through the group, which may compute what is asked of it.
-        self.names, self.values = tuple(dict.keys(self.group)), tuple(dict.values(self.group))
-        # What may change in place is read anew at each step: lists, and tensors on whose being zero a program depends.
-        others = [value for name, value in zip(self.names, self.values, strict=True) if name != "params"]
-        branching = [self.group[name] for name in self.rule.branches if name in self.group]
-        self.fixed = not any(isinstance(value, (list, dict)) for value in others)
-        self.fixed &= all(isinstance(value, (float, int)) for value in branching)
-
-    def is_as_before(self) -> bool:
-        """Whether the group holds the very objects that it held, none of which can have changed: 1 µs."""
-        same = self.fixed and tuple(dict.keys(self.group)) == self.names
-        return same and all(map(is_, dict.values(self.group), self.values))
-
-    def fits(self) -> bool:
-        """Whether the group still asks for the same around its rule, and for the same executor."""
-        if self._now() != (self.wanted, self.executors):
-            return False
-        self._look()
-        return True
 
 
 class Plan:
@@ -121,7 +87,6 @@ class Plan:
         """Every parameter with a gradient, checked, with its executor; kernels are compiled here."""
         owner, entries = self.owner, []
         for index, (group, rule) in enumerate(zip(owner.groups, self.rules, strict=True)):
-            choose.check_options(group)
             program = traced(rule, group)
             for param in group["params"]:
                 known = owner.state.get(param, {})
@@ -222,26 +187,6 @@ class Plan:
     @property
     def batches(self) -> list[Batch]:
         return list(chain(*self.rounds))
-
-
-def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
-    """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
-
-    plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
-    """
-    entries: list[Entry] = []
-    batches = plan.batches if plan is not None else []
-    settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
-    for index, group in enumerate(groups):
-        choose.check_options(group)
-        program = traced(around.derived(rule, group), group)
-        for param in group["params"]:
-            if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
-                continue
-            known = state.get(param, {})
-            choice = settled.get(param) or decide(program, group, param, known)
-            entries.append(Entry(param, known, index, program, choice))
-    return entries
 
 
 def _rounds(entries: Sequence[Entry]) -> list[list[Entry]]:

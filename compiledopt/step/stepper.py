@@ -12,7 +12,8 @@ from compiledopt.backends.batch import Batch, Entry
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
-from compiledopt.step.plan import Owner, Plan, foresee
+from compiledopt.step.foresee import foresee
+from compiledopt.step.plan import Owner, Plan
 from compiledopt.step.states import StateMaker
 from compiledopt.torch_private import watched_by
 

@@ -1,0 +1,36 @@
+"""What a step would do, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.nn.parameter import is_lazy
+
+from compiledopt import around
+from compiledopt.backends.batch import Choice, Entry
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import traced
+from compiledopt.step import choose
+from compiledopt.step.decide import decide
+from compiledopt.step.plan import Plan
+
+
+def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
+    """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
+
+    plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
+    """
+    entries: list[Entry] = []
+    batches = plan.batches if plan is not None else []
+    settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
+    for index, group in enumerate(groups):
+        choose.check_options(group)
+        program = traced(around.derived(rule, group), group)
+        for param in group["params"]:
+            if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
+                continue
+            known = state.get(param, {})
+            choice = settled.get(param) or decide(program, group, param, known)
+            entries.append(Entry(param, known, index, program, choice))
+    return entries
