@@ -212,7 +212,7 @@ fault(
     "sparse_adam.py",
     "(1 - betas[1] ** step) ** 0.5",
     "(1 - betas[1] ** step)",
-    "test_not_elementwise.py::test_sparse_gradients[SparseAdam-options0-torch.float32]",
+    "test_not_elementwise.py::test_sparse_gradients[SparseAdam-options6-torch.float32]",
 )
 fault(
     "algorithms:decoupled-decay-without-rate",
@@ -409,7 +409,7 @@ fault(
     "loading.py",
     "if isinstance(value, torch.Tensor) and value.numel() != 1:",
     "if False:",
-    "test_state.py::test_a_state_that_does_not_fit_changes_nothing[with_two_steps-the state of parameter 'first' has 'step' with 2 elements]",
+    "test_state.py::test_a_state_that_does_not_fit_changes_nothing[with_two_steps-]",
 )
 fault(
     "step:count-rounded-by-loading",
@@ -545,7 +545,6 @@ fault(
     "        _copy([(other, mine) for mine, other in given])\n",
     "",
     "test_dynamo.py::test_fullgraph[False-aot_eager]",
-    "test_dynamo.py::test_the_operator_takes_copies_and_gives_them_back",
 )
 
 # ---- around ----
@@ -702,7 +701,7 @@ fault(
     "sparse.py",
     "tensor.index_put_(index, value)",
     "tensor.index_put_(index, value, accumulate=True)",
-    "test_not_elementwise.py::test_sparse_gradients[Adagrad-options0-torch.float32]",
+    "test_not_elementwise.py::test_sparse_gradients[Adagrad-options4-torch.float32]",
 )
 fault(
     "eager:sparse-decay-taken",
@@ -744,8 +743,8 @@ fault(
     "direct.py",
     "tensor.to(wide, copy=True) for tensor in tensors",
     "tensor.to(wide) for tensor in tensors",
-    "test_differentiable.py::test_gradcheck[('Adam', {})]",
-    "test_differentiable.py::test_gradients_flow_as_in_torch[('SGD', {})]",
+    "test_differentiable.py::test_gradcheck[Adam-{}]",
+    "test_differentiable.py::test_gradients_flow_as_in_torch[SGD-{}]",
 )
 fault(
     "eager:wrong-shape-returned",
@@ -1243,8 +1242,7 @@ fault(
 
 # ---- schedules ----
 
-OWN = "test_lr_scheduler.py::test_schedules_of_ones_own"
-fault("schedules:number-minus-schedule", "schedule.py", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, other, self)", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, self, other)", OWN)
+fault("schedules:number-minus-schedule", "schedule.py", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, other, self)", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, self, other)", "test_lr_scheduler.py::test_combinations_of_schedules")
 fault("schedules:step-early", "schedules.py", "gamma ** _floor(step / step_size)", "gamma ** _floor((step + 1) / step_size)", schedule("step_gamma"))
 fault("schedules:milestone-late", "schedules.py", "step >= milestone, 1.0, 0.0", "step > milestone, 1.0, 0.0", schedule("multi_step"))
 fault("schedules:constant-late", "schedules.py", "factor + _where(step >= total_iters", "factor + _where(step > total_iters", schedule("constant"))
