@@ -156,17 +156,23 @@ def test_a_bad_gradient_changes_nothing():
         assert same(before, snapshot(optimizer))
 
 
-def test_lengths_beyond_int32():
-    """The offset of a block is computed in 64 bits, and so is the cut."""
-    from compiledopt.backends.triton.batch import cut
-
-    blocks = cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]), 1024)
+def test_blocks_of_lengths_beyond_int32():
+    """The cut counts in 64 bits."""
+    blocks = device.cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]), 1024)
     assert blocks.shape[0] == 1 + 3 * 2**31 // 1024 and blocks[-1].tolist() == [1, 3 * 2**31 // 1024 - 1]
     assert (blocks[-1, 1].item() + 1) * 1024 > 2**32
-    case = next(c for c in CASES if str(c) == "AdamW-default")
-    optimizer = case.ours(model(), "compiled")
-    run(optimizer, optimizer.param_groups[0]["params"], Gradients(), range(1))
-    assert "+ 1).to(tl.int64) * XBLOCK" in optimizer._plan.batches[0].triton.source
+
+
+def test_offsets_beyond_int32():
+    """A block that begins at 2^32 elements is beyond the end of a short tensor: in 32 bits it would begin at 0 again, and write."""
+    program = compiledopt.rules.traced.traced(compiledopt.SGD.rule, compiledopt.SGD(model()).param_groups[0]).program
+    kernel = device.triton.kernel(program, [torch.float32] * 2)
+    param, grad, table = torch.zeros(100), torch.ones(100), torch.ones(kernel.columns)
+    pointers, lengths, rows = torch.tensor([param.data_ptr(), grad.data_ptr()]), torch.tensor([100]), torch.tensor([0])
+    for part, written in ((2**32 // 1024, 0.0), (0, -1.0)):
+        blocks = torch.tensor([[0, part]], dtype=torch.int32)
+        kernel.function[(1,)](pointers, lengths, rows, blocks, table, XBLOCK=1024, ALIGNED=False, num_warps=4)
+        assert param.tolist() == [written] * 100
 
 
 def test_the_verdict_of_a_scaler_is_read_on_the_device():

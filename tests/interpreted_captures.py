@@ -384,6 +384,16 @@ def test_pointers_that_are_not_aligned():
     assert launched() == {False: [0, 1]}
 
 
+def test_more_rows_than_a_block():
+    """One row of numbers for each parameter, over blocks of the scalar part's kernel, the last of them ragged."""
+    shapes = [(3,)] * (capturable.ROWS + 2)
+    expected, reference, optimizer, mine = pair(shapes=shapes, lr=0.05)
+    for step in range(2):
+        step_both((expected, optimizer), (reference, mine), step)
+    near(mine, reference)
+    assert all(optimizer.state[param]["step"] == 2 for param in mine)
+
+
 # ---- modes ----
 
 

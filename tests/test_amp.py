@@ -74,6 +74,27 @@ def test_unscaled_before_is_not_divided_again():
     assert (flat(mine) - flat(plain)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("flag", ["compiled", "fused"])
+def test_unscaled_at_some_steps_only(flag):
+    """Whoever clips at every other step, say: the scale of the last step is not taken out of gradients that have none."""
+    plain, mine = parameters(), parameters()
+    reference, optimizer = compiledopt.SGD(plain, lr=0.1), compiledopt.SGD(mine, lr=0.1, **{flag: True})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(6):
+        run(reference, plain, Gradients(), [step])
+        Gradients().set(mine, step)
+        for param in mine:
+            param.grad.copy_(scaler.scale(param.grad))
+        if step % 2:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert (flat(mine) - flat(plain)).abs().max() <= 1e-6
+    run(reference, plain, Gradients(), [6])
+    run(optimizer, mine, Gradients(), [6])  # without a scaler at all
+    assert (flat(mine) - flat(plain)).abs().max() <= 1e-6
+
+
 def test_who_leaves_it_to_the_scaler():
     """Rules that are not elementwise, sparse gradients, and all that is not asked for by name, as torch's fused=True is:
     Lightning takes an optimizer that unscales by itself for one whose gradients it must not clip."""

@@ -200,16 +200,47 @@ def test_groups_with_bounds_of_their_own(executor):
     assert not torch.equal(params[0], start[0])
 
 
-def test_a_parameter_listed_twice():
-    params, twice = parameters(shapes=[(30,)]), parameters(shapes=[(30,)])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_parameter_listed_twice(executor):
+    """It is updated twice, and the norm is measured once: over all parameters, also while those listed twice go on alone."""
+    params, twice = parameters(shapes=[(30,), (50,)]), parameters(shapes=[(30,), (50,)])
     with pytest.warns(UserWarning, match="duplicate parameters"):
-        optimizer = compiledopt.SGD([params[0], params[0]], lr=0.1, max_grad_norm=0.5)
+        optimizer = compiledopt.SGD([params[0], params[1], params[0]], lr=0.1, max_grad_norm=0.5, **EXECUTORS[executor])
     run(optimizer, params, Gradients(), range(3))
     for step in range(3):
         Gradients().set(twice, step)
-        grad = twice[0].grad * min(1.0, 0.5 / (twice[0].grad.norm() + 1e-6))
-        twice[0].data -= 0.2 * grad
-    torch.testing.assert_close(params[0], twice[0])
+        norm = flat([p.grad for p in twice]).norm()
+        for param, times in zip(twice, (2, 1), strict=True):
+            param.data -= 0.1 * times * param.grad * min(1.0, 0.5 / (norm.item() + 1e-6))
+    assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-6)
+    for mine, expected in zip(params, twice, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_norm_is_over_all_executors():
+    """A parameter that is not dense runs on another one; its gradients count, and its bound is that of the others."""
+    dense, odd = torch.nn.Parameter(torch.ones(50)), torch.nn.Parameter(torch.ones(6, 8)[:, ::2])
+    dense.grad, odd.grad = torch.full((50,), 2.0), torch.full((6, 4), 3.0)
+    optimizer = compiledopt.SGD([dense, odd], lr=1.0, max_grad_norm=1.0)
+    with pytest.warns(UserWarning, match="not dense"):
+        optimizer.step()
+    norm = (50 * 4.0 + 24 * 9.0) ** 0.5
+    assert optimizer.executor == "compiled + for-loop" and optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+    torch.testing.assert_close(dense.detach(), torch.full((50,), 1 - 2 / norm))
+    torch.testing.assert_close(odd.detach(), torch.full((6, 4), 1 - 3 / norm))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_norm_of_half_gradients(executor, dtype):
+    """Not rounded to their dtype, and beyond its largest number."""
+    params = [torch.nn.Parameter(torch.zeros(1000, dtype=dtype)) for _ in range(3)]
+    for index, param in enumerate(params):
+        param.grad = torch.full((1000,), 3000.0 + 16 * index, dtype=dtype)
+    optimizer = compiledopt.SGD(params, lr=0.0, max_grad_norm=1.0, **EXECUTORS[executor])
+    optimizer.step()
+    exact = flat([param.grad for param in params]).norm().item()
+    assert exact > 65504 and optimizer.grad_norm.item() == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -261,6 +292,20 @@ def test_evaluate_with_averages():
         1 / 0  # noqa: B018
     assert same([p.detach() for p in model.parameters()], [p.detach() for p in kept])
     optimizer.step()
+
+
+def test_averages_of_a_parameter_listed_twice():
+    """Exchanged once."""
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = compiledopt.SGD([param, param], lr=0.25, ema_decay=0.5)
+    for _ in range(2):
+        optimizer.step()
+    kept, average = param.detach().clone(), optimizer.ema_parameters()[0].clone()
+    with optimizer.use_ema():
+        assert torch.equal(param.detach(), average) and not torch.equal(average, kept)
+    assert torch.equal(param.detach(), kept)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

@@ -1,14 +1,18 @@
 """What users do between two steps, against torch doing the same; and faults in the middle of one."""
 
 import copy
+import os
 import pickle
+import sys
 import threading
+import time
 import warnings
 
 import pytest
 import torch
 from catalog import EXECUTORS, one_per_algorithm
 from helpers import Gradients, flat, parameters, rms, run, same, snapshot
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import compiledopt
 
@@ -169,6 +173,38 @@ def test_threads_stepping_two_optimizers():
     assert not errors
     for params in found:
         assert same([p.detach() for p in expected], [p.detach() for p in params])
+
+
+def test_gradients_taken_away_by_another_thread():
+    """While native code lets the GIL go, it holds what it reads: a gradient dropped meanwhile is freed when the step is over."""
+    param = torch.nn.Parameter(torch.zeros(1 << 21))
+    optimizer = compiledopt.SGD([param], lr=0.5, compiled=True)
+    run(optimizer, [param], Gradients(), range(1))
+    main, freed, over = threading.get_ident(), [], threading.Event()
+
+    def take_away():
+        while not freed and not over.is_set():
+            running = sys._current_frames()[main].f_code.co_filename
+            if f"backends{os.sep}cpp" in running and param.grad is not None:
+                kept = StorageWeakRef(param.grad.untyped_storage())
+                param.grad = None
+                freed.append(kept.expired())
+            time.sleep(0)
+
+    thread, interval = threading.Thread(target=take_away), sys.getswitchinterval()
+    sys.setswitchinterval(60.0)  # the other thread runs where this one lets the GIL go, and nowhere else
+    try:
+        thread.start()
+        for _ in range(2000):
+            param.grad = torch.ones(1 << 21)
+            optimizer.step()
+            if freed:
+                break
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert freed == [False]
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -134,6 +134,17 @@ def entry(monkeypatch, tmp_path):
     return directory
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b + b"x"]
+)
+def test_a_damaged_entry_is_none(entry, damage):
+    """Loading half a library kills the process."""
+    path = entry / "entry"
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.load("entry") is None
+    assert cache.store("entry", b"content") and cache.load("entry") == b"content"
+
+
 def test_directories_that_are_made_are_their_owners_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path / "a" / "b"))
     before = os.umask(0)

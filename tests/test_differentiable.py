@@ -62,6 +62,24 @@ def test_gradcheck(name, options):
         assert torch.autograd.gradcheck(function, (start, lr, decay, b1, b2))
 
 
+@pytest.mark.parametrize(("name", "options"), UNROLLED, ids=str)
+def test_values_are_the_for_loops(name, options):
+    """In a graph or not, first step or later: finite differences alone would agree with a wrong update."""
+    options = {"lr": 0.1, **({"weight_decay": 0.2} if CATALOG[name].takes("weight_decay") else {}), **options}
+    results = []
+    for more in ({"differentiable": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        start = torch.randn(6, dtype=torch.float64)
+        param = start.clone()
+        optimizer = getattr(compiledopt, name)([param], **options, **more)
+        for step in range(7):
+            param.grad = (start * (step + 1)).sin()
+            optimizer.step()
+        results.append(param)
+        assert (param - start).abs().max() > 1e-3
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
 def test_one_element_lr_keeps_shapes():
     param = torch.ones(3).clone()
     param.grad = torch.ones(3)

@@ -1,6 +1,7 @@
 """explain and the command line tell the truth, to people and to machines."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,15 +11,18 @@ from helpers import Gradients, parameters, run
 import compiledopt
 from compiledopt.__main__ import main
 
+explaining = sys.modules["compiledopt.explain"]
 
-def test_numbers_of_adamw():
+
+def test_numbers_of_adamw(monkeypatch):
+    monkeypatch.setattr(explaining, "memory_bandwidth", lambda *_: 2e9)
     params = parameters(shapes=[(10, 10), (50,)])
     optimizer = compiledopt.AdamW(params)
     found = optimizer._explanation()
     assert (found.executor, found.tensors, found.elements, found.launches_per_step, found.kernels) == ("compiled", 2, 150, 1, 1)
     assert found.parts[0].bytes_read_per_element == 16 and found.parts[0].bytes_written_per_element == 12
     assert found.bytes_per_step == 150 * 28
-    assert found.floor_seconds == pytest.approx(found.bytes_per_step / found.memory_bandwidth)
+    assert found.memory_bandwidth == 2e9 and found.floor_seconds == pytest.approx(150 * 28 / 2e9)
     assert not optimizer.state, "explaining changed the optimizer"
     run(optimizer, params, Gradients(), range(2))
     assert optimizer._explanation().launches_per_step == len(optimizer._plan.batches) == 1
@@ -37,6 +41,14 @@ def test_parts_are_apart():
         ("compiled", "the default", 1, ["bfloat16"]),
     ]
     assert found.parts[2].bytes_read_per_element == 6
+    assert [part.kernels for part in found.parts] == [1, 0, 1] and found.kernels == 2
+
+
+def test_bandwidth_counts_two_reads_and_a_write(monkeypatch):
+    """Of an addition in place; here one that takes two seconds by the clock that is asked."""
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(explaining.time, "perf_counter", lambda: next(clock))
+    assert explaining.memory_bandwidth.__wrapped__("cpu", 4000) == 3 * 4000 / 2
 
 
 def test_rows_are_counted():

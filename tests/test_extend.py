@@ -2,6 +2,7 @@
 every promise of those that the library brings. CONTRIBUTING.md shows these."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +141,12 @@ def test_a_second_backend_writes_nothing_where_a_check_fails():
 
 def test_kernel_dtypes_of_complex_numbers():
     assert kernel_dtypes([torch.complex64, torch.float32]) == (torch.float32, torch.float32)
+
+
+def test_contributing_shows_these():
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    for part in (TensorBatch, TensorBackend, Cautious):
+        assert inspect.getsource(part) in page, part.__name__
 
 
 # ---- a transformation ----

@@ -86,6 +86,24 @@ def test_bad_states(spoil, mode):
 
 
 @pytest.mark.parametrize("mode", EXECUTORS)
+def test_a_failed_step_leaves_no_state_beside_others(mode):
+    """A state that an option asks for between two steps is taken away again, and those there were stay."""
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, **EXECUTORS[mode])
+    run(optimizer, params, Gradients(), range(2))
+    kept = optimizer.state[params[1]]["exp_avg"]
+    optimizer.state[params[1]]["exp_avg"] = torch.zeros(3)
+    optimizer.param_groups[0]["amsgrad"] = True
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="state 'exp_avg' must be a tensor of shape"):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+    optimizer.state[params[1]]["exp_avg"] = kept
+    optimizer.step()
+    assert all("max_exp_avg_sq" in optimizer.state[param] for param in params)
+
+
+@pytest.mark.parametrize("mode", EXECUTORS)
 @pytest.mark.parametrize("value", ["fast", None, torch.ones(2)], ids=["text", "None", "two"])
 def test_bad_options(value, mode):
     params = parameters()
@@ -174,11 +192,15 @@ def test_nothing_keeps_an_optimizer_alive(mode):
 
 
 def test_versions_tell_autograd_of_the_write():
-    """A backward through a value that the step overwrote is refused, as with torch's optimizers."""
+    """A backward through a value that the step overwrote is refused, as with torch's optimizers; through what it only read, not."""
     param = torch.nn.Parameter(torch.ones(4))
     loss = (param * param).sum()
     loss.backward(retain_graph=True)
-    optimizer = compiledopt.SGD([param], lr=0.1)
+    optimizer = compiledopt.AdamW([param], lr=0.1, compiled=True)
     optimizer.step()
+    state, grad = optimizer.state[param], param.grad
+    before = {name: value._version for name, value in state.items()}, grad._version
+    optimizer.step()
+    assert all(value._version > before[0][name] for name, value in state.items()) and grad._version == before[1]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

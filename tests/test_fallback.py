@@ -79,6 +79,11 @@ def no_temporary_files(patch):
     patch.setattr(cache, "scratch", lambda name: (_ for _ in ()).throw(OSError("disk full")))
 
 
+def no_place_to_load_from(patch):
+    """A TMPDIR that is mounted noexec."""
+    patch.setattr(cpp.ctypes, "CDLL", lambda *args: (_ for _ in ()).throw(OSError("failed to map segment")))
+
+
 def other_platform(patch):
     patch.setattr(cpp.sys, "platform", "win32")
 
@@ -95,6 +100,7 @@ WAYS = {
     no_python_headers: "Python.h is not in",
     unknown_tensors: "keeps its tensors in a way",
     no_temporary_files: "no room for temporary files: disk full",
+    no_place_to_load_from: "the compiled kernel cannot be loaded: failed to map segment",
     other_platform: "not for Windows",
 }
 
@@ -216,3 +222,17 @@ def test_the_warning_uses_names_and_counts():
     text = str(said[0].message)
     assert "6 of 6 parameters run on" in text and "'0.weight' of shape (2, 2), '0.bias' of shape (2,), '1.weight'" in text
     assert "and 3 more. Pass compiled=False" in text
+
+
+def test_each_reason_is_said_once():
+    """Two at once are two warnings; a plan that is made anew says neither again."""
+    params = [*one_strided()[:2], torch.nn.Parameter(torch.ones(3, device="meta"))]
+    params[2].grad = torch.ones(3, device="meta")
+    optimizer = compiledopt.AdamW(params, lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step()
+        assert sorted("not dense" in str(said.message) for said in caught) == [False, True]
+        optimizer.param_groups[0]["maximize"] = True
+        optimizer.step()
+    assert len(caught) == 2 and "there is no compiled executor for meta" in "".join(str(said.message) for said in caught)

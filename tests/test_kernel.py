@@ -1,6 +1,7 @@
 """What is in a compiled kernel: one pass, whatever the cut; conversions of the half types bit for bit as torch's."""
 
 import ctypes
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import parameters, same
 
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp.kernels import kernel
+from compiledopt.backends.inductor import lower_cpu
 from compiledopt.rules.rule import rule
 from compiledopt.rules.traced import traced
 
@@ -93,19 +95,76 @@ def test_conversions(dtype):
     assert torch.equal(down[finite].view(torch.int16), expected[finite].view(torch.int16))
 
 
-def test_one_compiler_run_per_kernel():
-    assert "-march=native" in cpp.KERNEL_FLAGS
+def scaled_by(number):
+    """A rule with a constant of its own."""
+
+    @rule()
+    def scaled(param, grad):
+        return param - number * grad
+
+    return traced(scaled, {}).program
+
+
+def test_one_compiler_run_per_kernel(monkeypatch, tmp_path):
+    """One for a program and dtypes, however often it is asked for; none where it is on disk."""
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    cpp.launcher()
+    built, build = [], cpp.build
+    monkeypatch.setattr(cpp, "build", lambda name, *given: built.append(name) or build(name, *given))
+    for dtypes in ([torch.float32] * 2, [torch.float64] * 2, [torch.float32] * 2):
+        kernel(scaled_by(0.6180339), dtypes)
+    assert len(built) == 2
+    cpp._kernels.clear()
+    kernel(scaled_by(0.6180339), [torch.float32] * 2)
+    assert len(built) == 2
+
+
+def test_another_constant_is_another_kernel():
+    for number in (0.25, 0.5):
+        param, grad = torch.zeros(20), torch.ones(20)
+        launch(kernel(scaled_by(number), [torch.float32] * 2), [param, grad], [], [(0, 20)])
+        assert param.tolist() == [-number] * 20
+
+
+def test_lowering_leaves_inductor_as_it_was():
+    """Whatever modules of it took over the names that stand-ins have while a kernel is lowered."""
+    from torch._inductor import cpp_builder, cpu_vec_isa
+
+    known = {"pick_vec_isa": cpu_vec_isa.pick_vec_isa, "is_gcc": cpp_builder.is_gcc}
+    lower_cpu(scaled_by(0.125), [torch.float32] * 2)
+    for name, module in list(sys.modules.items()):
+        for attribute, value in known.items():
+            if name.startswith("torch._inductor"):
+                assert getattr(module, attribute, value) is value, f"{name}.{attribute}"
+    assert known["pick_vec_isa"].__module__ == "torch._inductor.cpu_vec_isa"
+    assert known["is_gcc"].__module__ == "torch._inductor.cpp_builder"
 
 
 @rule()
-def with_erf(param, grad, *, lr):
-    return param - lr * torch.tanh(grad)
+def with_functions(param, grad, *, lr):
+    return param - lr * (torch.tanh(grad) + grad.sin() * grad.abs().log() + grad.exp().floor())
+
+
+def check_functions(compiled):
+    param, grad = torch.randn(50), torch.randn(50)
+    expected = param - 0.5 * (torch.tanh(grad) + grad.sin() * grad.abs().log() + grad.exp().floor())
+    launch(compiled, [param, grad], [0.5], [(0, 50)])
+    torch.testing.assert_close(param, expected)
 
 
 def test_functions_of_the_math_library():
-    _ = torch.manual_seed(0)
-    program = traced(with_erf, {"lr": 0.5})
-    param, grad = torch.randn(50), torch.randn(50)
-    expected = param - 0.5 * grad.tanh()
-    launch(kernel(program.program, [torch.float32] * 2), [param, grad], [0.5], [(0, 50)])
-    torch.testing.assert_close(param, expected)
+    check_functions(kernel(traced(with_functions, {"lr": 0.5}).program, [torch.float32] * 2))
+
+
+@pytest.mark.slow
+def test_functions_that_our_prefix_lacks(monkeypatch, tmp_path):
+    """torch's headers are the second try; they take seconds to compile."""
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    prefix = cpp._prefix().replace("#include <cmath>", "#define floor(x) there_is_none(x)")
+    monkeypatch.setattr(cpp, "_prefix", lambda: prefix)
+    program = traced(with_functions, {"lr": 0.5}).program
+    cpp._kernels.pop((program.kernel_text, (torch.float32, torch.float32)), None)
+    try:
+        check_functions(kernel(program, [torch.float32] * 2))
+    finally:
+        cpp._kernels.pop((program.kernel_text, (torch.float32, torch.float32)), None)

@@ -80,7 +80,8 @@ def test_a_parameter_that_is_not_dense_says_so():
 
 
 GRADIENTS = {
-    "transposed": lambda g: g.t().contiguous().t() if g.dim() == 2 else g,
+    # Of three dimensions too, where one stride stays as it is.
+    "transposed": lambda g: g.transpose(-1, -2).contiguous().transpose(-1, -2) if g.dim() > 1 else g,
     "expanded": lambda g: g.mean().expand(g.shape),
     "negated lazily": lambda g: torch._neg_view(g),
     "part of more": lambda g: torch.stack([g, g], -1)[..., 1],
@@ -245,18 +246,37 @@ def test_threads_change_no_bit(threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_many_parameters(threads):
-    """More parameters than one thread gathers, some without gradients, in several groups."""
+    """More parameters than one thread gathers, so many that no number of threads divides them, some without gradients, in
+    several groups: values, counts and versions of each."""
     torch.set_num_threads(threads)
     results = []
     for library in (torch.optim, compiledopt):
         torch.manual_seed(0)
-        params = [leaf(torch.randn(3)) for _ in range(5000)]
-        optimizer = library.AdamW([{"params": params[:2500]}, {"params": params[2500:], "lr": 0.1}])
+        params = [leaf(values) for values in torch.randn(5001, 3).unbind()]
+        optimizer = library.AdamW(
+            [{"params": params[:2500]}, {"params": params[2500:], "lr": 0.1}], foreach=library is torch.optim
+        )
+        if library is compiledopt:
+            optimizer.param_groups[0]["foreach"] = optimizer.param_groups[1]["foreach"] = None
         for step in range(4):
-            Gradients(skip=True).set(params, step)
+            gradients = torch.randn(5001, 3).unbind()
+            for index, param in enumerate(params):
+                param.grad = None if (step + index) % 5 == 3 else gradients[index]
+            versions = [param._version for param in params]
             optimizer.step()
-        results.append(flat(params))
-    assert (results[0] - results[1]).abs().max() < 1e-5
+            assert all((param._version > old) is (param.grad is not None) for param, old in zip(params, versions, strict=True))
+        results.append((flat(params), torch.stack([optimizer.state[param]["step"] for param in params])))
+    assert (results[0][0] - results[1][0]).abs().max() < 1e-5 and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("make", [make for make in LAYOUTS if make is not strided], ids=lambda make: make.__name__)
+def test_what_is_dense(make):
+    """Strides of dimensions with one element do not count."""
+    param = make()
+    param.grad = torch.ones_like(param)
+    before = param.detach().clone()
+    compiledopt.SGD([param], lr=0.5, compiled=True).step()
+    torch.testing.assert_close(param.detach(), before - 0.5)
 
 
 def test_a_step_in_inference_mode():

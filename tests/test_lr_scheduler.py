@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from compiledopt.rules.source import scalar_function
 from torch.optim import lr_scheduler as torchs
 
 import compiledopt
@@ -329,6 +330,123 @@ def test_schedules_of_ones_own():
     with pytest.raises(TypeError, match=r"test_lr_scheduler.py:\d+: float\(\) and the functions of math read a value"):
         host.program  # noqa: B018
     again = copy.deepcopy(schedules.one_cycle(1.0, 20) * 2 - 0.5)
-    assert again(7) == 2 * schedules.one_cycle(1.0, 20)(7) - 0.5
+    # The peak at 0.3·20 − 1 steps, a quarter of the way down 3.5 steps later: cosines by hand.
+    assert again(5) == 2 * 1.0 - 0.5 and again(8.5) == pytest.approx(
+        2 * (4e-6 + (1 - 4e-6) / 2 * (1 + math.cos(math.pi / 4))) - 0.5
+    )
     with pytest.raises(ValueError, match="2 schedules need 1 milestones between them, got 0"):
         schedules.sequential([schedules.linear(), schedules.linear()], [])
+
+
+def rates_of(scheduler, steps):
+    optimizer = scheduler.optimizer
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+FUNCTIONS = [
+    ("CyclicLR", schedules.cyclic, {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 4}),
+    ("CyclicLR", schedules.cyclic, {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 4, "step_size_down": 9}),
+    ("CyclicLR", schedules.cyclic, {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 3, "mode": "triangular2"}),
+    ("CyclicLR", schedules.cyclic, {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 3, "mode": "exp_range", "gamma": 0.9}),
+    ("CyclicLR", schedules.cyclic, {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": 3, "scale_fn": lambda x: 1 / (x + 1)}),
+    (
+        "CyclicLR",
+        schedules.cyclic,
+        {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": 3, "scale_fn": lambda x: 0.9**x, "scale_mode": "iterations"},
+    ),
+    ("OneCycleLR", schedules.one_cycle, {"max_lr": 0.3, "total_steps": 30}),
+    ("OneCycleLR", schedules.one_cycle, {"max_lr": 0.3, "total_steps": 30, "anneal_strategy": "linear", "pct_start": 0.2}),
+    ("OneCycleLR", schedules.one_cycle, {"max_lr": 0.3, "total_steps": 30, "three_phase": True, "pct_start": 0.4}),
+    ("OneCycleLR", schedules.one_cycle, {"max_lr": 0.3, "total_steps": 30, "div_factor": 5.0, "final_div_factor": 10.0}),
+    ("StepLR", schedules.step, {"step_size": 4, "gamma": 0.5}),
+    ("StepLR", schedules.step, {"step_size": 4}),
+    ("MultiStepLR", schedules.multi_step, {"milestones": [3, 7, 7], "gamma": 0.5}),
+    ("ConstantLR", schedules.constant, {}),
+    ("LinearLR", schedules.linear, {}),
+    ("ExponentialLR", schedules.exponential, {"gamma": 0.9}),
+    ("PolynomialLR", schedules.polynomial, {}),
+    ("PolynomialLR", schedules.polynomial, {"total_iters": 20, "power": 2.0}),
+    ("CosineAnnealingLR", schedules.cosine_annealing, {"T_max": 12}),
+    ("CosineAnnealingWarmRestarts", schedules.cosine_annealing_warm_restarts, {"T_0": 5}),
+    ("CosineAnnealingWarmRestarts", schedules.cosine_annealing_warm_restarts, {"T_0": 3, "T_mult": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "options"), FUNCTIONS, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(FUNCTIONS)])
+def test_functions_give_what_the_classes_give(name, function, options):
+    """Each with torch's own names and defaults: values, or factors of a rate of 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=1.0, momentum=0.9)
+    walked = rates_of(getattr(torchs, name)(optimizer, **options), 29)
+    assert len(set(walked)) > 1
+    assert [function(**options)(step) for step in range(30)] == pytest.approx(walked, rel=1e-9, abs=1e-12)
+
+
+def test_combinations_of_schedules():
+    schedule = schedules.exponential(0.5)
+    combined = [
+        1 - schedule,
+        schedule - 0.25,
+        2 + schedule,
+        schedule + schedules.linear(0.0, 1.0, 4),
+        3 * schedule,
+        schedule * 3,
+    ]
+    expected = [0.75, 0.0, 2.25, 0.75, 0.75, 0.75]
+    assert [one(2) for one in combined] == pytest.approx(expected, abs=1e-12)
+    assert [scalar(2.0)[1][0] for scalar in map(traced_alone, combined)] == pytest.approx(expected, abs=1e-12)
+
+
+def traced_alone(schedule):
+    return scalar_function(schedule.program)
+
+
+@pytest.mark.parametrize("module", [ours, torchs], ids=["ours", "torch"])
+def test_a_step_is_seen_by_schedulers(module):
+    """No warning of a scheduler that steps after its optimizer, however the optimizer got there; one where it steps before."""
+    optimizer = make_optimizer()
+    twin = copy.deepcopy(optimizer)
+    for one in (optimizer, twin):
+        for param in (group["params"][0] for group in one.param_groups):
+            param.grad = torch.ones(3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scheduler = module.StepLR(one, 1)
+            for _ in range(3):
+                one.step()
+                scheduler.step()
+    late = make_optimizer()
+    scheduler = module.StepLR(late, 1)
+    with pytest.warns(UserWarning, match=r"before `optimizer.step\(\)`"):
+        scheduler.step()
+
+
+@pytest.mark.parametrize("label", ["cyclic", "one_cycle"])
+def test_the_second_beta_stays(label):
+    """Of AdamW's betas the first one cycles."""
+    found = []
+    for module, factory in ((compiledopt, ours), (torch.optim, torchs)):
+        optimizer = make_optimizer(module, "AdamW")
+        scheduler = make(factory, label, optimizer)
+        walk(optimizer, scheduler, 5)
+        found.append([group["betas"] for group in optimizer.param_groups])
+    assert found[0] == found[1] and found[0][0][1] == 0.999 and found[0][0][0] != 0.9
+
+
+def test_chains_without_a_pure_form():
+    """They step all the same; a function of the step they have none, and say so."""
+    optimizer = make_optimizer()
+    for parts in (
+        [ours.LinearLR(optimizer), ours.CosineAnnealingLR(optimizer, 5, 0.001)],
+        [ours.LinearLR(optimizer), ours.CosineAnnealingWarmRestarts(optimizer, 5)],
+    ):
+        with pytest.raises(
+            TypeError, match=r"CosineAnnealing\w+ does more than multiply the rate, so a chain with it has no pure"
+        ):
+            ours.ChainedScheduler(parts).schedule()
+    with pytest.raises(TypeError, match="StepLR has no closed form; use the schedulers of compiledopt.lr_scheduler"):
+        ours.SequentialLR(optimizer, [torchs.StepLR(optimizer, 1), ours.StepLR(optimizer, 1)], [3]).schedule()

@@ -78,6 +78,70 @@ def test_newton_schulz_against_its_definition(shape, dtype):
     assert rms(result.double() - x) <= tolerance * rms(x)
 
 
+@pytest.mark.parametrize("executor", EVERY)
+def test_adafactors_epsilon_is_its_dtypes(executor):
+    """Of gradients below it: 1.2e-7 in float32, 0.0078 in bfloat16, 2.2e-16 in float64. Ours of all dtypes in one optimizer,
+    torch's in one for each: it takes the first parameter's for all."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+    theirs, mine = (
+        [torch.nn.Parameter(torch.ones(shape, dtype=d)) for d in dtypes for shape in ((4, 3), (5,))] for _ in range(2)
+    )
+    for param in (*theirs, *mine):
+        param.grad = torch.full_like(param, 1e-3)
+    for index in (0, 2, 4):
+        torch.optim.Adafactor(theirs[index : index + 2], lr=0.5).step()
+    optimizer = compiledopt.Adafactor(mine, lr=0.5, **EVERY[executor])
+    optimizer.step()
+    assert optimizer.executor == executor
+    for p, q in zip(theirs, mine, strict=True):
+        torch.testing.assert_close(q, p, rtol=0, atol=1e-2 if p.dtype is torch.bfloat16 else 1e-5)
+    assert (1 - mine[2]).max() < 0.1 < 0.4 < (1 - mine[0]).min(), "an epsilon of another dtype would change nothing here"
+
+
+@pytest.mark.parametrize("executor", EVERY)
+def test_adafactors_rate_falls_with_the_steps(executor):
+    """min(γ, 1/√t), with a γ that is too large from the first step on."""
+    theirs, mine = parameters(shapes=[(6, 5), (9,)]), parameters(shapes=[(6, 5), (9,)])
+    run(torch.optim.Adafactor(theirs, lr=5.0), theirs, Gradients(), range(4))
+    run(compiledopt.Adafactor(mine, lr=5.0, **EVERY[executor]), mine, Gradients(), range(4))
+    torch.testing.assert_close(flat(mine), flat(theirs), rtol=1e-5, atol=1e-5)
+
+
+def muon_by_definition(param, grad, buffer, nesterov, adjust_lr_fn, lr=0.02, momentum=0.9, weight_decay=0.3):
+    """One step in float64, without any of our code: (new parameter, new momentum)."""
+    buffer = momentum * buffer + (1 - momentum) * grad
+    x = (1 - momentum) * grad + momentum * buffer if nesterov else buffer
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    rows, columns = param.shape
+    ratio = 0.2 * max(rows, columns) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1, rows / columns) ** 0.5
+    return param - lr * weight_decay * param - lr * ratio * x, buffer
+
+
+@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_muon_against_its_definition(executor, nesterov, adjust_lr_fn, monkeypatch):
+    """With products in float64, where rounding hides nothing: torch's bfloat16 leaves a few per cent of each step open."""
+    from compiledopt.algorithms import muon
+
+    monkeypatch.setattr(muon, "product_dtype", lambda _: torch.float64)
+    options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.3, "nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn}
+    params = parameters(torch.float64, MUON_SHAPES)
+    expected, buffers = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
+    optimizer = compiledopt.Muon(params, **options, **EXECUTORS[executor])
+    for step in range(3):
+        run(optimizer, params, Gradients(torch.float64), [step])
+        for i, param in enumerate(params):
+            expected[i], buffers[i] = muon_by_definition(expected[i], param.grad, buffers[i], nesterov, adjust_lr_fn)
+    assert optimizer.executor == executor
+    for param, wanted, buffer in zip(params, expected, buffers, strict=True):
+        torch.testing.assert_close(param.detach(), wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(optimizer.state[param]["momentum_buffer"], buffer, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_muon_rounds_where_torch_does(executor, told, monkeypatch):

@@ -178,6 +178,27 @@ def test_a_defined_class_has_torchs_habits():
     assert "sign" in optimizer.explain() and Lion(parameters(), lr=torch.tensor(0.1)).executor == "compiled"
 
 
+def test_a_checkpoint_from_before_an_option():
+    """A class that was given an option since: groups saved without it get its default."""
+
+    @compiledopt.define
+    def Before(param, grad, *, lr=0.1):
+        return param - lr * grad
+
+    @compiledopt.define
+    def After(param, grad, *, lr=0.1, factor=2.0, sharp=False):
+        return param - factor * lr * (grad.sign() if sharp else grad)
+
+    params = parameters(shapes=[(3,)])
+    optimizer = After(params)
+    optimizer.load_state_dict(Before(parameters(shapes=[(3,)]), lr=0.5).state_dict())
+    group, start = optimizer.param_groups[0], params[0].detach().clone()
+    assert (group["lr"], group["factor"], group["sharp"]) == (0.5, 2.0, False)
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), start - 1.0)
+
+
 def test_initial_values():
     params = parameters(shapes=[(3,)])
     params[0].grad = torch.tensor([0.1, -2.0, 0.2])

@@ -134,6 +134,50 @@ def test_results_do_not_depend_on_threads(rule):
     assert rms(flat(params) - flat(expected)) <= 1e-5 * effect
 
 
+@pytest.mark.parametrize("rule", [Rows, Sm3, compiledopt.Adafactor], ids=lambda rule: rule.__name__)
+def test_columns_of_parts_that_end_anywhere(rule):
+    """A part may end within a row, with fewer rows than are added at once, or where another matrix begins; on two threads."""
+    shapes = [(65, 1010), (3, 20, 50), (2, 33, 700), (40, 1700)]
+    torch.set_num_threads(2)
+    start = parameters(shapes=shapes)
+    mine, expected = copies(start), copies(start, torch.float64)
+    more = {"eps": (torch.finfo(torch.float32).eps, 1e-3)} if rule is compiledopt.Adafactor else {}
+    run(rule(mine, lr=0.5, compiled=True), mine, Gradients(), range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(rule(expected, lr=0.5, foreach=False, **more), expected, Gradients(), range(2))
+    for a, b, before in zip(mine, expected, start, strict=True):
+        assert rms(b.detach() - before.detach()) > 1e-3
+        assert (a.detach() - b.detach()).abs().max() <= 1e-4
+
+
+def test_states_of_parameters_with_as_many_elements():
+    """Their shapes are those of the parameter, not of another one of its size."""
+    shapes = [(6, 5), (5, 6), (3, 10), (30,), (2, 3, 5)]
+    theirs, mine = parameters(shapes=shapes), parameters(shapes=shapes)
+    baseline, optimizer = torch.optim.Adafactor(theirs, lr=0.1), compiledopt.Adafactor(mine, lr=0.1)
+    run(baseline, theirs, Gradients(), range(2))
+    run(optimizer, mine, Gradients(), range(2))
+    for p, q in zip(theirs, mine, strict=True):
+        torch.testing.assert_close(q, p)
+        wanted = {name: value.shape for name, value in baseline.state[p].items()}
+        assert {name: value.shape for name, value in optimizer.state[q].items()} == wanted
+
+
+def test_a_reduced_state_that_is_not_contiguous():
+    """One value per row, with other strides, as a view of more: it is laid anew once, and the values are torch's."""
+    theirs, mine = parameters(shapes=[(4, 6, 5)]), parameters(shapes=[(4, 6, 5)])
+    for library, params in ((torch.optim, theirs), (compiledopt, mine)):
+        optimizer = library.Adafactor(params, lr=0.1)
+        run(optimizer, params, Gradients(), range(2))
+        state = optimizer.state[params[0]]
+        state["row_var"] = state["row_var"].transpose(0, 1).contiguous().transpose(0, 1)
+        assert not state["row_var"].is_contiguous()
+        run(optimizer, params, Gradients(), range(2, 4))
+    assert optimizer.executor == "compiled" and optimizer.explain().startswith("Adafactor: compiled")
+    torch.testing.assert_close(mine[0], theirs[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("rule", [Lamb, Rows, Sm3], ids=lambda rule: rule.__name__)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from catalog import CASES, one_per_algorithm
 from expecttest import assert_expected_inline
-from helpers import parameters
+from helpers import Gradients, flat, parameters, run
 
+import compiledopt
 from compiledopt.backends.eager.foreach import cut
 from compiledopt.backends.eager.sequence import eager
 from compiledopt.backends.inductor import evaluate
@@ -191,3 +192,47 @@ def test_the_same_operation_is_one_node(case):
     program = program_of(case).program
     lines = [line.split(" = ", 1)[1] for line in program.text.splitlines() if " = " in line]
     assert len(lines) == len(set(lines))
+
+
+def test_chunks_update_each_parameter_once(monkeypatch):
+    """foreach cuts long lists; what a chunk does is done to its own parameters alone."""
+    from compiledopt.backends.eager import foreach
+
+    shapes = [(40,), (50,), (3,), (60,), (), (70,)]
+    whole, cut_up = parameters(shapes=shapes), parameters(shapes=shapes)
+    run(compiledopt.AdamW(whole, lr=0.1, foreach=True), whole, Gradients(), range(3))
+    monkeypatch.setattr(foreach, "CPU_LIMIT", 500)
+    run(compiledopt.AdamW(cut_up, lr=0.1, foreach=True), cut_up, Gradients(), range(3))
+    assert torch.equal(flat(whole), flat(cut_up)) and not torch.equal(flat(whole), flat(parameters(shapes=shapes)))
+
+
+SPELLINGS = [
+    lambda x, y: torch.rsub(x, y),
+    lambda x, y: torch.rsub(x, y, alpha=3),
+    lambda x, y: x.sub(y, alpha=2) - torch.add(x, y, alpha=0.5),
+    lambda x, y: torch.subtract(x, y) * torch.multiply(x, 2.0),
+    lambda x, y: torch.true_divide(x, y) + x.divide(3.0) - torch.negative(y),
+    lambda x, y: torch.addcmul(x, x, y, value=0.25),
+    lambda x, y: torch.addcdiv(x, y, x, value=-2.0) + x.addcdiv(y, x),
+    lambda x, y: x.clamp_min(0.1) - torch.clamp_max(y, 0.2),
+    lambda x, y: x % 0.75 + y // 0.5,
+    lambda x, y: 2 - x + 3 / y + 2**x,
+    lambda x, y: torch.lerp(x, y, weight=0.3) - x.lerp(end=y, weight=0.7),
+    lambda x, y: (-x).abs().pow(exponent=1.5) + y.square().rsqrt() + abs(x),
+    lambda x, y: torch.where((x > y) | (x < -1), x, y) + torch.where(~(x >= 0) & (y <= 1), 1.0, x),
+    lambda x, y: torch.where(x == y, 1.0, 2.0) + torch.where(x != y, x, y),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS, ids=range(len(SPELLINGS)))
+def test_operations_as_torch_spells_them(spelled):
+    """Every name and keyword of an operation: traced and run, it is what torch computes."""
+
+    def Spelled(param, grad):
+        return spelled(param, grad)
+
+    program = traced(rule()(Spelled), {}).program
+    x, y = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
+    y[:5] = x[:5]
+    (found,) = evaluate(program, [x, y], [torch.tensor(node.args[0]) for node in program.columns], fused=False)
+    torch.testing.assert_close(found, spelled(x, y).expand_as(x))

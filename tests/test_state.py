@@ -117,6 +117,27 @@ def test_state_is_torchs():
     assert [s.item() for s in steps] == [7, 1, 1, 1, 1]
 
 
+def test_adagrads_states_are_there_at_once():
+    """As torch's: made with the optimizer, of the value that was asked for."""
+    for library in (torch.optim, compiledopt):
+        params = parameters(shapes=[(3,), (2, 2)])
+        optimizer = library.Adagrad(params, initial_accumulator_value=0.5)
+        assert [optimizer.state[p]["sum"].tolist() for p in params] == [[0.5] * 3, [[0.5] * 2] * 2]
+        assert [float(optimizer.state[p]["step"]) for p in params] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_number_that_is_nan_stays_nan(executor):
+    """It is equal to itself here: else each step would find that the rows differ, and end in an error."""
+    params = parameters()
+    optimizer = compiledopt.AdamW(params, **EXECUTORS[executor])
+    run(optimizer, params, Gradients(), range(2))
+    optimizer.state[params[1]]["step"].fill_(torch.nan)
+    run(optimizer, params, Gradients(), range(2, 5))
+    assert optimizer.state[params[1]]["step"].isnan() and params[1].isnan().all()
+    assert optimizer.state[params[0]]["step"] == 5 and params[0].isfinite().all() and optimizer.executor == executor
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_step_changed_by_hand_is_seen(executor):
     case = next(c for c in CASES if str(c) == "AdamW-default")
@@ -131,15 +152,20 @@ def test_a_step_changed_by_hand_is_seen(executor):
     assert (flat(theirs) - flat(mine)).abs().max() < 1e-6
 
 
-def test_default_dtype_float64_makes_wide_steps():
+@pytest.mark.parametrize("fused", [None, True])
+def test_default_dtype_float64_makes_wide_steps(fused):
+    """But for fused=True, whose steps are float32 in torch; counts that are no float32 numbers come back as they are."""
     torch.set_default_dtype(torch.float64)
     try:
-        params = parameters(torch.float64)
-        optimizer = one_per_algorithm()[1].ours(params)
-        run(optimizer, params, Gradients(torch.float64), range(2))
+        params, theirs = parameters(torch.float64), parameters(torch.float64)
+        optimizer, reference = compiledopt.Adam(params, fused=fused), torch.optim.Adam(theirs, fused=fused)
+        for each, of in ((optimizer, params), (reference, theirs)):
+            run(each, of, Gradients(torch.float64), range(2))
     finally:
         torch.set_default_dtype(torch.float32)
-    assert optimizer.state[params[0]]["step"].dtype == torch.float64
+    steps = [each.state[of[0]]["step"] for each, of in ((optimizer, params), (reference, theirs))]
+    assert steps[0].dtype == steps[1].dtype == (torch.float32 if fused else torch.float64) and steps[0] == steps[1] == 2
+    assert (flat(params) - flat(theirs)).abs().max() <= 1e-12
 
 
 def test_loading_casts_as_torch():

@@ -79,6 +79,17 @@ def test_other_dtypes(dtype):
     same_averages(theirs, mine, 3e-2 if dtype is torch.bfloat16 else 1e-12)
 
 
+@pytest.mark.parametrize("label", FUNCTIONS)
+def test_the_first_model_is_copied(label):
+    """Whatever the average was made from: an EMA does not begin at the values of the model that it was built with."""
+    model = network()
+    mine = ours.AveragedModel(model, **arguments(ours, label))
+    shaken(model, 0)
+    mine.update_parameters(model)
+    for average, current in zip(mine.module.parameters(), model.parameters(), strict=True):
+        assert torch.equal(average, current)
+
+
 def test_functions_of_ones_own_run_as_torchs():
     model = network()
     calls = []
@@ -135,12 +146,19 @@ def test_between_updates():
     theirs.update_parameters(other)
     mine.update_parameters(other)
     same_averages(theirs, mine)
+    for average in (theirs, mine):
+        average.module[3].weight = torch.nn.Parameter(torch.full((3, 5), 2.0))  # in the average itself
+        shaken(other, 10)
+        average.update_parameters(other)
+        shaken(other, 11)
+    other.load_state_dict(model.state_dict())
+    assert not torch.equal(mine.module[3].weight, torch.full((3, 5), 2.0))
     buffer = io.BytesIO()
     torch.save(mine, buffer)
     buffer.seek(0)
     for twin in (copy.deepcopy(mine), torch.load(buffer, weights_only=False)):
         twin.update_parameters(model)
-        assert twin.n_averaged == 5 and mine.n_averaged == 4
+        assert twin.n_averaged == 6 and mine.n_averaged == 5
 
 
 def test_no_kernel_more_for_another_weight():

@@ -186,6 +186,14 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", "Adafactor", "--device", "cuda"]) == 1
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])
+def test_explain_for_a_gpu_counts_bytes(dtype, size, capsys):
+    """What AdamW moves: four tensors read and three written."""
+    assert __main__.main(["explain", "AdamW", "--device", "cuda", "--dtype", dtype, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["loads_per_element"], told["stores_per_element"], told["bytes_per_element"]) == (4, 3, 7 * size)
+
+
 def test_tuning_takes_the_fastest_and_survives_what_cannot_run():
     def milliseconds(candidate):
         if candidate[0] == 4096:
@@ -276,6 +284,10 @@ def test_more_tensors_than_a_launch_takes():
     torch.testing.assert_close(param.detach(), torch.full((4,), 0.9))
     with pytest.raises(RuntimeError, match="compiled=True cannot be had: Many has 17 tensors"):
         made([param], compiled=True).step()
+    # 0-dim states count too.
+    counted = compiledopt.define(scalars=("s0", "s1"))(found["Many"])
+    with pytest.raises(RuntimeError, match="compiled=True cannot be had: Many has 17 tensors"):
+        counted([param], compiled=True).step()
 
 
 def test_states_that_are_moved_under_inference_mode():

@@ -1,0 +1,1725 @@
+"""Faults of the kinds that users meet, for faults.py: off by one, a wrong sign or dtype, a missing branch, check or warning, a state
+that is not committed, a stale cache, swapped arguments. Named room:what; each with tests of the default run that should fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """name: room:what; file: a pattern below compiledopt/; find: a text that is there exactly once; put: what takes its place;
+    tests: those that should notice. interpreted*.py are run by test_triton.py::test_in_the_interpreter."""
+
+    name: str
+    file: str
+    find: str
+    put: str
+    tests: tuple[str, ...]
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(name: str, file: str, find: str, put: str, *tests: str) -> None:
+    FAULTS.append(Fault(name, file, find, put, tests))
+
+
+def oracle(case: str, executor: str = "compiled", dtype: str = "float32") -> str:
+    return f"test_parity.py::test_error_against_the_oracle[{case}-{executor}-torch.{dtype}]"
+
+
+def states(case: str, executor: str = "compiled") -> str:
+    return f"test_parity.py::test_states_and_missing_gradients[{case}-{executor}]"
+
+
+def reducing(name: str, dtype: str = "float32") -> str:
+    return f"test_passes.py::test_error_against_the_oracle[{name}-torch.{dtype}]"
+
+
+def adafactor(label: str, executor: str = "compiled", dtype: str = "float32") -> str:
+    return f"test_not_elementwise.py::test_error_against_the_oracle[Adafactor-{label}-{executor}-torch.{dtype}]"
+
+
+def interpreted(case: str, capturable: bool) -> str:
+    return f"interpreted.py::test_against_the_for_loop[{case}-{capturable}]"
+
+
+def schedule(label: str) -> str:
+    return f"test_lr_scheduler.py::test_against_torch[{label}-SGD-float]"
+
+
+def textbook(case: str) -> str:
+    return f"test_formula.py::test_the_rule_is_the_textbooks[{case}]"
+
+
+def promise(name: str, algorithm: str) -> str:
+    return f"test_contract.py::test_kept_by_torch_and_here[{name}-{algorithm}]"
+
+
+MUON = "test_not_elementwise.py::test_muon_against_its_definition"
+FUNCTIONS = "test_lr_scheduler.py::test_functions_give_what_the_classes_give"
+
+# ---- algorithms ----
+
+fault("algorithms:adadelta-eps", "adadelta.py", "(acc_delta + eps).sqrt()", "acc_delta.sqrt()", oracle("Adadelta-default"))
+fault(
+    "algorithms:adadelta-square-of-the-step",
+    "adadelta.py",
+    "(1 - rho) * delta * delta",
+    "(1 - rho) * delta",
+    oracle("Adadelta-default"),
+)
+fault(
+    "algorithms:adafactor-eps-of-float32",
+    "adafactor.py",
+    "torch.finfo(dtype).eps",
+    "torch.finfo(torch.float32).eps",
+    "test_not_elementwise.py::test_adafactors_epsilon_is_its_dtypes",
+)
+fault(
+    "algorithms:adafactor-mean-of-rows-not-bounded",
+    "adafactor.py",
+    "row_var.mean(-2, keepdim=True).clamp_min(tiny)",
+    "row_var.mean(-2, keepdim=True)",
+    textbook("Adafactor-weight_decay0"),
+)
+fault(
+    "algorithms:adafactor-no-threshold",
+    "adafactor.py",
+    "_at_least(_root_mean_square(update) / d, 1.0)",
+    "(_root_mean_square(update) / d)",
+    adafactor("all"),
+)
+fault(
+    "algorithms:adafactor-rate-not-bounded",
+    "adafactor.py",
+    "torch.minimum(lr, step.rsqrt())",
+    "lr",
+    "test_not_elementwise.py::test_adafactors_rate_falls_with_the_steps",
+)
+fault(
+    "algorithms:adagrad-decay-a-step-late",
+    "adagrad.py",
+    "1 + step * lr_decay",
+    "1 + (step + 1) * lr_decay",
+    oracle("Adagrad-lr_decay"),
+)
+fault(
+    "algorithms:adagrad-initial-value",
+    "adagrad.py",
+    '{"sum": "initial_accumulator_value"}',
+    '{"sum": 0.0}',
+    oracle("Adagrad-initial"),
+)
+fault(
+    "algorithms:adagrad-states-late",
+    "adagrad.py",
+    "self.make_states()",
+    "pass",
+    "test_state.py::test_adagrads_states_are_there_at_once",
+)
+fault(
+    "algorithms:adam-eps-inside",
+    "adam.py",
+    "largest.sqrt() / (1 - beta2**step) ** 0.5 + eps",
+    "(largest.sqrt() + eps) / (1 - beta2**step) ** 0.5",
+    oracle("Adam-default", dtype="float64"),
+)
+fault(
+    "algorithms:adam-amsgrad-smallest",
+    "adam.py",
+    "torch.maximum(max_exp_avg_sq, exp_avg_sq)",
+    "torch.minimum(max_exp_avg_sq, exp_avg_sq)",
+    oracle("Adam-amsgrad"),
+)
+fault(
+    "algorithms:adam-no-bias-correction",
+    "adam.py",
+    "lr / (1 - beta1**step) * exp_avg / denominator",
+    "lr * exp_avg / denominator",
+    oracle("Adam-default"),
+)
+fault("algorithms:adamax-eps", "adamax.py", "grad.abs() + eps", "grad.abs()", textbook("Adamax-weight_decay"))
+fault(
+    "algorithms:asgd-average-a-step-early",
+    "asgd.py",
+    "(step - t0).clamp_min",
+    "(step - t0 + 1).clamp_min",
+    states("ASGD-averaging"),
+)
+fault(
+    "algorithms:asgd-rate-a-step-late",
+    "asgd.py",
+    "(1 + lambd * lr * step) ** alpha",
+    "(1 + lambd * lr * (step - 1)) ** alpha",
+    states("ASGD-averaging"),
+    oracle("ASGD-averaging"),
+)
+fault(
+    "algorithms:nadam-product-of-the-next",
+    "nadam.py",
+    "mu_product = mu_product * mu\n",
+    "mu_product = mu_product * mu_next\n",
+    oracle("NAdam-default"),
+)
+fault(
+    "algorithms:nadam-next-is-now",
+    "nadam.py",
+    "0.96 ** ((step + 1) * momentum_decay)",
+    "0.96 ** (step * momentum_decay)",
+    oracle("NAdam-momentum_decay"),
+)
+fault(
+    "algorithms:radam-rectifies-early",
+    "radam.py",
+    "torch.where(length > 5, rectified",
+    "torch.where(length > 4, rectified",
+    oracle("RAdam-default"),
+)
+fault(
+    "algorithms:rmsprop-variance-sign",
+    "rmsprop.py",
+    "square_avg - grad_avg * grad_avg",
+    "square_avg + grad_avg * grad_avg",
+    oracle("RMSprop-centered"),
+)
+fault(
+    "algorithms:rmsprop-eps-inside",
+    "rmsprop.py",
+    "variance.sqrt() + eps",
+    "(variance + eps).sqrt()",
+    oracle("RMSprop-default", dtype="float64"),
+)
+fault(
+    "algorithms:rprop-gradient-kept-after-a-turn",
+    "rprop.py",
+    "torch.where(agreement < 0, 0.0, grad)",
+    "grad * 1.0",
+    oracle("Rprop-default"),
+)
+fault("algorithms:rprop-no-largest-step", "rprop.py", ".clamp_max(step_sizes[1])", "", oracle("Rprop-etas"))
+fault("algorithms:sgd-dampens-at-first", "sgd.py", "later = 1 - first", "later = 1 - 0 * first", oracle("SGD-dampening"))
+fault(
+    "algorithms:sgd-nesterov-without-gradient",
+    "sgd.py",
+    "grad + momentum * momentum_buffer if nesterov",
+    "momentum * momentum_buffer if nesterov",
+    oracle("SGD-nesterov"),
+)
+fault(
+    "algorithms:sparse-adam-second-correction",
+    "sparse_adam.py",
+    "(1 - betas[1] ** step) ** 0.5",
+    "(1 - betas[1] ** step)",
+    "test_not_elementwise.py::test_sparse_gradients[SparseAdam-options6-torch.float32]",
+)
+fault(
+    "algorithms:decoupled-decay-without-rate",
+    "parts.py",
+    "param * (1 - lr * weight_decay), grad",
+    "param * (1 - weight_decay), grad",
+    oracle("AdamW-weight_decay"),
+)
+fault("algorithms:maximize-lost", "parts.py", "-grad if maximize else grad", "grad", oracle("AdamW-maximize"))
+fault("algorithms:muon-rms-of-the-shorter", "muon.py", "math.sqrt(max(rows, columns))", "math.sqrt(min(rows, columns))", MUON)
+fault("algorithms:muon-ratio-turned", "muon.py", "math.sqrt(max(1, rows / columns))", "math.sqrt(max(1, columns / rows))", MUON)
+fault(
+    "algorithms:muon-nesterov-swapped",
+    "muon.py",
+    "grad.lerp(momentum_buffer, momentum) if nesterov",
+    "momentum_buffer.lerp(grad, momentum) if nesterov",
+    MUON,
+)
+fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight_decay)", "param * (1 - weight_decay)", MUON)
+fault(
+    "algorithms:muon-zeros-divided-by-zero",
+    "muon.py",
+    "x.norm().clamp_min(eps)",
+    "x.norm()",
+    promise("nothing_happens_for_zeros", "Muon"),
+)
+fault(
+    "algorithms:lbfgs-first-step",
+    "lbfgs.py",
+    "min(1.0, divide(1.0, float(grad.abs().sum()))) * lr",
+    "1.0 * lr",
+    "test_not_elementwise.py::test_lbfgs_is_torchs[default]",
+)
+fault(
+    "algorithms:lbfgs-history-grows",
+    "lbfgs.py",
+    "kept[max(0, len(kept) - history_size) :]",
+    "kept",
+    "test_not_elementwise.py::test_lbfgs_is_torchs[history]",
+)
+fault(
+    "algorithms:lbfgs-not-brought-back",
+    "lbfgs.py",
+    "            self._place(position)\n            self.state[self._params[0]].clear()",
+    "            self.state[self._params[0]].clear()",
+    "test_not_elementwise.py::test_lbfgs_goes_back_where_its_closure_raises[wolfe-3]",
+)
+fault(
+    "algorithms:line-search-curvature",
+    "line_search.py",
+    "SUFFICIENT, CURVATURE = 1e-4, 0.9",
+    "SUFFICIENT, CURVATURE = 1e-4, 0.1",
+    "test_not_elementwise.py::test_lbfgs_is_torchs[wolfe]",
+)
+
+# ---- optimizer ----
+
+fault(
+    "optimizer:adamw-loads-l2-decay",
+    "optimizer.py",
+    "            group.update(self.fixed)\n",
+    "",
+    "test_signature.py::test_adamw_stays_decoupled[loaded-absent]",
+)
+fault(
+    "optimizer:wish-lost-by-loading",
+    "optimizer.py",
+    '(CLIP, EMA, "compiled") if name in now',
+    '(CLIP, "compiled") if name in now',
+    "test_state.py::test_what_a_checkpoint_of_torch_does_not_know_stays",
+)
+fault(
+    "optimizer:loading-shares-memory",
+    "optimizer.py",
+    '            own(state["state"], tensors_of(theirs))\n',
+    "",
+    "test_state.py::test_loading_shares_no_memory[Adam]",
+)
+fault(
+    "optimizer:loading-casts-states",
+    "optimizer.py",
+    '                restore_dtypes(rule, state["param_groups"], state["state"], theirs)\n',
+    "",
+    "test_state.py::test_states_keep_the_dtype_that_their_rule_makes",
+)
+fault(
+    "optimizer:spurious-scheduler-warning",
+    "optimizer.py",
+    "        self._opt_called = True\n",
+    "",
+    "test_lr_scheduler.py::test_a_step_is_seen_by_schedulers",
+)
+fault(
+    "optimizer:refused-group-stays",
+    "optimizer.py",
+    "            self.param_groups.pop()\n            raise",
+    "            raise",
+    "test_around.py::test_what_cannot_be",
+)
+fault(
+    "optimizer:averages-stay",
+    "optimizer.py",
+    "            finally:\n                self._swapped = False",
+    "            finally:\n                pass",
+    "test_around.py::test_evaluate_with_averages",
+)
+fault(
+    "optimizer:step-with-infinities",
+    "optimizer.py",
+    "            return None, True\n",
+    "            return None, False\n",
+    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
+)
+fault(
+    "optimizer:scales-what-is-sparse",
+    "optimizer.py",
+    "if is_sparse(param.grad) or (",
+    "if (",
+    "test_amp.py::test_who_leaves_it_to_the_scaler",
+)
+fault(
+    "optimizer:warns-of-a-rate-of-zero",
+    "optimizer.py",
+    ' or group["lr"] == 0:',
+    ":",
+    "test_around.py::test_a_rate_of_zero_for_one_step_is_not_told_of",
+)
+fault(
+    "optimizer:warns-again",
+    "optimizer.py",
+    "            self._told.add(ended)\n",
+    "",
+    "test_around.py::test_an_ended_schedule_is_told_of_and_comes_back",
+)
+fault(
+    "optimizer:schedule-saved",
+    "optimizer.py",
+    "            group.pop(SCHEDULE, None)\n",
+    "            pass\n",
+    "test_around.py::test_resumes_in_the_middle[AdamW]",
+)
+fault(
+    "optimizer:empty-states-saved",
+    "optimizer.py",
+    'for key, values in packed["state"].items() if values}',
+    'for key, values in packed["state"].items()}',
+    "test_habits.py::test_a_state_dict_without_states_is_torchs[compiled]",
+)
+fault(
+    "optimizer:closure-without-gradients",
+    "optimizer.py",
+    "            with torch.enable_grad():\n                loss = closure()",
+    "            with torch.no_grad():\n                loss = closure()",
+    promise("a_closure_is_called_with_gradients_enabled", "AdamW"),
+)
+fault(
+    "optimizer:schedule-lost-by-loading",
+    "optimizer.py",
+    "        for index, schedule in enumerate(kept):\n            if schedule is not None:",
+    "        for index, schedule in enumerate(kept):\n            if False:",
+    "test_around.py::test_resumes_in_the_middle[AdamW]",
+)
+
+# ---- step ----
+
+fault(
+    "step:fused-false",
+    "choose.py",
+    "if foreach is False or fused is False:",
+    "if foreach is False:",
+    "test_optimizer.py::test_choice",
+)
+fault(
+    "step:contradiction-taken",
+    "choose.py",
+    "    if compiled and differentiable:",
+    "    if False:",
+    "test_optimizer.py::test_choice",
+)
+fault(
+    "step:one-element-strides",
+    "choose.py",
+    "for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1)",
+    "for s, n in zip(tensor.stride(), tensor.shape, strict=True))",
+    "test_layouts.py::test_every_layout_in_one_optimizer[AdamW-all-default]",
+    "test_layouts.py::test_what_is_dense",
+)
+fault(
+    "step:gradient-of-another-layout",
+    "choose.py",
+    "return all(n == 1 or s == t for",
+    "return any(n == 1 or s == t for",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-transposed]",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-for-loop-expanded]",
+    "test_layouts.py::test_what_is_dense",
+)
+fault(
+    "step:loads-a-wrong-shape",
+    "loading.py",
+    "if isinstance(value, torch.Tensor) and value.shape != shape:",
+    "if False:",
+    "test_state.py::test_a_state_that_does_not_fit_changes_nothing[shaped_otherwise-]",
+)
+fault(
+    "step:loads-two-counts",
+    "loading.py",
+    "if isinstance(value, torch.Tensor) and value.numel() != 1:",
+    "if False:",
+    "test_state.py::test_a_state_that_does_not_fit_changes_nothing[with_two_steps-]",
+)
+fault(
+    "step:count-rounded-by-loading",
+    "loading.py",
+    "values[name].dtype not in (torch.float32, torch.float64)",
+    "values[name].dtype is torch.int64",
+    "test_state.py::test_numbers_of_a_parameter_are_not_rounded_to_its_dtype[torch.bfloat16]",
+)
+fault(
+    "step:states-of-a-failed-step-stay",
+    "states.py",
+    "            self.made.append((param, name))\n",
+    "",
+    "test_failures.py::test_a_failed_step_leaves_no_state_beside_others",
+)
+fault(
+    "step:an-average-resets-momentum",
+    "states.py",
+    "any(name not in traced.rule.added for name in missing)",
+    "bool(missing)",
+    "test_around.py::test_an_average_begun_later[SGD]",
+)
+fault("step:counts-shared", "states.py", "return spare.pop()", "return spare[-1]", "test_state.py::test_state_is_torchs")
+fault(
+    "step:fused-count-wide",
+    "states.py",
+    ' == torch.float64 and not group.get("fused")',
+    " == torch.float64",
+    "test_state.py::test_default_dtype_float64_makes_wide_steps",
+)
+fault(
+    "step:complex-state-real",
+    "states.py",
+    "complex(value, value)",
+    "complex(value, 0)",
+    "test_parity.py::test_complex[Rprop-default-compiled-torch.complex64]",
+)
+fault(
+    "step:numbers-in-two-places",
+    "states.py",
+    "places != {param.device.type}) or len(places) > 1:",
+    "False):",
+    "test_triton.py::test_states_that_are_moved_under_inference_mode",
+)
+fault(
+    "step:reduced-state-turned",
+    "states.py",
+    "elif value.shape != param.shape and not value.is_contiguous():",
+    "elif False:",
+    "test_passes.py::test_a_parameter_that_is_laid_anew_between_steps",
+    "test_passes.py::test_a_reduced_state_that_is_not_contiguous",
+)
+fault(
+    "step:state-of-another-layout",
+    "states.py",
+    "not same_layout(param, value) and value.layout is torch.strided",
+    "False",
+    "test_between_steps.py::test_as_torch_does[AdamW-channels_last-compiled]",
+)
+fault(
+    "step:first-lost-where-states-were-made-ahead",
+    "plan.py",
+    "                entry.first |= entry.param in owner.fresh\n",
+    "",
+    "test_own.py::test_the_first_update_after_states_were_made_ahead[compiled]",
+)
+fault(
+    "step:a-gradient-that-comes-later",
+    "plan.py",
+    "                    self.waiting.append(param)\n",
+    "",
+    states("AdamW-default"),
+)
+fault(
+    "step:states-stay-where-memory-ran-out",
+    "plan.py",
+    "            maker.undo()\n",
+    "",
+    "test_between_steps.py::test_no_room_for_states_or_copies[first-compiled-device]",
+)
+fault(
+    "step:none-among-numbers",
+    "plan.py",
+    "if self.tuples and self._absent(group) != self.absent:",
+    "if False:",
+    "test_passes.py::test_a_number_that_was_none_is_another_program",
+)
+fault(
+    "step:listed-three-times",
+    "plan.py",
+    "seen[id(entry.param)] = number + 1",
+    "seen[id(entry.param)] = 1",
+    "test_optimizer.py::test_a_parameter_listed_twice_is_updated_twice[compiled]",
+)
+fault(
+    "step:norm-measured-again",
+    "plan.py",
+    "again=number > 0",
+    "again=False",
+    "test_around.py::test_a_parameter_listed_twice",
+)
+fault(
+    "step:weight-of-an-average-stale",
+    "averaging.py",
+    '        self.group["weight"] = weight\n',
+    "",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "step:tensors-of-a-launch-miscounted",
+    "decide.py",
+    "len(dtypes) + len(runs.scalar_names)",
+    "len(dtypes)",
+    "test_triton.py::test_more_tensors_than_a_launch_takes",
+)
+fault(
+    "step:second-reason-unsaid",
+    "decide.py",
+    "if entry.choice.fallback and entry.choice.reason not in said:",
+    "if entry.choice.fallback and not said:",
+    "test_fallback.py::test_each_reason_is_said_once",
+)
+fault(
+    "step:reason-said-again",
+    "decide.py",
+    "        said.add(reason)\n",
+    "",
+    "test_fallback.py::test_each_reason_is_said_once",
+)
+fault(
+    "step:graph-keeps-its-copies",
+    "in_graph.py",
+    "        _copy([(other, mine) for mine, other in given])\n",
+    "",
+    "test_dynamo.py::test_fullgraph[False-aot_eager]",
+)
+
+# ---- around ----
+
+fault(
+    "around:clips-upwards",
+    "derive.py",
+    "share > 1.0, 1.0, share)",
+    "share > 1.0, share, 1.0)",
+    "test_around.py::test_norms[compiled]",
+)
+fault(
+    "around:norm-without-eps",
+    "derive.py",
+    "max_grad_norm / (grad_norm + 1e-6)",
+    "max_grad_norm / grad_norm",
+    "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
+)
+fault(
+    "around:average-begins-at-zero",
+    "derive.py",
+    'apply("where", count == 0, 1.0, 1 - ema_decay)',
+    "1 - ema_decay",
+    "test_around.py::test_an_average_begun_later[AdamW]",
+)
+fault(
+    "around:schedule-a-step-early",
+    "derive.py",
+    "schedule.function(step)",
+    "schedule.function(step + 1)",
+    "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
+)
+fault(
+    "around:takes-an-option-of-the-rule",
+    "derive.py",
+    "(rule is None or name not in rule.options)",
+    "True",
+    "test_own.py::test_options_named_as_the_librarys_are_the_rules_own[compiled]",
+)
+fault(
+    "around:norm-of-one-executor",
+    "clipping.py",
+    "total = tensors[0] + known",
+    "total = tensors[0]",
+    "test_around.py::test_the_norm_is_over_all_executors",
+)
+fault(
+    "around:norm-of-scaled-gradients",
+    "clipping.py",
+    "        if grad_scale is not None:\n",
+    "        if False:\n",
+    "test_around.py::test_clipping_under_a_scaler[True]",
+)
+fault(
+    "around:norm-over-groups-without-bound",
+    "clipping.py",
+    "if entry.traced.is_clipped and entry.param.grad is not None:",
+    "if entry.param.grad is not None:",
+    "test_around.py::test_groups_with_bounds_of_their_own[foreach]",
+)
+fault(
+    "around:norm-in-half",
+    "clipping.py",
+    "any(grad.dtype is torch.float64 for grad in given) else torch.float32",
+    "any(grad.dtype is torch.float64 for grad in given) else given[0].dtype",
+    "test_around.py::test_the_norm_of_half_gradients",
+)
+fault(
+    "around:scale-kept-though-unscaled",
+    "scaling.py",
+    "                if value is None:\n                    values[name].fill_(without)",
+    "                if value is None:\n                    pass",
+    "test_amp.py::test_unscaled_at_some_steps_only",
+)
+fault(
+    "around:number-ends-no-schedule",
+    "groups.py",
+    "isinstance(value, float) and value == self.shown and",
+    "isinstance(value, float) and",
+    "test_around.py::test_the_rate_is_there_when_read_and_can_be_replaced",
+)
+fault(
+    "around:rate-of-the-last",
+    "groups.py",
+    "torch.stack(values).max()",
+    "torch.stack(values).min()",
+    "test_around.py::test_absent_gradients[AdamW-all-compiled]",
+)
+fault(
+    "around:rate-of-a-dict-stale",
+    "groups.py",
+    "    def keys(self) -> Any:\n        self._show()\n",
+    "    def keys(self) -> Any:\n",
+    "test_around.py::test_however_the_group_is_read",
+)
+fault(
+    "around:averages-not-taken-back",
+    "swapping.py",
+    "    finally:\n        _exchange(pairs)",
+    "    finally:\n        pass",
+    "test_around.py::test_evaluate_with_averages",
+)
+fault(
+    "around:listed-twice-not-exchanged",
+    "swapping.py",
+    'dict.fromkeys(param for group in groups for param in group["params"])',
+    '[param for group in groups for param in group["params"]]',
+    "test_around.py::test_averages_of_a_parameter_listed_twice",
+)
+
+# ---- eager ----
+
+BY_HAND = "test_state.py::test_a_step_changed_by_hand_is_seen[for-loop]"
+fault(
+    "eager:count-changed-by-hand",
+    "rows.py",
+    "[state[name].item() for state in self.dicts] != [value] * len(self.dicts)",
+    "False",
+    BY_HAND,
+)
+fault(
+    "eager:state-exchanged",
+    "rows.py",
+    "if not all(map(is_, [state.get(name) for state in self.dicts], tensors)):",
+    "if False:",
+    BY_HAND,
+)
+fault("eager:always-first", "rows.py", "        self.first = False\n", "", oracle("SGD-dampening", "for-loop"))
+fault(
+    "eager:computes-in-bfloat16",
+    "rows.py",
+    "if len(distinct) == 1 and not distinct & set(HALF):",
+    "if len(distinct) == 1:",
+    oracle("AdamW-default", "for-loop", "bfloat16"),
+)
+fault(
+    "eager:memory-not-asked-for",
+    "rows.py",
+    "            reserve(row.room, row.devices[0])\n",
+    "",
+    "test_between_steps.py::test_no_room_for_temporaries[torch.float32-for-loop]",
+)
+fault(
+    "eager:gradient-that-comes-back",
+    "rows.py",
+    "all(param.grad is None for param in self.idle) and ",
+    "",
+    states("AdamW-default", "for-loop"),
+)
+fault(
+    "eager:chunk-goes-on-to-the-end",
+    "foreach.py",
+    "tensors[begin:end] for tensors in lists",
+    "tensors[begin:] for tensors in lists",
+    "test_source.py::test_chunks_update_each_parameter_once",
+)
+fault("eager:chunks-of-one", "foreach.py", "            used = 0\n", "", "test_source.py::test_chunks_stay_under_the_limit")
+fault(
+    "eager:sparse-rows-added",
+    "sparse.py",
+    "tensor.index_put_(index, value)",
+    "tensor.index_put_(index, value, accumulate=True)",
+    "test_not_elementwise.py::test_sparse_gradients[Adagrad-options4-torch.float32]",
+)
+fault(
+    "eager:sparse-decay-taken",
+    "sparse.py",
+    '    if group.get("weight_decay", 0) != 0:\n        raise RuntimeError("weight_decay option',
+    '    if False:\n        raise RuntimeError("weight_decay option',
+    "test_not_elementwise.py::test_sparse_gradients_that_do_not_fit",
+)
+fault(
+    "eager:stack-of-different-steps",
+    "stacked.py",
+    "key = (*shape, entry.first, values)",
+    "key = (*shape, entry.first, ())",
+    "test_not_elementwise.py::test_stacked_and_one_by_one_agree[Adafactor]",
+)
+fault(
+    "eager:reduces-in-bfloat16",
+    "stacked.py",
+    "return tensor.float() if tensor.dtype in HALF else tensor",
+    "return tensor",
+    adafactor("default", "foreach", "bfloat16"),
+)
+fault(
+    "eager:norm-not-told",
+    "stacked.py",
+    'number(self.groups[stack.entries[0].group]["grad_norm"])',
+    "number(0.0)",
+    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
+)
+fault(
+    "eager:direct-always-first",
+    "direct.py",
+    "            entry.first = False\n",
+    "",
+    "test_differentiable.py::test_values_are_the_for_loops",
+)
+fault(
+    "eager:graph-reads-what-is-overwritten",
+    "direct.py",
+    "tensor.to(wide, copy=True) for tensor in tensors",
+    "tensor.to(wide) for tensor in tensors",
+    "test_differentiable.py::test_gradcheck[Adam-{}]",
+    "test_differentiable.py::test_gradients_flow_as_in_torch[SGD-{}]",
+)
+fault(
+    "eager:wrong-shape-returned",
+    "trial.py",
+    "if value.shape != meta[name].shape:",
+    "if False:",
+    "test_own.py::test_rules_that_are_not_pointwise_are_tried_before_they_write",
+)
+
+# ---- cpp ----
+
+MANY = "test_layouts.py::test_many_parameters[2]"
+SHARES = "count * t / threads, count * (t + 1) / threads"
+ROUNDED = "count / threads * t, count / threads * (t + 1)"
+fault(
+    "cpp:last-parameter-not-gathered",
+    "launcher.cpp",
+    f"may_look_up_false, {SHARES}".replace("may_look_up_", ""),
+    f"false, {ROUNDED}",
+    MANY,
+)
+fault(
+    "cpp:last-parameter-not-committed",
+    "launcher.cpp",
+    f"commit_range(plan, table, width, {SHARES})",
+    f"commit_range(plan, table, width, {ROUNDED})",
+    MANY,
+)
+fault(
+    "cpp:last-block-not-summed",
+    "launcher.cpp",
+    f"run({SHARES})",
+    f"run({ROUNDED})",
+    "test_around.py::test_the_norm_does_not_depend_on_the_threads",
+)
+fault(
+    "cpp:last-elements-not-updated",
+    "launcher.cpp",
+    "k == threads ? total : total / threads",
+    "total / threads",
+    "test_layouts.py::test_threads_change_no_bit[2]",
+)
+fault(
+    "cpp:odd-tensors-taken",
+    "launcher.cpp",
+    "if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device()",
+    "if (found[k]->device()",
+    "test_layouts.py::test_states_that_the_launcher_does_not_take",
+)
+fault(
+    "cpp:dtype-not-checked",
+    "launcher.cpp",
+    "found[k]->dtype() != plan->types[k] || (k && alike",
+    "(k && alike",
+    "test_between_steps.py::test_as_torch_does[AdamW-to_double-compiled]",
+)
+fault(
+    "cpp:strides-not-checked",
+    "launcher.cpp",
+    "strides &= sizes[d] == 1 || left[d] == right[d];",
+    "",
+    "test_between_steps.py::test_as_torch_does[AdamW-channels_last-compiled]",
+)
+VERSIONS = "test_failures.py::test_versions_tell_autograd_of_the_write"
+fault(
+    "cpp:versions-of-states",
+    "launcher.cpp",
+    "if (k != 1) found[k]->bump_version();",
+    "if (k == 0) found[k]->bump_version();",
+    VERSIONS,
+)
+fault(
+    "cpp:version-of-a-gradient", "launcher.cpp", "if (k != 1) found[k]->bump_version();", "found[k]->bump_version();", VERSIONS
+)
+fault(
+    "cpp:nan-is-not-itself",
+    "launcher.cpp",
+    "if (is != expected && !(is != is && expected != expected))",
+    "if (is != expected)",
+    "test_state.py::test_a_number_that_is_nan_stays_nan",
+)
+fault(
+    "cpp:tensors-not-held",
+    "launcher.cpp",
+    "  hold_all(plan);\n  Py_BEGIN_ALLOW_THREADS;\n  run_all",
+    "  Py_BEGIN_ALLOW_THREADS;\n  run_all",
+    "test_between_steps.py::test_gradients_taken_away_by_another_thread",
+)
+fault(
+    "cpp:states-never-freed",
+    "launcher.cpp",
+    "    Py_CLEAR(entry.state);\n",
+    "",
+    "test_failures.py::test_nothing_keeps_an_optimizer_alive[compiled]",
+)
+fault(
+    "cpp:state-dict-exchanged",
+    "launcher.cpp",
+    "if (value != PyList_GET_ITEM(states, index++)) Py_RETURN_FALSE;",
+    "index++;",
+    "test_state.py::test_a_step_changed_by_hand_is_seen[compiled]",
+)
+fault(
+    "cpp:waiting-not-looked-at",
+    "launcher.cpp",
+    "if (gradient_of(impl_at(PyList_GET_ITEM(waiting, i), tensor_offset))) Py_RETURN_FALSE;",
+    ";",
+    states("AdamW-default"),
+)
+fault(
+    "cpp:double-count-read-as-float",
+    "launcher.cpp",
+    "return impl->dtype() == caffe2::TypeMeta::Make<double>() ? ",
+    "return false ? ",
+    "test_state.py::test_default_dtype_float64_makes_wide_steps",
+)
+fault("cpp:row-of-nobody", "launcher.cpp", "if (table && entry.row < 0) return kRegroup;", "", states("AdamW-default"))
+fault(
+    "cpp:norm-reads-on",
+    "launcher.cpp",
+    "std::min(kBlock, (*plan->lengths)[i] - offset)",
+    "kBlock",
+    "test_around.py::test_norms[compiled]",
+)
+LONG = "test_passes.py::test_columns_of_parts_that_end_anywhere"
+fault("cpp:last-rows-not-added", "passes.cpp", "windows[i].rows = 1;", "", LONG)
+fault("cpp:columns-of-two-matrices", "passes.cpp", " || cursor.matrix != window.matrix) flush", ") flush", LONG)
+fault(
+    "cpp:mean-over-nothing",
+    "passes.cpp",
+    "double(job.shape.size(pass.axes)) / double(size)",
+    "double(job.shape.size(pass.axes))",
+    reducing("Rows"),
+)
+fault(
+    "cpp:remainder-not-folded",
+    "passes.cpp",
+    "for (int64_t i = whole; i < n; ++i) sums[i - whole] = join(sums[i - whole], values[i]);",
+    "",
+    reducing("Lars"),
+)
+fault(
+    "cpp:largest-forgets-nan",
+    "passes.cpp",
+    "A larger(A a, A b) { return !(a <= b) & !(b != b) ? a : b; }",
+    "A larger(A a, A b) { return a >= b ? a : b; }",
+    "test_passes.py::test_special_values_stay_where_torch_leaves_them[Rows]",
+)
+fault("cpp:row-spread-stands", "passes.cpp", "from = row_by_row ? from + 1 :", "from = row_by_row ? from :", reducing("Rows"))
+fault("cpp:column-as-row-in-turned-memory", "passes.cpp", "if (row == shape->rows) row = 0, ++matrix;", "", reducing("Rows"))
+fault(
+    "cpp:squares-without-remainder",
+    "squares.h",
+    "for (int64_t i = whole; i < count; ++i) sums[i - whole] += A(piece[i]) * A(piece[i]);",
+    "",
+    "test_around.py::test_norms[compiled]",
+)
+fault(
+    "cpp:bfloat16-rounds-up",
+    "prefix.h",
+    "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16",
+    "(bits + 0x8000) >> 16",
+    "test_kernel.py::test_conversions[torch.bfloat16]",
+)
+fault(
+    "cpp:bfloat16-nan-to-infinity",
+    "prefix.h",
+    "(bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded",
+    "rounded",
+    "test_kernel.py::test_conversions[torch.bfloat16]",
+)
+fault(
+    "cpp:float16-largest",
+    "prefix.h",
+    "magnitude >= 0x477ff000 ? 0x7c00",
+    "magnitude > 0x477ff000 ? 0x7c00",
+    "test_kernel.py::test_conversions[torch.float16]",
+)
+fault(
+    "cpp:maximum-forgets-nan",
+    "prefix.h",
+    "T max_propagate_nan(T a, T b) { return !(a <= b) & !(b != b) ? a : b; }",
+    "T max_propagate_nan(T a, T b) { return a > b ? a : b; }",
+    "test_parity.py::test_special_values[Adam-amsgrad-compiled]",
+    "test_parity.py::test_special_values[Adamax-default-compiled]",
+)
+fault(
+    "cpp:always-first",
+    "cpp/batch.py",
+    "            self.first = [False] * len(self.entries)\n",
+    "",
+    oracle("SGD-dampening"),
+)
+fault(
+    "cpp:negated-gradients-read-raw",
+    "cpp/batch.py",
+    "grad.is_conj() or grad.is_neg() or",
+    "grad.is_conj() or",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-negated lazily]",
+)
+fault(
+    "cpp:conjugated-gradients-read-raw",
+    "cpp/batch.py",
+    "grad.is_conj() or grad.is_neg() or",
+    "grad.is_neg() or",
+    "test_layouts.py::test_conjugate_gradients[compiled]",
+)
+fault(
+    "cpp:contracts-by-itself",
+    "cpp/kernels.py",
+    '"-ffp-contract=off"',
+    '"-ffp-contract=fast"',
+    "test_kernel.py::test_a_cut_changes_no_bit[RMSprop-centered-torch.float32]",
+    "test_kernel.py::test_a_cut_changes_no_bit[Adadelta-default-torch.float32]",
+    "test_kernel.py::test_a_cut_changes_no_bit[Adam-all-torch.float64]",
+)
+fault(
+    "cpp:failure-tried-again",
+    "cpp/kernels.py",
+    "            _kernels[identity] = error\n",
+    "",
+    "test_fallback.py::test_a_failure_is_not_tried_again_for_each_parameter",
+)
+fault(
+    "cpp:library-that-cannot-be-loaded",
+    "cpp/kernels.py",
+    "except (OSError, AttributeError) as error:  # a TMPDIR",
+    "except AttributeError as error:  # a TMPDIR",
+    "test_fallback.py::test_falls_back_with_one_warning[no_place_to_load_from]",
+)
+fault(
+    "cpp:column-scalars-in-float",
+    "cpp/kernels.py",
+    "scalar = _C_TYPES[compute_dtype(dtypes)]",
+    'scalar = "float"',
+    oracle("Adam-default", dtype="float64"),
+)
+
+# ---- backends: the cache and the lowering ----
+
+fault(
+    "backends:damaged-entry-loaded",
+    "cache.py",
+    "return content if checksum == _checksum(content) else None",
+    "return content",
+    "test_cache.py::test_a_damaged_entry_is_none",
+)
+fault(
+    "backends:key-without-compiler",
+    "cache.py",
+    "compiler_identity(), processor()",
+    "processor()",
+    "test_cache.py::test_the_key_knows_what_matters",
+)
+fault(
+    "backends:key-without-processor",
+    "cache.py",
+    "compiler_identity(), processor()",
+    "compiler_identity()",
+    "test_cache.py::test_the_key_knows_what_matters",
+)
+fault(
+    "backends:cache-of-a-group-trusted",
+    "cache.py",
+    "(stat.S_IWGRP | stat.S_IWOTH)",
+    "stat.S_IWOTH",
+    "test_cache.py::test_a_directory_that_others_may_write_to_is_not_trusted[0o770]",
+)
+fault(
+    "backends:lock-kept",
+    "cache.py",
+    '            (directory / f".{name}.lock").unlink(missing_ok=True)\n',
+    "",
+    "test_cache.py::test_a_lock_left_by_a_process_that_died",
+)
+fault(
+    "backends:inductor-left-patched",
+    "inductor.py",
+    "                    setattr(module, name, original)",
+    "                    pass",
+    "test_kernel.py::test_lowering_leaves_inductor_as_it_was",
+)
+fault(
+    "backends:float64-in-float32",
+    "inductor.py",
+    "return torch.float64 if torch.float64 in dtypes else torch.float32",
+    "return torch.float32",
+    oracle("Adam-default", dtype="float64"),
+)
+fault(
+    "backends:difference-turned",
+    "inductor.py",
+    "(-left, other) if last else (left, -other)",
+    "(left, -other) if last else (-left, other)",
+    oracle("SGD-default"),
+    oracle("RMSprop-centered"),
+)
+fault(
+    "backends:buffer-of-its-own-taken",
+    "inductor.py",
+    'if sum(kind == "length" for kind, _ in arguments) != 1:',
+    "if False:",
+    "test_fallback.py::test_falls_back_with_one_warning[own_buffer]",
+)
+
+# ---- triton ----
+
+fault(
+    "triton:offsets-of-32-bits",
+    "triton/kernels.py",
+    "tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK",
+    "tl.load(blocks + 2 * tl.program_id(0) + 1) * XBLOCK",
+    "interpreted.py::test_offsets_beyond_int32",
+)
+fault(
+    "triton:alignment-of-pointers",
+    "triton/batch.py",
+    " & (pointers % triton.ALIGNMENT == 0).all(1)",
+    "",
+    "test_triton.py::test_alignment_counts_pointers_and_lengths",
+    "interpreted_captures.py::test_pointers_that_are_not_aligned",
+)
+fault(
+    "triton:alignment-of-lengths",
+    "triton/batch.py",
+    "(lengths % triton.ALIGNMENT == 0) & ",
+    "",
+    "test_triton.py::test_alignment_counts_pointers_and_lengths",
+)
+fault(
+    "triton:last-block-not-cut",
+    "triton/batch.py",
+    "(lengths + block - 1) // block",
+    "lengths // block",
+    interpreted("AdamW-default", False),
+)
+fault(
+    "triton:parts-numbered-wrong",
+    "triton/batch.py",
+    "counts.cumsum(0) - counts, counts)",
+    "counts.cumsum(0), counts)",
+    interpreted("AdamW-default", False),
+)
+fault(
+    "triton:alignment-not-looked-at-again",
+    "triton/batch.py",
+    "if all(same[:2]) else self._cut(",
+    "if same[1] else self._cut(",
+    "interpreted_captures.py::test_pointers_that_are_not_aligned",
+)
+fault(
+    "triton:bound-of-the-first-group",
+    "triton/batch.py",
+    'as_float(self.groups[group]["max_grad_norm"]) for group, *_ in self.rows',
+    'as_float(self.groups[0]["max_grad_norm"]) for group, *_ in self.rows',
+    "interpreted.py::test_schedule_clipping_and_average_on_the_device[AdamW-False]",
+)
+fault(
+    "triton:pointers-of-a-graph-let-go",
+    "triton/batch.py",
+    "        self.kept.append((table, self.lengths, self.rows, self.launches))\n",
+    "",
+    "interpreted_captures.py::test_what_a_graph_reads_is_kept",
+    "interpreted_captures.py::test_steps_between_a_capture_and_its_first_replay",
+)
+fault(
+    "triton:memory-short-for-ever",
+    "triton/batch.py",
+    'if isinstance(error, MemoryError) or "out of memory" in str(error):',
+    "if isinstance(error, MemoryError):",
+    "interpreted_captures.py::test_memory_that_is_short_is_not_a_kernel_that_cannot_run",
+)
+fault(
+    "triton:first-for-ever",
+    "triton/capturable.py",
+    "later = upload(self._rows(active, states, columns, [False] * len(self.first)), self.device)",
+    "later = addresses",
+    "interpreted_captures.py::test_a_first_step_is_forgotten_after_it",
+)
+fault(
+    "triton:key-without-first",
+    "triton/capturable.py",
+    "            self.addresses, self.key = self.later, (*self.key[:-1], False)\n",
+    "            self.key = (*self.key[:-1], False)\n",
+    "interpreted_captures.py::test_a_first_step_is_forgotten_after_it",
+)
+fault(
+    "triton:numbers-mirrored-once",
+    "triton/capturable.py",
+    "        if values.tobytes() != self.known:\n",
+    "        if self.known is None:\n",
+    interpreted("AdamW-default", True),
+)
+fault(
+    "triton:number-becomes-a-tensor",
+    "triton/capturable.py",
+    "ready = all(option_dtypes(self.entries[0], group) == self.options for group in self.mirror.groups.values())",
+    "ready = True",
+    "interpreted_captures.py::test_numbers_that_change_what_they_are[AdamW]",
+)
+fault(
+    "triton:captures-without-gradients",
+    "triton/capturable.py",
+    "    if missing:\n",
+    "    if False:\n",
+    "interpreted_captures.py::test_captures_that_are_refused",
+)
+fault(
+    "triton:captures-stale-numbers",
+    "triton/capturable.py",
+    "key[2] == batch.key[2] and batch.mirror.stale()",
+    "False",
+    "interpreted_captures.py::test_captures_that_are_refused",
+)
+fault(
+    "triton:place-of-another-group",
+    "triton/capturable.py",
+    "self.places[group, name])",
+    "self.places[min(self.groups), name])",
+    "interpreted.py::test_groups_that_differ_share_a_launch",
+)
+fault(
+    "triton:last-rows-not-computed",
+    "triton/capturable.py",
+    "-(-count // ROWS)",
+    "count // ROWS",
+    "interpreted_captures.py::test_more_rows_than_a_block",
+)
+fault(
+    "triton:last-time-counts",
+    "triton/tuning.py",
+    "min(found, times[candidate])",
+    "max(found, times[candidate])",
+    "test_triton.py::test_tuning_goes_around_and_takes_the_least",
+)
+fault(
+    "triton:states-read-as-parameters",
+    "triton/kernels.py",
+    'lines.append(f"{name} = {known[index]}")',
+    'lines.append(f"{name} = {known[0]}")',
+    interpreted("AdamW-default", False),
+)
+
+# ---- rules ----
+
+fault(
+    "rules:lerp-turned",
+    "ops.py",
+    "b - (b - a) * (1 - weight)",
+    "b - (b - a) * weight",
+    "test_source.py::test_numbers_follow_ieee[lerp]",
+)
+fault(
+    "rules:maximum-of-nan",
+    "ops.py",
+    "return a if a != a or a >= b else b",
+    "return a if a >= b else b",
+    "test_source.py::test_numbers_follow_ieee[maximum]",
+)
+fault(
+    "rules:power-overflow-sign",
+    "ops.py",
+    "math.inf if a > 0 or b % 2 == 0 else -math.inf",
+    "math.inf",
+    "test_source.py::test_numbers_follow_ieee[pow]",
+)
+fault(
+    "rules:floor-of-infinity",
+    "ops.py",
+    "float(math.floor(a)) if math.isfinite(a) else a",
+    "float(math.floor(a))",
+    "test_source.py::test_numbers_follow_ieee[floor]",
+)
+SPELLED = "test_source.py::test_operations_as_torch_spells_them"
+fault("rules:rsub-turned", "trace.py", "            args = (args[1], args[0])\n", "            pass\n", SPELLED)
+fault("rules:alpha-lost", "trace.py", "args = (args[0], scale * args[1])", "args = (args[0], args[1])", SPELLED)
+fault("rules:remainder", "trace.py", "(self, other * (self // other)), {})", "(self, self // other), {})", SPELLED)
+fault(
+    "rules:clamp-turned",
+    "trace.py",
+    '"maximum" if name == "clamp_min" else "minimum", args',
+    '"minimum" if name == "clamp_min" else "maximum", args',
+    SPELLED,
+)
+fault(
+    "rules:addcdiv-value-lost", "trace.py", "first = args[1] if scale is None else scale * args[1]", "first = args[1]", SPELLED
+)
+fault(
+    "rules:norm-without-root",
+    "trace.py",
+    "value * value, dim, keepdim).sqrt()",
+    "value * value, dim, keepdim)",
+    reducing("Lars"),
+)
+fault(
+    "rules:branch-on-the-sign",
+    "trace.py",
+    "__lt__ = __le__ = __gt__ = __ge__ = _compared",
+    "__lt__ = __le__ = __ge__ = _compared",
+    "test_own.py::test_a_branch_that_would_fail_later_fails_at_once",
+)
+fault(
+    "rules:norm-stays-scaled",
+    "program.py",
+    'if node.name in ("grad", "grad_norm"):',
+    'if node.name == "grad":',
+    "test_around.py::test_clipping_under_a_scaler[True]",
+)
+fault(
+    "rules:skips-the-good-steps",
+    "program.py",
+    'Node("ne", (found, 0.0), True)',
+    'Node("eq", (found, 0.0), True)',
+    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
+)
+fault(
+    "rules:kernels-share-a-key",
+    "program.py",
+    'lines.append(f"%{index} = {node.op}({args})")',
+    'lines.append(f"%{index} = {node.op}")',
+    "test_kernel.py::test_another_constant_is_another_kernel",
+)
+fault(
+    "rules:sign-of-a-fold-lost",
+    "source.py",
+    '("-" if step.negate else "")',
+    '""',
+    oracle("SGD-default", "for-loop"),
+)
+fault(
+    "rules:overwrites-what-is-read-later",
+    "source.py",
+    "if name not in self.writable or self.last_use.get(node, -1) > index:",
+    "if name not in self.writable:",
+    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
+    oracle("Adam-amsgrad", "for-loop"),
+)
+fault(
+    "rules:writes-into-gradients",
+    "source.py",
+    'if node_name != "grad" or upcast}',
+    "}",
+    "test_optimizer.py::test_gradients_are_never_written[SGD-all-for-loop]",
+    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
+)
+fault(
+    "rules:none-is-a-number",
+    "traced.py",
+    'parts.append("".join("-" if one is None else "n" for one in value))',
+    'parts.append("")',
+    "test_passes.py::test_a_number_that_was_none_is_another_program",
+)
+fault(
+    "rules:second-beta-is-the-first",
+    "traced.py",
+    "as_float(group[option][position])",
+    "as_float(group[option][0])",
+    oracle("Adam-default"),
+)
+fault(
+    "rules:variant-of-another-dtype",
+    "traced.py",
+    "key = (param.dim(), param.dtype, order_of(param))",
+    "key = (param.dim(), torch.float32, order_of(param))",
+    "test_not_elementwise.py::test_adafactors_epsilon_is_its_dtypes",
+)
+fault(
+    "rules:shape-of-another-dtype",
+    "traced.py",
+    "key = (param.dtype, *param.shape)\n",
+    "key = (param.dtype, param.numel())\n",
+    "test_passes.py::test_states_of_parameters_with_as_many_elements",
+)
+fault(
+    "rules:reads-the-device-for-a-branch",
+    "rule.py",
+    'return bool(value != 0) if place is None or place.type == "cpu" else True',
+    "return bool(value != 0)",
+    "test_triton.py::test_numbers_on_a_device_are_not_read_for_branches",
+)
+fault(
+    "rules:formula-turned",
+    "formula.py",
+    '"lerp": lambda a, b, weight: a + weight * (b - a)',
+    '"lerp": lambda a, b, weight: b + weight * (a - b)',
+    "test_formula.py::test_text_and_latex",
+)
+fault("rules:letter-of-another", "formula.py", '"lr": "gamma"', '"lr": "lambda"', "test_formula.py::test_text_and_latex")
+fault(
+    "rules:product-in-stacks-swapped",
+    "products.py",
+    "return product(total, left, right, beta=beta, alpha=alpha)",
+    "return product(total, left, right, beta=alpha, alpha=beta)",
+    "test_not_elementwise.py::test_muon_rounds_where_torch_does[foreach-True]",
+)
+fault(
+    "rules:reduction-of-reductions-too-early",
+    "rules/reductions.py",
+    "self.levels[node] = below + (node.op in REDUCTIONS)",
+    "self.levels[node] = max(below, int(node.op in REDUCTIONS))",
+    reducing("Extremes"),
+)
+
+# ---- schedules ----
+
+fault(
+    "schedules:number-minus-schedule",
+    "schedule.py",
+    "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, other, self)",
+    "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, self, other)",
+    "test_lr_scheduler.py::test_combinations_of_schedules",
+)
+fault(
+    "schedules:step-early",
+    "schedules.py",
+    "gamma ** _floor(step / step_size)",
+    "gamma ** _floor((step + 1) / step_size)",
+    schedule("step_gamma"),
+)
+fault(
+    "schedules:milestone-late",
+    "schedules.py",
+    "step >= milestone, 1.0, 0.0",
+    "step > milestone, 1.0, 0.0",
+    schedule("multi_step"),
+)
+fault(
+    "schedules:constant-late",
+    "schedules.py",
+    "factor + _where(step >= total_iters",
+    "factor + _where(step > total_iters",
+    schedule("constant"),
+)
+fault(
+    "schedules:linear-goes-on",
+    "schedules.py",
+    "(end_factor - start_factor) * _at_most(step, total_iters)",
+    "(end_factor - start_factor) * step",
+    schedule("linear"),
+)
+fault(
+    "schedules:polynomial-without-power",
+    "schedules.py",
+    "/ total_iters) ** power",
+    "/ total_iters)",
+    schedule("polynomial_power"),
+)
+fault(
+    "schedules:cosine-of-twice",
+    "schedules.py",
+    "(1 + _cos(math.pi * step / T_max)) / 2",
+    "(1 + _cos(2 * math.pi * step / T_max)) / 2",
+    schedule("cosine"),
+)
+fault(
+    "schedules:cyclic-scaled-by-cycle",
+    "schedules.py",
+    "scale_fn(cycle if by_cycle else step)",
+    "scale_fn(cycle)",
+    schedule("cyclic_exp"),
+)
+fault(
+    "schedules:cyclic-function-mode", "schedules.py", '"iterations" if mode == "exp_range" else "cycle"', '"cycle"', FUNCTIONS
+)
+fault(
+    "schedules:cyclic-function-way-down",
+    "schedules.py",
+    "float(step_size_up if step_size_down is None else step_size_down)",
+    "float(step_size_up)",
+    FUNCTIONS,
+)
+fault(
+    "schedules:one-cycle-function-peak",
+    "schedules.py",
+    "(float(pct_start * total_steps) - 1,",
+    "(float(pct_start * total_steps),",
+    FUNCTIONS,
+)
+fault(
+    "schedules:one-cycle-function-end", "schedules.py", "initial / final_div_factor)", "max_lr / final_div_factor)", FUNCTIONS
+)
+fault("schedules:one-cycle-line", "schedules.py", 'anneal_strategy == "cos", total_steps)', "True, total_steps)", FUNCTIONS)
+fault(
+    "schedules:sequential-late",
+    "schedules.py",
+    "_where(step < begin, value,",
+    "_where(step <= begin, value,",
+    "test_lr_scheduler.py::test_composed[warmup_cosine-float]",
+    "test_lr_scheduler.py::test_composed[three-float]",
+)
+fault(
+    "schedules:sequential-from-the-start",
+    "schedules.py",
+    "schedule.function(step - begin)",
+    "schedule.function(step)",
+    "test_lr_scheduler.py::test_composed[warmup_cosine-float]",
+)
+
+# ---- lr_scheduler ----
+
+fault(
+    "lr_scheduler:step-on-resume",
+    "lr_scheduler.py",
+    "if self._is_initial and step > 0 and not self._steps_on_resume:",
+    "if self._is_initial and step > 0:",
+    "test_lr_scheduler.py::test_last_epoch[step]",
+)
+fault(
+    "lr_scheduler:nothing-to-multiply",
+    "lr_scheduler.py",
+    "        if before == 0:",
+    "        if False:",
+    "test_lr_scheduler.py::test_what_torch_divides_by_zero",
+)
+fault(
+    "lr_scheduler:least-not-taken-out",
+    "lr_scheduler.py",
+    "self._least + (rate - self._least) * (now / before)",
+    "rate * (now / before)",
+    schedule("cosine_min"),
+)
+fault(
+    "lr_scheduler:both-betas-cycle",
+    "lr_scheduler.py",
+    '(momentum, *group["betas"][1:])',
+    "(momentum, momentum)",
+    "test_lr_scheduler.py::test_the_second_beta_stays",
+)
+fault(
+    "lr_scheduler:momentum-with-the-rate",
+    "lr_scheduler.py",
+    "self._cycles(self.max_momentums[group], self.base_momentums[group])",
+    "self._cycles(self.base_momentums[group], self.max_momentums[group])",
+    schedule("cyclic"),
+)
+fault(
+    "lr_scheduler:ends-a-step-early",
+    "lr_scheduler.py",
+    "if self.last_epoch > self.total_steps:",
+    "if self.last_epoch >= self.total_steps:",
+    "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle",
+)
+fault(
+    "lr_scheduler:chain-that-has-no-form",
+    "lr_scheduler.py",
+    "if not isinstance(scheduler, _Scaling) or scheduler._least != 0:",
+    "if not isinstance(scheduler, _Scaling):",
+    "test_lr_scheduler.py::test_chains_without_a_pure_form",
+)
+fault(
+    "lr_scheduler:lost-warning",
+    "lr_scheduler.py",
+    "    if not scheduler._get_lr_called_within_step:",
+    "    if False:",
+    "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle",
+)
+fault(
+    "lr_scheduler:milestones-unsorted",
+    "lr_scheduler.py",
+    "schedules.multi_step(sorted(self.milestones.elements()), self.gamma)",
+    "schedules.multi_step(sorted(self.milestones), self.gamma)",
+    schedule("multi_step_twice"),
+)
+
+# ---- swa_utils ----
+
+fault(
+    "swa_utils:counts-one-more",
+    "swa_utils.py",
+    "1.0 / (averaged + 1.0)",
+    "1.0 / (averaged + 2.0)",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:decay-turned",
+    "swa_utils.py",
+    "else 1.0 - self.decay",
+    "else self.decay",
+    "test_swa.py::test_against_torch[ema-False]",
+)
+fault(
+    "swa_utils:first-model-averaged",
+    "swa_utils.py",
+    "        if count == 0:\n",
+    "        if False:\n",
+    "test_swa.py::test_against_torch[ema_multi-False]",
+    "test_swa.py::test_the_first_model_is_copied",
+)
+fault(
+    "swa_utils:buffers-not-copied",
+    "swa_utils.py",
+    "                kept.copy_(current)\n",
+    "                pass\n",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:not-counted",
+    "swa_utils.py",
+    "        self.n_averaged += 1\n",
+    "",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:another-model",
+    "swa_utils.py",
+    "if places is None or places[1].model is not model:",
+    "if places is None:",
+    "test_swa.py::test_between_updates",
+)
+fault(
+    "swa_utils:average-exchanged",
+    "swa_utils.py",
+    " or not all(map(is_, known.targets, mine)):",
+    ":",
+    "test_swa.py::test_between_updates",
+)
+fault(
+    "swa_utils:pickles-its-plan",
+    "swa_utils.py",
+    'if key not in ("_places", "_known")',
+    "if key",
+    "test_swa.py::test_between_updates",
+)
+fault("swa_utils:decay-beyond-one", "swa_utils.py", "not 0.0 <= decay <= 1.0:", "not 0.0 <= decay:", "test_swa.py::test_errors")
+
+# ---- explain ----
+
+fault(
+    "explain:norm-not-counted",
+    "explain.py",
+    " + clipped * dtypes[1].itemsize",
+    "",
+    "test_around.py::test_explain_tells_of_the_norm",
+)
+fault(
+    "explain:rows-of-groups",
+    "explain.py",
+    "{(entry.group, _steps(entry)) for entry in entries}",
+    "{entry.group for entry in entries}",
+    "test_explain.py::test_rows_are_counted",
+)
+fault(
+    "explain:all-is-written",
+    "explain.py",
+    "sum(names[name].itemsize for name in written)",
+    "sum(names[name].itemsize for name in names)",
+    "test_explain.py::test_numbers_of_adamw",
+)
+fault(
+    "explain:calls-of-one-tensor",
+    "explain.py",
+    "operations * (1 if foreach else len(entries))",
+    "operations",
+    "test_explain.py::test_operations_are_counted",
+)
+fault(
+    "explain:bandwidth-of-a-copy",
+    "explain.py",
+    "return 3 * size / best",
+    "return 2 * size / best",
+    "test_explain.py::test_bandwidth_counts_two_reads_and_a_write",
+)
+fault(
+    "explain:kernels-of-eager-parts",
+    "explain.py",
+    "kernels=int(compiled)",
+    "kernels=1",
+    "test_explain.py::test_parts_are_apart",
+)
+fault(
+    "explain:bytes-of-float32",
+    "explain_gpu.py",
+    "(loads + stores) * dtype.itemsize",
+    "(loads + stores) * 4",
+    "test_triton.py::test_explain_for_a_gpu_counts_bytes",
+)
+
+# ---- own ----
+
+fault(
+    "own:message-without-index",
+    "own.py",
+    "(BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)",
+    "BOUNDS[name].check(one)",
+    "test_own.py::test_bad_arguments",
+)
+fault(
+    "own:numbers-of-two-elements",
+    "own.py",
+    "            check_tensor_number(one, name)\n",
+    "",
+    "test_own.py::test_bad_arguments",
+)
+fault(
+    "own:old-groups-not-filled",
+    "own.py",
+    '"missing": missing',
+    '"missing": {}',
+    "test_own.py::test_a_checkpoint_from_before_an_option",
+)
+fault(
+    "own:declarations-lost",
+    "own.py",
+    "rule(**declarations)(with_maximize(function))",
+    "rule(**{k: v for k, v in declarations.items() if k != 'initial'})(with_maximize(function))",
+    "test_own.py::test_initial_values",
+)
+
+# ---- arguments ----
+
+fault(
+    "arguments:beta-of-one",
+    "arguments.py",
+    'Bound("betas", "Invalid beta parameter", below=1.0)',
+    'Bound("betas", "Invalid beta parameter", most=1.0)',
+    "test_own.py::test_bad_arguments",
+    "test_optimizer.py::test_torchs_error_inputs[Adam-beta1 should be between 0 and 1]",
+)
+fault(
+    "arguments:checked-in-another-order",
+    "arguments.py",
+    "BOUNDS = (LR, EPS, BETA.element(0)",
+    "BOUNDS = (EPS, LR, BETA.element(0)",
+    "test_signature.py::test_what_is_refused_and_in_which_order_is_as_in_torch[Adam]",
+)
+fault(
+    "arguments:average-beyond-one",
+    "arguments.py",
+    "not 0.0 <= decay <= 1.0:",
+    "not 0.0 <= decay:",
+    "test_around.py::test_what_cannot_be",
+)
+fault(
+    "arguments:average-of-what-reduces",
+    "arguments.py",
+    "rule is not None and not rule.elementwise:",
+    "False:",
+    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
+)
+fault(
+    "arguments:schedule-of-anything",
+    "arguments.py",
+    'if isinstance(value, Schedule) and self.option != "lr":',
+    "if False:",
+    "test_signature.py::test_a_schedule_is_for_lr_alone",
+)
+fault(
+    "arguments:flag-not-filled",
+    "arguments.py",
+    "p.default is False or (name in HABITS and p.default is None)",
+    "p.default is False",
+    "test_signature.py::test_old_groups_are_filled_as_torch_does[Adam]",
+)
+fault(
+    "arguments:nan-taken",
+    "arguments.py",
+    "if end is not None and not holds(number, end):",
+    "if end is not None and number == number and not holds(number, end):",
+    "test_optimizer.py::test_nan_and_type_errors",
+)
