@@ -92,7 +92,8 @@ def test_what_changes_in_place_is_seen():
     """A plan compares the objects that a group holds; a list, or a tensor that a program branches on, may change within."""
     betas, decay = [0.9, 0.99], torch.tensor(0.0)
     params, expected = parameters(), parameters()
-    optimizer = compiledopt.AdamW(params, lr=0.1, betas=betas, weight_decay=decay)
+    optimizer = compiledopt.AdamW(params, lr=0.1)
+    optimizer.param_groups[0].update(betas=betas, weight_decay=decay)
     reference = torch.optim.AdamW(expected, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, foreach=False)
     for step in range(6):
         if step == 2:
