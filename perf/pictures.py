@@ -61,7 +61,7 @@ def dots(axes: Any, times: Times, theme: str, title: str) -> None:
             axes.scatter(value, place, s=42, marker=MARKERS[name], color=COLOURS[theme][name], zorder=2)
         if "torch fused" in pairs:
             theirs, mine = pairs["torch fused"]
-            text = f"torch fused takes {theirs / mine:.{1 if theirs < 10 * mine else 0}f} ×"
+            text = f"torch fused: {theirs / mine:.{1 if theirs < 10 * mine else 0}f} × as long"
             where = {"xytext": (0, 8), "textcoords": "offset points"}
             axes.annotate(text, (ours, place), ha="left", fontsize=8.5, color=COLOURS[theme]["ours"], **where)
     axes.set(
@@ -96,10 +96,11 @@ def steps_picture(theme: str) -> Any:
 def algorithms_picture(theme: str) -> Any:
     """The ratio to torch's executors for every algorithm, on many small tensors and on few large ones."""
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.6), sharey=True)
-    for each, shapes in zip(axes, ("many_small", "even"), strict=True):
-        rows = [row for row in steps("warm", "compiled", TORCHS) if row["shapes"] == shapes]
-        names = sorted({row["optimizer"] for row in rows}, reverse=True)
-        for row in rows:
+    panels = ("many_small", "even")
+    rows = [row for row in steps("warm", "compiled", TORCHS) if row["shapes"] in panels]
+    names = sorted({row["optimizer"] for row in rows}, reverse=True)
+    for each, shapes in zip(axes, panels, strict=True):
+        for row in (row for row in rows if row["shapes"] == shapes):
             place, name = names.index(row["optimizer"]), row["against"]
             each.scatter(float(row["ratio"]), place, s=36, marker=MARKERS[name], color=COLOURS[theme][name], zorder=2)
         each.axvline(1, color=COLOURS[theme]["ours"], zorder=1)
