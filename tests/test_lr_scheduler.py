@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from compiledopt.rules.source import scalar_function
+from compiledopt.rules.scalars import scalar_function
 from torch.optim import lr_scheduler as torchs
 
 import compiledopt
