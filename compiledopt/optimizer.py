@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, overload
@@ -21,24 +20,13 @@ from compiledopt.step.in_graph import register, step_in_graph
 from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensor_scalars, tensors_of
 from compiledopt.step.plan import Plan
 from compiledopt.step.stepper import Stepper, supports_loss_scale
-from compiledopt.torch_private import wants_whole_graph
+from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
 
 StateDict = dict[str, Any]
-_outside_dynamo: list[Callable[[Optimizer], None]] = []
 
 
 def _remember(optimizer: torch.optim.Optimizer, state_dict: StateDict) -> None:
     optimizer._loading = state_dict  # type: ignore[attr-defined]
-
-
-def _update_of(optimizer: type[Optimizer]) -> Callable[[Optimizer], None]:
-    """The update, with Dynamo off where it is loaded: it must not trace our Python, of which it made 250 frames before it hit
-    its limit of recompilations. Not a decorator, since that would import Dynamo."""
-    if "torch._dynamo" not in sys.modules:
-        return optimizer._update
-    if not _outside_dynamo:
-        _outside_dynamo.append(torch.compiler.disable(Optimizer._update))  # type: ignore[no-untyped-call]
-    return _outside_dynamo[0]
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -197,14 +185,26 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: the parameters and `state`; never a gradient. An exception leaves them as they were.
         Raises: RuntimeError or TypeError, before any write, where a gradient or a state does not fit its parameter.
         """
+        if type(self).step is not Optimizer.step or not is_observed(self):
+            return self._step(closure)
+        return _observed_step(self, closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
+
+    def _step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling() and wants_whole_graph():
+        if not torch.compiler.is_compiling():
+            if is_watched_by_dynamo():
+                outside_dynamo(Optimizer._update)(self)
+            else:
+                self._update()
+        elif wants_whole_graph():
             step_in_graph(self._traceable, self._number)
         else:
-            _update_of(type(self))(self)
+            outside_dynamo(Optimizer._update)(self)
         return loss
 
     # A scheduler wraps `step` to see that it is called, in a file that Dynamo refuses to trace; so `_update` says that it was.
@@ -294,3 +294,6 @@ class Optimizer(torch.optim.Optimizer):
     def _explanation(self, source: bool = False) -> Explanation:
         plan = self._stepper.current_plan(self)
         return explain(type(self).__name__, self.rule, self.param_groups, self.state, plan, source)
+
+
+_observed_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

@@ -6,10 +6,14 @@ Each entry was tried on torch 2.11.0 and 2.13.0; what it says where torch does n
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks as _all_post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _all_pre_hooks
 
+_outside: dict[Callable[..., Any], Callable[..., Any]] = {}
 LOCAL_TENSOR = "_local_tensor"
 IS_BATCHED = "is_batchedtensor"
 
@@ -19,6 +23,7 @@ _tracing, _level, _modes = (
     torch._C._functorch.peek_interpreter_stack,
     torch._C._len_torch_dispatch_stack,
 )
+_profiler_enabled = torch._C._autograd._profiler_enabled
 _before_dispatch = torch._ops._len_torch_dispatch_stack_pre_dispatch
 
 
@@ -39,6 +44,31 @@ def watched_by() -> str | None:
 def is_known_tracer(name: str) -> bool:
     """Whether who watches only traces or computes without data, where nobody waits for a step's speed."""
     return name.startswith(("torch.", "a ", "FakeTensorMode", "ProxyTorchDispatchMode", "FunctionalTensorMode"))
+
+
+def is_observed(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether anybody sees torch's wrapper around a step: hooks of the optimizer or of all of them, or a profiler."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _all_pre_hooks
+        or _all_post_hooks
+        or (not torch.compiler.is_compiling() and (torch.autograd.profiler._is_profiler_enabled or _profiler_enabled()))
+    )
+
+
+def is_watched_by_dynamo() -> bool:
+    """Whether Dynamo looks at the frames that run now, as it does between the parts of a compiled function."""
+    module = sys.modules.get("torch._C._dynamo.eval_frame")
+    return module is not None and module.get_eval_frame_callback() not in (None, False)
+
+
+def outside_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with Dynamo off: it must not trace our Python, of which it made 250 frames before it hit its limit of
+    recompilations. Not a decorator, since that would import Dynamo."""
+    if function not in _outside:
+        _outside[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return _outside[function]
 
 
 def wants_whole_graph() -> bool:

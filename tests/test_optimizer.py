@@ -257,3 +257,40 @@ def test_options_may_change_between_steps():
         o.param_groups[0].update(flags)
         run(o, mine, Gradients(), range(9, 10))
         assert o.executor == executor
+
+
+def test_what_stands_around_a_step_is_there_where_it_is_seen():
+    """torch's wrapper, with the profiler's range and the hooks, is left out where nobody sees it."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    class Own(compiledopt.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    for make in (compiledopt.SGD, Own):
+        params = parameters(shapes=[(3,)])
+        optimizer = make(params, lr=0.1)
+        params[0].grad = torch.ones(3)
+        seen = []
+        with torch.profiler.profile() as profile:
+            optimizer.step()
+        assert f"Optimizer.step#{make.__name__}.step" in {event.name for event in profile.events()}
+        with torch.autograd.profiler.emit_itt(enabled=False):
+            optimizer.step()
+        handles = [
+            optimizer.register_step_pre_hook(lambda *_: seen.append("pre")),
+            optimizer.register_step_post_hook(lambda *_: seen.append("post")),
+            register_optimizer_step_pre_hook(lambda *_: seen.append("all pre")),
+            register_optimizer_step_post_hook(lambda *_: seen.append("all post")),
+        ]
+        optimizer.step()
+        assert seen == ["all pre", "pre", "post", "all post"]
+        for handle in handles:
+            handle.remove()
+        optimizer.step()
+        assert len(seen) == 4
+        before = params[0].detach().clone()
+        with pytest.raises(RuntimeError, match="must return None or a tuple"):
+            optimizer.register_step_pre_hook(lambda *_: 1)
+            optimizer.step()
+        assert torch.equal(before, params[0].detach())
