@@ -238,6 +238,27 @@ DIFFERS = [
         "test_distributed.py::test_two_processes",
     ),
     Difference(
+        "a step under a `TorchDispatchMode` of one's own",
+        "as without it",
+        "operators instead of the compiled kernel, with one warning; without it under FakeTensorMode, torch.func and tracers",
+        "a mode does not see what native code writes",
+        "test_modes.py::test_a_mode_sees_every_write_and_the_numbers_are_the_same",
+    ),
+    Difference(
+        "states whose dtype is not their parameter's, after `load_state_dict`",
+        "cast to the parameter's dtype, all but `step`",
+        "as the rule makes them: a float32 master, a mask, NAdam's `mu_product`",
+        "what was rounded at a load would not go on as it was",
+        "test_state.py::test_states_keep_the_dtype_that_their_rule_makes",
+    ),
+    Difference(
+        "torch's wrapper around `step` (its profiler range, its look for hooks)",
+        "at every step",
+        "where there is a hook or a profiler",
+        "it takes as long as a small step",
+        "test_optimizer.py::test_what_stands_around_a_step_is_there_where_it_is_seen",
+    ),
+    Difference(
         "gradients after a step of GradScaler with `fused=True`",
         "divided by the scale, in place",
         "as backward left them",
