@@ -55,11 +55,17 @@ def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) 
     """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
     for name in traced.states_of(param):
         value = state[name]
-        with torch.inference_mode(False), torch.no_grad():  # as in `make`
-            if value.shape == param.shape and not same_layout(param, value) and value.layout is torch.strided:
-                state[name] = torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
-            elif value.shape != param.shape and not value.is_contiguous():
-                state[name] = value.contiguous()
+        if value.shape == param.shape:
+            if same_layout(param, value) or value.layout is not torch.strided:
+                continue
+        elif value.is_contiguous():
+            continue
+        with torch.inference_mode(False), torch.no_grad():  # else it could never be written to outside of that mode
+            state[name] = _laid_like(param, value) if value.shape == param.shape else value.contiguous()
+
+
+def _laid_like(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
@@ -67,7 +73,7 @@ def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any]
     or some of them want that, as after switching it on between steps."""
     places = {state[name].device.type for name in traced.scalar_names}
     if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
-        with torch.inference_mode(False), torch.no_grad():  # as in `make`
+        with torch.inference_mode(False), torch.no_grad():  # as above
             for name in traced.scalar_names:
                 state[name] = state[name].to(param.device)
 

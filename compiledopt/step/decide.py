@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,17 @@ def decide(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state:
         raise choose.refused(wish, choice.reason)
     choice = choice or wish
     return choice if choice.backend is not None else eagerly(choice, traced, group, param)
+
+
+def kind_of(param: torch.Tensor, state: Mapping[str, Any]) -> Hashable | None:
+    """What parameters of a group have in common that get the same choice; None for one that is to be looked at by itself."""
+    if type(param) not in (torch.nn.Parameter, torch.Tensor) or param.is_complex():
+        return None
+    if not param.is_contiguous() or param.is_inference() or param.is_neg():
+        return None
+    grad = param.grad
+    known = [(name, value.dtype, value.device) for name, value in state.items() if isinstance(value, torch.Tensor)]
+    return param.dtype, param.device, param.dim(), grad is None or (grad.dtype, grad.layout), tuple(known)
 
 
 def eagerly(choice: Choice, traced: Traced, group: Mapping[str, Any], param: torch.Tensor, watched: bool = False) -> Choice:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Context, Entry, unchanged
+from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import traced
+from compiledopt.rules.traced import Traced, traced
 from compiledopt.stats import STATS
-from compiledopt.step.decide import decide, decide_watched, fall_back, warn_of_fallbacks
+from compiledopt.step.decide import decide, decide_watched, fall_back, kind_of, warn_of_fallbacks
 from compiledopt.step.seen import Seen
 from compiledopt.step.shards import Shards, runs_on_shards
 from compiledopt.step.states import StateMaker, is_complete
@@ -88,6 +88,7 @@ class Plan:
         owner, entries = self.owner, []
         for index, (group, rule) in enumerate(zip(owner.groups, self.rules, strict=True)):
             program = traced(rule, group)
+            decided: dict[Any, Choice] = {}
             for param in group["params"]:
                 known = owner.state.get(param, {})
                 if param.grad is not None:
@@ -95,19 +96,26 @@ class Plan:
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
-                if owner.watched is None:
-                    choice = decide(program, group, param, known)
-                else:
-                    choice = decide_watched(owner.watched, program, group, param)
+                kind = kind_of(param, known)
+                choice = decided.get(kind)
+                if choice is None:
+                    choice = self._choose(program, group, param, known)
+                    if kind is not None:
+                        decided[kind] = choice
                 entries.append(Entry(param, known, index, program, choice))
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
+    def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor, known: Mapping[str, Any]) -> Choice:
+        if self.owner.watched is None:
+            return decide(program, group, param, known)
+        return decide_watched(self.owner.watched, program, group, param)
+
     def _make_states(self, entries: Sequence[Entry], maker: StateMaker) -> None:
         owner = self.owner
-        for number, entry in enumerate(entries):
-            entry.first = maker.make(entry.traced, entry.param, owner.groups[entry.group], len(entries) - number)
-            entry.first |= entry.param in owner.fresh
+        made = maker.make([(entry.traced, entry.param, owner.groups[entry.group]) for entry in entries])
+        for entry, first in zip(entries, made, strict=True):
+            entry.first = first or entry.param in owner.fresh
             entry.state = owner.state[entry.param]
             check_state(entry, owner.name)
         for entry in entries:

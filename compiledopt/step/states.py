@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -24,23 +24,27 @@ class StateMaker:
         self.made: list[tuple[torch.Tensor, str | None]] = []
         self.spare: dict[tuple[float, torch.dtype, torch.device], list[torch.Tensor]] = {}
 
-    def make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
-        """Fill in what is missing; whether any of the rule's own was. expected: parameters that may follow, with this one."""
+    def make(self, wanted: Sequence[tuple[Traced, torch.Tensor, Mapping[str, Any]]]) -> list[bool]:
+        """Fill in what is missing, for (program, parameter, group) each; whether any of the rule's own was."""
+        # Made in inference mode, a state could never be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            return [self._make(*one, len(wanted) - number) for number, one in enumerate(wanted)]
+
+    def _make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
+        """expected: parameters that may follow, with this one."""
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
-        present = {*traced.scalar_names, *traced.states_of(param)}
+        present = (*traced.scalar_names, *traced.states_of(param))
         missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))
-            # Made in inference mode, a state could never be written to outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                if name in traced.rule.scalars:
-                    state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
-                elif name in traced.makers:
-                    state[name] = traced.makers[name](param.detach())
-                else:
-                    state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
+            if name in traced.rule.scalars:
+                state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
+            elif name in traced.makers:
+                state[name] = traced.makers[name](param.detach())
+            else:
+                state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
         return any(name not in traced.rule.added for name in missing)
 
     def _scalar(self, value: float, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> torch.Tensor:

@@ -141,10 +141,10 @@ class Stepper:
 
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
-        maker = StateMaker(optimizer.state)
-        for group in optimizer.param_groups:
-            program = program_of(optimizer, group)
-            self.fresh.update(p for p in group["params"] if maker.make(program, p, group, len(group["params"])))
+        groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
+        wanted = [(program, param, group) for program, group in groups for param in group["params"]]
+        made = StateMaker(optimizer.state).make(wanted)
+        self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 
     def current_plan(self, optimizer: Stepped) -> Plan | None:
         return self.plan if self.plan is not None and self.plan.fits(optimizer.state) else None
