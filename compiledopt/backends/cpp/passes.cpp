@@ -472,7 +472,7 @@ struct Work {
 };
 
 // No exception may cross into Python, which calls these through ctypes.
-template <class F> int64_t guarded(F&& body) noexcept {
+template <class F> Outcome guarded(F&& body) noexcept {
   try {
     return body();
   } catch (const std::bad_alloc&) {
@@ -486,7 +486,7 @@ template <class F> int64_t guarded(F&& body) noexcept {
 
 // plan: the rule, as backends/cpp/reducing.py writes it; count: of the parameters; shapes: theirs; threads: at most; made:
 // where the work goes, for passes_run as often as wanted, one at a time, and passes_free.
-extern "C" int64_t passes_make(const int64_t* plan, int64_t count, const Shape* shapes, int64_t threads, Work** made) {
+extern "C" Outcome passes_make(const int64_t* plan, int64_t count, const Shape* shapes, int64_t threads, Work** made) {
   return guarded([&] {
     *made = std::make_unique<Work>(plan, count, shapes, threads).release();
     return kDone;

@@ -44,14 +44,12 @@ class Work:
 
     def __init__(self, driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> None:
         """shapes: (matrices, rows, columns) of each parameter, as int64. Raises: MemoryError, RuntimeError."""
-        self.library, handle = driver.library, ctypes.c_void_p()
-        numbers = ctypes.c_int64(len(shapes) // 24), shapes, ctypes.c_int64(threads)
-        _check(self.library.passes_make(_address(rule), *numbers, ctypes.byref(handle)))
-        self.handle = handle
-        weakref.finalize(self, self.library.passes_free, handle).atexit = False
+        self.library = driver.library
+        self.handle = made(driver, rule, shapes, threads)
+        weakref.finalize(self, self.library.passes_free, self.handle).atexit = False
         size = self.library.passes_room
         size.restype = ctypes.c_int64
-        self.bytes: int = size(handle)
+        self.bytes: int = size(self.handle)
         # Aligned to 64, wherever the memory begins.
         self.room = torch.empty((self.bytes + 127) // 8, dtype=torch.int64, device="cpu")
 
@@ -61,11 +59,16 @@ class Work:
         self.library.passes_run(self.handle, pointers, _address(table), ctypes.c_int64(width), rows, room)
 
 
-def _check(outcome: int) -> None:
+def made(driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> ctypes.c_void_p:
+    """passes.cpp's side of a Work, which passes_free frees. Raises: MemoryError, RuntimeError."""
+    handle = ctypes.c_void_p()
+    make, numbers = driver.library.passes_make, (ctypes.c_int64(len(shapes) // 24), shapes, ctypes.c_int64(threads))
+    outcome = make(_address(rule), *numbers, ctypes.byref(handle))
     if outcome == NO_MEMORY:
         raise MemoryError("no memory for what the passes of a rule keep")
     if outcome != DONE:
         raise RuntimeError(f"the passes of a rule could not be laid out (outcome {outcome})")
+    return handle
 
 
 class ReducingBatch(CppBatch):
