@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -325,3 +326,40 @@ def test_cpp_without_memory(tmp_path):
     failures = dict(re.findall(r"(\w+): (\d+)", done.stdout))
     without = {name for name, count in failures.items() if count == "0"}
     assert without == {"active", "hold", "launch", "run"} and len(failures) == 10, failures
+
+
+# ---- sanitizers ----
+
+
+def sanitized(tmp_path, kind, runtimes, *more):
+    """Runs sanitized.py with these runtimes preloaded. Returns: (status, what it wrote)."""
+    found = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip() for name in runtimes]
+    environment = {**os.environ, "LD_PRELOAD": ":".join(found), "CXX": "g++", "COMPILEDOPT_CACHE_DIR": str(tmp_path)}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1"}
+    # The thread sanitizer of g++ 12 knows no addresses as random as Linux makes them by now.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    command = [*fixed, sys.executable, str(HERE / "sanitized.py"), kind, *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "runtimes", "words"),
+    [
+        ("address", ("libasan.so", "libubsan.so", "libstdc++.so"), "AddressSanitizer: heap-use-after-free"),
+        ("thread", ("libtsan.so", "libstdc++.so"), "ThreadSanitizer: data race"),
+    ],
+)
+def test_sanitizers_have_nothing_to_say(tmp_path, kind, runtimes, words):
+    """Launcher, passes and kernels, built with them: every kind of step; and they say something where something is broken."""
+    if shutil.which("g++") is None or sys.platform != "linux":
+        pytest.skip("the sanitizers are g++'s, preloaded as Linux does")
+    for name in runtimes:  # a name without a path is one that g++ did not find
+        if not Path(subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()).exists():
+            pytest.skip(f"g++ brings no {name}")
+    status, said = sanitized(tmp_path, kind, runtimes, "broken")
+    assert status != 0 and words in said and "no report" not in said, said[-3000:]
+    status, said = sanitized(tmp_path, kind, runtimes)
+    assert status == 0 and said.endswith("no report\n"), said[-6000:]
