@@ -15,6 +15,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 import compiledopt
 from compiledopt import compile_stats
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import reducing
 from compiledopt.errors import CompileError
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.traced import Variant, traced
@@ -342,26 +343,25 @@ def test_what_is_kept_is_small():
         for shape in itertools.product([1, 3, 25, 10**4], [1, 3, 1000, 10**6], [1, 3, 256, 2049, 10**6]):
             elements = math.prod(shape)
             if elements <= 10**9:
-                room = batch._call("passes_room", (array("q", shape).tobytes(), 2))
+                work = reducing.Work(batch.driver, batch.described, array("q", shape).tobytes(), 2)
                 usual = min(shape[1:]) >= 256
-                assert room <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, room)
+                assert work.bytes <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, work.bytes)
 
 
 # ---- what can fail ----
 
 
-def test_without_memory_nothing_is_written(monkeypatch):
-    def no_room(*arguments):
-        return -1
-
+@pytest.mark.parametrize(("outcome", "error"), [(reducing.NO_MEMORY, MemoryError), (-2, RuntimeError)])
+def test_without_memory_nothing_is_written(monkeypatch, outcome, error):
     params = parameters(shapes=[(6, 5), (9,)])
     optimizer = Lamb(params, compiled=True)
     run(optimizer, params, Gradients(), range(2))
     before = snapshot(optimizer)
     for batch in optimizer._plan.batches:
-        monkeypatch.setattr(batch, "driver", SimpleNamespace(library=SimpleNamespace(passes_room=no_room)))
+        library = SimpleNamespace(passes_make=lambda *arguments: outcome)
+        monkeypatch.setattr(batch, "driver", SimpleNamespace(library=library))
         monkeypatch.setattr(batch, "known", (b"", 0))
-    with pytest.raises(MemoryError, match="no memory for what is kept between the passes of Lamb"):
+    with pytest.raises(error, match="the passes of a rule"):
         optimizer.step()
     assert same(before, snapshot(optimizer))
     monkeypatch.undo()

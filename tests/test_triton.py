@@ -273,9 +273,6 @@ def test_more_tensors_than_a_launch_takes():
     found = {}
     exec(text, found)
     made = compiledopt.define(found["Many"])
-    source = Path(compiledopt.__file__).parent / "backends" / "cpp" / "launcher.cpp"
-    limit = int(re.search(r"kMaxOperands = (\d+)", source.read_text())[1])
-    assert limit == MOST_TENSORS
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch.ones(4)
     optimizer = made([param])

@@ -15,7 +15,7 @@ from compiledopt.backends.layout import same_layout
 from compiledopt.rules.traced import Traced, Variant
 
 READY, REGROUP = 0, 1
-MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMaxOperands in launcher.cpp
+MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMostTensors in shared.h
 
 Row = tuple[int, float, tuple[float, ...]]  # index of the group, first, 0-dim states
 
@@ -111,17 +111,17 @@ class GatheredBatch(Batch):
         with torch.inference_mode(False):
             examples = tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes)
         return launcher().Plan(
-            address,
-            len(self.traced.program.columns),
-            2 if self.entries[0].param.is_complex() else 1,
-            device_scalars,
-            [entry.param for entry in self.entries],
-            [entry.state for entry in self.entries],
-            self.traced.state_names,
-            self.traced.scalar_names,
-            examples,
-            self.traced.axes,
-            self.traced.order,
+            params=[entry.param for entry in self.entries],
+            states=[entry.state for entry in self.entries],
+            state_names=self.traced.state_names,
+            scalar_names=self.traced.scalar_names,
+            examples=examples,
+            axes=self.traced.axes,
+            order=self.traced.order,
+            kernel=address,
+            columns=len(self.traced.program.columns),
+            scale=2 if self.entries[0].param.is_complex() else 1,
+            device_scalars=device_scalars,
         )
 
     def prepare(self) -> bool:

@@ -33,7 +33,7 @@ KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
 SHARED = ("-fPIC", "-g0", "-w")
-MOST_OPERANDS = 64  # of a pass: kOperands in passes.cpp
+MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
 
 _C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
@@ -359,7 +359,7 @@ def _build_launcher(name: str, source: str) -> bytes:
 
 
 def _with_runtime(file: str) -> str:
-    return (HERE / "runtime.h").read_text() + (HERE / file).read_text()
+    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", file))
 
 
 def _openmp(libraries: Path) -> list[str]:

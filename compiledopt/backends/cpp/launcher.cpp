@@ -9,27 +9,88 @@
 #include <c10/core/UndefinedTensorImpl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
-// runtime.h stands before this file: cpp.py joins them.
+// shared.h and runtime.h stand before this file: kernels.py joins them.
 namespace {
 
 using c10::TensorImpl;
 using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t length);
 
-constexpr int kMaxOperands = 16;
-constexpr int64_t kAlignment = 64;         // elements: a share starts on whole cache lines and whole vectors
-constexpr int64_t kWorkPerThread = 1 << 18;   // elements: 0.1 ms of work; waking a thread took up to 0.15 ms
-constexpr int64_t kEntriesPerThread = 2048; // parameters: likewise
-constexpr int64_t kGilElements = 1 << 18;
-constexpr int64_t kSmall = 256;            // elements
-constexpr int64_t kBlock = 1 << 16;        // elements: a sum's parts, however many threads there are
-constexpr int64_t kAhead = 4;              // parameters whose memory is asked for early
+constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
+constexpr int64_t kEntriesPerThread = 2048; // parameters: waking a thread takes as long as that many
+// Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
+// 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
+constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;
+constexpr int64_t kSmall = 256;             // elements
+constexpr int64_t kBlock = 1 << 16;         // elements: a sum's parts, however many threads there are
+constexpr int64_t kAhead = 4;               // parameters whose memory is asked for early
 
-enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };
+// ---- Python's objects and errors ----
+
+struct PythonError {};  // thrown where Python already knows what is wrong
+
+[[noreturn]] void fail(PyObject* type, const char* words) {
+  PyErr_SetString(type, words);
+  throw PythonError();
+}
+
+// A reference of one's own to a Python object.
+class Owned {
+ public:
+  Owned() = default;
+  Owned(Owned&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~Owned() { Py_XDECREF(object_); }
+
+  // What a function of Python's returned: a new reference, or null with an error set.
+  static Owned checked(PyObject* made) {
+    if (!made) throw PythonError();
+    return Owned(made);
+  }
+  static Owned share(PyObject* object) { return Owned(Py_NewRef(object)); }
+
+  PyObject* get() const { return object_; }
+  PyObject* release() { return std::exchange(object_, nullptr); }
+
+ private:
+  explicit Owned(PyObject* object) : object_(object) {}
+  PyObject* object_ = nullptr;
+};
+
+Owned none() { return Owned::share(Py_None); }
+Owned truth(bool value) { return Owned::share(value ? Py_True : Py_False); }
+
+void require(bool done) {
+  if (!done) throw PythonError();
+}
+
+// Every entry from Python goes through here: no exception of C++ may cross into Python.
+template <class F> PyObject* guarded(F&& body) noexcept {
+  try {
+    return body().release();
+  } catch (const PythonError&) {
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  } catch (...) {
+    PyErr_SetString(PyExc_RuntimeError, "an exception of an unknown kind in the launcher");
+  }
+  return nullptr;
+}
+
+// ---- tensors ----
 
 // Where a Python tensor keeps its TensorImpl*, and which dispatch keys a plain CPU tensor has: found by `probe`.
 size_t tensor_offset = 0;
@@ -56,7 +117,8 @@ TensorImpl* gradient_of(TensorImpl* param) {
   return impl == c10::UndefinedTensorImpl::singleton() ? nullptr : impl;
 }
 
-// A dense CPU tensor with autograd's keys and no others: no sparse, quantized, conjugate, inference or wrapper tensor.
+// A dense tensor with autograd's keys and no others: no sparse, quantized, conjugate, inference or wrapper tensor. Of any
+// other, even the sizes may be computed by code that raises.
 bool is_plain(const TensorImpl* impl, uint64_t keys) { return impl->key_set().raw_repr() == keys; }
 
 // Written out, because IntArrayRef's == is a call of memcmp, and this runs four times per parameter.
@@ -72,14 +134,9 @@ inline __attribute__((always_inline)) bool same_layout(const TensorImpl* a, cons
   return strides || a->numel() == 0;
 }
 
-// The axes along which an operand varies, as program.py numbers them: matrices, rows, columns; all of them for most.
-enum Axes : int { kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7 };
-// What a plan asks of its parameters' memory: any dense order; row after row; column after column within each matrix.
-enum Order : int { kAny = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
-
 // Whether a parameter lies in memory as the plan was made for.
 bool lies_in(const TensorImpl* param, int order) {
-  if (order == kAny) return true;
+  if (order == kAnyOrder) return true;
   const auto sizes = param->sizes(), strides = param->strides();
   const int64_t dims = param->dim();
   int64_t expected = 1;
@@ -112,61 +169,14 @@ void* data_of(const TensorImpl* impl, bool written) {
   return static_cast<char*>(base) + impl->storage_offset() * static_cast<int64_t>(impl->itemsize());
 }
 
-struct Entry {
-  PyObject* param;
-  PyObject* state;
-  int32_t row;
-};
-
-struct Plan {
-  PyObject_HEAD
-  Kernel kernel;
-  int operands;       // param, grad, states
-  int scalar_states;  // 0-dim states: step, ...
-  int columns;        // scalars the kernel reads, per row
-  int scale;          // 2 where a complex tensor is two reals
-  uint64_t keys_of_operands;  // dispatch keys of a plain tensor on the plan's device
-  c10::Device device;
-  bool device_scalars;        // the 0-dim states live on the device: their pointers are gathered, nothing is read
-  caffe2::TypeMeta types[kMaxOperands];
-  int axes[kMaxOperands];
-  int order;
-  bool alike;  // all operands have the parameter's shape, and any dense order of it will do
-  int64_t itemsize[kMaxOperands];
-  std::vector<PyObject*>* keys;  // of the state dicts: the scalar states, then the others
-  std::vector<Entry>* entries;
-  PyObject* staged;  // borrowed, during gather: gradients that stand in for those of the parameters, or None
-  // What `gather` found for each entry, for `launch`; an entry without a gradient has length -1.
-  std::vector<TensorImpl*>* found;  // operands, then scalar states
-  std::vector<void*>* pointers;
-  std::vector<const void*>* storages;  // of `found`, remembered to fetch them early next time
-  std::vector<int64_t>* lengths;
-  std::vector<int64_t>* starts;                          // prefix sums of the lengths
-  std::vector<c10::intrusive_ptr<TensorImpl>>* held;  // kept alive while the launch lets the GIL go
-};
-
-// For a plan in which operands differ in shape, or that asks for an order in memory.
-__attribute__((noinline)) bool fit_each_other(const Plan* plan, TensorImpl* const* found) {
-  if (!lies_in(found[0], plan->order)) return false;
-  for (int k = 1; k < plan->operands; ++k)
-    if (plan->axes[k] == kElements ? !same_layout(found[0], found[k]) : !is_reduced(found[0], found[k], plan->axes[k], plan->order))
-      return false;
-  return true;
-}
-
-int tensors_of(const Plan* plan) { return plan->operands + plan->scalar_states; }
-
-void release(Plan* plan) {
-  plan->held->clear();
-  plan->starts->clear();
-}
-
+// Read as what will be written: a storage that is copied at its first write is copied here, where it may still fail.
 double read_scalar(const TensorImpl* impl) {
-  return impl->dtype() == caffe2::TypeMeta::Make<double>() ? *static_cast<const double*>(data_of(impl, false))
-                                                            : *static_cast<const float*>(data_of(impl, false));
+  const void* data = data_of(impl, true);
+  if (impl->dtype() == caffe2::TypeMeta::Make<double>()) return *static_cast<const double*>(data);
+  return *static_cast<const float*>(data);
 }
 
-void write_scalar(TensorImpl* impl, double value) {
+void write_scalar(const TensorImpl* impl, double value) {
   if (impl->dtype() == caffe2::TypeMeta::Make<double>())
     *static_cast<double*>(data_of(impl, true)) = value;
   else
@@ -178,21 +188,167 @@ bool is_scalar(const TensorImpl* impl) {
       (impl->dtype() == caffe2::TypeMeta::Make<float>() || impl->dtype() == caffe2::TypeMeta::Make<double>());
 }
 
+// ---- a plan ----
+
+struct Entry {
+  Owned param, state;
+  int32_t row = -1;
+
+  TensorImpl* impl() const { return impl_at(param.get(), tensor_offset); }
+};
+
+// What keeps a tensor and its memory alive: another thread may give the tensor another storage (`p.data = ...`).
+struct Hold {
+  c10::intrusive_ptr<TensorImpl> tensor;
+  c10::Storage storage;
+};
+
+// The tensors of one parameter: the operands of the kernel, which begin with the parameter and its gradient, then the 0-dim
+// states.
+struct Found {
+  TensorImpl** tensors;
+  int operands;
+
+  TensorImpl*& param() const { return tensors[0]; }
+  TensorImpl*& grad() const { return tensors[1]; }
+  TensorImpl*& operand(int k) const { return tensors[k]; }
+  TensorImpl*& state(int k) const { return tensors[2 + k]; }
+  TensorImpl*& scalar(int k) const { return tensors[operands + k]; }
+};
+
+// The operand that is read only.
+constexpr int kGrad = 1;
+
+// How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
+enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
+
+struct Plan {
+  // As it was described.
+  Kernel kernel = nullptr;  // null where the kernel is launched elsewhere
+  int operands = 0;         // param, grad, states
+  int scalar_states = 0;    // 0-dim states: step, ...
+  int columns = 0;          // scalars the kernel reads, per row
+  int scale = 1;            // 2 where a complex tensor is two reals
+  int order = kAnyOrder;
+  bool alike = true;            // all operands have the parameter's shape, and any dense order of it will do
+  bool device_scalars = false;  // the 0-dim states live on the device: their pointers are gathered, nothing is read
+  uint64_t dispatch_keys = 0;   // of a plain tensor on the plan's device
+  c10::Device device{c10::DeviceType::CPU};
+  std::array<caffe2::TypeMeta, kMostTensors> types;
+  std::array<int, kMostTensors> axes{};
+  std::array<int64_t, kMostTensors> itemsize{};
+  std::vector<Owned> keys;  // of the state dicts: the scalar states, then the others
+  std::vector<Entry> entries;
+  int most_row = -1;
+
+  // What `gather` found, for `launch`.
+  Stage stage = kNothing;
+  std::vector<int64_t> lengths;  // of each entry; -1 without a gradient
+  std::vector<int64_t> starts;   // prefix sums of the lengths
+  std::vector<Hold> held;        // while the GIL is let go
+  bool busy = false;             // a thread has let the GIL go
+
+  int tensors() const { return operands + scalar_states; }
+  int width() const { return columns + 2 * scalar_states; }  // of a row of the table
+  int64_t count() const { return static_cast<int64_t>(entries.size()); }
+  int64_t elements() const { return starts.back(); }
+  bool has_gradient(int64_t entry) const { return lengths[entry] >= 0; }
+
+  Found found(int64_t entry) const { return {const_cast<TensorImpl**>(found_.data()) + entry * tensors(), operands}; }
+  void*& data(int64_t entry, int operand) { return data_[entry * operands + operand]; }
+  char* data(int64_t entry, int operand) const { return static_cast<char*>(data_[entry * operands + operand]); }
+  // Of the last gather, to ask the memory for it early.
+  const void*& storage(int64_t entry, int tensor) { return storages_[entry * tensors() + tensor]; }
+
+  void make_room(size_t entry_count) {
+    found_.resize(entry_count * tensors());
+    storages_.resize(entry_count * tensors());
+    data_.resize(entry_count * operands);
+    lengths.assign(entry_count, -1);
+    starts.reserve(entry_count + 1);
+    entries.reserve(entry_count);
+  }
+  // Called after the launch: what was gathered is out of date.
+  void release() {
+    held.clear();
+    stage = kNothing;
+  }
+  // A launch that lets the GIL go holds every tensor. The room for that is taken before anything is written.
+  bool lets_gil_go() const {
+    const int64_t most = std::min(count() * kGilElementsEach, kGilElementsAlways);
+    return kernel ? elements() >= std::max(kGilElements, most) : device.is_cpu();
+  }
+  void hold_all() {
+    if (!held.empty()) return;
+    for (int64_t i = 0; i < count(); ++i)
+      for (int t = 0; t < tensors() && has_gradient(i); ++t) {
+        TensorImpl* const impl = found(i).tensors[t];
+        held.push_back({c10::intrusive_ptr<TensorImpl>::reclaim_copy(impl), impl->unsafe_storage()});
+      }
+  }
+
+ private:
+  std::vector<TensorImpl*> found_;
+  std::vector<void*> data_;
+  std::vector<const void*> storages_;
+};
+
+// The scalars of a step. A row is [columns the kernel reads | scalar states as they must be | scalar states as they become].
+class Table {
+ public:
+  Table(const Plan& plan, PyObject* object) : width_(plan.width()), columns_(plan.columns), scalars_(plan.scalar_states) {
+    require(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0);
+    const int64_t needed = (plan.most_row + int64_t{1}) * width_ * int64_t{sizeof(double)};
+    const bool aligned = reinterpret_cast<uintptr_t>(view_.buf) % alignof(double) == 0;
+    if (needed == 0 || (view_.len >= needed && aligned) || (plan.device_scalars && !plan.kernel)) return;
+    PyErr_Format(PyExc_ValueError, "a table of %zd bytes, where %lld rows of %d float64 are needed", view_.len,
+                 static_cast<long long>(plan.most_row + int64_t{1}), width_);
+    PyBuffer_Release(&view_);
+    throw PythonError();
+  }
+  Table(const Table&) = delete;
+  ~Table() { PyBuffer_Release(&view_); }
+
+  const double* columns(int32_t row) const { return static_cast<const double*>(view_.buf) + int64_t{row} * width_; }
+  double expected(int32_t row, int k) const { return columns(row)[columns_ + k]; }
+  double fresh(int32_t row, int k) const { return columns(row)[columns_ + scalars_ + k]; }
+
+ private:
+  Py_buffer view_{};
+  int width_, columns_, scalars_;
+};
+
+// ---- gather ----
+
+// For a plan in which operands differ in shape, or that asks for an order in memory.
+__attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
+  if (!lies_in(found.param(), plan.order)) return false;
+  for (int k = 1; k < plan.operands; ++k) {
+    const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
+                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
+    if (!fits) return false;
+  }
+  return true;
+}
+
 // The state tensors in the plan's order. A dict filled in that order is walked (12 ns for three tensors); one in
 // another order is looked up (40 ns), which is for the thread that holds the GIL alone: a look-up may set an error.
-bool find_states(const Plan* plan, const Entry& entry, bool may_look_up, TensorImpl** found) {
+bool find_states(const Plan& plan, PyObject* state, bool alone, const Found& found) {
   Py_ssize_t position = 0;
   PyObject *key, *value;
-  const int scalars = plan->scalar_states, count = scalars + plan->operands - 2;
+  const int scalars = plan.scalar_states, count = scalars + plan.operands - 2;
   for (int i = 0; i < count; ++i) {
-    PyObject* wanted = (*plan->keys)[i];
-    if (!PyDict_Next(entry.state, &position, &key, &value) || key != wanted) {
-      value = may_look_up ? PyDict_GetItemWithError(entry.state, wanted) : nullptr;
-      if (!value) return false;
+    PyObject* wanted = plan.keys[i].get();
+    if (!PyDict_Next(state, &position, &key, &value) || key != wanted) {
+      value = alone ? PyDict_GetItemWithError(state, wanted) : nullptr;
+      if (!value) {
+        require(!alone || !PyErr_Occurred());
+        return false;
+      }
     }
     TensorImpl* impl = tensor_impl(value);
     if (!impl) return false;
-    found[i < scalars ? plan->operands + i : 2 + i - scalars] = impl;
+    (i < scalars ? found.scalar(i) : found.state(i - scalars)) = impl;
   }
   return true;
 }
@@ -200,162 +356,176 @@ bool find_states(const Plan* plan, const Entry& entry, bool may_look_up, TensorI
 // Asks the memory early for what `gather_entry` will read. Between two steps a whole model ran through the caches, and a
 // gather is one long chain of misses: 2000 parameters took 8% longer without this. The addresses are
 // those of the last gather; if one is gone by now, fetching it does no harm.
-void fetch_entry(const Plan* plan, int64_t index) {
-  const Entry& entry = (*plan->entries)[index];
+void fetch_entry(Plan& plan, int64_t index) {
+  const Entry& entry = plan.entries[index];
   const auto fetch = [](const void* address, int lines) {
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(static_cast<const char*>(address) + 64 * i);
+    const auto first = reinterpret_cast<uintptr_t>(address);
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + 64 * i));
   };
-  fetch(entry.param, 1);
-  fetch(entry.state, 1);
-  for (int k = 0; k < tensors_of(plan); ++k) {
-    fetch((*plan->found)[index * tensors_of(plan) + k], 4);
-    fetch((*plan->storages)[index * tensors_of(plan) + k], 1);
+  fetch(entry.param.get(), 1);
+  fetch(entry.state.get(), 1);
+  for (int t = 0; t < plan.tensors(); ++t) {
+    fetch(plan.found(index).tensors[t], 4);
+    fetch(plan.storage(index, t), 1);
   }
 }
 
-// One parameter: every check that can fail, and no write.
-Status gather_entry(Plan* plan, int64_t index, const double* table, int width, bool may_look_up) {
-  const Entry& entry = (*plan->entries)[index];
-  TensorImpl* const param = impl_at(entry.param, tensor_offset);
-  TensorImpl* const grad = plan->staged ? tensor_impl(PyList_GET_ITEM(plan->staged, index)) : gradient_of(param);
-  (*plan->lengths)[index] = -1;
-  if (!grad) return kReady;
-  TensorImpl** found = plan->found->data() + index * tensors_of(plan);
-  found[0] = param;
-  found[1] = grad;
-  if (!find_states(plan, entry, may_look_up, found)) return kRebuild;
-  if (!param->is_non_overlapping_and_dense()) return kRebuild;
-  const bool alike = plan->alike;
-  for (int k = 0; k < plan->operands; ++k)
-    if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device() != plan->device || found[k]->dtype() != plan->types[k] || (k && alike && !same_layout(param, found[k])))
-      return kRebuild;
-  if (!alike && !fit_each_other(plan, found)) return kRebuild;
-  if (table && entry.row < 0) return kRegroup;
-  for (int k = 0; k < plan->scalar_states; ++k) {
-    const TensorImpl* scalar = found[plan->operands + k];
-    if (plan->device_scalars) {
-      if (!is_plain(scalar, plan->keys_of_operands) || scalar->device() != plan->device || scalar->numel() != 1 ||
-          scalar->dtype() != plan->types[plan->operands + k])
+// Whether the 0-dim states can be used, and are what their row of the table says.
+Status check_scalars(const Plan& plan, const Found& found, const Table* table, int32_t row) {
+  for (int k = 0; k < plan.scalar_states; ++k) {
+    const TensorImpl* scalar = found.scalar(k);
+    if (plan.device_scalars) {
+      if (!is_plain(scalar, plan.dispatch_keys) || scalar->device() != plan.device || scalar->numel() != 1 ||
+          scalar->dtype() != plan.types[plan.operands + k])
         return kRebuild;
       continue;
     }
     if (!is_scalar(scalar)) return kRebuild;
     // A value is compared as bits would be, so that a state that is NaN does not regroup the rows for ever.
-    const double is = read_scalar(scalar), expected = table ? table[int64_t(entry.row) * width + plan->columns + k] : is;
+    const double is = read_scalar(scalar), expected = table ? table->expected(row, k) : is;
     if (is != expected && !(is != is && expected != expected)) return kRegroup;
   }
-  for (int k = 0; k < plan->operands; ++k)
-    (*plan->pointers)[index * plan->operands + k] = data_of(found[k], k != 1);
-  for (int k = 0; k < tensors_of(plan); ++k)
-    (*plan->storages)[index * tensors_of(plan) + k] = found[k]->unsafe_storage().unsafeGetStorageImpl();
-  (*plan->lengths)[index] = param->numel() * plan->scale;
   return kReady;
 }
 
-Status gather_range(Plan* plan, const double* table, int width, bool may_look_up, int64_t begin, int64_t end) {
+// What a gather reads besides the plan. staged: gradients that stand in for those of the parameters, or null.
+struct Given {
+  const Table* table;
+  PyObject* staged;
+};
+
+// One parameter: every check that can fail, and no write. alone: whether no other thread gathers.
+Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
+  const Entry& entry = plan.entries[index];
+  TensorImpl* const param = entry.impl();
+  TensorImpl* const grad = given.staged ? tensor_impl(PyList_GET_ITEM(given.staged, index)) : gradient_of(param);
+  plan.lengths[index] = -1;
+  if (!grad) return kReady;
+  const Found found = plan.found(index);
+  found.param() = param;
+  found.grad() = grad;
+  if (!find_states(plan, entry.state.get(), alone, found)) return kRebuild;
+  const bool alike = plan.alike;
+  for (int k = 0; k < plan.operands; ++k) {
+    const TensorImpl* operand = found.operand(k);
+    if (!is_plain(operand, plan.dispatch_keys) || operand->device() != plan.device || operand->dtype() != plan.types[k] ||
+        (k && alike && !same_layout(param, operand)))
+      return kRebuild;
+  }
+  if (!param->is_non_overlapping_and_dense()) return kRebuild;
+  if (!alike && !fit_each_other(plan, found)) return kRebuild;
+  if (given.table && entry.row < 0) return kRegroup;
+  if (const Status status = check_scalars(plan, found, given.table, entry.row); status != kReady) return status;
+  for (int k = 0; k < plan.operands; ++k) plan.data(index, k) = data_of(found.operand(k), k != kGrad);
+  for (int t = 0; t < plan.tensors(); ++t) plan.storage(index, t) = found.tensors[t]->unsafe_storage().unsafeGetStorageImpl();
+  plan.lengths[index] = param->numel() * plan.scale;
+  return kReady;
+}
+
+Status gather_range(Plan& plan, const Given& given, bool alone, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     if (i + kAhead < end) fetch_entry(plan, i + kAhead);
-    const Status status = gather_entry(plan, i, table, width, may_look_up);
+    const Status status = gather_entry(plan, i, given, alone);
     if (status != kReady) return status;
   }
   return kReady;
 }
 
-// Several threads read while this one holds the GIL, so nothing they look at can change.
-Status gather_all(Plan* plan, const double* table, int width, int threads) {
-  const int64_t count = plan->entries->size();
-  threads = static_cast<int>(std::min<int64_t>(threads, count / kEntriesPerThread));
-  int worst = kReady;
-  if (threads > 1) {
-    std::vector<int> found(threads);
-    for_each_share(threads, [&](int64_t t) {
-      found[t] = gather_range(plan, table, width, false, count * t / threads, count * (t + 1) / threads);
-    });
-    worst = *std::max_element(found.begin(), found.end());
-  }
-  if (threads <= 1 || worst == kRebuild) worst = gather_range(plan, table, width, true, 0, count);
-  plan->starts->assign(1, 0);
-  for (const int64_t length : *plan->lengths) plan->starts->push_back(plan->starts->back() + std::max<int64_t>(0, length));
-  return static_cast<Status>(worst);
+// Several threads read while this one holds the GIL, so nothing they look at can change. What fails in one of them is done
+// again alone, where an exception has somewhere to go.
+Status gather_together(Plan& plan, const Given& given, int threads) {
+  std::vector<int> found(threads);
+  for_each_share(threads, [&](int64_t t) {
+    try {
+      found[t] = gather_range(plan, given, false, plan.count() * t / threads, plan.count() * (t + 1) / threads);
+    } catch (...) {
+      found[t] = kRebuild;
+    }
+  });
+  return static_cast<Status>(*std::max_element(found.begin(), found.end()));
 }
 
+Status gather_all(Plan& plan, const Given& given, int threads) {
+  plan.release();
+  threads = static_cast<int>(std::min<int64_t>(threads, plan.count() / kEntriesPerThread));
+  Status status = threads > 1 ? gather_together(plan, given, threads) : kRebuild;
+  if (status == kRebuild) status = gather_range(plan, given, true, 0, plan.count());
+  if (status != kReady) return status;
+  plan.starts.assign(1, 0);
+  for (const int64_t length : plan.lengths) plan.starts.push_back(plan.starts.back() + std::max<int64_t>(0, length));
+  if (plan.lets_gil_go()) plan.held.reserve(plan.count() * plan.tensors());
+  plan.stage = given.table ? kInRows : kSeen;
+  return kReady;
+}
+
+// ---- launch ----
+
 // The memory of the next tensor, while a kernel runs on a small one: too short for the processor to see a stream.
-void fetch_data(const Plan* plan, size_t i) {
-  const int64_t length = std::min((*plan->starts)[i + 1] - (*plan->starts)[i], kSmall);
-  for (int k = 0; k < plan->operands; ++k) {
-    const char* data = static_cast<const char*>((*plan->pointers)[i * plan->operands + k]);
-    for (int64_t offset = 0; offset < length * plan->itemsize[k]; offset += 64) __builtin_prefetch(data + offset);
+void fetch_data(const Plan& plan, size_t i) {
+  const int64_t length = std::min(plan.starts[i + 1] - plan.starts[i], kSmall);
+  for (int k = 0; k < plan.operands; ++k) {
+    const char* data = plan.data(i, k);
+    for (int64_t offset = 0; offset < length * plan.itemsize[k]; offset += 64) __builtin_prefetch(data + offset);
   }
 }
 
 // The share [begin, end) of the concatenation of all tensors, piece by piece.
-void run_share(const Plan* plan, const double* table, int width, int64_t begin, int64_t end) {
-  const auto& starts = *plan->starts;
+void run_share(const Plan& plan, const Table& table, int64_t begin, int64_t end) {
+  const auto& starts = plan.starts;
   size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-  void* pieces[kMaxOperands];
+  void* pieces[kMostTensors];
   for (; begin < end; ++i) {
     const int64_t stop = std::min(end, starts[i + 1]);
     if (stop <= begin) continue;
     if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
     const int64_t offset = begin - starts[i];
-    for (int k = 0; k < plan->operands; ++k)
-      pieces[k] = static_cast<char*>((*plan->pointers)[i * plan->operands + k]) + offset * plan->itemsize[k];
-    plan->kernel(pieces, table + int64_t((*plan->entries)[i].row) * width, stop - begin);
+    for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
+    plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
     begin = stop;
   }
 }
 
 // The new 0-dim states, and the version counters that tell autograd of a write.
-void commit_range(const Plan* plan, const double* table, int width, int64_t begin, int64_t end) {
+void commit_range(const Plan& plan, const Table& table, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    if ((*plan->lengths)[i] < 0) continue;
-    TensorImpl* const* found = plan->found->data() + i * tensors_of(plan);
-    const double* fresh = table + int64_t((*plan->entries)[i].row) * width + plan->columns + plan->scalar_states;
-    for (int k = 0; k < plan->scalar_states && !plan->device_scalars; ++k)
-      write_scalar(found[plan->operands + k], fresh[k]);
-    for (int k = 0; k < tensors_of(plan); ++k)
-      if (k != 1) found[k]->bump_version();
+    if (!plan.has_gradient(i)) continue;
+    const Found found = plan.found(i);
+    for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
+      write_scalar(found.scalar(k), table.fresh(plan.entries[i].row, k));
+    for (int t = 0; t < plan.tensors(); ++t)
+      if (t != kGrad) found.tensors[t]->bump_version();
   }
 }
 
-void run_all(const Plan* plan, const double* table, int width, int threads) {
-  const int64_t total = plan->starts->back(), count = plan->entries->size();
+void run_all(const Plan& plan, const Table& table, int threads) {
+  const int64_t total = plan.elements(), count = plan.count();
   threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, count / kEntriesPerThread)));
   if (threads <= 1) {
-    run_share(plan, table, width, 0, total);
-    commit_range(plan, table, width, 0, count);
+    run_share(plan, table, 0, total);
+    commit_range(plan, table, 0, count);
     return;
   }
   const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
   for_each_share(threads, [&](int64_t t) {
-    run_share(plan, table, width, edge(t), edge(t + 1));
-    commit_range(plan, table, width, count * t / threads, count * (t + 1) / threads);
+    run_share(plan, table, edge(t), edge(t + 1));
+    commit_range(plan, table, count * t / threads, count * (t + 1) / threads);
   });
-}
-
-void hold_all(Plan* plan) {
-  const int per = tensors_of(plan);
-  if (!plan->held->empty()) return;
-  for (size_t i = 0; i < plan->entries->size(); ++i)
-    for (int k = 0; k < per && (*plan->lengths)[i] >= 0; ++k)
-      plan->held->push_back(c10::intrusive_ptr<TensorImpl>::reclaim_copy((*plan->found)[i * per + k]));
 }
 
 // The sum of a kernel's results over blocks of all gradients. The blocks and the order of their sum are the same for every
 // number of threads, so that the norm is the same bit for bit.
-double sum_over_gradients(const Plan* plan, Kernel kernel, int threads) {
-  std::vector<std::pair<size_t, int64_t>> blocks;
-  for (size_t i = 0; i < plan->entries->size(); ++i)
-    for (int64_t offset = 0; offset < (*plan->lengths)[i]; offset += kBlock) blocks.emplace_back(i, offset);
+double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
+  std::vector<std::pair<int64_t, int64_t>> blocks;
+  for (int64_t i = 0; i < plan.count(); ++i)
+    for (int64_t offset = 0; offset < plan.lengths[i]; offset += kBlock) blocks.emplace_back(i, offset);
   std::vector<double> sums(blocks.size());
-  const int64_t total = plan->starts->back(), count = blocks.size();
+  const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
-      char* data = static_cast<char*>((*plan->pointers)[i * plan->operands + 1]) + offset * plan->itemsize[1];
-      void* const pointers[] = {data, &sums[b]};
-      kernel(pointers, nullptr, std::min(kBlock, (*plan->lengths)[i] - offset));
+      void* const pointers[] = {plan.data(i, kGrad) + offset * plan.itemsize[kGrad], &sums[b]};
+      kernel(pointers, nullptr, std::min(kBlock, plan.lengths[i] - offset));
     }
   };
   if (threads == 1) {
@@ -368,306 +538,319 @@ double sum_over_gradients(const Plan* plan, Kernel kernel, int threads) {
   return sum;
 }
 
-// Below `kGilElements` the work is shorter than what letting the GIL go costs: a reference to every tensor.
-void launch_all(Plan* plan, const double* table, int width, int threads) {
-  if (plan->starts->back() < kGilElements) return run_all(plan, table, width, threads);
-  hold_all(plan);
-  Py_BEGIN_ALLOW_THREADS;
-  run_all(plan, table, width, threads);
-  Py_END_ALLOW_THREADS;
-}
-
-// ---- Python's side ----
-
-struct Doubles {
-  Py_buffer view{};
-  bool valid = false;
-  explicit Doubles(PyObject* object) { valid = PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) == 0; }
-  ~Doubles() {
-    if (valid) PyBuffer_Release(&view);
+// Lets the GIL go, with every tensor held, for as long as it lives.
+class WithoutGil {
+ public:
+  explicit WithoutGil(Plan& plan) : plan_(plan) {
+    plan.hold_all();
+    plan.busy = true;
+    state_ = PyEval_SaveThread();
   }
-  const double* data() const { return static_cast<const double*>(view.buf); }
+  WithoutGil(const WithoutGil&) = delete;
+  ~WithoutGil() {
+    PyEval_RestoreThread(state_);
+    plan_.busy = false;
+  }
+
+ private:
+  Plan& plan_;
+  PyThreadState* state_;
 };
 
-// The rows of the table are [columns the kernel reads | scalar states as they must be | scalar states as they become].
-int row_width(const Plan* plan) { return plan->columns + 2 * plan->scalar_states; }
+// Lets the GIL go where the work is long for what that costs: references to every tensor.
+template <class F> void run_long(Plan& plan, F&& work) {
+  if (!plan.lets_gil_go()) return work();
+  const WithoutGil released(plan);
+  work();
+}
 
-PyObject* plan_gather(PyObject* self, PyObject* args) {
+// ---- the methods of a plan ----
+
+void require_stage(const Plan& plan, Stage stage, const char* method) {
+  if (plan.stage >= stage) return;
+  PyErr_Format(PyExc_RuntimeError, "%s without a gather before it that said 0", method);
+  throw PythonError();
+}
+
+void check_staged(const Plan& plan, PyObject* staged) {
+  const char* words = "staged: one gradient or None for each entry, in a list";
+  if (!PyList_Check(staged) || PyList_GET_SIZE(staged) != plan.count()) fail(PyExc_TypeError, words);
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    PyObject* const grad = PyList_GET_ITEM(staged, i);
+    if (grad != Py_None && !tensor_impl(grad)) fail(PyExc_TypeError, words);
+  }
+}
+
+Owned plan_gather(Plan& plan, PyObject* args) {
   PyObject *table, *staged;
   int threads;
-  if (!PyArg_ParseTuple(args, "OiO", &table, &threads, &staged)) return nullptr;
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  if (staged != Py_None && (!PyList_Check(staged) || size_t(PyList_GET_SIZE(staged)) != plan->entries->size())) {
-    PyErr_SetString(PyExc_TypeError, "staged: one gradient or None for each entry, in a list");
-    return nullptr;
-  }
-  plan->staged = staged == Py_None ? nullptr : staged;
-  try {
-    if (table == Py_None) return PyLong_FromLong(gather_all(plan, nullptr, 0, threads));
-    Doubles doubles(table);
-    return doubles.valid ? PyLong_FromLong(gather_all(plan, doubles.data(), row_width(plan), threads)) : nullptr;
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
+  require(PyArg_ParseTuple(args, "OiO", &table, &threads, &staged));
+  if (staged != Py_None) check_staged(plan, staged);
+  Given given{nullptr, staged == Py_None ? nullptr : staged};
+  if (table == Py_None) return Owned::checked(PyLong_FromLong(gather_all(plan, given, threads)));
+  const Table rows(plan, table);
+  given.table = &rows;
+  return Owned::checked(PyLong_FromLong(gather_all(plan, given, threads)));
 }
 
-PyObject* plan_launch(PyObject* self, PyObject* args) {
+Owned plan_launch(Plan& plan, PyObject* args) {
   PyObject* table;
   int threads;
-  if (!PyArg_ParseTuple(args, "Oi", &table, &threads)) return nullptr;
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  if (plan->starts->empty()) {
-    PyErr_SetString(PyExc_RuntimeError, "launch without a gather before it");
-    return nullptr;
-  }
-  Doubles doubles(table);
-  if (!doubles.valid) return nullptr;
-  launch_all(plan, doubles.data(), row_width(plan), threads);
-  const long long elements = plan->starts->back();
-  release(plan);
-  return PyLong_FromLongLong(elements);
+  require(PyArg_ParseTuple(args, "Oi", &table, &threads));
+  if (!plan.kernel) fail(PyExc_RuntimeError, "launch of a plan without a kernel");
+  require_stage(plan, kInRows, "launch");
+  const Table rows(plan, table);
+  run_long(plan, [&] { run_all(plan, rows, threads); });
+  plan.release();
+  return none();
 }
 
-PyObject* plan_sum(PyObject* self, PyObject* args) {
+Owned plan_sum(Plan& plan, PyObject* args) {
   unsigned long long address;
   int threads;
-  if (!PyArg_ParseTuple(args, "Ki", &address, &threads)) return nullptr;
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  if (plan->starts->empty()) {
-    PyErr_SetString(PyExc_RuntimeError, "sum without a gather before it");
-    return nullptr;
-  }
-  const Kernel kernel = reinterpret_cast<Kernel>(address);
-  double sum;
-  if (plan->starts->back() < kGilElements) {
-    sum = sum_over_gradients(plan, kernel, threads);
-  } else {
-    hold_all(plan);
-    Py_BEGIN_ALLOW_THREADS;
-    sum = sum_over_gradients(plan, kernel, threads);
-    Py_END_ALLOW_THREADS;
-  }
-  return PyFloat_FromDouble(sum);
+  require(PyArg_ParseTuple(args, "Ki", &address, &threads));
+  require_stage(plan, kSeen, "sum");
+  double sum = 0;
+  run_long(plan, [&] { sum = sum_over_gradients(plan, reinterpret_cast<Kernel>(address), threads); });
+  return Owned::checked(PyFloat_FromDouble(sum));
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
-PyObject* plan_active(PyObject* self, PyObject*) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  PyObject* list = PyList_New(0);
-  if (!list) return nullptr;
-  for (size_t i = 0; i < plan->entries->size(); ++i) {
-    if ((*plan->lengths)[i] < 0) continue;
-    PyObject* item = PyTuple_New(1 + plan->scalar_states);
-    PyTuple_SET_ITEM(item, 0, PyLong_FromSize_t(i));
-    for (int k = 0; k < plan->scalar_states; ++k)
-      PyTuple_SET_ITEM(item, 1 + k, PyFloat_FromDouble(plan->device_scalars ? 0.0 : read_scalar((*plan->found)[i * tensors_of(plan) + plan->operands + k])));
-    PyList_Append(list, item);
-    Py_DECREF(item);
+Owned plan_active(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "active");
+  Owned list = Owned::checked(PyList_New(0));
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    Owned item = Owned::checked(PyTuple_New(1 + plan.scalar_states));
+    PyTuple_SET_ITEM(item.get(), 0, Owned::checked(PyLong_FromLongLong(i)).release());
+    for (int k = 0; k < plan.scalar_states; ++k) {
+      const double value = plan.device_scalars ? 0.0 : read_scalar(plan.found(i).scalar(k));
+      PyTuple_SET_ITEM(item.get(), 1 + k, Owned::checked(PyFloat_FromDouble(value)).release());
+    }
+    require(PyList_Append(list.get(), item.get()) == 0);
   }
   return list;
 }
 
-PyObject* bytes_of(const std::vector<int64_t>& values) {
-  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(int64_t));
+Owned bytes_of(const std::vector<int64_t>& values) {
+  const auto* data = reinterpret_cast<const char*>(values.data());
+  return Owned::checked(PyBytes_FromStringAndSize(data, values.size() * sizeof(int64_t)));
 }
 
 // For a launch elsewhere: (pointers of the operands, lengths, rows, pointers of the 0-dim states) of the entries that
-// have a gradient and elements, each as bytes of int64.
-PyObject* plan_tables(PyObject* self, PyObject*) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
+// have a gradient, each as bytes of int64.
+Owned plan_tables(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "tables");
   std::vector<int64_t> pointers, lengths, rows, scalars;
-  for (size_t i = 0; i < plan->entries->size(); ++i) {
-    if ((*plan->lengths)[i] < 0) continue;
-    for (int k = 0; k < plan->operands; ++k)
-      pointers.push_back(reinterpret_cast<int64_t>((*plan->pointers)[i * plan->operands + k]));
-    lengths.push_back((*plan->lengths)[i]);
-    rows.push_back((*plan->entries)[i].row);
-    for (int k = 0; k < plan->scalar_states; ++k)
-      scalars.push_back(reinterpret_cast<int64_t>(data_of((*plan->found)[i * tensors_of(plan) + plan->operands + k], true)));
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    for (int k = 0; k < plan.operands; ++k) pointers.push_back(reinterpret_cast<int64_t>(plan.data(i, k)));
+    lengths.push_back(plan.lengths[i]);
+    rows.push_back(plan.entries[i].row);
+    for (int k = 0; k < plan.scalar_states; ++k)
+      scalars.push_back(reinterpret_cast<int64_t>(data_of(plan.found(i).scalar(k), true)));
   }
-  return Py_BuildValue("NNNN", bytes_of(pointers), bytes_of(lengths), bytes_of(rows), bytes_of(scalars));
+  const Owned parts[] = {bytes_of(pointers), bytes_of(lengths), bytes_of(rows), bytes_of(scalars)};
+  return Owned::checked(PyTuple_Pack(4, parts[0].get(), parts[1].get(), parts[2].get(), parts[3].get()));
 }
 
 // For a launch in passes: (matrices, rows, columns), as they lie in memory, of the entries in `tables`.
-PyObject* plan_shapes(PyObject* self, PyObject*) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
+Owned plan_shapes(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "shapes");
   std::vector<int64_t> shapes;
-  for (size_t i = 0; i < plan->entries->size(); ++i) {
-    const int64_t length = (*plan->lengths)[i];
-    if (length < 0) continue;
-    const auto sizes = (*plan->found)[i * tensors_of(plan)]->sizes();
-    const bool matrix = plan->order != kAny && sizes.size() >= 2;
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    const int64_t length = plan.lengths[i];
+    const auto sizes = plan.found(i).param()->sizes();
+    const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
     int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
-    if (plan->order == kColumnAfterColumn) std::swap(rows, columns);
+    if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
     shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
   }
   return bytes_of(shapes);
 }
 
-// What `launch` does after its kernel, where the kernel ran elsewhere.
-PyObject* plan_commit(PyObject* self, PyObject* table) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  Doubles doubles(table);
-  if (!doubles.valid) return nullptr;
-  commit_range(plan, doubles.data(), row_width(plan), 0, plan->entries->size());
-  release(plan);
-  Py_RETURN_NONE;
+// Before a launch elsewhere that lets the GIL go.
+Owned plan_hold(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "hold");
+  plan.hold_all();
+  return none();
 }
 
-PyObject* plan_set_row(PyObject* self, PyObject* args) {
+// What `launch` does after its kernel, where the kernel ran elsewhere.
+Owned plan_commit(Plan& plan, PyObject* table) {
+  require_stage(plan, plan.device_scalars ? kSeen : kInRows, "commit");
+  const Table rows(plan, table);
+  commit_range(plan, rows, 0, plan.count());
+  plan.release();
+  return none();
+}
+
+Owned plan_set_row(Plan& plan, PyObject* args) {
   int index, row;
-  if (!PyArg_ParseTuple(args, "ii", &index, &row)) return nullptr;
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  if (index < 0 || size_t(index) >= plan->entries->size()) {
-    PyErr_SetString(PyExc_IndexError, "no such entry");
-    return nullptr;
-  }
-  (*plan->entries)[index].row = row;
-  Py_RETURN_NONE;
+  require(PyArg_ParseTuple(args, "ii", &index, &row));
+  if (index < 0 || index >= plan.count() || row < 0) fail(PyExc_IndexError, "no such entry, or a row below 0");
+  plan.entries[index].row = row;
+  plan.most_row = std::max(plan.most_row, row);
+  return none();
 }
 
 // An entry without a row makes `gather` say that the rows differ as soon as it has a gradient.
-PyObject* plan_forget_rows(PyObject* self, PyObject*) {
-  for (Entry& entry : *reinterpret_cast<Plan*>(self)->entries) entry.row = -1;
-  Py_RETURN_NONE;
+Owned plan_forget_rows(Plan& plan, PyObject*) {
+  for (Entry& entry : plan.entries) entry.row = -1;
+  plan.most_row = -1;
+  plan.stage = std::min(plan.stage, kSeen);
+  return none();
 }
 
-PyObject* plan_release(PyObject* self, PyObject*) {
-  release(reinterpret_cast<Plan*>(self));
-  Py_RETURN_NONE;
+Owned plan_release(Plan& plan, PyObject*) {
+  plan.release();
+  return none();
+}
+
+// ---- a plan as a Python object ----
+
+struct PlanObject {
+  PyObject_HEAD
+  Plan plan;
+};
+
+Plan& plan_of(PyObject* self) { return reinterpret_cast<PlanObject*>(self)->plan; }
+
+template <Owned (*body)(Plan&, PyObject*)> PyObject* method(PyObject* self, PyObject* args) {
+  return guarded([&] {
+    Plan& plan = plan_of(self);
+    if (plan.busy) fail(PyExc_RuntimeError, "another thread is in a step of this optimizer; one at a time may step it");
+    return body(plan, args);
+  });
 }
 
 int plan_clear(PyObject* self) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  if (!plan->entries) return 0;
-  for (Entry& entry : *plan->entries) {
-    Py_CLEAR(entry.param);
-    Py_CLEAR(entry.state);
-  }
-  plan->entries->clear();
+  const std::vector<Entry> dropped = std::move(plan_of(self).entries);
+  plan_of(self).entries.clear();
+  plan_of(self).release();
   return 0;
 }
 
 int plan_traverse(PyObject* self, visitproc visit, void* arg) {
-  Plan* plan = reinterpret_cast<Plan*>(self);
   Py_VISIT(Py_TYPE(self));
-  if (plan->entries)
-    for (Entry& entry : *plan->entries) {
-      Py_VISIT(entry.param);
-      Py_VISIT(entry.state);
-    }
+  for (const Entry& entry : plan_of(self).entries) {
+    Py_VISIT(entry.param.get());
+    Py_VISIT(entry.state.get());
+  }
   return 0;
 }
 
 void plan_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  plan_clear(self);
-  if (plan->keys)
-    for (PyObject* key : *plan->keys) Py_DECREF(key);
-  delete plan->keys;
-  delete plan->entries;
-  delete plan->found;
-  delete plan->pointers;
-  delete plan->storages;
-  delete plan->lengths;
-  delete plan->starts;
-  delete plan->held;
+  plan_of(self).~Plan();
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
 }
 
-void add_keys(std::vector<PyObject*>* keys, PyObject* tuple) {
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
-    PyObject* key = Py_NewRef(PyTuple_GET_ITEM(tuple, i));
+// ---- making a plan ----
+
+void add_keys(Plan& plan, PyObject* names) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(names, i);
+    if (!PyUnicode_CheckExact(name)) fail(PyExc_TypeError, "the names of states are strings");
+    PyObject* key = Py_NewRef(name);
     PyUnicode_InternInPlace(&key);
-    keys->push_back(key);
+    plan.keys.push_back(Owned::checked(key));
   }
 }
 
-bool add_entries(Plan* plan, PyObject* params, PyObject* states) {
+void add_entries(Plan& plan, PyObject* params, PyObject* states) {
+  if (PyList_GET_SIZE(params) != PyList_GET_SIZE(states)) fail(PyExc_ValueError, "as many state dicts as parameters");
+  plan.make_room(PyList_GET_SIZE(params));
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
-    PyObject* param = PyList_GET_ITEM(params, i);
-    PyObject* state = PyList_GET_ITEM(states, i);
-    if (!tensor_impl(param) || !PyDict_Check(state)) {
-      PyErr_SetString(PyExc_TypeError, "a plan takes tensors and their state dicts");
-      return false;
-    }
-    plan->entries->push_back({Py_NewRef(param), Py_NewRef(state), -1});
+    PyObject *const param = PyList_GET_ITEM(params, i), *const state = PyList_GET_ITEM(states, i);
+    if (!tensor_impl(param) || !PyDict_Check(state)) fail(PyExc_TypeError, "a plan takes tensors and their state dicts");
+    plan.entries.push_back({Owned::share(param), Owned::share(state)});
   }
-  return true;
 }
 
-PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject*) {
-  unsigned long long kernel;
-  int columns, scale, device_scalars, order;
-  PyObject *params, *states, *keys, *scalar_keys, *types, *axes;
-  if (!PyArg_ParseTuple(args, "KiipO!O!O!O!O!O!i", &kernel, &columns, &scale, &device_scalars, &PyList_Type, &params,
-                        &PyList_Type, &states, &PyTuple_Type, &keys, &PyTuple_Type, &scalar_keys, &PyTuple_Type, &types,
-                        &PyTuple_Type, &axes, &order))
-    return nullptr;
-  const Py_ssize_t operands = PyTuple_GET_SIZE(keys) + 2;
-  const Py_ssize_t tensors = operands + (device_scalars ? PyTuple_GET_SIZE(scalar_keys) : 0);
-  if (operands + PyTuple_GET_SIZE(scalar_keys) > kMaxOperands || PyTuple_GET_SIZE(types) != tensors || PyTuple_GET_SIZE(axes) != operands ||
-      PyList_GET_SIZE(params) != PyList_GET_SIZE(states))
-    return PyErr_Format(PyExc_ValueError, "a plan takes at most %d operands, one dtype each", kMaxOperands);
-  PyObject* self = type->tp_alloc(type, 0);
-  if (!self) return nullptr;
-  Plan* plan = reinterpret_cast<Plan*>(self);
-  plan->kernel = reinterpret_cast<Kernel>(kernel);
-  plan->operands = static_cast<int>(operands);
-  plan->device_scalars = device_scalars;
-  plan->scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_keys));
-  plan->columns = columns;
-  plan->scale = scale;
-  plan->order = order;
-  plan->alike = order == kAny;
-  for (int k = 0; k < operands; ++k) {
-    plan->axes[k] = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(axes, k)));
-    plan->alike &= plan->axes[k] == kElements;
+void add_axes(Plan& plan, PyObject* axes) {
+  if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
+  plan.alike = plan.order == kAnyOrder;
+  for (int k = 0; k < plan.operands; ++k) {
+    const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
+    require(value != -1 || !PyErr_Occurred());
+    if (value < kNumber || value > kElements) fail(PyExc_ValueError, "axes: of program.py, added");
+    plan.axes[k] = static_cast<int>(value);
+    plan.alike &= value == kElements;
   }
-  plan->keys = new std::vector<PyObject*>;
-  plan->entries = new std::vector<Entry>;
-  const size_t count = PyList_GET_SIZE(params);
-  plan->found = new std::vector<TensorImpl*>(count * tensors_of(plan));
-  plan->pointers = new std::vector<void*>(count * plan->operands);
-  plan->storages = new std::vector<const void*>(count * tensors_of(plan));
-  plan->lengths = new std::vector<int64_t>(count, -1);
-  plan->starts = new std::vector<int64_t>;
-  plan->held = new std::vector<c10::intrusive_ptr<TensorImpl>>;
-  add_keys(plan->keys, scalar_keys);
-  add_keys(plan->keys, keys);
+}
+
+// examples: a tensor of the dtype of each operand, and of each 0-dim state on the device.
+void add_types(Plan& plan, PyObject* examples) {
+  const int tensors = plan.operands + (plan.device_scalars ? plan.scalar_states : 0);
+  if (PyTuple_GET_SIZE(examples) != tensors) fail(PyExc_ValueError, "examples: one for each operand");
   for (int k = 0; k < tensors; ++k) {
-    TensorImpl* example = tensor_impl(PyTuple_GET_ITEM(types, k));
-    if (!example) {
-      Py_DECREF(self);
-      return PyErr_Format(PyExc_TypeError, "dtypes are given by example tensors");
-    }
-    plan->types[k] = example->dtype();
-    plan->keys_of_operands = example->key_set().raw_repr();
-    plan->device = example->device();
-    plan->itemsize[k] = static_cast<int64_t>(example->itemsize()) / scale;
+    TensorImpl* const example = tensor_impl(PyTuple_GET_ITEM(examples, k));
+    if (!example) fail(PyExc_TypeError, "examples are tensors");
+    plan.types[k] = example->dtype();
+    plan.dispatch_keys = example->key_set().raw_repr();
+    plan.device = example->device();
+    plan.itemsize[k] = static_cast<int64_t>(example->itemsize()) / plan.scale;
   }
-  if (!add_entries(plan, params, states)) {
-    Py_DECREF(self);
-    return nullptr;
+}
+
+Plan described(PyObject* args, PyObject* named) {
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "order",
+                                "kernel", "columns", "scale", "device_scalars", nullptr};
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes;
+  unsigned long long kernel;
+  int device_scalars;
+  Plan plan;
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!iKiip", const_cast<char**>(names), &PyList_Type, &params,
+                                      &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &plan.order, &kernel, &plan.columns,
+                                      &plan.scale, &device_scalars));
+  const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
+  if (tensors > kMostTensors) {
+    PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
+    throw PythonError();
   }
-  return self;
+  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "columns, scale or order is none that there is");
+  plan.kernel = reinterpret_cast<Kernel>(kernel);
+  plan.device_scalars = device_scalars;
+  plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
+  plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));
+  add_keys(plan, scalar_names);
+  add_keys(plan, state_names);
+  add_axes(plan, axes);
+  add_types(plan, examples);
+  add_entries(plan, params, states);
+  return plan;
+}
+
+PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject* named) {
+  static_assert(std::is_nothrow_move_constructible_v<Plan>);
+  return guarded([&] {
+    Plan plan = described(args, named);
+    Owned self = Owned::checked(type->tp_alloc(type, 0));
+    new (&plan_of(self.get())) Plan(std::move(plan));
+    return self;
+  });
 }
 
 PyMethodDef plan_methods[] = {
-    {"gather", plan_gather, METH_VARARGS, "gather(table or None, threads, staged or None) -> 0 ready, 1 rows differ, 2 the plan no longer fits"},
-    {"launch", plan_launch, METH_VARARGS, "launch(table, threads) -> elements updated"},
-    {"active", plan_active, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
-    {"set_row", plan_set_row, METH_VARARGS, "set_row(entry, row)"},
-    {"forget_rows", plan_forget_rows, METH_NOARGS, "forget_rows(): no entry has a row"},
-    {"tables", plan_tables, METH_NOARGS, "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
-    {"shapes", plan_shapes, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
-    {"commit", plan_commit, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
-    {"sum", plan_sum, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
-    {"release", plan_release, METH_NOARGS, "release(): let go what gather held"},
+    {"gather", method<plan_gather>, METH_VARARGS,
+     "gather(table or None, threads, staged or None) -> 0 ready, 1 rows differ, 2 the plan no longer fits"},
+    {"launch", method<plan_launch>, METH_VARARGS, "launch(table, threads): run the kernel over what gather found, and commit"},
+    {"active", method<plan_active>, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
+    {"set_row", method<plan_set_row>, METH_VARARGS, "set_row(entry, row)"},
+    {"forget_rows", method<plan_forget_rows>, METH_NOARGS, "forget_rows(): no entry has a row"},
+    {"tables", method<plan_tables>, METH_NOARGS,
+     "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
+    {"shapes", method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
+    {"hold", method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
+    {"commit", method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
+    {"sum", method<plan_sum>, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
+    {"release", method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot plan_slots[] = {{Py_tp_new, reinterpret_cast<void*>(plan_new)},
@@ -676,52 +859,78 @@ PyType_Slot plan_slots[] = {{Py_tp_new, reinterpret_cast<void*>(plan_new)},
                             {Py_tp_clear, reinterpret_cast<void*>(plan_clear)},
                             {Py_tp_methods, plan_methods},
                             {0, nullptr}};
-PyType_Spec plan_spec = {"compiledopt_launcher.Plan", sizeof(Plan), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+PyType_Spec plan_spec = {"compiledopt_launcher.Plan", sizeof(PlanObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                          plan_slots};
 
-// Whether the optimizer still has the parameters and the state dicts that its plan was made from.
-PyObject* unchanged(PyObject*, PyObject* args) {
-  PyObject *groups, *params, *state, *states, *waiting;
-  if (!PyArg_ParseTuple(args, "O!O!O!O!O!", &PyList_Type, &groups, &PyList_Type, &params, &PyDict_Type, &state,
-                        &PyList_Type, &states, &PyList_Type, &waiting))
-    return nullptr;
+// ---- the functions of the module ----
+
+// Whether the parameters of all groups are these, in this order.
+bool same_params(PyObject* groups, PyObject* params) {
   Py_ssize_t at = 0;
   const Py_ssize_t count = PyList_GET_SIZE(params);
   for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) {
     PyObject* group = PyList_GET_ITEM(groups, g);
     PyObject* list = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key) : nullptr;
-    if (!list || !PyList_Check(list) || at + PyList_GET_SIZE(list) > count) Py_RETURN_FALSE;
+    require(list || !PyErr_Occurred());
+    if (!list || !PyList_Check(list) || at + PyList_GET_SIZE(list) > count) return false;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
-      if (PyList_GET_ITEM(list, i) != PyList_GET_ITEM(params, at++)) Py_RETURN_FALSE;
+      if (PyList_GET_ITEM(list, i) != PyList_GET_ITEM(params, at++)) return false;
   }
-  if (at != count || PyDict_GET_SIZE(state) != PyList_GET_SIZE(states)) Py_RETURN_FALSE;
+  return at == count;
+}
+
+bool same_states(PyObject* state, PyObject* states) {
+  if (PyDict_GET_SIZE(state) != PyList_GET_SIZE(states)) return false;
   Py_ssize_t position = 0, index = 0;
   PyObject *key, *value;
   while (PyDict_Next(state, &position, &key, &value))
-    if (value != PyList_GET_ITEM(states, index++)) Py_RETURN_FALSE;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(waiting); ++i)
-    if (gradient_of(impl_at(PyList_GET_ITEM(waiting, i), tensor_offset))) Py_RETURN_FALSE;
-  Py_RETURN_TRUE;
+    if (value != PyList_GET_ITEM(states, index++)) return false;
+  return true;
+}
+
+bool no_gradients(PyObject* params) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+    TensorImpl* const param = tensor_impl(PyList_GET_ITEM(params, i));
+    if (!param) fail(PyExc_TypeError, "waiting: parameters without a gradient");
+    if (gradient_of(param)) return false;
+  }
+  return true;
+}
+
+// Whether the optimizer still has the parameters and the state dicts that its plan was made from.
+PyObject* unchanged(PyObject*, PyObject* args) {
+  return guarded([&] {
+    PyObject *groups, *params, *state, *states, *waiting;
+    require(PyArg_ParseTuple(args, "O!O!O!O!O!", &PyList_Type, &groups, &PyList_Type, &params, &PyDict_Type, &state,
+                             &PyList_Type, &states, &PyList_Type, &waiting));
+    return truth(same_params(groups, params) && same_states(state, states) && no_gradients(waiting));
+  });
+}
+
+bool finds_tensors_at(size_t offset, PyObject* tensor, unsigned long long address) {
+  TensorImpl* const impl = impl_at(tensor, offset);
+  if (reinterpret_cast<uintptr_t>(impl) < 4096 || reinterpret_cast<uintptr_t>(impl) % alignof(TensorImpl)) return false;
+  return reinterpret_cast<unsigned long long>(impl->data()) == address;
 }
 
 // probe(tensor, its data_ptr(), Tensor, Parameter): finds where this build of torch keeps the TensorImpl* in a Python
 // tensor. In torch 2.11 to 2.13 it follows the object's head; older ones had a flag before it.
 PyObject* probe(PyObject*, PyObject* args) {
-  PyObject *tensor, *base, *parameter;
-  unsigned long long address;
-  if (!PyArg_ParseTuple(args, "OKO!O!", &tensor, &address, &PyType_Type, &base, &PyType_Type, &parameter))
-    return nullptr;
-  for (size_t offset : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
-    TensorImpl* impl = impl_at(tensor, offset);
-    if (reinterpret_cast<uintptr_t>(impl) < 4096 || reinterpret_cast<uintptr_t>(impl) % alignof(TensorImpl)) continue;
-    if (reinterpret_cast<unsigned long long>(impl->data()) != address) continue;
-    tensor_offset = offset;
-    plain_keys = impl->key_set().raw_repr();
-    tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(base));
-    parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter));
-    Py_RETURN_TRUE;
-  }
-  Py_RETURN_FALSE;
+  return guarded([&] {
+    PyObject *tensor, *base, *parameter;
+    unsigned long long address;
+    require(PyArg_ParseTuple(args, "OKO!O!", &tensor, &address, &PyType_Type, &base, &PyType_Type, &parameter));
+    if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(base))) fail(PyExc_TypeError, "probe takes a tensor");
+    for (size_t offset : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
+      if (!finds_tensors_at(offset, tensor, address)) continue;
+      tensor_offset = offset;
+      plain_keys = impl_at(tensor, offset)->key_set().raw_repr();
+      tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(base));
+      parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter));
+      return truth(true);
+    }
+    return truth(false);
+  });
 }
 
 PyMethodDef functions[] = {{"unchanged", unchanged, METH_VARARGS, "whether groups, parameters and states are the same"},
@@ -732,9 +941,12 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiledopt_launcher", nullptr, -1
 }  // namespace
 
 PyMODINIT_FUNC PyInit_compiledopt_launcher() {
-  params_key = PyUnicode_InternFromString("params");
-  PyObject* self = PyModule_Create(&module);
-  PyObject* type = PyType_FromSpec(&plan_spec);
-  if (!self || !type || PyModule_AddObject(self, "Plan", type) < 0) return nullptr;
-  return self;
+  return guarded([] {
+    Owned key = Owned::checked(PyUnicode_InternFromString("params"));
+    Owned self = Owned::checked(PyModule_Create(&module));
+    Owned type = Owned::checked(PyType_FromSpec(&plan_spec));
+    require(PyModule_AddObjectRef(self.get(), "Plan", type.get()) == 0);
+    params_key = key.release();
+    return self;
+  });
 }

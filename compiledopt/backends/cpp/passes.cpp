@@ -7,25 +7,22 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <vector>
 
+// shared.h and runtime.h stand before this file: kernels.py joins them.
 namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr int64_t kTile = 2048;               // elements: a handful of tiles lie in the first cache
+constexpr int64_t kTileLength = 2048;         // elements: a handful of tiles lie in the first cache
 constexpr int64_t kLong = 256;                // a row of this length or more is not mixed with the next in a tile
 constexpr int64_t kPart = 1 << 15;            // elements of a part, at least
 constexpr int64_t kParts = 64;                // parts, at most
 constexpr int64_t kRowsPerPart = 32;          // where columns are summed: each part has a sum for each column
-constexpr int64_t kOperands = 64;             // of a pass, at most: cpp.py sees to it
 constexpr int64_t kNear = 16;                 // rows: summed in float32 before they are added to the sums in double
-constexpr int64_t kWorkPerThread = 1 << 18;   // elements: as in launcher.cpp
 
-enum Kind { kTensor, kBuffer, kTileOf, kSlot };
-enum Op { kSum, kMean, kAmax, kAmin };
-enum Axes { kMatrices = 1, kRows = 2, kColumns = 4 };
 using Run = void (*)(void* const*, const double*, int64_t);
 
 struct Operand { int64_t kind, index, axes, bytes; };
@@ -156,9 +153,9 @@ struct Job {
   std::vector<double> numbers;
   std::vector<std::vector<Window>> windows;  // for each pass, part by part, reduction by reduction
 
-  Job(const Rule& rule, const Shape& shape) : rule(rule), shape(shape), numbers(rule.numbers), windows(rule.passes.size()) {
-    buffers.reserve(rule.buffers.size());
-    if (shape.size(kMatrices | kRows | kColumns) == 0) return;
+  Job(const Rule& rule, const Shape& shape)
+      : rule(rule), shape(shape), buffers(rule.buffers.size()), numbers(rule.numbers), windows(rule.passes.size()) {
+    if (shape.size(kElements) == 0) return;
     for (size_t p = 0; p < rule.passes.size(); ++p) {
       const Pass& pass = rule.passes[p];
       const int64_t size = shape.size(pass.axes), parts = pass.reductions.empty() ? 0 : parts_of(pass, shape);
@@ -167,6 +164,7 @@ struct Job {
           windows[p].push_back(window_of(pass, r, shape, size * k / parts, size * (k + 1) / parts));
     }
   }
+  Window* windows_of(size_t p, int64_t part) { return windows[p].data() + part * rule.passes[p].reductions.size(); }
   int64_t bytes() const {
     int64_t total = 0, most = 0;
     for (int64_t axes : rule.buffers) total += aligned(shape.size(axes) * rule.wide);
@@ -178,7 +176,7 @@ struct Job {
     return total + most;
   }
   void settle(char* memory) {
-    for (int64_t axes : rule.buffers) buffers.push_back(memory), memory += aligned(shape.size(axes) * rule.wide);
+    for (size_t b = 0; b < buffers.size(); ++b) buffers[b] = memory, memory += aligned(shape.size(rule.buffers[b]) * rule.wide);
     for (auto& windows_of_pass : windows) {
       char* at = memory;
       for (auto& w : windows_of_pass) {
@@ -302,20 +300,22 @@ struct Worker {
   void* const* tensors;
   char* tiles;  // this thread's, one for each operand
 
+  char* tile_of(size_t operand) const { return tiles + operand * kTileLength * 8; }
+
   void sweep(const Pass& pass, int64_t begin, int64_t end, Window* windows) const {
     const Shape& shape = job.shape;
-    void* pointers[kOperands];
-    double columns[kOperands];
+    void* pointers[kMostOperands];
+    double columns[kMostOperands];
     for (size_t i = 0; i < pass.columns.size(); ++i) columns[i] = job.numbers[pass.columns[i]];
     Cursor cursor(shape, pass.axes, begin);
     for (int64_t at = begin, n; at < end; at += n) {
-      n = std::min(kTile, end - at);
+      n = std::min(kTileLength, end - at);
       if (shape.run(pass.axes) >= kLong) n = std::min(n, cursor.left());
       for (size_t i = 0; i < pass.operands.size(); ++i) {
         const Operand& o = pass.operands[i];
-        char* const tile = tiles + i * kTile * 8;
+        char* const tile = tile_of(i);
         if (o.kind == kSlot) pointers[i] = &job.numbers[o.index];
-        else if (o.kind == kTileOf) pointers[i] = tile;
+        else if (o.kind == kTile) pointers[i] = tile;
         else {
           char* data = o.kind == kTensor ? static_cast<char*>(tensors[o.index]) : job.buffers[o.index];
           if (shape.size(o.axes) == shape.size(pass.axes)) {
@@ -348,7 +348,7 @@ struct Worker {
     const Pass& pass = job.rule.passes[p];
     const int64_t size = job.shape.size(pass.axes);
     const int64_t begin = size * k / parts, end = size * (k + 1) / parts;
-    Window* windows = pass.reductions.empty() ? nullptr : &job.windows[p][k * pass.reductions.size()];
+    Window* const windows = job.windows_of(p, k);
     for (size_t i = 0; i < pass.reductions.size(); ++i) {
       std::fill_n(windows[i].sums, windows[i].end - windows[i].begin, start_of(pass.reductions[i].op));
       windows[i].rows = 0, windows[i].matrix = -1;
@@ -375,7 +375,7 @@ struct Worker {
         const int64_t end = std::min<int64_t>(begin + 512, to);
         std::fill_n(sums, end - begin, start_of(r.op));
         for (int64_t k = 0; k < parts; ++k) {
-          const Window& w = job.windows[p][k * pass.reductions.size() + i];
+          const Window& w = job.windows_of(p, k)[i];
           const int64_t first = std::max(begin, w.begin), last = std::min(end, w.end);
           with_op<double>(r.op, [&](double, auto join) {
             for (int64_t j = first; j < last; ++j) sums[j - begin] = join(sums[j - begin], w.sums[j - w.begin]);
@@ -427,59 +427,80 @@ struct Work {
   std::vector<int64_t> small, large;
   int64_t threads, tiles, each, shared = 0;  // bytes of a thread's tiles, of all that is its own, of what is everybody's
 
-  Work(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t most_threads) : rule(plan) {
+  Work(const int64_t* plan, int64_t count, const Shape* shapes, int64_t most_threads) : rule(plan) {
     int64_t total = 0, own = 0;
     size_t operands = 1;
     for (const auto& pass : rule.passes) operands = std::max(operands, pass.operands.size());
-    for (int64_t i = 0; i < count; ++i) total += shapes[3 * i] * shapes[3 * i + 1] * shapes[3 * i + 2];
-    threads = std::clamp<int64_t>(total / kWorkPerThread, 1, most_threads);
+    for (int64_t i = 0; i < count; ++i) total += shapes[i].size(kElements);
+    threads = std::clamp<int64_t>(total / kWorkPerThread, 1, std::max<int64_t>(most_threads, 1));
     jobs.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
-      jobs.emplace_back(rule, Shape{shapes[3 * i], shapes[3 * i + 1], shapes[3 * i + 2]});
-      const int64_t size = jobs[i].shape.size(kMatrices | kRows | kColumns);
+      jobs.emplace_back(rule, shapes[i]);
+      const int64_t size = shapes[i].size(kElements);
       if (size == 0) continue;
       const bool all = threads > 1 && size >= kWorkPerThread;
       (all ? large : small).push_back(i);
       int64_t& most = all ? shared : own;
       most = std::max(most, jobs[i].bytes());
     }
-    tiles = operands * kTile * 8;
+    tiles = operands * kTileLength * 8;
     each = aligned(tiles + own);
   }
+  Work(const Work&) = delete;  // the jobs know where the rule is
+
   int64_t bytes() const { return threads * each + shared; }
+
+  // Asks for no memory, and cannot fail. pointers: the tensors of each parameter; table: rows of `width` numbers, those known
+  // before first; rows: whose is which.
+  void run(void* const* pointers, const double* table, int64_t width, const int64_t* rows, char* memory) {
+    const auto tensors_of = [&](int64_t i) { return pointers + i * rule.tensors; };
+    const auto known_of = [&](int64_t i) { return table + rows[i] * width; };
+    const auto own_of = [&](int64_t thread) { return memory + thread * each; };
+    for (size_t i = 0; i < jobs.size(); ++i) std::copy_n(known_of(i), rule.columns, jobs[i].numbers.begin());
+    for (int64_t i : large) jobs[i].settle(own_of(threads));
+    std::atomic<size_t> next{0};
+    in_team(threads, [&](int64_t thread, int64_t team) {
+      char* const own = own_of(thread);
+      for (size_t s = next++; s < small.size(); s = next++) {
+        Job& job = jobs[small[s]];
+        job.settle(own + tiles);
+        Worker{job, tensors_of(small[s]), own}.alone();
+      }
+      for (int64_t i : large) Worker{jobs[i], tensors_of(i), own}.together(thread, team);
+    });
+  }
 };
+
+// No exception may cross into Python, which calls these through ctypes.
+template <class F> Outcome guarded(F&& body) noexcept {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  } catch (...) {
+    return kFailed;
+  }
+}
 
 }  // namespace
 
-// plan: the rule, as backends/cpp/reducing.py writes it. count: of the parameters; shapes: three numbers for each; threads: at most.
-// How many bytes run_passes needs besides, aligned to 64; -1 where there is no memory even to find out.
-extern "C" int64_t passes_room(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t threads) try {
-  return Work(plan, count, shapes, threads).bytes();
-} catch (const std::bad_alloc&) {
-  return -1;
+// plan: the rule, as backends/cpp/reducing.py writes it; count: of the parameters; shapes: theirs; threads: at most; made:
+// where the work goes, for passes_run as often as wanted, one at a time, and passes_free.
+extern "C" Outcome passes_make(const int64_t* plan, int64_t count, const Shape* shapes, int64_t threads, Work** made) {
+  return guarded([&] {
+    *made = std::make_unique<Work>(plan, count, shapes, threads).release();
+    return kDone;
+  });
 }
 
-// pointers: the tensors of each parameter; table: rows of `width` numbers, those known before first; rows: whose is which.
-// Returns 0, or -1, with nothing written, where there is no memory.
-extern "C" int64_t run_passes(const int64_t* plan, int64_t count, const int64_t* shapes, int64_t threads, void* const* pointers,
-                              const double* table, int64_t width, const int64_t* rows, char* memory) try {
-  Work work(plan, count, shapes, threads);
-  char* const shared = memory + work.threads * work.each;
-  for (int64_t i = 0; i < count; ++i) std::copy_n(table + rows[i] * width, work.rule.columns, work.jobs[i].numbers.begin());
-  for (int64_t i : work.large) work.jobs[i].settle(shared);
-  std::atomic<size_t> next{0};
-  in_team(work.threads, [&](int64_t thread, int64_t team) {
-    char* const own = memory + thread * work.each;
-    for (size_t s = next++; s < work.small.size(); s = next++) {
-      Job& job = work.jobs[work.small[s]];
-      job.settle(own + work.tiles);
-      Worker{job, pointers + work.small[s] * work.rule.tensors, own}.alone();
-    }
-    for (int64_t i : work.large) Worker{work.jobs[i], pointers + i * work.rule.tensors, own}.together(thread, team);
-  });
-  return 0;
-} catch (const std::bad_alloc&) {
-  return -1;
+// How many bytes passes_run needs besides, aligned to 64.
+extern "C" int64_t passes_room(const Work* work) { return work->bytes(); }
+
+extern "C" void passes_run(Work* work, void* const* pointers, const double* table, int64_t width, const int64_t* rows,
+                           char* memory) {
+  work->run(pointers, table, width, rows, memory);
 }
+
+extern "C" void passes_free(Work* work) { delete work; }
 
 extern "C" void run() {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from array import array
 
 import torch
@@ -12,6 +13,8 @@ from compiledopt.backends.cpp.batch import CppBatch
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.rules.program import REDUCTIONS
 from compiledopt.rules.traced import Variant
+
+DONE, NO_MEMORY = 0, -1  # what passes.cpp returns: Outcome in shared.h
 
 
 def kernel(variant: Variant, dtypes: tuple[torch.dtype, ...]) -> cpp.Kernel:
@@ -36,6 +39,38 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
     return array("q", words)
 
 
+class Work:
+    """The passes over parameters of known shapes: who runs which, and the memory for what is kept between passes."""
+
+    def __init__(self, driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> None:
+        """shapes: (matrices, rows, columns) of each parameter, as int64. Raises: MemoryError, RuntimeError."""
+        self.library = driver.library
+        self.handle = made(driver, rule, shapes, threads)
+        weakref.finalize(self, self.library.passes_free, self.handle).atexit = False
+        size = self.library.passes_room
+        size.restype = ctypes.c_int64
+        self.bytes: int = size(self.handle)
+        # Aligned to 64, wherever the memory begins.
+        self.room = torch.empty((self.bytes + 127) // 8, dtype=torch.int64, device="cpu")
+
+    def run(self, pointers: bytes, table: array[float], width: int, rows: bytes) -> None:
+        """pointers: of each parameter's tensors; rows: of the table, one for each. Mutates: those tensors."""
+        room = ctypes.c_void_p((self.room.data_ptr() + 63) // 64 * 64)
+        self.library.passes_run(self.handle, pointers, _address(table), ctypes.c_int64(width), rows, room)
+
+
+def made(driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> ctypes.c_void_p:
+    """passes.cpp's side of a Work, which passes_free frees. Raises: MemoryError, RuntimeError."""
+    handle = ctypes.c_void_p()
+    make, numbers = driver.library.passes_make, (ctypes.c_int64(len(shapes) // 24), shapes, ctypes.c_int64(threads))
+    outcome = make(_address(rule), *numbers, ctypes.byref(handle))
+    if outcome == NO_MEMORY:
+        raise MemoryError("no memory for what the passes of a rule keep")
+    if outcome != DONE:
+        raise RuntimeError(f"the passes of a rule could not be laid out (outcome {outcome})")
+    return handle
+
+
 class ReducingBatch(CppBatch):
     """Parameters that share a variant of a rule and dtypes."""
 
@@ -46,8 +81,7 @@ class ReducingBatch(CppBatch):
             self.squared = cpp.squares_kernel(self.dtypes[1])
         self.driver = cpp.passes_driver()
         self.described = described(self.traced, self.dtypes, self.kernel)
-        self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `room` was taken for
-        self.room = torch.empty(0, dtype=torch.int64, device="cpu")
+        self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `work` is for
         return self._native_plan(0, self.dtypes)
 
     def prepare(self) -> bool:
@@ -56,29 +90,14 @@ class ReducingBatch(CppBatch):
             return False
         known = (self.native.shapes(), torch.get_num_threads())
         if known != self.known:
-            words = (self._call("passes_room", known) + 127) // 8
-            self.room = torch.empty(words, dtype=torch.int64, device="cpu")
-            self.known = known
+            self.work, self.known = Work(self.driver, self.described, *known), known
+        self.pointers, _, self.row_of, _ = self.native.tables()
         return True
 
-    def _call(self, name: str, known: tuple[bytes, int], *more: object) -> int:
-        function, (shapes, threads) = getattr(self.driver.library, name), known
-        function.restype = ctypes.c_int64
-        numbers = ctypes.c_int64(len(shapes) // 24), shapes, ctypes.c_int64(threads)
-        result: int = function(_address(self.described), *numbers, *more)
-        if result < 0:
-            raise MemoryError(f"no memory for what is kept between the passes of {self.traced.rule.name}")
-        return result
-
     def _run(self) -> None:
-        # Another thread may take gradients away while the call lets the GIL go.
-        held = [entry.param.grad for entry in self.entries]
-        pointers, _, rows, _ = self.native.tables()
-        width = ctypes.c_int64(len(self.table) // max(1, len(self.rows)))
-        room = ctypes.c_void_p((self.room.data_ptr() + 63) // 64 * 64)
-        self._call("run_passes", self.known, pointers, _address(self.table), width, rows, room)
+        self.native.hold()  # the call lets the GIL go
+        self.work.run(self.pointers, self.table, len(self.table) // max(1, len(self.rows)), self.row_of)
         self.native.commit(self.table)
-        del held
 
 
 def _address(numbers: array[float] | array[int]) -> ctypes.c_void_p:

@@ -1,0 +1,25 @@
+// What launcher.cpp, passes.cpp and the Python around them agree on. tests/test_native.py compares the Python side with it.
+#include <cstdint>
+
+namespace {
+
+constexpr int kMostTensors = 16;             // of a parameter, its gradient and its states: MOST_TENSORS in gathered.py
+constexpr int kMostOperands = 64;            // of a pass: MOST_OPERANDS in kernels.py
+constexpr int64_t kWorkPerThread = 1 << 18;  // elements: 0.1 ms of work; waking a thread took up to 0.15 ms
+
+// The axes along which a value varies, as rules/program.py numbers them; all of them for most.
+enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7 };
+// What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
+enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
+
+// What a gather says: the kernel may run; other rows of the table are needed; the plan no longer fits.
+enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };
+
+// Of a pass, as rules/reductions.py numbers them: where an operand lives, and how tiles are reduced.
+enum Kind : int { kTensor = 0, kBuffer = 1, kTile = 2, kSlot = 3 };
+enum Op : int { kSum = 0, kMean = 1, kAmax = 2, kAmin = 3 };
+
+// What the functions of passes.cpp return: no exception may leave them.
+enum Outcome : int { kDone = 0, kNoMemory = -1, kFailed = -2 };
+
+}  // namespace

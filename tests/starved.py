@@ -1,0 +1,78 @@
+"""Run by test_native.py with operator new replaced: lets each allocation of each native call fail, and counts the failures."""
+
+import ctypes
+import functools
+import sys
+
+import torch
+from test_native import Example, native_calls
+
+import compiledopt
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import reducing
+
+fail_at = ctypes.CDLL(sys.argv[1]).fail_at
+fail_at.argtypes, fail_at.restype = [ctypes.c_long], ctypes.c_bool
+
+
+def starved(prepared):
+    """How often a call raises MemoryError, if first its first allocation fails, then its second, until none is left to fail.
+    prepared: makes everything anew, and returns the call."""
+    for index in range(100):
+        call = prepared()
+        fail_at(index)
+        try:
+            call()
+        except MemoryError:
+            call()  # now that there is memory
+        else:
+            if not fail_at(-1):
+                return index
+            raise AssertionError("an allocation failed and nothing was said")
+    raise AssertionError("it asks for memory for ever")
+
+
+def method(name):
+    """Of a plan whose launch lets the GIL go, and that two threads gather."""
+    count = 4100 if name == "gather" else 100
+    example = Example(lambda *_: None, tensors=[torch.ones(1 << 22), *(torch.ones(1) for _ in range(count))])
+    for index in range(len(example.params)):
+        example.plan.set_row(index, 0)
+    if name != "gather":
+        example.gathered()
+    function, arguments = native_calls(example)[name]
+    return functools.partial(keep, example, function, arguments)
+
+
+def keep(example, function, arguments):
+    return function(*arguments)
+
+
+def work():
+    """Of Adafactor's passes, and a call that runs it."""
+    param = torch.nn.Parameter(torch.ones(600, 600))
+    param.grad = torch.ones(600, 600)
+    optimizer = compiledopt.Adafactor([param], compiled=True)
+    optimizer.step()
+    (batch,) = optimizer._plan.batches
+    assert batch.prepare()
+    batch.native.hold()
+    arguments = batch.pointers, batch.table, len(batch.table), batch.row_of
+    return batch, functools.partial(keep, optimizer, batch.work.run, arguments)
+
+
+def plan():
+    example = Example()
+    return functools.partial(cpp.launcher().Plan, **example.described)
+
+
+def make():
+    return functools.partial(reducing.made, BATCH.driver, BATCH.described, *BATCH.known)
+
+
+if __name__ == "__main__":
+    BATCH, _ = work()
+    for name in native_calls(Example()):
+        print(f"{name}: {starved(functools.partial(method, name))}")
+    print(f"plan: {starved(plan)}")
+    print(f"make: {starved(make)}\nrun: {starved(lambda: work()[1])}")
