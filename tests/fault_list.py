@@ -82,7 +82,7 @@ fault(
     "adafactor.py",
     "row_var.mean(-2, keepdim=True).clamp_min(tiny)",
     "row_var.mean(-2, keepdim=True)",
-    textbook("Adafactor-weight_decay0"),
+    promise("nothing_happens_for_zeros", "Adafactor"),
 )
 fault(
     "algorithms:adafactor-no-threshold",
@@ -630,8 +630,8 @@ fault(
 fault(
     "around:rate-of-a-dict-stale",
     "groups.py",
-    "    def keys(self) -> Any:\n        self._show()\n",
-    "    def keys(self) -> Any:\n",
+    "    def items(self) -> Any:\n        self._show()\n",
+    "    def items(self) -> Any:\n",
     "test_around.py::test_however_the_group_is_read",
 )
 fault(
@@ -651,7 +651,7 @@ fault(
 
 # ---- eager ----
 
-BY_HAND = "test_state.py::test_a_step_changed_by_hand_is_seen[for-loop]"
+BY_HAND = "test_state.py::test_a_state_changed_by_hand_is_seen"
 fault(
     "eager:count-changed-by-hand",
     "rows.py",
@@ -672,7 +672,7 @@ fault(
     "rows.py",
     "if len(distinct) == 1 and not distinct & set(HALF):",
     "if len(distinct) == 1:",
-    oracle("AdamW-default", "for-loop", "bfloat16"),
+    "test_state.py::test_half_types_are_computed_in_float32[SGD-for-loop-torch.bfloat16]",
 )
 fault(
     "eager:memory-not-asked-for",
@@ -686,7 +686,7 @@ fault(
     "rows.py",
     "all(param.grad is None for param in self.idle) and ",
     "",
-    states("AdamW-default", "for-loop"),
+    "test_state.py::test_a_gradient_that_comes_back[for-loop]",
 )
 fault(
     "eager:chunk-goes-on-to-the-end",
@@ -722,14 +722,14 @@ fault(
     "stacked.py",
     "return tensor.float() if tensor.dtype in HALF else tensor",
     "return tensor",
-    adafactor("default", "foreach", "bfloat16"),
+    "test_state.py::test_half_types_are_computed_in_float32[Adafactor-foreach-torch.bfloat16]",
 )
 fault(
     "eager:norm-not-told",
     "stacked.py",
     'number(self.groups[stack.entries[0].group]["grad_norm"])',
     "number(0.0)",
-    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
+    "test_around.py::test_rules_that_are_not_elementwise[Adafactor-foreach]",
 )
 fault(
     "eager:direct-always-first",
@@ -825,7 +825,7 @@ fault(
     "launcher.cpp",
     "if (value != PyList_GET_ITEM(states, index++)) Py_RETURN_FALSE;",
     "index++;",
-    "test_state.py::test_a_step_changed_by_hand_is_seen[compiled]",
+    "test_state.py::test_a_state_changed_by_hand_is_seen",
 )
 fault(
     "cpp:waiting-not-looked-at",

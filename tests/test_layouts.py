@@ -35,7 +35,7 @@ def offset():
 
 
 def single():
-    return leaf(torch.randn(1, 5, 1).as_strided((1, 5, 1), (99, 1, 77)))
+    return leaf(torch.randn(15).as_strided((3, 1, 5), (1, 77, 3)))
 
 
 LAYOUTS = [channels_last, transposed, permuted, strided, offset, single]
