@@ -1,5 +1,5 @@
-"""Faults of the kinds that users meet, for faults.py: off by one, a wrong sign or dtype, a missing branch, check or warning, a state
-that is not committed, a stale cache, swapped arguments. Named room:what; each with tests of the default run that should fail."""
+"""Faults of the kinds that users meet, for faults.py: off by one, a wrong sign or dtype, a missing branch, check or warning, a
+state that is not committed, a stale cache, swapped arguments. Each with tests of the default run that should fail."""
 
 from __future__ import annotations
 
@@ -357,8 +357,8 @@ fault(
 fault(
     "optimizer:empty-states-saved",
     "optimizer.py",
-    "for key, values in packed[\"state\"].items() if values}",
-    "for key, values in packed[\"state\"].items()}",
+    'for key, values in packed["state"].items() if values}',
+    'for key, values in packed["state"].items()}',
     "test_habits.py::test_a_state_dict_without_states_is_torchs[compiled]",
 )
 fault(
@@ -378,8 +378,20 @@ fault(
 
 # ---- step ----
 
-fault("step:fused-false", "choose.py", "if foreach is False or fused is False:", "if foreach is False:", "test_optimizer.py::test_choice")
-fault("step:contradiction-taken", "choose.py", "    if compiled and differentiable:", "    if False:", "test_optimizer.py::test_choice")
+fault(
+    "step:fused-false",
+    "choose.py",
+    "if foreach is False or fused is False:",
+    "if foreach is False:",
+    "test_optimizer.py::test_choice",
+)
+fault(
+    "step:contradiction-taken",
+    "choose.py",
+    "    if compiled and differentiable:",
+    "    if False:",
+    "test_optimizer.py::test_choice",
+)
 fault(
     "step:one-element-strides",
     "choose.py",
@@ -549,7 +561,13 @@ fault(
 
 # ---- around ----
 
-fault("around:clips-upwards", "derive.py", "share > 1.0, 1.0, share)", "share > 1.0, share, 1.0)", "test_around.py::test_norms[compiled]")
+fault(
+    "around:clips-upwards",
+    "derive.py",
+    "share > 1.0, 1.0, share)",
+    "share > 1.0, share, 1.0)",
+    "test_around.py::test_norms[compiled]",
+)
 fault(
     "around:norm-without-eps",
     "derive.py",
@@ -686,7 +704,7 @@ fault(
     "rows.py",
     "all(param.grad is None for param in self.idle) and ",
     "",
-    "test_state.py::test_a_gradient_that_comes_back[for-loop]",
+    "test_state.py::test_a_gradient_that_comes_back[for-loop-AdamW]",
 )
 fault(
     "eager:chunk-goes-on-to-the-end",
@@ -759,8 +777,20 @@ fault(
 MANY = "test_layouts.py::test_many_parameters[2]"
 SHARES = "count * t / threads, count * (t + 1) / threads"
 ROUNDED = "count / threads * t, count / threads * (t + 1)"
-fault("cpp:last-parameter-not-gathered", "launcher.cpp", f"may_look_up_false, {SHARES}".replace("may_look_up_", ""), f"false, {ROUNDED}", MANY)
-fault("cpp:last-parameter-not-committed", "launcher.cpp", f"commit_range(plan, table, width, {SHARES})", f"commit_range(plan, table, width, {ROUNDED})", MANY)
+fault(
+    "cpp:last-parameter-not-gathered",
+    "launcher.cpp",
+    f"false, {SHARES}",
+    f"false, {ROUNDED}",
+    MANY,
+)
+fault(
+    "cpp:last-parameter-not-committed",
+    "launcher.cpp",
+    f"commit_range(plan, table, width, {SHARES})",
+    f"commit_range(plan, table, width, {ROUNDED})",
+    MANY,
+)
 fault(
     "cpp:last-block-not-summed",
     "launcher.cpp",
@@ -797,8 +827,16 @@ fault(
     "test_between_steps.py::test_as_torch_does[AdamW-channels_last-compiled]",
 )
 VERSIONS = "test_failures.py::test_versions_tell_autograd_of_the_write"
-fault("cpp:versions-of-states", "launcher.cpp", "if (k != 1) found[k]->bump_version();", "if (k == 0) found[k]->bump_version();", VERSIONS)
-fault("cpp:version-of-a-gradient", "launcher.cpp", "if (k != 1) found[k]->bump_version();", "found[k]->bump_version();", VERSIONS)
+fault(
+    "cpp:versions-of-states",
+    "launcher.cpp",
+    "if (k != 1) found[k]->bump_version();",
+    "if (k == 0) found[k]->bump_version();",
+    VERSIONS,
+)
+fault(
+    "cpp:version-of-a-gradient", "launcher.cpp", "if (k != 1) found[k]->bump_version();", "found[k]->bump_version();", VERSIONS
+)
 fault(
     "cpp:nan-is-not-itself",
     "launcher.cpp",
@@ -841,7 +879,13 @@ fault(
     "return false ? ",
     "test_state.py::test_default_dtype_float64_makes_wide_steps",
 )
-fault("cpp:row-of-nobody", "launcher.cpp", "if (table && entry.row < 0) return kRegroup;", "", states("AdamW-default"))
+fault(
+    "cpp:row-of-nobody",
+    "launcher.cpp",
+    "if (table && entry.row < 0) return kRegroup;",
+    "",
+    "test_state.py::test_a_gradient_that_comes_back[compiled-SGD]",
+)
 fault(
     "cpp:norm-reads-on",
     "launcher.cpp",
@@ -880,7 +924,7 @@ fault(
     "squares.h",
     "for (int64_t i = whole; i < count; ++i) sums[i - whole] += A(piece[i]) * A(piece[i]);",
     "",
-    "test_around.py::test_norms[compiled]",
+    "test_around.py::test_groups_with_bounds_of_their_own[compiled]",
 )
 fault(
     "cpp:bfloat16-rounds-up",
@@ -899,8 +943,8 @@ fault(
 fault(
     "cpp:float16-largest",
     "prefix.h",
-    "magnitude >= 0x477ff000 ? 0x7c00",
-    "magnitude > 0x477ff000 ? 0x7c00",
+    "half = magnitude >= 0x477ff000 ? 0x7c00 : half;",
+    "",
     "test_kernel.py::test_conversions[torch.float16]",
 )
 fault(
@@ -932,7 +976,6 @@ fault(
     "grad.is_neg() or",
     "test_layouts.py::test_conjugate_gradients[compiled]",
 )
-fault("cpp:contracts-by-itself", "cpp/kernels.py", '"-ffp-contract=off"', '"-ffp-contract=fast"', "test_kernel.py::test_a_cut_changes_no_bit[RMSprop-centered-torch.float32]", "test_kernel.py::test_a_cut_changes_no_bit[Adadelta-default-torch.float32]", "test_kernel.py::test_a_cut_changes_no_bit[Adam-all-torch.float64]")
 fault(
     "cpp:failure-tried-again",
     "cpp/kernels.py",
@@ -964,8 +1007,20 @@ fault(
     "return content",
     "test_cache.py::test_a_damaged_entry_is_none",
 )
-fault("backends:key-without-compiler", "cache.py", "compiler_identity(), processor()", "processor()", "test_cache.py::test_the_key_knows_what_matters")
-fault("backends:key-without-processor", "cache.py", "compiler_identity(), processor()", "compiler_identity()", "test_cache.py::test_the_key_knows_what_matters")
+fault(
+    "backends:key-without-compiler",
+    "cache.py",
+    "compiler_identity(), processor()",
+    "processor()",
+    "test_cache.py::test_the_key_knows_what_matters",
+)
+fault(
+    "backends:key-without-processor",
+    "cache.py",
+    "compiler_identity(), processor()",
+    "compiler_identity()",
+    "test_cache.py::test_the_key_knows_what_matters",
+)
 fault(
     "backends:cache-of-a-group-trusted",
     "cache.py",
@@ -1034,8 +1089,20 @@ fault(
     "",
     "test_triton.py::test_alignment_counts_pointers_and_lengths",
 )
-fault("triton:last-block-not-cut", "triton/batch.py", "(lengths + block - 1) // block", "lengths // block", interpreted("AdamW-default", False))
-fault("triton:parts-numbered-wrong", "triton/batch.py", "counts.cumsum(0) - counts, counts)", "counts.cumsum(0), counts)", interpreted("AdamW-default", False))
+fault(
+    "triton:last-block-not-cut",
+    "triton/batch.py",
+    "(lengths + block - 1) // block",
+    "lengths // block",
+    interpreted("AdamW-default", False),
+)
+fault(
+    "triton:parts-numbered-wrong",
+    "triton/batch.py",
+    "counts.cumsum(0) - counts, counts)",
+    "counts.cumsum(0), counts)",
+    interpreted("AdamW-default", False),
+)
 fault(
     "triton:alignment-not-looked-at-again",
     "triton/batch.py",
@@ -1110,8 +1177,8 @@ fault(
 fault(
     "triton:place-of-another-group",
     "triton/capturable.py",
-    'self.places[group, name])',
-    'self.places[min(self.groups), name])',
+    "self.places[group, name])",
+    "self.places[min(self.groups), name])",
     "interpreted.py::test_groups_that_differ_share_a_launch",
 )
 fault(
@@ -1121,7 +1188,13 @@ fault(
     "count // ROWS",
     "interpreted_captures.py::test_more_rows_than_a_block",
 )
-fault("triton:last-time-counts", "triton/tuning.py", "min(found, times[candidate])", "max(found, times[candidate])", "test_triton.py::test_tuning_goes_around_and_takes_the_least")
+fault(
+    "triton:last-time-counts",
+    "triton/tuning.py",
+    "min(found, times[candidate])",
+    "max(found, times[candidate])",
+    "test_triton.py::test_tuning_goes_around_and_takes_the_least",
+)
 fault(
     "triton:states-read-as-parameters",
     "triton/kernels.py",
@@ -1132,17 +1205,55 @@ fault(
 
 # ---- rules ----
 
-fault("rules:lerp-turned", "ops.py", "b - (b - a) * (1 - weight)", "b - (b - a) * weight", "test_source.py::test_numbers_follow_ieee[lerp]")
-fault("rules:maximum-of-nan", "ops.py", "return a if a != a or a >= b else b", "return a if a >= b else b", "test_source.py::test_numbers_follow_ieee[maximum]")
-fault("rules:power-overflow-sign", "ops.py", "math.inf if a > 0 or b % 2 == 0 else -math.inf", "math.inf", "test_source.py::test_numbers_follow_ieee[pow]")
-fault("rules:floor-of-infinity", "ops.py", "float(math.floor(a)) if math.isfinite(a) else a", "float(math.floor(a))", "test_source.py::test_numbers_follow_ieee[floor]")
+fault(
+    "rules:lerp-turned",
+    "ops.py",
+    "b - (b - a) * (1 - weight)",
+    "b - (b - a) * weight",
+    "test_source.py::test_numbers_follow_ieee[lerp]",
+)
+fault(
+    "rules:maximum-of-nan",
+    "ops.py",
+    "return a if a != a or a >= b else b",
+    "return a if a >= b else b",
+    "test_source.py::test_numbers_follow_ieee[maximum]",
+)
+fault(
+    "rules:power-overflow-sign",
+    "ops.py",
+    "math.inf if a > 0 or b % 2 == 0 else -math.inf",
+    "math.inf",
+    "test_source.py::test_numbers_follow_ieee[pow]",
+)
+fault(
+    "rules:floor-of-infinity",
+    "ops.py",
+    "float(math.floor(a)) if math.isfinite(a) else a",
+    "float(math.floor(a))",
+    "test_source.py::test_numbers_follow_ieee[floor]",
+)
 SPELLED = "test_source.py::test_operations_as_torch_spells_them"
 fault("rules:rsub-turned", "trace.py", "            args = (args[1], args[0])\n", "            pass\n", SPELLED)
 fault("rules:alpha-lost", "trace.py", "args = (args[0], scale * args[1])", "args = (args[0], args[1])", SPELLED)
-fault("rules:remainder", "trace.py", '(self, other * (self // other)), {})', '(self, self // other), {})', SPELLED)
-fault("rules:clamp-turned", "trace.py", '"maximum" if name == "clamp_min" else "minimum", args', '"minimum" if name == "clamp_min" else "maximum", args', SPELLED)
-fault("rules:addcdiv-value-lost", "trace.py", "first = args[1] if scale is None else scale * args[1]", "first = args[1]", SPELLED)
-fault("rules:norm-without-root", "trace.py", "value * value, dim, keepdim).sqrt()", "value * value, dim, keepdim)", reducing("Lars"))
+fault("rules:remainder", "trace.py", "(self, other * (self // other)), {})", "(self, self // other), {})", SPELLED)
+fault(
+    "rules:clamp-turned",
+    "trace.py",
+    '"maximum" if name == "clamp_min" else "minimum", args',
+    '"minimum" if name == "clamp_min" else "maximum", args',
+    SPELLED,
+)
+fault(
+    "rules:addcdiv-value-lost", "trace.py", "first = args[1] if scale is None else scale * args[1]", "first = args[1]", SPELLED
+)
+fault(
+    "rules:norm-without-root",
+    "trace.py",
+    "value * value, dim, keepdim).sqrt()",
+    "value * value, dim, keepdim)",
+    reducing("Lars"),
+)
 fault(
     "rules:branch-on-the-sign",
     "trace.py",
@@ -1201,7 +1312,13 @@ fault(
     'parts.append("")',
     "test_passes.py::test_a_number_that_was_none_is_another_program",
 )
-fault("rules:second-beta-is-the-first", "traced.py", "as_float(group[option][position])", "as_float(group[option][0])", oracle("Adam-default"))
+fault(
+    "rules:second-beta-is-the-first",
+    "traced.py",
+    "as_float(group[option][position])",
+    "as_float(group[option][0])",
+    oracle("Adam-default"),
+)
 fault(
     "rules:variant-of-another-dtype",
     "traced.py",
@@ -1223,7 +1340,13 @@ fault(
     "return bool(value != 0)",
     "test_triton.py::test_numbers_on_a_device_are_not_read_for_branches",
 )
-fault("rules:formula-turned", "formula.py", '"lerp": lambda a, b, weight: a + weight * (b - a)', '"lerp": lambda a, b, weight: b + weight * (a - b)', "test_formula.py::test_text_and_latex")
+fault(
+    "rules:formula-turned",
+    "formula.py",
+    '"lerp": lambda a, b, weight: a + weight * (b - a)',
+    '"lerp": lambda a, b, weight: b + weight * (a - b)',
+    "test_formula.py::test_text_and_latex",
+)
 fault("rules:letter-of-another", "formula.py", '"lr": "gamma"', '"lr": "lambda"', "test_formula.py::test_text_and_latex")
 fault(
     "rules:product-in-stacks-swapped",
@@ -1242,69 +1365,358 @@ fault(
 
 # ---- schedules ----
 
-fault("schedules:number-minus-schedule", "schedule.py", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, other, self)", "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, self, other)", "test_lr_scheduler.py::test_combinations_of_schedules")
-fault("schedules:step-early", "schedules.py", "gamma ** _floor(step / step_size)", "gamma ** _floor((step + 1) / step_size)", schedule("step_gamma"))
-fault("schedules:milestone-late", "schedules.py", "step >= milestone, 1.0, 0.0", "step > milestone, 1.0, 0.0", schedule("multi_step"))
-fault("schedules:constant-late", "schedules.py", "factor + _where(step >= total_iters", "factor + _where(step > total_iters", schedule("constant"))
-fault("schedules:linear-goes-on", "schedules.py", "(end_factor - start_factor) * _at_most(step, total_iters)", "(end_factor - start_factor) * step", schedule("linear"))
-fault("schedules:polynomial-without-power", "schedules.py", "/ total_iters) ** power", "/ total_iters)", schedule("polynomial_power"))
-fault("schedules:cosine-of-twice", "schedules.py", "(1 + _cos(math.pi * step / T_max)) / 2", "(1 + _cos(2 * math.pi * step / T_max)) / 2", schedule("cosine"))
-fault("schedules:cyclic-scaled-by-cycle", "schedules.py", "scale_fn(cycle if by_cycle else step)", "scale_fn(cycle)", schedule("cyclic_exp"))
-fault("schedules:cyclic-function-mode", "schedules.py", '"iterations" if mode == "exp_range" else "cycle"', '"cycle"', FUNCTIONS)
-fault("schedules:cyclic-function-way-down", "schedules.py", "float(step_size_up if step_size_down is None else step_size_down)", "float(step_size_up)", FUNCTIONS)
-fault("schedules:one-cycle-function-peak", "schedules.py", "(float(pct_start * total_steps) - 1,", "(float(pct_start * total_steps),", FUNCTIONS)
-fault("schedules:one-cycle-function-end", "schedules.py", "initial / final_div_factor)", "max_lr / final_div_factor)", FUNCTIONS)
+fault(
+    "schedules:number-minus-schedule",
+    "schedule.py",
+    "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, other, self)",
+    "def __rsub__(self, other: float) -> Schedule:\n        return _combined(operator.sub, self, other)",
+    "test_lr_scheduler.py::test_combinations_of_schedules",
+)
+fault(
+    "schedules:step-early",
+    "schedules.py",
+    "gamma ** _floor(step / step_size)",
+    "gamma ** _floor((step + 1) / step_size)",
+    schedule("step_gamma"),
+)
+fault(
+    "schedules:milestone-late",
+    "schedules.py",
+    "step >= milestone, 1.0, 0.0",
+    "step > milestone, 1.0, 0.0",
+    schedule("multi_step"),
+)
+fault(
+    "schedules:constant-late",
+    "schedules.py",
+    "factor + _where(step >= total_iters",
+    "factor + _where(step > total_iters",
+    schedule("constant"),
+)
+fault(
+    "schedules:linear-goes-on",
+    "schedules.py",
+    "(end_factor - start_factor) * _at_most(step, total_iters)",
+    "(end_factor - start_factor) * step",
+    schedule("linear"),
+)
+fault(
+    "schedules:polynomial-without-power",
+    "schedules.py",
+    "/ total_iters) ** power",
+    "/ total_iters)",
+    schedule("polynomial_power"),
+)
+fault(
+    "schedules:cosine-of-twice",
+    "schedules.py",
+    "(1 + _cos(math.pi * step / T_max)) / 2",
+    "(1 + _cos(2 * math.pi * step / T_max)) / 2",
+    schedule("cosine"),
+)
+fault(
+    "schedules:cyclic-scaled-by-cycle",
+    "schedules.py",
+    "scale_fn(cycle if by_cycle else step)",
+    "scale_fn(cycle)",
+    schedule("cyclic_exp"),
+)
+fault(
+    "schedules:cyclic-function-mode", "schedules.py", '"iterations" if mode == "exp_range" else "cycle"', '"cycle"', FUNCTIONS
+)
+fault(
+    "schedules:cyclic-function-way-down",
+    "schedules.py",
+    "float(step_size_up if step_size_down is None else step_size_down)",
+    "float(step_size_up)",
+    FUNCTIONS,
+)
+fault(
+    "schedules:one-cycle-function-peak",
+    "schedules.py",
+    "(float(pct_start * total_steps) - 1,",
+    "(float(pct_start * total_steps),",
+    FUNCTIONS,
+)
+fault(
+    "schedules:one-cycle-function-end", "schedules.py", "initial / final_div_factor)", "max_lr / final_div_factor)", FUNCTIONS
+)
 fault("schedules:one-cycle-line", "schedules.py", 'anneal_strategy == "cos", total_steps)', "True, total_steps)", FUNCTIONS)
-fault("schedules:sequential-late", "schedules.py", "_where(step < begin, value,", "_where(step <= begin, value,", "test_lr_scheduler.py::test_composed[warmup_cosine-float]", "test_lr_scheduler.py::test_composed[three-float]")
-fault("schedules:sequential-from-the-start", "schedules.py", "schedule.function(step - begin)", "schedule.function(step)", "test_lr_scheduler.py::test_composed[warmup_cosine-float]")
+fault(
+    "schedules:sequential-late",
+    "schedules.py",
+    "_where(step < begin, value,",
+    "_where(step <= begin, value,",
+    "test_lr_scheduler.py::test_composed[warmup_cosine-float]",
+    "test_lr_scheduler.py::test_composed[three-float]",
+)
+fault(
+    "schedules:sequential-from-the-start",
+    "schedules.py",
+    "schedule.function(step - begin)",
+    "schedule.function(step)",
+    "test_lr_scheduler.py::test_composed[warmup_cosine-float]",
+)
 
 # ---- lr_scheduler ----
 
-fault("lr_scheduler:step-on-resume", "lr_scheduler.py", "if self._is_initial and step > 0 and not self._steps_on_resume:", "if self._is_initial and step > 0:", "test_lr_scheduler.py::test_last_epoch[step]")
-fault("lr_scheduler:nothing-to-multiply", "lr_scheduler.py", "        if before == 0:", "        if False:", "test_lr_scheduler.py::test_what_torch_divides_by_zero")
-fault("lr_scheduler:least-not-taken-out", "lr_scheduler.py", "self._least + (rate - self._least) * (now / before)", "rate * (now / before)", schedule("cosine_min"))
-fault("lr_scheduler:both-betas-cycle", "lr_scheduler.py", '(momentum, *group["betas"][1:])', "(momentum, momentum)", "test_lr_scheduler.py::test_the_second_beta_stays")
-fault("lr_scheduler:momentum-with-the-rate", "lr_scheduler.py", "self._cycles(self.max_momentums[group], self.base_momentums[group])", "self._cycles(self.base_momentums[group], self.max_momentums[group])", schedule("cyclic"))
-fault("lr_scheduler:ends-a-step-early", "lr_scheduler.py", "if self.last_epoch > self.total_steps:", "if self.last_epoch >= self.total_steps:", "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle")
-fault("lr_scheduler:chain-that-has-no-form", "lr_scheduler.py", "if not isinstance(scheduler, _Scaling) or scheduler._least != 0:", "if not isinstance(scheduler, _Scaling):", "test_lr_scheduler.py::test_chains_without_a_pure_form")
-fault("lr_scheduler:lost-warning", "lr_scheduler.py", "    if not scheduler._get_lr_called_within_step:", "    if False:", "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle")
-fault("lr_scheduler:milestones-unsorted", "lr_scheduler.py", "schedules.multi_step(sorted(self.milestones.elements()), self.gamma)", "schedules.multi_step(sorted(self.milestones), self.gamma)", schedule("multi_step_twice"))
+fault(
+    "lr_scheduler:step-on-resume",
+    "lr_scheduler.py",
+    "if self._is_initial and step > 0 and not self._steps_on_resume:",
+    "if self._is_initial and step > 0:",
+    "test_lr_scheduler.py::test_last_epoch[step]",
+)
+fault(
+    "lr_scheduler:nothing-to-multiply",
+    "lr_scheduler.py",
+    "        if before == 0:",
+    "        if False:",
+    "test_lr_scheduler.py::test_what_torch_divides_by_zero",
+)
+fault(
+    "lr_scheduler:least-not-taken-out",
+    "lr_scheduler.py",
+    "self._least + (rate - self._least) * (now / before)",
+    "rate * (now / before)",
+    schedule("cosine_min"),
+)
+fault(
+    "lr_scheduler:both-betas-cycle",
+    "lr_scheduler.py",
+    '(momentum, *group["betas"][1:])',
+    "(momentum, momentum)",
+    "test_lr_scheduler.py::test_the_second_beta_stays",
+)
+fault(
+    "lr_scheduler:momentum-with-the-rate",
+    "lr_scheduler.py",
+    "self._cycles(self.max_momentums[group], self.base_momentums[group])",
+    "self._cycles(self.base_momentums[group], self.max_momentums[group])",
+    schedule("cyclic"),
+)
+fault(
+    "lr_scheduler:ends-a-step-early",
+    "lr_scheduler.py",
+    "if self.last_epoch > self.total_steps:",
+    "if self.last_epoch >= self.total_steps:",
+    "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle",
+)
+fault(
+    "lr_scheduler:chain-that-has-no-form",
+    "lr_scheduler.py",
+    "if not isinstance(scheduler, _Scaling) or scheduler._least != 0:",
+    "if not isinstance(scheduler, _Scaling):",
+    "test_lr_scheduler.py::test_chains_without_a_pure_form",
+)
+fault(
+    "lr_scheduler:lost-warning",
+    "lr_scheduler.py",
+    "    if not scheduler._get_lr_called_within_step:",
+    "    if False:",
+    "test_lr_scheduler.py::test_warnings_and_the_end_of_one_cycle",
+)
+fault(
+    "lr_scheduler:milestones-unsorted",
+    "lr_scheduler.py",
+    "schedules.multi_step(sorted(self.milestones.elements()), self.gamma)",
+    "schedules.multi_step(sorted(self.milestones), self.gamma)",
+    schedule("multi_step_twice"),
+)
 
 # ---- swa_utils ----
 
-fault("swa_utils:counts-one-more", "swa_utils.py", "1.0 / (averaged + 1.0)", "1.0 / (averaged + 2.0)", "test_swa.py::test_against_torch[default-False]")
-fault("swa_utils:decay-turned", "swa_utils.py", "else 1.0 - self.decay", "else self.decay", "test_swa.py::test_against_torch[ema-False]")
-fault("swa_utils:first-model-averaged", "swa_utils.py", "        if count == 0:\n", "        if False:\n", "test_swa.py::test_against_torch[ema_multi-False]", "test_swa.py::test_the_first_model_is_copied")
-fault("swa_utils:buffers-not-copied", "swa_utils.py", "                kept.copy_(current)\n", "                pass\n", "test_swa.py::test_against_torch[default-False]")
-fault("swa_utils:not-counted", "swa_utils.py", "        self.n_averaged += 1\n", "", "test_swa.py::test_against_torch[default-False]")
-fault("swa_utils:another-model", "swa_utils.py", "if places is None or places[1].model is not model:", "if places is None:", "test_swa.py::test_between_updates")
-fault("swa_utils:average-exchanged", "swa_utils.py", " or not all(map(is_, known.targets, mine)):", ":", "test_swa.py::test_between_updates")
-fault("swa_utils:pickles-its-plan", "swa_utils.py", 'if key not in ("_places", "_known")', "if key", "test_swa.py::test_between_updates")
+fault(
+    "swa_utils:counts-one-more",
+    "swa_utils.py",
+    "1.0 / (averaged + 1.0)",
+    "1.0 / (averaged + 2.0)",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:decay-turned",
+    "swa_utils.py",
+    "else 1.0 - self.decay",
+    "else self.decay",
+    "test_swa.py::test_against_torch[ema-False]",
+)
+fault(
+    "swa_utils:first-model-averaged",
+    "swa_utils.py",
+    "        if count == 0:\n",
+    "        if False:\n",
+    "test_swa.py::test_against_torch[ema_multi-False]",
+    "test_swa.py::test_the_first_model_is_copied",
+)
+fault(
+    "swa_utils:buffers-not-copied",
+    "swa_utils.py",
+    "                kept.copy_(current)\n",
+    "                pass\n",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:not-counted",
+    "swa_utils.py",
+    "        self.n_averaged += 1\n",
+    "",
+    "test_swa.py::test_against_torch[default-False]",
+)
+fault(
+    "swa_utils:another-model",
+    "swa_utils.py",
+    "if places is None or places[1].model is not model:",
+    "if places is None:",
+    "test_swa.py::test_between_updates",
+)
+fault(
+    "swa_utils:average-exchanged",
+    "swa_utils.py",
+    " or not all(map(is_, known.targets, mine)):",
+    ":",
+    "test_swa.py::test_between_updates",
+)
+fault(
+    "swa_utils:pickles-its-plan",
+    "swa_utils.py",
+    'if key not in ("_places", "_known")',
+    "if key",
+    "test_swa.py::test_between_updates",
+)
 fault("swa_utils:decay-beyond-one", "swa_utils.py", "not 0.0 <= decay <= 1.0:", "not 0.0 <= decay:", "test_swa.py::test_errors")
 
 # ---- explain ----
 
-fault("explain:norm-not-counted", "explain.py", " + clipped * dtypes[1].itemsize", "", "test_around.py::test_explain_tells_of_the_norm")
-fault("explain:rows-of-groups", "explain.py", "{(entry.group, _steps(entry)) for entry in entries}", "{entry.group for entry in entries}", "test_explain.py::test_rows_are_counted")
-fault("explain:all-is-written", "explain.py", "sum(names[name].itemsize for name in written)", "sum(names[name].itemsize for name in names)", "test_explain.py::test_numbers_of_adamw")
-fault("explain:calls-of-one-tensor", "explain.py", "operations * (1 if foreach else len(entries))", "operations", "test_explain.py::test_operations_are_counted")
-fault("explain:bandwidth-of-a-copy", "explain.py", "return 3 * size / best", "return 2 * size / best", "test_explain.py::test_bandwidth_counts_two_reads_and_a_write")
-fault("explain:kernels-of-eager-parts", "explain.py", "kernels=int(compiled)", "kernels=1", "test_explain.py::test_parts_are_apart")
-fault("explain:bytes-of-float32", "explain_gpu.py", "(loads + stores) * dtype.itemsize", "(loads + stores) * 4", "test_triton.py::test_explain_for_a_gpu_counts_bytes")
+fault(
+    "explain:norm-not-counted",
+    "explain.py",
+    " + clipped * dtypes[1].itemsize",
+    "",
+    "test_around.py::test_explain_tells_of_the_norm",
+)
+fault(
+    "explain:rows-of-groups",
+    "explain.py",
+    "{(entry.group, _steps(entry)) for entry in entries}",
+    "{entry.group for entry in entries}",
+    "test_explain.py::test_rows_are_counted",
+)
+fault(
+    "explain:all-is-written",
+    "explain.py",
+    "sum(names[name].itemsize for name in written)",
+    "sum(names[name].itemsize for name in names)",
+    "test_explain.py::test_numbers_of_adamw",
+)
+fault(
+    "explain:calls-of-one-tensor",
+    "explain.py",
+    "operations * (1 if foreach else len(entries))",
+    "operations",
+    "test_explain.py::test_operations_are_counted",
+)
+fault(
+    "explain:bandwidth-of-a-copy",
+    "explain.py",
+    "return 3 * size / best",
+    "return 2 * size / best",
+    "test_explain.py::test_bandwidth_counts_two_reads_and_a_write",
+)
+fault(
+    "explain:kernels-of-eager-parts",
+    "explain.py",
+    "kernels=int(compiled)",
+    "kernels=1",
+    "test_explain.py::test_parts_are_apart",
+)
+fault(
+    "explain:bytes-of-float32",
+    "explain_gpu.py",
+    "(loads + stores) * dtype.itemsize",
+    "(loads + stores) * 4",
+    "test_triton.py::test_explain_for_a_gpu_counts_bytes",
+)
 
 # ---- own ----
 
-fault("own:message-without-index", "own.py", "(BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)", "BOUNDS[name].check(one)", "test_own.py::test_bad_arguments")
-fault("own:numbers-of-two-elements", "own.py", "            check_tensor_number(one, name)\n", "", "test_own.py::test_bad_arguments")
-fault("own:old-groups-not-filled", "own.py", '"missing": missing', '"missing": {}', "test_own.py::test_a_checkpoint_from_before_an_option")
-fault("own:declarations-lost", "own.py", "rule(**declarations)(with_maximize(function))", "rule(**{k: v for k, v in declarations.items() if k != 'initial'})(with_maximize(function))", "test_own.py::test_initial_values")
+fault(
+    "own:message-without-index",
+    "own.py",
+    "(BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)",
+    "BOUNDS[name].check(one)",
+    "test_own.py::test_bad_arguments",
+)
+fault(
+    "own:numbers-of-two-elements",
+    "own.py",
+    "            check_tensor_number(one, name)\n",
+    "",
+    "test_own.py::test_bad_arguments",
+)
+fault(
+    "own:old-groups-not-filled",
+    "own.py",
+    '"missing": missing',
+    '"missing": {}',
+    "test_own.py::test_a_checkpoint_from_before_an_option",
+)
+fault(
+    "own:declarations-lost",
+    "own.py",
+    "rule(**declarations)(with_maximize(function))",
+    "rule(**{k: v for k, v in declarations.items() if k != 'initial'})(with_maximize(function))",
+    "test_own.py::test_initial_values",
+)
 
 # ---- arguments ----
 
-fault("arguments:beta-of-one", "arguments.py", 'Bound("betas", "Invalid beta parameter", below=1.0)', 'Bound("betas", "Invalid beta parameter", most=1.0)', "test_own.py::test_bad_arguments", "test_optimizer.py::test_torchs_error_inputs[Adam-beta1 should be between 0 and 1]")
-fault("arguments:checked-in-another-order", "arguments.py", "BOUNDS = (LR, EPS, BETA.element(0)", "BOUNDS = (EPS, LR, BETA.element(0)", "test_signature.py::test_what_is_refused_and_in_which_order_is_as_in_torch[Adam]")
-fault("arguments:average-beyond-one", "arguments.py", "not 0.0 <= decay <= 1.0:", "not 0.0 <= decay:", "test_around.py::test_what_cannot_be")
-fault("arguments:average-of-what-reduces", "arguments.py", "rule is not None and not rule.elementwise:", "False:", "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]")
-fault("arguments:schedule-of-anything", "arguments.py", 'if isinstance(value, Schedule) and self.option != "lr":', "if False:", "test_signature.py::test_a_schedule_is_for_lr_alone")
-fault("arguments:flag-not-filled", "arguments.py", "p.default is False or (name in HABITS and p.default is None)", "p.default is False", "test_signature.py::test_old_groups_are_filled_as_torch_does[Adam]")
-fault("arguments:nan-taken", "arguments.py", "if end is not None and not holds(number, end):", "if end is not None and number == number and not holds(number, end):", "test_optimizer.py::test_nan_and_type_errors")
+fault(
+    "arguments:beta-of-one",
+    "arguments.py",
+    'Bound("betas", "Invalid beta parameter", below=1.0)',
+    'Bound("betas", "Invalid beta parameter", most=1.0)',
+    "test_own.py::test_bad_arguments",
+    "test_optimizer.py::test_torchs_error_inputs[Adam-beta1 should be between 0 and 1]",
+)
+fault(
+    "arguments:checked-in-another-order",
+    "arguments.py",
+    "BOUNDS = (LR, EPS, BETA.element(0)",
+    "BOUNDS = (EPS, LR, BETA.element(0)",
+    "test_signature.py::test_what_is_refused_and_in_which_order_is_as_in_torch[Adam]",
+)
+fault(
+    "arguments:average-beyond-one",
+    "arguments.py",
+    "not 0.0 <= decay <= 1.0:",
+    "not 0.0 <= decay:",
+    "test_around.py::test_what_cannot_be",
+)
+fault(
+    "arguments:average-of-what-reduces",
+    "arguments.py",
+    "rule is not None and not rule.elementwise:",
+    "False:",
+    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
+)
+fault(
+    "arguments:schedule-of-anything",
+    "arguments.py",
+    'if isinstance(value, Schedule) and self.option != "lr":',
+    "if False:",
+    "test_signature.py::test_a_schedule_is_for_lr_alone",
+)
+fault(
+    "arguments:flag-not-filled",
+    "arguments.py",
+    "p.default is False or (name in HABITS and p.default is None)",
+    "p.default is False",
+    "test_signature.py::test_old_groups_are_filled_as_torch_does[Adam]",
+)
+fault(
+    "arguments:nan-taken",
+    "arguments.py",
+    "if end is not None and not holds(number, end):",
+    "if end is not None and number == number and not holds(number, end):",
+    "test_optimizer.py::test_nan_and_type_errors",
+)

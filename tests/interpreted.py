@@ -166,7 +166,7 @@ def test_blocks_of_lengths_beyond_int32():
 
 
 def test_offsets_beyond_int32():
-    """A block that begins at 2^32 elements is beyond the end of a short tensor: in 32 bits it would begin at 0 again, and write."""
+    """A block that begins at 2^32 elements is beyond the end of a short tensor; in 32 bits it would begin at 0, and write."""
     program = compiledopt.rules.traced.traced(compiledopt.SGD.rule, compiledopt.SGD(model()).param_groups[0]).program
     kernel = device.triton.kernel(program, [torch.float32] * 2)
     param, grad, table = torch.zeros(100), torch.ones(100), torch.ones(kernel.columns)

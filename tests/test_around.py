@@ -385,9 +385,15 @@ def scheduled_steps(steps):
 
 
 def test_however_the_group_is_read():
-    readers = [dict, lambda g: {**g}, lambda g: dict(g.items()), lambda g: dict(zip(g, g.values(), strict=True)), lambda g: g.copy()]
+    readers = [
+        dict,
+        lambda g: {**g},
+        lambda g: dict(g.items()),
+        lambda g: dict(zip(g, g.values(), strict=True)),
+        lambda g: g.copy(),
+    ]
     readers += [lambda g: {name: g[name] for name in g}, copy.deepcopy, lambda g: {} | g, lambda g: {"lr": g.get("lr")}]
-    readers += [lambda g: {"lr": [value for value in g.values() if isinstance(value, float)][0]}]
+    readers += [lambda g: {"lr": next(value for value in g.values() if isinstance(value, float))}]
     for read in readers:
         optimizer, _ = scheduled_steps(2)  # one reading would refresh what the next one sees
         (group,) = optimizer.param_groups

@@ -150,7 +150,9 @@ def entry(monkeypatch, tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b + b"x"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b + b"x"]
+)
 def test_a_damaged_entry_is_none(entry, damage):
     """Loading half a library kills the process."""
     path = entry / "entry"

@@ -1,7 +1,7 @@
 """The formula that explain prints is the code's, and the textbook's.
 
 Each textbook update below is written from the paper or from torch's documentation, in the order the page has it, with no
-look at our rules. `prove` shows the two equal at many random points to 30 digits: sympy's own proofs take minutes, where it finds any.
+look at our rules. `prove` shows the two equal at many random points to 30 digits; sympy's own proofs take minutes.
 """
 
 import random

@@ -254,7 +254,9 @@ def test_many_parameters(threads):
         torch.manual_seed(0)
         params = [leaf(values.clone()) for values in torch.randn(5001, 3).unbind()]
         groups = [{"params": params[:2500]}, {"params": params[2500:], "lr": 0.1}]
-        optimizer = torch.optim.AdamW(groups, foreach=True) if library is torch.optim else compiledopt.AdamW(groups, compiled=True)
+        optimizer = (
+            torch.optim.AdamW(groups, foreach=True) if library is torch.optim else compiledopt.AdamW(groups, compiled=True)
+        )
         for step in range(4):
             gradients = torch.randn(5001, 3).unbind()
             for index, param in enumerate(params):

@@ -331,7 +331,9 @@ def test_schedules_of_ones_own():
         host.program  # noqa: B018
     again = copy.deepcopy(schedules.one_cycle(1.0, 20) * 2 - 0.5)
     # The peak at 0.3·20 − 1 steps, a quarter of the way down 3.5 steps later: cosines by hand.
-    assert again(5) == 2 * 1.0 - 0.5 and again(8.5) == pytest.approx(2 * (4e-6 + (1 - 4e-6) / 2 * (1 + math.cos(math.pi / 4))) - 0.5)
+    assert again(5) == 2 * 1.0 - 0.5 and again(8.5) == pytest.approx(
+        2 * (4e-6 + (1 - 4e-6) / 2 * (1 + math.cos(math.pi / 4))) - 0.5
+    )
     with pytest.raises(ValueError, match="2 schedules need 1 milestones between them, got 0"):
         schedules.sequential([schedules.linear(), schedules.linear()], [])
 
@@ -386,7 +388,14 @@ def test_functions_give_what_the_classes_give(name, function, options):
 
 def test_combinations_of_schedules():
     schedule = schedules.exponential(0.5)
-    combined = [1 - schedule, schedule - 0.25, 2 + schedule, schedule + schedules.linear(0.0, 1.0, 4), 3 * schedule, schedule * 3]
+    combined = [
+        1 - schedule,
+        schedule - 0.25,
+        2 + schedule,
+        schedule + schedules.linear(0.0, 1.0, 4),
+        3 * schedule,
+        schedule * 3,
+    ]
     expected = [0.75, 0.0, 2.25, 0.75, 0.75, 0.75]
     assert [one(2) for one in combined] == pytest.approx(expected, abs=1e-12)
     assert [scalar(2.0)[1][0] for scalar in map(traced_alone, combined)] == pytest.approx(expected, abs=1e-12)
@@ -435,7 +444,9 @@ def test_chains_without_a_pure_form():
         [ours.LinearLR(optimizer), ours.CosineAnnealingLR(optimizer, 5, 0.001)],
         [ours.LinearLR(optimizer), ours.CosineAnnealingWarmRestarts(optimizer, 5)],
     ):
-        with pytest.raises(TypeError, match=r"CosineAnnealing\w+ does more than multiply the rate, so a chain with it has no pure"):
+        with pytest.raises(
+            TypeError, match=r"CosineAnnealing\w+ does more than multiply the rate, so a chain with it has no pure"
+        ):
             ours.ChainedScheduler(parts).schedule()
-    with pytest.raises(TypeError, match="StepLR has no closed form; use the schedulers of compiledopt.lr_scheduler"):
+    with pytest.raises(TypeError, match=r"StepLR has no closed form; use the schedulers of compiledopt\.lr_scheduler"):
         ours.SequentialLR(optimizer, [torchs.StepLR(optimizer, 1), ours.StepLR(optimizer, 1)], [3]).schedule()

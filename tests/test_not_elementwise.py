@@ -83,7 +83,9 @@ def test_adafactors_epsilon_is_its_dtypes(executor):
     """Of gradients below it: 1.2e-7 in float32, 0.0078 in bfloat16, 2.2e-16 in float64. Ours of all dtypes in one optimizer,
     torch's in one for each: it takes the first parameter's for all."""
     dtypes = [torch.float32, torch.bfloat16, torch.float64]
-    theirs, mine = ([torch.nn.Parameter(torch.ones(shape, dtype=d)) for d in dtypes for shape in ((4, 3), (5,))] for _ in range(2))
+    theirs, mine = (
+        [torch.nn.Parameter(torch.ones(shape, dtype=d)) for d in dtypes for shape in ((4, 3), (5,))] for _ in range(2)
+    )
     for param in (*theirs, *mine):
         param.grad = torch.full_like(param, 1e-3)
     for index in (0, 2, 4):
