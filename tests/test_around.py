@@ -425,6 +425,10 @@ def test_an_ended_schedule_is_told_of_and_comes_back():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()
+        optimizer.param_groups[0]["maximize"] = True  # another plan
+        optimizer.step()
+        optimizer.param_groups[0]["maximize"] = False
+        optimizer.step()
     assert len(told) == 1
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.9
