@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from helpers import Gradients, flat, parameters, run, same, snapshot
-from simulated import Recording, capture
+from simulated import Recording, capture, unwatched
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
@@ -229,10 +229,12 @@ def test_nothing_is_read_on_the_host(monkeypatch):
             assert function is not torch.ops.aten._local_scalar_dense.default, "the host waits for the device"
             return function(*args, **(kwargs or {}))
 
+    unwatched(monkeypatch)
     with NoWaiting(None):
         optimizer.step()
         params[0].grad = None
         optimizer.step()
+    assert type(optimizer._plan.batches[0]) is CapturableBatch and optimizer.state[params[1]]["step"] == 4
 
 
 def test_nan_is_a_number_like_others(monkeypatch):

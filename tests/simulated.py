@@ -1,5 +1,6 @@
 """A CUDA graph for CPU tensors under Triton's interpreter: what a capture records, forbids and forgets."""
 
+import sys
 import weakref
 from contextlib import contextmanager
 
@@ -54,6 +55,13 @@ class Recording(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+def unwatched(patch):
+    """A dispatch mode stands for the device here: the library is not told of it, or an eager executor would take over."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("compiledopt") and hasattr(module, "watched_by"):
+            patch.setattr(module, "watched_by", lambda: None)
+
+
 @contextmanager
 def capture(monkeypatch):
     """Within, steps are recorded and nothing happens."""
@@ -67,6 +75,7 @@ def capture(monkeypatch):
             return lambda *tensors, **options: graph.record(self.function[grid], *tensors, **options)
 
     with monkeypatch.context() as patch:
+        unwatched(patch)
         patch.setattr(TritonKernel, "function", property(Launches))
         for module in (device, capturable):
             patch.setattr(module, "is_capturing", lambda _: True)

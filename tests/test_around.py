@@ -385,11 +385,19 @@ def scheduled_steps(steps):
 
 
 def test_however_the_group_is_read():
-    optimizer, _ = scheduled_steps(2)
-    (group,) = optimizer.param_groups
-    readings = [dict(group), {**group}, dict(group.items()), dict(zip(group.keys(), group.values(), strict=True)), group.copy()]
-    readings += [{name: group[name] for name in group}, copy.deepcopy(group), {} | group]
-    assert [reading["lr"] for reading in readings] == [0.8] * len(readings)
+    readers = [
+        dict,
+        lambda g: {**g},
+        lambda g: dict(g.items()),
+        lambda g: dict(zip(g, g.values(), strict=True)),
+        lambda g: g.copy(),
+    ]
+    readers += [lambda g: {name: g[name] for name in g}, copy.deepcopy, lambda g: {} | g, lambda g: {"lr": g.get("lr")}]
+    readers += [lambda g: {"lr": next(value for value in g.values() if isinstance(value, float))}]
+    for read in readers:
+        optimizer, _ = scheduled_steps(2)  # one reading would refresh what the next one sees
+        (group,) = optimizer.param_groups
+        assert read(group)["lr"] == 0.8
     optimizer.step()
     assert "'lr': 0.7" in repr(group) and dict(group)["lr"] == group.get("lr") == 0.7
 
@@ -416,6 +424,10 @@ def test_an_ended_schedule_is_told_of_and_comes_back():
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        optimizer.step()
+        optimizer.param_groups[0]["maximize"] = True  # another plan
+        optimizer.step()
+        optimizer.param_groups[0]["maximize"] = False
         optimizer.step()
     assert len(told) == 1
     optimizer.load_state_dict(saved)

@@ -176,7 +176,7 @@ def test_threads_stepping_two_optimizers():
 
 
 def test_gradients_taken_away_by_another_thread():
-    """While native code lets the GIL go, it holds what it reads: a gradient dropped meanwhile is freed when the step is over."""
+    """While native code lets the GIL go, it holds what it reads: a gradient dropped then is freed when the step is over."""
     param = torch.nn.Parameter(torch.zeros(1 << 21))
     optimizer = compiledopt.SGD([param], lr=0.5, compiled=True)
     run(optimizer, [param], Gradients(), range(1))

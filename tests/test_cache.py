@@ -35,12 +35,19 @@ def start(directory, code=STEP, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_warm_start_runs_no_compiler_and_imports_no_inductor(tmp_path):
-    cold = start(tmp_path)
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache after a cold start, and what that start said."""
+    directory = tmp_path_factory.mktemp("filled")
+    return directory, start(directory)
+
+
+def test_warm_start_runs_no_compiler_and_imports_no_inductor(filled):
+    directory, cold = filled
     assert cold["kernels_compiled"] == 1 and cold["launchers_compiled"] == 1 and cold["kernels_lowered"] == 1
     # No process can be started.
     guarded = STEP.replace("import sys,", "import subprocess; subprocess.run = subprocess.Popen = None; import sys,")
-    warm = start(tmp_path, guarded)
+    warm = start(directory, guarded)
     assert warm["disk_hits"] == 1 and warm["kernels_lowered"] == warm["kernels_compiled"] == warm["launchers_compiled"] == 0
     # torch's own Optimizer imports the package torch._inductor, through Dynamo; the compiler in it is another matter.
     assert cold["modules"] and not warm["modules"]
@@ -51,8 +58,9 @@ SLOW = [pytest.param(damage, marks=pytest.mark.slow) for damage in ("truncated",
 
 
 @pytest.mark.parametrize("damage", ["flipped", *SLOW])
-def test_damaged_entries_are_compiled_again(tmp_path, damage):
-    cold = start(tmp_path)
+def test_damaged_entries_are_compiled_again(filled, tmp_path, damage):
+    cold = filled[1]
+    shutil.copytree(filled[0], tmp_path, dirs_exist_ok=True)
     entries = list(tmp_path.glob("*.so"))
     assert len(entries) == 2
     for path in entries:
@@ -68,14 +76,22 @@ def test_damaged_entries_are_compiled_again(tmp_path, damage):
         path.write_bytes(content)
     again = start(tmp_path)
     assert again["kernels_compiled"] == 1 and again["launchers_compiled"] == 1 and again["value"] == cold["value"]
-    assert start(tmp_path)["disk_hits"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in entries}
+    assert sorted(map(mended, tmp_path.iterdir())) == [True, True]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
+def mended(path):
+    checksum, _, content = path.read_bytes().partition(b"\n")
+    return checksum == cache._checksum(content)
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")
     assert start(file / "cache")["kernels_compiled"] == 1
-    assert start("/proc/compiledopt")["kernels_compiled"] == 1
+    for nowhere in (file / "cache", "/proc/compiledopt"):
+        monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(nowhere))
+        assert not cache.store("entry", b"content") and cache.load("entry") is None
 
 
 def test_processes_that_start_together_compile_once(tmp_path):
@@ -85,7 +101,7 @@ def test_processes_that_start_together_compile_once(tmp_path):
     said = [json.loads(process.communicate(timeout=300)[0]) for process in running]
     for counted in ("kernels_lowered", "kernels_compiled", "launchers_compiled"):
         assert sum(one[counted] for one in said) == 1, counted
-    assert start(tmp_path)["disk_hits"] == 1
+    assert sorted(one["disk_hits"] for one in said) == [0, 1, 1]
     assert not list(tmp_path.glob(".*")), "temporary files were left"
 
 

@@ -192,7 +192,7 @@ def test_nothing_keeps_an_optimizer_alive(mode):
 
 
 def test_versions_tell_autograd_of_the_write():
-    """A backward through a value that the step overwrote is refused, as with torch's optimizers; through what it only read, not."""
+    """A backward through a value that the step overwrote is refused, as with torch's; gradients are only read."""
     param = torch.nn.Parameter(torch.ones(4))
     loss = (param * param).sum()
     loss.backward(retain_graph=True)

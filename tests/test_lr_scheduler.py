@@ -8,12 +8,12 @@ import warnings
 
 import pytest
 import torch
-from compiledopt.rules.scalars import scalar_function
 from torch.optim import lr_scheduler as torchs
 
 import compiledopt
 from compiledopt import lr_scheduler as ours
 from compiledopt import schedules
+from compiledopt.rules.scalars import scalar_function
 from compiledopt.schedules import Schedule
 
 STEPS = 300
@@ -448,5 +448,5 @@ def test_chains_without_a_pure_form():
             TypeError, match=r"CosineAnnealing\w+ does more than multiply the rate, so a chain with it has no pure"
         ):
             ours.ChainedScheduler(parts).schedule()
-    with pytest.raises(TypeError, match="StepLR has no closed form; use the schedulers of compiledopt.lr_scheduler"):
+    with pytest.raises(TypeError, match=r"StepLR has no closed form; use the schedulers of compiledopt\.lr_scheduler"):
         ours.SequentialLR(optimizer, [torchs.StepLR(optimizer, 1), ours.StepLR(optimizer, 1)], [3]).schedule()

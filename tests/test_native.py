@@ -333,7 +333,9 @@ def test_cpp_without_memory(tmp_path):
 
 def sanitized(tmp_path, kind, runtimes, *more):
     """Runs sanitized.py with these runtimes preloaded. Returns: (status, what it wrote)."""
-    found = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip() for name in runtimes]
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip() for name in runtimes
+    ]
     environment = {**os.environ, "LD_PRELOAD": ":".join(found), "CXX": "g++", "COMPILEDOPT_CACHE_DIR": str(tmp_path)}
     environment |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "UBSAN_OPTIONS": "print_stacktrace=1"}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1"}
@@ -357,7 +359,9 @@ def test_sanitizers_have_nothing_to_say(tmp_path, kind, runtimes, words):
     if shutil.which("g++") is None or sys.platform != "linux":
         pytest.skip("the sanitizers are g++'s, preloaded as Linux does")
     for name in runtimes:  # a name without a path is one that g++ did not find
-        if not Path(subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()).exists():
+        if not Path(
+            subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        ).exists():
             pytest.skip(f"g++ brings no {name}")
     status, said = sanitized(tmp_path, kind, runtimes, "broken")
     assert status != 0 and words in said and "no report" not in said, said[-3000:]

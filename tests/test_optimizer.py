@@ -202,11 +202,11 @@ def test_two_optimizers_on_one_parameter():
 def test_a_parameter_listed_twice_is_updated_twice(executor):
     theirs, mine = parameters(), parameters()
     for o, params in (
-        (torch.optim.AdamW([*theirs, theirs[0]], foreach=False), theirs),
-        (compiledopt.AdamW([*mine, mine[0]], **EXECUTORS[executor]), mine),
+        (torch.optim.AdamW([*theirs, theirs[0], theirs[1], theirs[0]], foreach=False), theirs),
+        (compiledopt.AdamW([*mine, mine[0], mine[1], mine[0]], **EXECUTORS[executor]), mine),
     ):
         run(o, params, Gradients(), range(5))
-        assert o.state[params[0]]["step"].item() == 10
+        assert [o.state[param]["step"].item() for param in params[:3]] == [15, 10, 5]
     assert (flat(theirs) - flat(mine)).abs().max() < 1e-5
 
 

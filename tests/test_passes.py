@@ -205,7 +205,7 @@ def test_special_values_stay_where_torch_leaves_them(rule):
     for value in (float("nan"), float("inf"), 0.0):
         results = []
         for options in ({"compiled": True}, {"foreach": False}):
-            params = parameters(shapes=[(6, 5), (40, 70)])
+            params, found = parameters(shapes=[(6, 5), (40, 70)]), []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 optimizer = rule(params, **options)
@@ -214,7 +214,8 @@ def test_special_values_stay_where_torch_leaves_them(rule):
                     params[0].grad[2, 1] = value
                     params[1].grad[-1, -3:] = value
                     optimizer.step()
-            results.append(params)
+                    found += copies(params)  # after each step: in the end a NaN is everywhere
+            results.append(found)
         for mine, other in zip(*results, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -377,9 +378,13 @@ def test_without_a_kernel_it_falls_back_and_says_so(monkeypatch):
     params, other = parameters(shapes=[(6, 5)]), parameters(shapes=[(6, 5)])
     optimizer = Lamb(params)
     Gradients().set(params, 0)
+<<<<<<< HEAD
     with pytest.warns(
         UserWarning, match="Lamb: 1 of 1 parameters runs on the foreach executor, because the compiler is out of order"
     ):
+=======
+    with pytest.warns(UserWarning, match="Lamb: 1 of 1 parameters runs on the foreach .* the compiler is out of order"):
+>>>>>>> heads/tests
         optimizer.step()
     assert optimizer.executor == "foreach"
     before = flat(other)

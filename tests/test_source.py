@@ -103,7 +103,7 @@ def test_sequences_compute_what_the_program_says(foreach, compute, lr):
 def test_numbers_follow_ieee(name):
     """Each operation on Python floats against torch on float64, at zeros, infinities, NaN and overflow."""
     op = OPS[name]
-    values = [0.0, -0.0, 1.0, -1.5, 0.3, 2.0, 710.0, 1e308, -1e308, math.inf, -math.inf, math.nan]
+    values = [0.0, -0.0, 1.0, -1.5, 0.3, 2.0, 3.0, 710.0, 1e308, -1e308, math.inf, -math.inf, math.nan]
     sample = [values] * op.arity if op.arity < 3 else [values[:6], values[:6], [0.0, 0.3, 1.0]]
     for args in torch.cartesian_prod(*[torch.tensor(v, dtype=torch.float64) for v in sample]).reshape(-1, op.arity).tolist():
         tensors = [torch.tensor(a, dtype=torch.float64) for a in args]

@@ -138,18 +138,69 @@ def test_a_number_that_is_nan_stays_nan(executor):
     assert optimizer.state[params[0]]["step"] == 5 and params[0].isfinite().all() and optimizer.executor == executor
 
 
+def count_changed(state, params):
+    state[params[0]]["step"].fill_(100)
+
+
+def tensor_exchanged(state, params):
+    state[params[1]]["exp_avg"] = torch.ones_like(params[1])
+
+
+def dict_exchanged(state, params):
+    state[params[4]] = {k: v * 2 for k, v in state[params[4]].items()}
+
+
+@pytest.mark.parametrize("change", [count_changed, tensor_exchanged, dict_exchanged])
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_a_step_changed_by_hand_is_seen(executor):
+def test_a_state_changed_by_hand_is_seen(executor, change):
+    """One at a time: what one makes an executor look at again must not hide another."""
     case = next(c for c in CASES if str(c) == "AdamW-default")
     theirs, mine = parameters(), parameters()
     baseline, optimizer = case.torch(theirs), case.ours(mine, executor)
     for o, params in ((baseline, theirs), (optimizer, mine)):
         run(o, params, Gradients(), range(3))
-        o.state[params[0]]["step"].fill_(100)
-        o.state[params[1]]["exp_avg"] = torch.ones_like(params[1])
-        o.state[params[4]] = {k: v.clone() for k, v in o.state[params[4]].items()}
+        change(o.state, params)
         run(o, params, Gradients(), range(3, 6))
     assert (flat(theirs) - flat(mine)).abs().max() < 1e-6
+    assert [baseline.state[p]["step"] for p in theirs] == [optimizer.state[p]["step"] for p in mine]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_gradient_that_comes_back(executor, name):
+    """After a step without it, in which nothing else changed; absent in the first step too; with states and without."""
+    theirs, mine = parameters(), parameters()
+    baseline, optimizer = (
+        getattr(torch.optim, name)(theirs, lr=0.1),
+        getattr(compiledopt, name)(mine, lr=0.1, **EXECUTORS[executor]),
+    )
+    for absent in (2, None, 1, None, 4, 4, None):
+        for one, params in ((baseline, theirs), (optimizer, mine)):
+            Gradients().set(params, 0)
+            if absent is not None:
+                params[absent].grad = None
+            one.step()
+    assert (flat(theirs) - flat(mine)).abs().max() < 1e-5
+    if name == "AdamW":
+        assert [optimizer.state[param]["step"].item() for param in mine] == [7, 6, 6, 7, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor"])
+def test_half_types_are_computed_in_float32(name, executor, dtype):
+    """And rounded once, where torch's for-loop rounds each operation: a step is that of float32, rounded."""
+    shapes = [(40, 50), (3001,)]
+    options = {"lr": 0.1, "weight_decay": 0.1, **({"momentum": 0.9} if name == "SGD" else {})}
+    options |= {"eps": (1e-3, 1e-3)} if name == "Adafactor" else {}
+    half, wide = parameters(dtype, shapes), copies(parameters(dtype, shapes), torch.float32)
+    optimizer, exact = (getattr(compiledopt, name)(p, **options, **EXECUTORS[executor]) for p in (half, wide))
+    run(optimizer, half, Gradients(dtype), range(1))
+    run(exact, wide, Gradients(dtype), range(1))
+    for p, q in zip(half, wide, strict=True):
+        pairs = [(p, q), *((v, exact.state[q][k]) for k, v in optimizer.state[p].items())]
+        for rounded, value in pairs:
+            assert (rounded == value.to(rounded.dtype)).float().mean() > 0.998
 
 
 @pytest.mark.parametrize("fused", [None, True])
