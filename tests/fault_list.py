@@ -780,11 +780,7 @@ ROUNDED = "count / threads * t, count / threads * (t + 1)"
 fault(
     "cpp:last-parameter-not-gathered",
     "launcher.cpp",
-<<<<<<< HEAD
-    f"may_look_up_false, {SHARES}".replace("may_look_up_", ""),
-=======
     f"false, {SHARES}",
->>>>>>> heads/tests
     f"false, {ROUNDED}",
     MANY,
 )
@@ -980,18 +976,6 @@ fault(
     "grad.is_neg() or",
     "test_layouts.py::test_conjugate_gradients[compiled]",
 )
-<<<<<<< HEAD
-fault(
-    "cpp:contracts-by-itself",
-    "cpp/kernels.py",
-    '"-ffp-contract=off"',
-    '"-ffp-contract=fast"',
-    "test_kernel.py::test_a_cut_changes_no_bit[RMSprop-centered-torch.float32]",
-    "test_kernel.py::test_a_cut_changes_no_bit[Adadelta-default-torch.float32]",
-    "test_kernel.py::test_a_cut_changes_no_bit[Adam-all-torch.float64]",
-)
-=======
->>>>>>> heads/tests
 fault(
     "cpp:failure-tried-again",
     "cpp/kernels.py",

@@ -252,20 +252,11 @@ def test_many_parameters(threads):
     results = []
     for library in (torch.optim, compiledopt):
         torch.manual_seed(0)
-<<<<<<< HEAD
-        params = [leaf(values) for values in torch.randn(5001, 3).unbind()]
-        optimizer = library.AdamW(
-            [{"params": params[:2500]}, {"params": params[2500:], "lr": 0.1}], foreach=library is torch.optim
-        )
-        if library is compiledopt:
-            optimizer.param_groups[0]["foreach"] = optimizer.param_groups[1]["foreach"] = None
-=======
         params = [leaf(values.clone()) for values in torch.randn(5001, 3).unbind()]
         groups = [{"params": params[:2500]}, {"params": params[2500:], "lr": 0.1}]
         optimizer = (
             torch.optim.AdamW(groups, foreach=True) if library is torch.optim else compiledopt.AdamW(groups, compiled=True)
         )
->>>>>>> heads/tests
         for step in range(4):
             gradients = torch.randn(5001, 3).unbind()
             for index, param in enumerate(params):

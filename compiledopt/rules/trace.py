@@ -21,12 +21,8 @@ from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROW
 from compiledopt.rules.rule import Rule
 
 # Rules pass through these; algorithms/ is an author like any other.
-<<<<<<< HEAD
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "backends"))
-=======
-HERE = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) + os.sep for room in ("rules", "around", "backends"))
->>>>>>> heads/tests
 T = TypeVar("T")
 
 
