@@ -267,21 +267,23 @@ def test_what_stands_around_a_step_is_there_where_it_is_seen():
         def step(self, closure=None):
             return super().step(closure)
 
+    def into(seen, what):
+        return lambda *_: seen.append(what)
+
     for make in (compiledopt.SGD, Own):
-        params = parameters(shapes=[(3,)])
+        params, seen = parameters(shapes=[(3,)]), []
         optimizer = make(params, lr=0.1)
         params[0].grad = torch.ones(3)
-        seen = []
         with torch.profiler.profile() as profile:
             optimizer.step()
         assert f"Optimizer.step#{make.__name__}.step" in {event.name for event in profile.events()}
         with torch.autograd.profiler.emit_itt(enabled=False):
             optimizer.step()
         handles = [
-            optimizer.register_step_pre_hook(lambda *_: seen.append("pre")),
-            optimizer.register_step_post_hook(lambda *_: seen.append("post")),
-            register_optimizer_step_pre_hook(lambda *_: seen.append("all pre")),
-            register_optimizer_step_post_hook(lambda *_: seen.append("all post")),
+            optimizer.register_step_pre_hook(into(seen, "pre")),
+            optimizer.register_step_post_hook(into(seen, "post")),
+            register_optimizer_step_pre_hook(into(seen, "all pre")),
+            register_optimizer_step_post_hook(into(seen, "all post")),
         ]
         optimizer.step()
         assert seen == ["all pre", "pre", "post", "all post"]
