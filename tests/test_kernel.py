@@ -32,7 +32,7 @@ def example(case, dtype):
     tensors = [torch.randn(LENGTH, dtype=torch.float64).to(dtype) for _ in range(count)]
     for tensor in tensors[2:]:
         tensor.abs_()
-    columns, _ = program.scalars(group, (0.0, *[3.0] * len(program.scalar_names)))
+    columns, _ = program.scalars(program.rule.read(group).numbers, {}, (0.0, *[3.0] * len(program.scalar_names)))
     return program, kernel(program.program, [dtype] * count), tensors, columns
 
 
