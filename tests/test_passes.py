@@ -199,7 +199,7 @@ def test_random_shapes(rule, seed):
         assert rms(a.detach() - b.detach()) <= 1e-5 * rms(b.detach())
 
 
-@pytest.mark.parametrize("rule", [Lamb, Rows], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", [Lamb, Rows, Sm3], ids=lambda rule: rule.__name__)
 def test_special_values_stay_where_torch_leaves_them(rule):
     for value in (float("nan"), float("inf"), 0.0):
         results = []

@@ -21,7 +21,8 @@ from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROW
 from compiledopt.rules.rule import RESERVED, Rule, truthy
 
 # Rules pass through these; algorithms/ is an author like any other.
-HERE = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) + os.sep for room in ("rules", "around", "backends"))
+ROOMS = ("rules", "around", "backends")
+HERE = tuple(os.path.join(os.path.dirname(os.path.dirname(__file__)), room) + os.sep for room in ROOMS)
 T = TypeVar("T")
 
 
