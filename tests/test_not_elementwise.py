@@ -30,6 +30,14 @@ def shapes_of(name):
     return ADAFACTOR_SHAPES if name == "Adafactor" else MUON_SHAPES
 
 
+def of_products(name):
+    """How far from torch's a run may be, of its effect: where ours multiplies in another dtype, that rounding comes on top;
+    test_muon_against_its_definition says what a step is."""
+    from compiledopt.algorithms.muon import product_dtype
+
+    return 0.5 if name == "Muon" and product_dtype("cpu") is not torch.bfloat16 else 0.0
+
+
 def made(module, name, label, params, **more):
     return getattr(module, name)(params, **{**CONFIGURATIONS[name][label], **more})
 
@@ -190,7 +198,7 @@ def test_stacked_and_one_by_one_agree(name):
     effect = rms(results[0][0] - flat(parameters(shapes=shapes_of(name))))
     assert effect > 0.01
     for result in results[1:]:
-        assert (results[0][0] - result[0]).abs().max() <= (0.5 if name == "Muon" else 1e-4) * effect
+        assert (results[0][0] - result[0]).abs().max() <= max(1e-4, of_products(name)) * effect
     for p, q in zip(*[[p for g in o.param_groups for p in g["params"]] for _, o in results[:2]], strict=True):
         a, b = results[0][1].state[p], results[1][1].state[q]
         assert a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
@@ -221,7 +229,7 @@ def test_from_torch_and_back(name, label, executor):
     third.load_state_dict(loaded(second))
     run(third, mixed, Gradients(), range(6, 9))
     effect = rms(flat(alone) - flat(parameters(shapes=shapes_of(name))))
-    assert (flat(alone) - flat(mixed)).abs().max() <= (0.5 if name == "Muon" else 1e-3) * effect
+    assert (flat(alone) - flat(mixed)).abs().max() <= max(1e-3, of_products(name)) * effect
     for p, q in zip(alone, mixed, strict=True):
         assert list(reference.state[p]) == list(third.state[q])
         assert all(reference.state[p][k].shape == third.state[q][k].shape for k in reference.state[p])
@@ -553,7 +561,7 @@ def test_torchs_inputs(name, kwargs):
     run(getattr(compiledopt, name)(mine, **kwargs), mine, Gradients(), range(10))
     effect = rms(flat(theirs) - flat(parameters(shapes=MUON_SHAPES)))
     assert effect > 1e-4
-    assert (flat(theirs) - flat(mine)).abs().max() <= (0.5 if name == "Muon" else 1e-3) * effect
+    assert (flat(theirs) - flat(mine)).abs().max() <= max(1e-3, of_products(name)) * effect
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,6 @@ from compiledopt.backends.cpp import reducing
 from compiledopt.errors import CompileError
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.traced import Variant, traced
-from compiledopt.step import decide as deciding
 
 FLAT_SHAPES = [(40, 50), (3001,), (), (0,), (1, 7), (3, 4, 5)]
 # A row or a column alone, matrices of one element, rows longer than a tile and shorter than a vector, several parts.
@@ -200,7 +199,7 @@ def test_random_shapes(rule, seed):
         assert rms(a.detach() - b.detach()) <= 1e-5 * rms(b.detach())
 
 
-@pytest.mark.parametrize("rule", [Lamb, Rows], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", [Lamb, Rows, Sm3], ids=lambda rule: rule.__name__)
 def test_special_values_stay_where_torch_leaves_them(rule):
     for value in (float("nan"), float("inf"), 0.0):
         results = []
@@ -374,7 +373,7 @@ def test_without_a_kernel_it_falls_back_and_says_so(monkeypatch):
     def broken(*_):
         raise CompileError("the compiler is out of order")
 
-    monkeypatch.setattr(deciding, "passes_kernel", broken)
+    monkeypatch.setattr(reducing, "kernel", broken)
     params, other = parameters(shapes=[(6, 5)]), parameters(shapes=[(6, 5)])
     optimizer = Lamb(params)
     Gradients().set(params, 0)

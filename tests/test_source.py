@@ -81,7 +81,7 @@ def test_sequences_compute_what_the_program_says(foreach, compute, lr):
     some = traced(everything, {"lr": lr, "k": 1.5})
     torch.manual_seed(0)
     tensors = [torch.randn(40, dtype=torch.float64) for _ in some.program.tensors]
-    columns, fresh = some.scalars({"lr": lr, "k": 1.5}, (0.0, 3.0))
+    columns, fresh = some.scalars({"lr": lr, "k": 1.5}, {}, (0.0, 3.0))
     assert fresh == [4.0]
     as_tensors = [torch.tensor(c, dtype=torch.float64 if not isinstance(c, bool) else torch.bool) for c in columns]
     expected = evaluate(some.program, tensors, as_tensors, fused=False)
