@@ -53,6 +53,7 @@ def alone(name, folder):
     return {"CXX": path}
 
 
+@pytest.mark.slow  # .ci/run installs ziglang and runs these by themselves
 @pytest.mark.parametrize("name", ["g++", "clang++", "ziglang"])
 def test_a_first_step_with_this_compiler_alone(name, tmp_path):
     env = {key: value for key, value in os.environ.items() if key != "CXX"} | alone(name, tmp_path)

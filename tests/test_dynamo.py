@@ -158,6 +158,7 @@ def test_fullgraph_where_dynamo_does_not_tell(monkeypatch):
     assert compiledopt.optimizer.wants_whole_graph() is False, "nothing is being traced"
 
 
+@pytest.mark.slow  # test_kernel.py asks the same of Inductor itself
 def test_a_users_inductor_is_left_as_it_was(tmp_path):
     """In a process where our lowering was the first to import Inductor."""
     program = """

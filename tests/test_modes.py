@@ -208,6 +208,7 @@ def test_another_default_device(name, more):
     assert {value.device.type for value in loaded.state[there[0]].values()} <= {"cpu"}
 
 
+@pytest.mark.slow
 def test_a_first_compile_under_another_default_device(tmp_path):
     code = (
         "import torch, compiledopt\n"
