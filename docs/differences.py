@@ -224,6 +224,20 @@ DIFFERS = [
         "test_not_elementwise.py::test_error_against_the_oracle",
     ),
     Difference(
+        "Adafactor's ε₁ of None, with parameters of several dtypes in one group",
+        "the epsilon of the first parameter's dtype, for all",
+        "each parameter's own",
+        "bfloat16's is 65,536 times that of float32: the update would depend on the order of the parameters",
+        "test_not_elementwise.py::test_adafactors_epsilon_is_its_dtypes",
+    ),
+    Difference(
+        "ASGD's `ax` of an infinite parameter, while μ = 1",
+        "infinite: it is copied",
+        "NaN",
+        "a + μ·(θ − a) is one formula for every μ, and ∞ − ∞ has no value; later torch's is NaN as well",
+        "test_parity.py::test_asgds_average_of_an_infinite_parameter",
+    ),
+    Difference(
         "memory of foreach",
         "a list of temporaries as large as the model",
         "chunks of at most 64 MiB, 4 on the CPU; Adafactor and Muon stacks of 16 there",

@@ -280,8 +280,8 @@ fault(
 fault(
     "optimizer:wish-lost-by-loading",
     "optimizer.py",
-    '(CLIP, EMA, "compiled") if name in now',
-    '(CLIP, "compiled") if name in now',
+    '(*around.options(), "compiled") if name in now',
+    '("compiled",) if name in now',
     "test_state.py::test_what_a_checkpoint_of_torch_does_not_know_stays",
 )
 fault(
@@ -320,41 +320,6 @@ fault(
     "test_around.py::test_evaluate_with_averages",
 )
 fault(
-    "optimizer:step-with-infinities",
-    "optimizer.py",
-    "            return None, True\n",
-    "            return None, False\n",
-    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
-)
-fault(
-    "optimizer:scales-what-is-sparse",
-    "optimizer.py",
-    "if is_sparse(param.grad) or (",
-    "if (",
-    "test_amp.py::test_who_leaves_it_to_the_scaler",
-)
-fault(
-    "optimizer:warns-of-a-rate-of-zero",
-    "optimizer.py",
-    ' or group["lr"] == 0:',
-    ":",
-    "test_around.py::test_a_rate_of_zero_for_one_step_is_not_told_of",
-)
-fault(
-    "optimizer:warns-again",
-    "optimizer.py",
-    "            self._told.add(ended)\n",
-    "",
-    "test_around.py::test_an_ended_schedule_is_told_of_and_comes_back",
-)
-fault(
-    "optimizer:schedule-saved",
-    "optimizer.py",
-    "            group.pop(SCHEDULE, None)\n",
-    "            pass\n",
-    "test_around.py::test_resumes_in_the_middle[AdamW]",
-)
-fault(
     "optimizer:empty-states-saved",
     "optimizer.py",
     'for key, values in packed["state"].items() if values}',
@@ -371,8 +336,8 @@ fault(
 fault(
     "optimizer:schedule-lost-by-loading",
     "optimizer.py",
-    "        for index, schedule in enumerate(kept):\n            if schedule is not None:",
-    "        for index, schedule in enumerate(kept):\n            if False:",
+    "        around.schedule_groups(self, kept)\n",
+    "",
     "test_around.py::test_resumes_in_the_middle[AdamW]",
 )
 
@@ -391,23 +356,6 @@ fault(
     "    if compiled and differentiable:",
     "    if False:",
     "test_optimizer.py::test_choice",
-)
-fault(
-    "step:one-element-strides",
-    "choose.py",
-    "for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1)",
-    "for s, n in zip(tensor.stride(), tensor.shape, strict=True))",
-    "test_layouts.py::test_every_layout_in_one_optimizer[AdamW-all-default]",
-    "test_layouts.py::test_what_is_dense",
-)
-fault(
-    "step:gradient-of-another-layout",
-    "choose.py",
-    "return all(n == 1 or s == t for",
-    "return any(n == 1 or s == t for",
-    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-transposed]",
-    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-for-loop-expanded]",
-    "test_layouts.py::test_what_is_dense",
 )
 fault(
     "step:loads-a-wrong-shape",
@@ -446,13 +394,6 @@ fault(
 )
 fault("step:counts-shared", "states.py", "return spare.pop()", "return spare[-1]", "test_state.py::test_state_is_torchs")
 fault(
-    "step:fused-count-wide",
-    "states.py",
-    ' == torch.float64 and not group.get("fused")',
-    " == torch.float64",
-    "test_state.py::test_default_dtype_float64_makes_wide_steps",
-)
-fault(
     "step:complex-state-real",
     "states.py",
     "complex(value, value)",
@@ -460,32 +401,10 @@ fault(
     "test_parity.py::test_complex[Rprop-default-compiled-torch.complex64]",
 )
 fault(
-    "step:numbers-in-two-places",
-    "states.py",
-    "places != {param.device.type}) or len(places) > 1:",
-    "False):",
-    "test_triton.py::test_states_that_are_moved_under_inference_mode",
-)
-fault(
-    "step:reduced-state-turned",
-    "states.py",
-    "elif value.shape != param.shape and not value.is_contiguous():",
-    "elif False:",
-    "test_passes.py::test_a_parameter_that_is_laid_anew_between_steps",
-    "test_passes.py::test_a_reduced_state_that_is_not_contiguous",
-)
-fault(
-    "step:state-of-another-layout",
-    "states.py",
-    "not same_layout(param, value) and value.layout is torch.strided",
-    "False",
-    "test_between_steps.py::test_as_torch_does[AdamW-channels_last-compiled]",
-)
-fault(
     "step:first-lost-where-states-were-made-ahead",
     "plan.py",
-    "                entry.first |= entry.param in owner.fresh\n",
-    "",
+    "entry.first = first or entry.param in owner.fresh",
+    "entry.first = first",
     "test_own.py::test_the_first_update_after_states_were_made_ahead[compiled]",
 )
 fault(
@@ -505,8 +424,8 @@ fault(
 fault(
     "step:none-among-numbers",
     "plan.py",
-    "if self.tuples and self._absent(group) != self.absent:",
-    "if False:",
+    "self.main.read() == self.flags",
+    "self.main.read() is not None",
     "test_passes.py::test_a_number_that_was_none_is_another_program",
 )
 fault(
@@ -531,13 +450,6 @@ fault(
     "test_swa.py::test_against_torch[default-False]",
 )
 fault(
-    "step:tensors-of-a-launch-miscounted",
-    "decide.py",
-    "len(dtypes) + len(runs.scalar_names)",
-    "len(dtypes)",
-    "test_triton.py::test_more_tensors_than_a_launch_takes",
-)
-fault(
     "step:second-reason-unsaid",
     "decide.py",
     "if entry.choice.fallback and entry.choice.reason not in said:",
@@ -558,113 +470,162 @@ fault(
     "",
     "test_dynamo.py::test_fullgraph[False-aot_eager]",
 )
+fault(
+    "step:step-with-infinities",
+    "stepper.py",
+    "            return None, True\n",
+    "            return None, False\n",
+    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
+)
+fault(
+    "step:scales-what-is-sparse",
+    "stepper.py",
+    "if is_sparse(param.grad) or (param.device.type",
+    "if (param.device.type",
+    "test_amp.py::test_who_leaves_it_to_the_scaler",
+)
 
 # ---- around ----
 
 fault(
     "around:clips-upwards",
-    "derive.py",
+    "clip.py",
     "share > 1.0, 1.0, share)",
     "share > 1.0, share, 1.0)",
     "test_around.py::test_norms[compiled]",
 )
 fault(
     "around:norm-without-eps",
-    "derive.py",
+    "clip.py",
     "max_grad_norm / (grad_norm + 1e-6)",
     "max_grad_norm / grad_norm",
     "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
 )
 fault(
     "around:average-begins-at-zero",
-    "derive.py",
+    "average.py",
     'apply("where", count == 0, 1.0, 1 - ema_decay)',
     "1 - ema_decay",
     "test_around.py::test_an_average_begun_later[AdamW]",
 )
 fault(
     "around:schedule-a-step-early",
-    "derive.py",
+    "around/schedule.py",
     "schedule.function(step)",
     "schedule.function(step + 1)",
     "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
 )
 fault(
     "around:takes-an-option-of-the-rule",
-    "derive.py",
+    "transformation.py",
     "(rule is None or name not in rule.options)",
     "True",
     "test_own.py::test_options_named_as_the_librarys_are_the_rules_own[compiled]",
 )
 fault(
     "around:norm-of-one-executor",
-    "clipping.py",
+    "clip.py",
     "total = tensors[0] + known",
     "total = tensors[0]",
     "test_around.py::test_the_norm_is_over_all_executors",
 )
 fault(
     "around:norm-of-scaled-gradients",
-    "clipping.py",
+    "clip.py",
     "        if grad_scale is not None:\n",
     "        if False:\n",
     "test_around.py::test_clipping_under_a_scaler[True]",
 )
 fault(
-    "around:norm-over-groups-without-bound",
-    "clipping.py",
-    "if entry.traced.is_clipped and entry.param.grad is not None:",
-    "if entry.param.grad is not None:",
-    "test_around.py::test_groups_with_bounds_of_their_own[foreach]",
-)
-fault(
-    "around:norm-in-half",
-    "clipping.py",
-    "any(grad.dtype is torch.float64 for grad in given) else torch.float32",
-    "any(grad.dtype is torch.float64 for grad in given) else given[0].dtype",
-    "test_around.py::test_the_norm_of_half_gradients",
-)
-fault(
     "around:scale-kept-though-unscaled",
-    "scaling.py",
+    "loss_scale.py",
     "                if value is None:\n                    values[name].fill_(without)",
     "                if value is None:\n                    pass",
     "test_amp.py::test_unscaled_at_some_steps_only",
 )
 fault(
     "around:number-ends-no-schedule",
-    "groups.py",
+    "around/schedule.py",
     "isinstance(value, float) and value == self.shown and",
     "isinstance(value, float) and",
     "test_around.py::test_the_rate_is_there_when_read_and_can_be_replaced",
 )
 fault(
     "around:rate-of-the-last",
-    "groups.py",
+    "around/schedule.py",
     "torch.stack(values).max()",
     "torch.stack(values).min()",
     "test_around.py::test_absent_gradients[AdamW-all-compiled]",
 )
 fault(
     "around:rate-of-a-dict-stale",
-    "groups.py",
+    "around/schedule.py",
     "    def items(self) -> Any:\n        self._show()\n",
     "    def items(self) -> Any:\n",
     "test_around.py::test_however_the_group_is_read",
 )
 fault(
     "around:averages-not-taken-back",
-    "swapping.py",
+    "average.py",
     "    finally:\n        _exchange(pairs)",
     "    finally:\n        pass",
     "test_around.py::test_evaluate_with_averages",
 )
 fault(
     "around:listed-twice-not-exchanged",
-    "swapping.py",
+    "average.py",
     'dict.fromkeys(param for group in groups for param in group["params"])',
     '[param for group in groups for param in group["params"]]',
     "test_around.py::test_averages_of_a_parameter_listed_twice",
+)
+fault(
+    "around:warns-of-a-rate-of-zero",
+    "around/schedule.py",
+    ' or group["lr"] == 0:',
+    ":",
+    "test_around.py::test_a_rate_of_zero_for_one_step_is_not_told_of",
+)
+fault(
+    "around:warns-again",
+    "around/schedule.py",
+    "        told.add(ended)\n",
+    "",
+    "test_around.py::test_an_ended_schedule_is_told_of_and_comes_back",
+)
+fault(
+    "around:schedule-saved",
+    "around/schedule.py",
+    "for name, value in group.items() if name != SCHEDULE}",
+    "for name, value in group.items()}",
+    "test_around.py::test_resumes_in_the_middle[AdamW]",
+)
+fault(
+    "around:norm-stays-scaled",
+    "loss_scale.py",
+    'options["grad_norm"] = options["grad_norm"] * share',
+    "pass",
+    "test_around.py::test_clipping_under_a_scaler[True]",
+)
+fault(
+    "around:skips-the-good-steps",
+    "loss_scale.py",
+    "found_inf != 0.0",
+    "found_inf == 0.0",
+    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
+)
+fault(
+    "around:average-beyond-one",
+    "average.py",
+    "not 0.0 <= decay <= 1.0:",
+    "not 0.0 <= decay:",
+    "test_around.py::test_what_cannot_be",
+)
+fault(
+    "around:average-of-what-reduces",
+    "average.py",
+    "rule is not None and not rule.elementwise:",
+    "False:",
+    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
 )
 
 # ---- eager ----
@@ -713,7 +674,7 @@ fault(
     "tensors[begin:] for tensors in lists",
     "test_source.py::test_chunks_update_each_parameter_once",
 )
-fault("eager:chunks-of-one", "foreach.py", "            used = 0\n", "", "test_source.py::test_chunks_stay_under_the_limit")
+fault("eager:chunks-of-one", "rows.py", "            used = 0\n", "", "test_source.py::test_chunks_stay_under_the_limit")
 fault(
     "eager:sparse-rows-added",
     "sparse.py",
@@ -745,7 +706,7 @@ fault(
 fault(
     "eager:norm-not-told",
     "stacked.py",
-    'number(self.groups[stack.entries[0].group]["grad_norm"])',
+    'number(self.context.step["grad_norm"])',
     "number(0.0)",
     "test_around.py::test_rules_that_are_not_elementwise[Adafactor-foreach]",
 )
@@ -771,6 +732,43 @@ fault(
     "if False:",
     "test_own.py::test_rules_that_are_not_pointwise_are_tried_before_they_write",
 )
+fault(
+    "eager:sign-of-a-fold-lost",
+    "sequence.py",
+    '("-" if step.negate else "")',
+    '""',
+    oracle("SGD-default", "for-loop"),
+)
+fault(
+    "eager:overwrites-what-is-read-later",
+    "sequence.py",
+    "if name not in self.writable or self.last_use.get(node, -1) > index:",
+    "if name not in self.writable:",
+    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
+    oracle("Adam-amsgrad", "for-loop"),
+)
+fault(
+    "eager:writes-into-gradients",
+    "sequence.py",
+    'if node_name != "grad" or upcast}',
+    "}",
+    "test_optimizer.py::test_gradients_are_never_written[SGD-all-for-loop]",
+    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
+)
+fault(
+    "eager:calls-of-one-tensor",
+    "eager/backend.py",
+    "operations * (1 if self.together else len(entries))",
+    "operations",
+    "test_explain.py::test_operations_are_counted",
+)
+fault(
+    "eager:kernels-of-eager-parts",
+    "eager/backend.py",
+    "Description(calls, 0, 0, *bytes_moved(first), program",
+    "Description(calls, 1, 0, *bytes_moved(first), program",
+    "test_explain.py::test_parts_are_apart",
+)
 
 # ---- cpp ----
 
@@ -780,15 +778,15 @@ ROUNDED = "count / threads * t, count / threads * (t + 1)"
 fault(
     "cpp:last-parameter-not-gathered",
     "launcher.cpp",
-    f"false, {SHARES}",
-    f"false, {ROUNDED}",
+    "false, plan.count() * t / threads, plan.count() * (t + 1) / threads",
+    "false, plan.count() / threads * t, plan.count() / threads * (t + 1)",
     MANY,
 )
 fault(
     "cpp:last-parameter-not-committed",
     "launcher.cpp",
-    f"commit_range(plan, table, width, {SHARES})",
-    f"commit_range(plan, table, width, {ROUNDED})",
+    "commit_range(plan, table, count * t / threads, count * (t + 1) / threads)",
+    "commit_range(plan, table, count / threads * t, count / threads * (t + 1))",
     MANY,
 )
 fault(
@@ -808,15 +806,15 @@ fault(
 fault(
     "cpp:odd-tensors-taken",
     "launcher.cpp",
-    "if (!is_plain(found[k], plan->keys_of_operands) || found[k]->device()",
-    "if (found[k]->device()",
+    "if (!is_plain(operand, plan.dispatch_keys) || operand->device()",
+    "if (operand->device()",
     "test_layouts.py::test_states_that_the_launcher_does_not_take",
 )
 fault(
     "cpp:dtype-not-checked",
     "launcher.cpp",
-    "found[k]->dtype() != plan->types[k] || (k && alike",
-    "(k && alike",
+    " || operand->dtype() != plan.types[k] ||\n",
+    " ||\n",
     "test_between_steps.py::test_as_torch_does[AdamW-to_double-compiled]",
 )
 fault(
@@ -830,12 +828,16 @@ VERSIONS = "test_failures.py::test_versions_tell_autograd_of_the_write"
 fault(
     "cpp:versions-of-states",
     "launcher.cpp",
-    "if (k != 1) found[k]->bump_version();",
-    "if (k == 0) found[k]->bump_version();",
+    "if (t != kGrad) found.tensors[t]->bump_version();",
+    "if (t == 0) found.tensors[t]->bump_version();",
     VERSIONS,
 )
 fault(
-    "cpp:version-of-a-gradient", "launcher.cpp", "if (k != 1) found[k]->bump_version();", "found[k]->bump_version();", VERSIONS
+    "cpp:version-of-a-gradient",
+    "launcher.cpp",
+    "if (t != kGrad) found.tensors[t]->bump_version();",
+    "found.tensors[t]->bump_version();",
+    VERSIONS,
 )
 fault(
     "cpp:nan-is-not-itself",
@@ -847,49 +849,49 @@ fault(
 fault(
     "cpp:tensors-not-held",
     "launcher.cpp",
-    "  hold_all(plan);\n  Py_BEGIN_ALLOW_THREADS;\n  run_all",
-    "  Py_BEGIN_ALLOW_THREADS;\n  run_all",
+    "    plan.hold_all();\n    plan.busy = true;",
+    "    plan.busy = true;",
     "test_between_steps.py::test_gradients_taken_away_by_another_thread",
 )
 fault(
     "cpp:states-never-freed",
     "launcher.cpp",
-    "    Py_CLEAR(entry.state);\n",
-    "",
+    "plan.entries.push_back({Owned::share(param), Owned::share(state)});",
+    "plan.entries.push_back({Owned::share(param), Owned::share(Py_NewRef(state))});",
     "test_failures.py::test_nothing_keeps_an_optimizer_alive[compiled]",
 )
 fault(
     "cpp:state-dict-exchanged",
     "launcher.cpp",
-    "if (value != PyList_GET_ITEM(states, index++)) Py_RETURN_FALSE;",
+    "if (value != PyList_GET_ITEM(states, index++)) return false;",
     "index++;",
     "test_state.py::test_a_state_changed_by_hand_is_seen",
 )
 fault(
     "cpp:waiting-not-looked-at",
     "launcher.cpp",
-    "if (gradient_of(impl_at(PyList_GET_ITEM(waiting, i), tensor_offset))) Py_RETURN_FALSE;",
+    "if (gradient_of(param)) return false;",
     ";",
     states("AdamW-default"),
 )
 fault(
     "cpp:double-count-read-as-float",
     "launcher.cpp",
-    "return impl->dtype() == caffe2::TypeMeta::Make<double>() ? ",
-    "return false ? ",
+    "if (impl->dtype() == caffe2::TypeMeta::Make<double>()) return *static_cast<const double*>(data);",
+    "",
     "test_state.py::test_default_dtype_float64_makes_wide_steps",
 )
 fault(
     "cpp:row-of-nobody",
     "launcher.cpp",
-    "if (table && entry.row < 0) return kRegroup;",
+    "if (given.table && entry.row < 0) return kRegroup;",
     "",
     "test_state.py::test_a_gradient_that_comes_back[compiled-SGD]",
 )
 fault(
     "cpp:norm-reads-on",
     "launcher.cpp",
-    "std::min(kBlock, (*plan->lengths)[i] - offset)",
+    "std::min(kBlock, plan.lengths[i] - offset)",
     "kBlock",
     "test_around.py::test_norms[compiled]",
 )
@@ -956,27 +958,6 @@ fault(
     "test_parity.py::test_special_values[Adamax-default-compiled]",
 )
 fault(
-    "cpp:always-first",
-    "cpp/batch.py",
-    "            self.first = [False] * len(self.entries)\n",
-    "",
-    oracle("SGD-dampening"),
-)
-fault(
-    "cpp:negated-gradients-read-raw",
-    "cpp/batch.py",
-    "grad.is_conj() or grad.is_neg() or",
-    "grad.is_conj() or",
-    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-negated lazily]",
-)
-fault(
-    "cpp:conjugated-gradients-read-raw",
-    "cpp/batch.py",
-    "grad.is_conj() or grad.is_neg() or",
-    "grad.is_neg() or",
-    "test_layouts.py::test_conjugate_gradients[compiled]",
-)
-fault(
     "cpp:failure-tried-again",
     "cpp/kernels.py",
     "            _kernels[identity] = error\n",
@@ -986,8 +967,8 @@ fault(
 fault(
     "cpp:library-that-cannot-be-loaded",
     "cpp/kernels.py",
-    "except (OSError, AttributeError) as error:  # a TMPDIR",
-    "except AttributeError as error:  # a TMPDIR",
+    "except (OSError, AttributeError) as error:",
+    "except AttributeError as error:",
     "test_fallback.py::test_falls_back_with_one_warning[no_place_to_load_from]",
 )
 fault(
@@ -1064,6 +1045,101 @@ fault(
     "if False:",
     "test_fallback.py::test_falls_back_with_one_warning[own_buffer]",
 )
+fault(
+    "backends:one-element-strides",
+    "layout.py",
+    "for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1)",
+    "for s, n in zip(tensor.stride(), tensor.shape, strict=True))",
+    "test_layouts.py::test_every_layout_in_one_optimizer[AdamW-all-default]",
+    "test_layouts.py::test_what_is_dense",
+)
+fault(
+    "backends:gradient-of-another-layout",
+    "layout.py",
+    "return all(n == 1 or s == t for",
+    "return any(n == 1 or s == t for",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-transposed]",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-for-loop-expanded]",
+    "test_layouts.py::test_what_is_dense",
+)
+fault(
+    "backends:fused-count-wide",
+    "layout.py",
+    ' == torch.float64 and not group.get("fused")',
+    " == torch.float64",
+    "test_state.py::test_default_dtype_float64_makes_wide_steps",
+)
+fault(
+    "backends:numbers-in-two-places",
+    "gathered.py",
+    "places != {param.device.type}) or len(places) > 1:",
+    "False):",
+    "test_triton.py::test_states_that_are_moved_under_inference_mode",
+)
+fault(
+    "backends:reduced-state-turned",
+    "gathered.py",
+    "elif value.is_contiguous():",
+    "elif True:",
+    "test_passes.py::test_a_parameter_that_is_laid_anew_between_steps",
+    "test_passes.py::test_a_reduced_state_that_is_not_contiguous",
+)
+fault(
+    "backends:state-of-another-layout",
+    "gathered.py",
+    "if same_layout(param, value) or value.layout is not torch.strided:",
+    "if True:",
+    "test_between_steps.py::test_as_torch_does[AdamW-channels_last-compiled]",
+)
+fault(
+    "backends:tensors-of-a-launch-miscounted",
+    "gathered.py",
+    " + len(entry.runs.scalar_names)",
+    "",
+    "test_triton.py::test_more_tensors_than_a_launch_takes",
+)
+fault(
+    "backends:norm-over-groups-without-bound",
+    "backends/batch.py",
+    "if entry.traced.is_clipped and entry.param.grad is not None:",
+    "if entry.param.grad is not None:",
+    "test_around.py::test_groups_with_bounds_of_their_own[foreach]",
+)
+fault(
+    "backends:norm-in-half",
+    "backends/batch.py",
+    "any(grad.dtype is torch.float64 for grad in given) else torch.float32",
+    "any(grad.dtype is torch.float64 for grad in given) else given[0].dtype",
+    "test_around.py::test_the_norm_of_half_gradients",
+)
+fault(
+    "backends:always-first",
+    "gathered.py",
+    "            self.first = [False] * len(self.entries)\n",
+    "",
+    oracle("SGD-dampening"),
+)
+fault(
+    "backends:negated-gradients-read-raw",
+    "gathered.py",
+    "grad.is_conj() or grad.is_neg() or",
+    "grad.is_conj() or",
+    "test_layouts.py::test_gradients_of_another_layout[AdamW-all-compiled-negated lazily]",
+)
+fault(
+    "backends:conjugated-gradients-read-raw",
+    "gathered.py",
+    "grad.is_conj() or grad.is_neg() or",
+    "grad.is_neg() or",
+    "test_layouts.py::test_conjugate_gradients[compiled]",
+)
+fault(
+    "backends:all-is-written",
+    "backends/batch.py",
+    "sum(read[name] for name in written)",
+    "sum(read.values())",
+    "test_explain.py::test_numbers_of_adamw",
+)
 
 # ---- triton ----
 
@@ -1113,8 +1189,8 @@ fault(
 fault(
     "triton:bound-of-the-first-group",
     "triton/batch.py",
-    'as_float(self.groups[group]["max_grad_norm"]) for group, *_ in self.rows',
-    'as_float(self.groups[0]["max_grad_norm"]) for group, *_ in self.rows',
+    'self.context.number(group, "max_grad_norm")',
+    'self.context.number(0, "max_grad_norm")',
     "interpreted.py::test_schedule_clipping_and_average_on_the_device[AdamW-False]",
 )
 fault(
@@ -1156,7 +1232,7 @@ fault(
 fault(
     "triton:number-becomes-a-tensor",
     "triton/capturable.py",
-    "ready = all(option_dtypes(self.entries[0], group) == self.options for group in self.mirror.groups.values())",
+    "ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)",
     "ready = True",
     "interpreted_captures.py::test_numbers_that_change_what_they_are[AdamW]",
 )
@@ -1262,20 +1338,6 @@ fault(
     "test_own.py::test_a_branch_that_would_fail_later_fails_at_once",
 )
 fault(
-    "rules:norm-stays-scaled",
-    "program.py",
-    'if node.name in ("grad", "grad_norm"):',
-    'if node.name == "grad":',
-    "test_around.py::test_clipping_under_a_scaler[True]",
-)
-fault(
-    "rules:skips-the-good-steps",
-    "program.py",
-    'Node("ne", (found, 0.0), True)',
-    'Node("eq", (found, 0.0), True)',
-    "test_amp.py::test_as_if_there_were_no_scale[AdamW-all-compiled]",
-)
-fault(
     "rules:kernels-share-a-key",
     "program.py",
     'lines.append(f"%{index} = {node.op}({args})")',
@@ -1283,40 +1345,17 @@ fault(
     "test_kernel.py::test_another_constant_is_another_kernel",
 )
 fault(
-    "rules:sign-of-a-fold-lost",
-    "source.py",
-    '("-" if step.negate else "")',
-    '""',
-    oracle("SGD-default", "for-loop"),
-)
-fault(
-    "rules:overwrites-what-is-read-later",
-    "source.py",
-    "if name not in self.writable or self.last_use.get(node, -1) > index:",
-    "if name not in self.writable:",
-    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
-    oracle("Adam-amsgrad", "for-loop"),
-)
-fault(
-    "rules:writes-into-gradients",
-    "source.py",
-    'if node_name != "grad" or upcast}',
-    "}",
-    "test_optimizer.py::test_gradients_are_never_written[SGD-all-for-loop]",
-    "test_source.py::test_sequences_compute_what_the_program_says[None-False-0.25]",
-)
-fault(
     "rules:none-is-a-number",
-    "traced.py",
-    'parts.append("".join("-" if one is None else "n" for one in value))',
-    'parts.append("")',
+    "options.py",
+    'flags.append("".join("-" if one is None else "n" for one in value))',
+    'flags.append("")',
     "test_passes.py::test_a_number_that_was_none_is_another_program",
 )
 fault(
     "rules:second-beta-is-the-first",
-    "traced.py",
-    "as_float(group[option][position])",
-    "as_float(group[option][0])",
+    "options.py",
+    '(f"{name}[{index}]", one)',
+    '(f"{name}[{index}]", value[0])',
     oracle("Adam-default"),
 )
 fault(
@@ -1335,16 +1374,16 @@ fault(
 )
 fault(
     "rules:reads-the-device-for-a-branch",
-    "rule.py",
-    'return bool(value != 0) if place is None or place.type == "cpu" else True',
+    "options.py",
+    "return there or bool(value != 0)",
     "return bool(value != 0)",
     "test_triton.py::test_numbers_on_a_device_are_not_read_for_branches",
 )
 fault(
     "rules:formula-turned",
     "formula.py",
-    '"lerp": lambda a, b, weight: a + weight * (b - a)',
-    '"lerp": lambda a, b, weight: b + weight * (a - b)',
+    "_rest(weight) * a + weight * b",
+    "_rest(weight) * b + weight * a",
     "test_formula.py::test_text_and_latex",
 )
 fault("rules:letter-of-another", "formula.py", '"lr": "gamma"', '"lr": "lambda"', "test_formula.py::test_text_and_latex")
@@ -1602,32 +1641,11 @@ fault(
     "test_explain.py::test_rows_are_counted",
 )
 fault(
-    "explain:all-is-written",
-    "explain.py",
-    "sum(names[name].itemsize for name in written)",
-    "sum(names[name].itemsize for name in names)",
-    "test_explain.py::test_numbers_of_adamw",
-)
-fault(
-    "explain:calls-of-one-tensor",
-    "explain.py",
-    "operations * (1 if foreach else len(entries))",
-    "operations",
-    "test_explain.py::test_operations_are_counted",
-)
-fault(
     "explain:bandwidth-of-a-copy",
     "explain.py",
     "return 3 * size / best",
     "return 2 * size / best",
     "test_explain.py::test_bandwidth_counts_two_reads_and_a_write",
-)
-fault(
-    "explain:kernels-of-eager-parts",
-    "explain.py",
-    "kernels=int(compiled)",
-    "kernels=1",
-    "test_explain.py::test_parts_are_apart",
 )
 fault(
     "explain:bytes-of-float32",
@@ -1649,7 +1667,7 @@ fault(
 fault(
     "own:numbers-of-two-elements",
     "own.py",
-    "            check_tensor_number(one, name)\n",
+    "            check_one_element(one, name)\n",
     "",
     "test_own.py::test_bad_arguments",
 )
@@ -1684,20 +1702,6 @@ fault(
     "BOUNDS = (LR, EPS, BETA.element(0)",
     "BOUNDS = (EPS, LR, BETA.element(0)",
     "test_signature.py::test_what_is_refused_and_in_which_order_is_as_in_torch[Adam]",
-)
-fault(
-    "arguments:average-beyond-one",
-    "arguments.py",
-    "not 0.0 <= decay <= 1.0:",
-    "not 0.0 <= decay:",
-    "test_around.py::test_what_cannot_be",
-)
-fault(
-    "arguments:average-of-what-reduces",
-    "arguments.py",
-    "rule is not None and not rule.elementwise:",
-    "False:",
-    "test_around.py::test_rules_that_are_not_elementwise[Muon-foreach]",
 )
 fault(
     "arguments:schedule-of-anything",

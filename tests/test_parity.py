@@ -125,8 +125,26 @@ def test_special_values(case, executor):
     for p, q in zip(theirs, mine, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-5, equal_nan=True)
         for name, value in baseline.state[p].items():
-            if name != "ax":  # of an infinite parameter torch copies it while μ = 1, and ours is ∞ − ∞
+            if name != "ax":  # test_asgds_average_of_an_infinite_parameter
                 torch.testing.assert_close(optimizer.state[q][name], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_asgds_average_of_an_infinite_parameter(executor):
+    """torch copies a parameter while μ = 1, and its average is NaN from then on too."""
+    case = next(case for case in CASES if str(case) == "ASGD-default")
+    theirs, mine = (torch.nn.Parameter(torch.tensor([1.0, torch.inf])) for _ in range(2))
+    baseline, optimizer = case.torch([theirs], t0=1), case.ours([mine], executor, t0=1)
+    for step in range(5):
+        for one in (baseline, optimizer):
+            param = one.param_groups[0]["params"][0]
+            param.grad = torch.zeros_like(param)
+            one.step()
+        torch.testing.assert_close(mine, theirs)
+        a, b = baseline.state[theirs], optimizer.state[mine]
+        assert b["ax"][1].isnan()
+        assert a["ax"][1].isinf() if step < 3 else a["ax"][1].isnan()
+        torch.testing.assert_close(b["ax"][0], a["ax"][0])
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
