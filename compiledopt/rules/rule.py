@@ -34,7 +34,7 @@ class Rule:
         "linear": the function is linear in the gradient, and works on sparse tensors as it stands; None: refused.
     dense: whether dense gradients are taken.
 
-    added: those of the states that a transformation of the rule brought along (around/derive.py).
+    added: those of the states that a transformation of the rule brought along (around/).
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is

@@ -111,14 +111,14 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 
 def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
-    return "\n".join([_prefix(), *_function(program, dtypes), ""])
+    return "\n".join([_loops(), _prefix(), *_function(program, dtypes), ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
     from compiledopt.backends.inductor import compute_dtype
 
-    wide, lines = compute_dtype(dtypes), [_prefix()]
+    wide, lines = compute_dtype(dtypes), [_loops(), _prefix()]
     for index, sweep in enumerate(passes.sweeps):
         lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
@@ -126,6 +126,10 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
 
 def _prefix() -> str:
     return (HERE / "prefix.h").read_text()
+
+
+def _loops() -> str:
+    return (HERE / "loops.h").read_text()
 
 
 def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
@@ -230,7 +234,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _prefix())
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix())
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:

@@ -6,13 +6,6 @@
 #include <limits>
 #include <type_traits>
 
-// The turns of a loop over elements do not depend on each other: without this, each needs checks of all pointers first.
-#ifdef __clang__
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 template <class T, class F> static inline T bits_of(F value) {
   T bits;
   static_assert(sizeof bits == sizeof value);
