@@ -4,7 +4,7 @@ a new algorithm enrols by adding one."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,6 +269,18 @@ CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for cas
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
 # torch refuses capturable=True on the CPU; the baseline runs without it.
 BASELINE: dict[str, dict[str, Any]] = {"capturable": {"capturable": False}}
+
+
+def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list[Any]:
+    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them among the slow tests."""
+    import pytest  # perf/ takes the catalog too
+
+    richest, found = one_per_algorithm(), []
+    for case in cases:
+        for dtype in dict.fromkeys((torch.float32, *dtypes)):
+            marks = [] if dtype is torch.float32 or case in richest else [pytest.mark.slow]
+            found.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}"))
+    return found
 
 
 def one_per_algorithm() -> list[Case]:

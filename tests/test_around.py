@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from catalog import BASELINE, CASES, EXECUTORS, one_per_algorithm
+from catalog import BASELINE, CASES, EXECUTORS, in_every_dtype, one_per_algorithm
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 from torch.optim import lr_scheduler as torchs
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -51,9 +51,8 @@ def reference(case, dtype=torch.float32, values=None):
     return flat(params), flat(average.module.params), norms
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(WITH_RATE, [torch.float64, torch.bfloat16, torch.complex64]))
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", WITH_RATE, ids=str)
 def test_all_three_against_torch(case, executor, dtype):
     start, (expected, average, norms) = flat(parameters(dtype)), reference(case, dtype)
     mine = parameters(dtype)

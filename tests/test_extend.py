@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalog import BASELINE, CASES, DTYPES
+from catalog import BASELINE, CASES, DTYPES, in_every_dtype
 from helpers import Gradients, copies, flat, parameters, rms, run, snapshot
 
 import compiledopt
@@ -94,8 +94,7 @@ def test_a_backend_is_short():
 
 
 @pytest.mark.usefixtures("second_backend")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(CASES, DTYPES))
 def test_a_second_backend_computes_what_torch_does(case, dtype):
     """In float32 and float64 to a hundredth of the effect, and all but as near in the half types as the dtype allows."""
     start = parameters(dtype)
