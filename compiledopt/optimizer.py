@@ -196,15 +196,13 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not torch.compiler.is_compiling():
-            if is_watched_by_dynamo():
-                outside_dynamo(Optimizer._update)(self)
-            else:
-                self._update()
-        elif wants_whole_graph():
+        compiling = torch.compiler.is_compiling()
+        if compiling and wants_whole_graph():
             step_in_graph(self._traceable, self._number)
-        else:
+        elif compiling or is_watched_by_dynamo():
             outside_dynamo(Optimizer._update)(self)
+        else:
+            self._update()
         return loss
 
     # A scheduler wraps `step` to see that it is called, in a file that Dynamo refuses to trace; so `_update` says that it was.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Entry, Unchanged
+from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.layout import same_layout
@@ -44,13 +44,6 @@ def too_many(entry: Entry) -> str | None:
     return f"{entry.traced.rule.name} has {count} tensors for each parameter, and at most {MOST_TENSORS} are possible"
 
 
-def adopt(entry: Entry, group: Mapping[str, Any]) -> None:
-    """Bring the states of a parameter to where and how the launcher reads them. Mutates: the dict of states."""
-    if not is_distributed(entry.param):
-        relay(entry.traced, entry.param, entry.state)
-    settle_scalars(entry.traced, entry.param, group, entry.state)
-
-
 def relay(traced: Traced, param: torch.Tensor, state: MutableMapping[str, Any]) -> None:
     """Bring states into their parameter's layout, once: a loaded state keeps the layout it was saved in."""
     for name in traced.states_of(param):
@@ -76,6 +69,29 @@ def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any]
         with torch.inference_mode(False), torch.no_grad():  # as above
             for name in traced.scalar_names:
                 state[name] = state[name].to(param.device)
+
+
+class GatheredBackend(Backend):
+    """What the backends share whose batches gather natively."""
+
+    executor = "compiled"
+    takes_sources = True
+
+    def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
+        if not is_distributed(entry.param):
+            relay(entry.traced, entry.param, entry.state)
+        settle_scalars(entry.traced, entry.param, group, entry.state)
+
+    def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        traced = entry.traced
+        variant = traced.variant(entry.param)
+        if isinstance(variant, Variant):
+            return self.objection_to_passes(entry, group)
+        return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
+
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        """Why a rule that reduces cannot run here in passes, or None."""
+        raise NotImplementedError
 
 
 class GatheredBatch(Batch):

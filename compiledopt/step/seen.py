@@ -32,7 +32,7 @@ class Seen:
         self.fixed &= all(isinstance(value, (float, int)) for value in branching)
 
     def is_as_before(self) -> bool:
-        """Whether the group holds the very objects that it held, none of which can have changed: 1 µs."""
+        """Whether the group holds the very objects that it held, none of which can have changed."""
         same = self.fixed and tuple(dict.keys(self.group)) == self.names
         return same and all(map(is_, dict.values(self.group), self.values))
 

@@ -95,7 +95,7 @@ class Stepper:
         return Plan(owner)
 
     def _is_clipped(self, optimizer: Stepped) -> bool:
-        return any(program_of(optimizer, group).is_clipped for group in optimizer.param_groups)
+        return any("grad_norm" in around.derived(optimizer.rule, group).options for group in optimizer.param_groups)
 
     # ---- torch.amp.GradScaler ----
 

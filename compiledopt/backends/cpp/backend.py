@@ -7,22 +7,19 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Backend, Batch, Context, Description, Entry, bytes_moved, spread_of
+from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
 from compiledopt.backends.cpp.batch import CppBatch
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.gathered import adopt, bucket_of, too_many
+from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
 from compiledopt.rules.traced import Variant
 
 
-class CppBackend(Backend):
+class CppBackend(GatheredBackend):
     """Kernels in C++, and a native launcher that runs one over a whole model."""
-
-    executor = "compiled"
-    takes_sources = True
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
@@ -30,11 +27,8 @@ class CppBackend(Backend):
     def missing(self, device: torch.device) -> str | None:
         return kernels.platform_reason()
 
-    def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        traced, name = entry.traced, entry.traced.rule.name
-        variant = traced.variant(entry.param)
-        if not isinstance(variant, Variant):
-            return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        name = entry.traced.rule.name
         if group.get("capturable"):
             return f"{name} reduces, and such rules are not compiled with capturable=True"
         return f"{name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
@@ -54,9 +48,6 @@ class CppBackend(Backend):
         except CompileError as error:
             return str(error)
         return None
-
-    def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
-        adopt(entry, group)
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         # Norms of parameters that are spread over processes in one way are summed in one way.

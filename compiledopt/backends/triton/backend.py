@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Backend, Batch, Context, Description, Entry, bytes_moved, spread_of
+from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp.kernels import launcher, platform_reason
-from compiledopt.backends.gathered import adopt, bucket_of, too_many
+from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels
 from compiledopt.backends.triton.batch import TritonBatch, ready
@@ -19,11 +19,9 @@ from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
 
 
-class TritonBackend(Backend):
+class TritonBackend(GatheredBackend):
     """One Triton kernel over a whole model; the scalar part on the device too, where `capturable` or a state asks for it."""
 
-    executor = "compiled"
-    takes_sources = True
     numbers_on_host = False
 
     def serves(self, device: torch.device) -> bool:
@@ -33,10 +31,7 @@ class TritonBackend(Backend):
     def missing(self, device: torch.device) -> str | None:
         return None if device.type == "cpu" else kernels.missing() or platform_reason()
 
-    def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        variant = entry.traced.variant(entry.param)
-        if isinstance(variant, str):
-            return variant if entry.traced.rule.elementwise else f"{entry.traced.reason}: {variant}"
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         return f"{entry.traced.rule.name} reduces, and such rules are compiled for the CPU alone"
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
@@ -53,9 +48,6 @@ class TritonBackend(Backend):
         except CompileError as error:
             return str(error)
         return None
-
-    def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
-        adopt(entry, group)
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         spread = spread_of(entry) if entry.traced.is_clipped else None
