@@ -16,8 +16,8 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.backends.triton import batch as devices
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import devices as places
+from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tables, tuning
 
 pytestmark = pytest.mark.gpu

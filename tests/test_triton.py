@@ -16,7 +16,6 @@ import compiledopt
 from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
-from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tuning
 from compiledopt.rules.options import truthy
@@ -79,7 +78,7 @@ def whole_model(pointers, lengths, rows, blocks, table, c0: "fp32", c1: "fp32", 
     else:
         for part in range(0, XBLOCK, 256):
             update(a0.to(tl.pointer_type(tl.float32)), a1.to(tl.pointer_type(tl.float32)), a2.to(tl.pointer_type(tl.float32)), a3.to(tl.pointer_type(tl.float32)), s0, s1, s2, s3, s4, s5, s6, xoffset + part, xnumel, 256)
-""",
+""",  # noqa: E501
     )
     body = source.split("@triton.jit\n")[1]
     assert [line.split(" = ")[0] for line in body.splitlines()[1:4]] == ["    xindex", "    xmask", "    x0"]
