@@ -56,7 +56,7 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     return milliseconds
 
 
-_ready: dict[tuple[str, torch.device], Config | CompileError] = {}
+_ready: dict[tuple[str, torch.device], Any] = {}  # what `make` gave, or the CompileError
 
 
 def ready(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
@@ -68,11 +68,12 @@ def ready(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
         _run_on_nothing(kernel, device, chosen)
         return chosen
 
-    return made_ready(kernel, device, make)
+    chosen: Config = made_ready(kernel, device, make)
+    return chosen
 
 
 @ordinary
-def made_ready(kernel: triton.TritonKernel, device: torch.device, make: Callable[[], Config]) -> Config:
+def made_ready(kernel: triton.TritonKernel, device: torch.device, make: Callable[[], Any]) -> Any:
     """What `make` gives, which runs a kernel for the first time; asked once. Raises: CompileError where it cannot run, and
     whatever says that memory is short, which is no property of the kernel."""
     key = (kernel.source, device)

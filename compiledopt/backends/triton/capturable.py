@@ -20,7 +20,6 @@ from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import FIRST, TritonBatch, made_ready
 from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.tables import launch
-from compiledopt.backends.triton.tuning import DEFAULT, Config
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
 from compiledopt.rules.traced import Traced, Variant
@@ -89,10 +88,9 @@ def scalars_kernel(
         return None
     made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
 
-    def run_on_nothing() -> Config:
+    def run_on_nothing() -> None:
         RowsLaunch(made, device)(torch.zeros(1, dtype=torch.int64, device=device), 0)
         synchronize(device)
-        return DEFAULT
 
     made_ready(made, device, run_on_nothing)
     return made
