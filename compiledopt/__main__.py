@@ -48,10 +48,10 @@ def explain(arguments: argparse.Namespace) -> int:
 def explain_cuda(arguments: argparse.Namespace, dtype: torch.dtype) -> int:
     """The kernel for a GPU, whether there is one or not."""
     algorithm = _algorithms()[arguments.algorithm]
-    if not algorithm.rule.elementwise or not algorithm.rule.dense:
-        print(f"{arguments.algorithm} has no kernel over the whole model: its rule is not elementwise", file=sys.stderr)
+    if not algorithm.rule.dense:
+        print(f"{arguments.algorithm} has no kernel over the whole model: it is for sparse gradients", file=sys.stderr)
         return 1
-    group = algorithm([torch.nn.Parameter(torch.zeros(1))], **dict(arguments.option)).param_groups[0]  # type: ignore[arg-type]
+    group = algorithm([torch.nn.Parameter(torch.zeros(1, 1))], **dict(arguments.option)).param_groups[0]  # type: ignore[arg-type]
     arch = int(arguments.arch.removeprefix("sm_"))
     flags = {"source": arguments.source, "ptx": arguments.ptx}
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +12,14 @@ import torch
 
 from compiledopt.around import derived
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.rules.program import scalar_program
+from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
+from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.errors import CompileError
+from compiledopt.rules.program import ELEMENTS, Program, scalar_program
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import traced
+from compiledopt.rules.traced import Traced, traced
+
+EXAMPLE = (1024, 1024)  # what the kernels of a rule that reduces are built for
 
 
 @dataclass
@@ -44,7 +49,8 @@ class GpuExplanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.optimizer} on {self.arch}: one kernel over the whole model, launches per step: {self.launches_per_step}",
+            f"{self.optimizer} on {self.arch}: kernels over the whole model: {self.kernels}, launches per step: "
+            f"{self.launches_per_step}",
             f"per element of {self.dtype}: {self.loads_per_element} loads, {self.stores_per_element} stores, "
             f"{self.bytes_per_element} bytes",
             f"aligned blocks: {self.vector_loads} vector loads, {self.vector_stores} vector stores; "
@@ -60,32 +66,63 @@ def explain_gpu(
     name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
 ) -> GpuExplanation:
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
-    from compiledopt.rules.formula import formula
-
     known = traced(derived(rule, group), group)
+    if not known.elementwise:
+        return _explain_reducing(name, known, group, arch, dtype, source, ptx)
     program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
-    loads, stores = (len(re.findall(rf"tl\.{what}\(\w+ \+ x0", kernel.source)) for what in ("load", "store"))
-    text = kernel.source
-    if source and group.get("capturable"):
+    return _explanation(name, known, program, group, arch, dtype, [kernel.source], built, source, ptx)
+
+
+def _explain_reducing(
+    name: str, known: Traced, group: Mapping[str, Any], arch: int, dtype: torch.dtype, source: bool, ptx: bool
+) -> GpuExplanation:
+    """Of a rule that reduces, for matrices."""
+    variant = known.variant(torch.empty(2, 3, dtype=dtype, device="meta"))
+    if isinstance(variant, str):
+        raise CompileError(f"{known.reason}: {variant}")
+    kernel = reducing_kernel(variant.passes, (dtype,) * len(variant.program.tensors))
+    masks = masks_of(kernel, [(1, *EXAMPLE)])
+    built = [triton.build_for(s, arch, warps=WARPS, kinds=mask) for s, mask in zip(kernel.stages, masks, strict=True)]
+    sources = [stage.source for stage in kernel.stages]
+    return _explanation(name, known, variant.program, group, arch, dtype, sources, built, source, ptx)
+
+
+def _explanation(
+    name: str,
+    known: Traced,
+    program: Program,
+    group: Mapping[str, Any],
+    arch: int,
+    dtype: torch.dtype,
+    sources: Sequence[str],
+    built: Sequence[triton.Built],
+    source: bool,
+    ptx: bool,
+) -> GpuExplanation:
+    from compiledopt.rules.formula import formula
+
+    text, first = "\n".join(sources), built if len(sources) > 1 else built[:1]
+    loads, stores = (len(re.findall(rf"tl\.{what}\(p\d+ \+ (x0|i{ELEMENTS})", text)) for what in ("load", "store"))
+    if group.get("capturable"):
         scalars = scalar_program(program)
         text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source
     return GpuExplanation(
         optimizer=name,
         arch=f"sm_{arch}",
         dtype=str(dtype).removeprefix("torch."),
-        kernels=1,
-        launches_per_step=1 + bool(group.get("capturable")),
+        kernels=len(sources),
+        launches_per_step=len(sources) + bool(group.get("capturable")),
         loads_per_element=loads,
         stores_per_element=stores,
         bytes_per_element=(loads + stores) * dtype.itemsize,
-        vector_loads=built[0].vector_loads,
-        vector_stores=built[0].vector_stores,
+        vector_loads=sum(one.vector_loads for one in first),
+        vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),
         spills=sum(one.spills for one in built),
         formula=formula(program).text,
         source=text if source else "",
-        ptx=built[0].ptx if ptx else "",
+        ptx="\n".join(one.ptx for one in first) if ptx else "",
         clipped=known.is_clipped,
     )

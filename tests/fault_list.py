@@ -1195,7 +1195,7 @@ fault(
 fault(
     "triton:pointers-of-a-graph-let-go",
     "triton/tables.py",
-    "        self.kept.append((table, self.lengths, self.rows, self.blocks))\n",
+    "        self.kept.append((table, self.read_by_graphs()))\n",
     "",
     "interpreted_captures.py::test_what_a_graph_reads_is_kept",
     "interpreted_captures.py::test_steps_between_a_capture_and_its_first_replay",

@@ -9,8 +9,8 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
-from compiledopt.backends.triton import batch as device
-from compiledopt.backends.triton import devices, tables
+from compiledopt.backends.triton import devices, readiness, tables
+from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 
@@ -168,7 +168,7 @@ def test_blocks_of_lengths_beyond_int32():
 def test_offsets_beyond_int32():
     """A block that begins at 2^32 elements is beyond the end of a short tensor; in 32 bits it would begin at 0, and write."""
     program = compiledopt.rules.traced.traced(compiledopt.SGD.rule, compiledopt.SGD(model()).param_groups[0]).program
-    kernel = device.triton.kernel(program, [torch.float32] * 2)
+    kernel = triton.kernel(program, [torch.float32] * 2)
     param, grad, table = torch.zeros(100), torch.ones(100), torch.ones(kernel.columns)
     pointers, lengths, rows = torch.tensor([param.data_ptr(), grad.data_ptr()]), torch.tensor([100]), torch.tensor([0])
     for part, written in ((2**32 // 1024, 0.0), (0, -1.0)):
@@ -247,8 +247,8 @@ def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
     def refuse(*_):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(device, "_ready", {})
-    monkeypatch.setattr(device, "_run_on_nothing", refuse)
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "_run_on_nothing", refuse)
     params, twins = model(), model()
     optimizer = compiledopt.AdamW(params, capturable=capturable)
     Gradients().set(params, 0)
@@ -276,7 +276,7 @@ def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
             launched.append((name, torch.equal(before, flat(params))))
 
         monkeypatch.setattr(owner, name, watched)
-    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(readiness, "_ready", {})
     params = model()
     run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
     nothing = [("run", True), ("run", True), ("__call__", True)]

@@ -13,8 +13,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 import compiledopt
 from compiledopt.around.clip import Clipping
-from compiledopt.backends.triton import batch as device
-from compiledopt.backends.triton import capturable, devices, tables
+from compiledopt.backends.triton import batch as batch_module
+from compiledopt.backends.triton import capturable, devices, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
@@ -319,7 +319,7 @@ def test_out_of_memory_in_any_upload(monkeypatch, on_device):
             raise torch.OutOfMemoryError("no room")
         return upload(*given)
 
-    for module in (device, tables, capturable):
+    for module in (batch_module, tables, capturable):
         monkeypatch.setattr(module, "upload", short)
     step_both((expected, optimizer), (reference, mine), 0)
     failures = 0
@@ -355,12 +355,12 @@ def test_memory_that_is_short_is_not_a_kernel_that_cannot_run(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(readiness, "_ready", {})
     params = parameters(shapes=SHAPES)
     optimizer = compiledopt.AdamW(params)
     Gradients().set(params, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(device, "_run_on_nothing", full)
+        patch.setattr(readiness, "_run_on_nothing", full)
         with pytest.raises(torch.OutOfMemoryError):
             optimizer.step()
     assert not optimizer.state
@@ -464,7 +464,7 @@ def test_capturable_switched_on_under_inference_mode():
 def test_a_default_device(on_device):
     """set_default_device("cuda") is common; the tables are made on the host all the same."""
     expected, reference, optimizer, mine = pair(lr=0.05, max_grad_norm=0.5, capturable=on_device)
-    device._ready.clear()
+    readiness._ready.clear()
     for step in range(3):
         for one, params in ((expected, reference), (optimizer, mine)):
             Gradients().set(params, step)
@@ -508,8 +508,8 @@ def test_whatever_a_compiler_says_means_another_executor(monkeypatch, error, on_
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(device, "_ready", {})
-    monkeypatch.setattr(device, "_run_on_nothing", refuse)
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "_run_on_nothing", refuse)
     optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), capturable=on_device)
     Gradients().set(params, 0)
     with pytest.warns(UserWarning, match=f"the kernel cannot run on cpu: {type(error).__name__}"):
@@ -524,7 +524,7 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
     def refuse(*_):
         raise compiledopt.errors.CompileError("no scalar part") if where == "lowered" else PTXASError("no scalar part")
 
-    monkeypatch.setattr(device, "_ready", {})
+    monkeypatch.setattr(readiness, "_ready", {})
     place = (capturable, "_lowered") if where == "lowered" else (capturable.RowsLaunch, "__call__")
     monkeypatch.setattr(*place, refuse)
     for flags in ({"capturable": True}, {"capturable": True, "compiled": True}):

@@ -18,7 +18,7 @@ from compiledopt.backends.triton import batch as devices
 from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import devices as places
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import tables, tuning
+from compiledopt.backends.triton import readiness, tables, tuning
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -557,8 +557,8 @@ def test_a_default_device(capturable):
 @BOTH
 def test_a_kernel_that_the_device_refuses(monkeypatch, capturable):
     """More threads than a block can have: an eager executor, which says why."""
-    monkeypatch.setattr(devices, "_ready", {})
-    monkeypatch.setattr(devices, "config", lambda *_: (1024, 64))
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "config", lambda *_: (1024, 64))
     params = on_gpu(parameters(shapes=SHAPES))
     optimizer = compiledopt.AdamW(params, lr=0.05, capturable=capturable)
     set_gradients(params, 0)
@@ -574,7 +574,7 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch):
     def refuse(*_):
         raise PTXASError("no scalar part")
 
-    monkeypatch.setattr(devices, "_ready", {})
+    monkeypatch.setattr(readiness, "_ready", {})
     with monkeypatch.context() as patch:
         patch.setattr(capturables.RowsLaunch, "__call__", refuse)
         expected, reference, _, mine = pair(lr=0.05)
@@ -609,7 +609,7 @@ def test_tuning(monkeypatch, tmp_path):
     kernel, place, times = triton.kernel(program, [torch.float32] * 2), torch.device("cuda", torch.cuda.current_device()), []
 
     def timer():
-        once = devices.timer(kernel, [torch.float32] * 2, place)
+        once = readiness.timer(kernel, [torch.float32] * 2, place)
         return lambda candidate: times.append((candidate, once(candidate))) or times[-1][1]
 
     chosen = tuning.config(kernel, place, timer)

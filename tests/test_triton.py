@@ -18,6 +18,8 @@ from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tuning
+from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
+from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.traced import traced
@@ -165,8 +167,17 @@ def test_lowering_leaves_torch_as_it_was():
     assert before == after
 
 
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py"])
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py"])
 def test_in_the_interpreter(file):
+    run_in_the_interpreter(file, "not slow")
+
+
+@pytest.mark.slow
+def test_much_in_the_interpreter():
+    run_in_the_interpreter("interpreted_reductions.py", "slow")
+
+
+def run_in_the_interpreter(file, marked):
     """In a process of its own, since triton reads TRITON_INTERPRET when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "COMPILEDOPT_TRITON_ON_CPU": "1"}
     environment["PYTHONPATH"] = str(Path(compiledopt.__file__).parent.parent)
@@ -178,6 +189,8 @@ def test_in_the_interpreter(file):
         "-x",
         "-p",
         "no:cacheprovider",
+        "-m",
+        marked,
         str(Path(__file__).parent / file),
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -193,7 +206,38 @@ def test_explain_for_a_gpu(name, capsys):
     assert ".target sm_90" in told["ptx"] and "whole_model" in told["source"] and not told["measured"]
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
-    assert __main__.main(["explain", "Adafactor", "--device", "cuda"]) == 1
+    assert __main__.main(["explain", "Muon", "--device", "cuda"]) == 1
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_explain_counts_launches(capturable, capsys):
+    for name, launches in (("AdamW", 1), ("Adafactor", 5)):
+        assert __main__.main(["explain", name, "--device", "cuda", "--json", "--option", f"capturable={capturable}"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["launches_per_step"] == launches + capturable and told["spills"] == 0
+
+
+def reducing(name, dims, dtype):
+    optimizer = getattr(compiledopt, name)([torch.nn.Parameter(torch.ones((2, 3, 4)[:dims]))])
+    variant = traced(optimizer.rule, optimizer.param_groups[0]).variant(torch.ones((2, 3, 4)[:dims], dtype=dtype))
+    return reducing_kernel(variant.passes, (dtype,) * len(variant.program.tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", [1, 2])
+def test_ptx_of_a_rule_that_reduces(dims, dtype, arch):
+    """With the tiles of a large tensor: vector loads of what is aligned, and nothing spilled."""
+    kernel = reducing("Adafactor", dims, dtype)
+    shape = (1, 1000, 1000) if dims == 2 else (1, 1, 10_000)
+    loads = stores = 0
+    for stage, mask in zip(kernel.stages, masks_of(kernel, [shape]), strict=True):
+        built = triton.build_for(stage, arch, warps=WARPS, kinds=mask)
+        assert built.spills == 0 and built.registers <= 168
+        loads, stores = loads + built.vector_loads, stores + built.vector_stores
+    per_tensor = 4096 // (32 * WARPS) * dtype.itemsize // 16
+    assert (loads, stores) == ((5 * per_tensor, per_tensor) if dims == 2 else (6 * per_tensor, 2 * per_tensor))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])

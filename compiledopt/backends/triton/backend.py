@@ -10,11 +10,12 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp.kernels import launcher, platform_reason
+from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
-from compiledopt.backends.layout import kernel_dtypes
-from compiledopt.backends.triton import kernels
-from compiledopt.backends.triton.batch import TritonBatch, ready
+from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
+from compiledopt.backends.triton.kernels import missing
+from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
 
@@ -29,21 +30,20 @@ class TritonBackend(GatheredBackend):
         return device.type in ("cuda", "xpu") or (device.type == "cpu" and os.environ.get("COMPILEDOPT_TRITON_ON_CPU") == "1")
 
     def missing(self, device: torch.device) -> str | None:
-        return None if device.type == "cpu" else kernels.missing() or platform_reason()
+        return None if device.type == "cpu" else missing() or platform_reason()
 
     def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        return f"{entry.traced.rule.name} reduces, and such rules are compiled for the CPU alone"
+        return f"{entry.traced.rule.name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        traced, param = entry.traced, entry.param
+        runs, param = entry.runs, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
-        dtypes = kernel_dtypes(entry.dtypes())
         try:
-            kernel = kernels.kernel(traced.program, dtypes)
-            ready(kernel, dtypes, param.device)
-            if is_on_device(traced, group, param, entry.state):
-                check_scalars(traced, group, param, entry.state, kernel)
+            kernel = kernel_of(runs, entry.dtypes())
+            check_on_device(runs, param, entry.dtypes())
+            if is_on_device(runs, group, param, entry.state):
+                check_scalars(runs, group, param, entry.state, kernel)
             launcher()
         except CompileError as error:
             return str(error)
@@ -53,7 +53,7 @@ class TritonBackend(GatheredBackend):
         spread = spread_of(entry) if entry.traced.is_clipped else None
         if not is_on_device(entry.traced, context.groups[entry.group], entry.param, entry.state):
             return (TritonBatch, None, spread, *bucket_of(entry))
-        options = option_dtypes(entry.traced, context.numbers[entry.group], entry.param.device)
+        options = option_dtypes(entry.runs, context.numbers[entry.group], entry.param.device)
         return (CapturableBatch, options, spread, *bucket_of(entry))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
@@ -62,9 +62,12 @@ class TritonBackend(GatheredBackend):
         return CapturableBatch(entries, context) if there else TritonBatch(entries, context)
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
-        """One launch, and one more where the scalar part is on the device."""
+        """One launch, of a rule that reduces a few, and one more where the scalar part is on the device."""
         first = entries[0]
-        program = first.traced.program
-        kernel, scalars = kernels.kernel(program, kernel_dtypes(first.dtypes())), scalar_source(program)
-        calls = 1 + is_on_device(first.traced, group, first.param, first.state)
-        return Description(calls, 1, 1, *bytes_moved(first), program, lambda: f"{scalars}\n\n{kernel.source}")
+        runs, dtypes = first.runs, first.dtypes()
+        kernel, scalars = kernel_of(runs, dtypes), scalar_source(runs.program)
+        passes = getattr(runs, "passes", None)
+        launches = kernel.launches
+        moved: tuple[int, int] = passes.bytes_per_element(dtypes) if passes else bytes_moved(first)
+        calls = launches + is_on_device(runs, group, first.param, first.state)
+        return Description(calls, launches, launches, *moved, runs.program, lambda: f"{scalars}\n\n{kernel.source}")

@@ -14,11 +14,11 @@ from typing import Any, TypeGuard
 import torch
 
 from compiledopt.backends.batch import Context
-from compiledopt.backends.gathered import READY
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.batch import FIRST, TritonBatch, made_ready
+from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
+from compiledopt.backends.triton.readiness import FIRST, AnyKernel, made_ready
 from compiledopt.backends.triton.tables import launch
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
@@ -54,7 +54,7 @@ def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: 
 # ---- the scalar part's kernel ----
 
 
-def is_on_device(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
+def is_on_device(traced: Traced | Variant, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the 0-dim states of a parameter are on its device, or will be made there."""
     if group.get("capturable"):
         return True
@@ -64,7 +64,11 @@ def is_on_device(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, 
 
 
 def check_scalars(
-    traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any], kernel: triton.TritonKernel
+    traced: Traced | Variant,
+    group: Mapping[str, Any],
+    param: torch.Tensor,
+    state: Mapping[str, Any],
+    kernel: AnyKernel,
 ) -> None:
     """Make the kernel of the scalar part that a parameter will need. Raises: CompileError."""
     states = [state.get(name) for name in traced.scalar_names]
@@ -77,7 +81,7 @@ def scalars_kernel(
     traced: Traced | Variant,
     state_dtypes: Sequence[torch.dtype],
     option_dtypes: Sequence[torch.dtype],
-    kernel: triton.TritonKernel,
+    kernel: AnyKernel,
     device: torch.device,
 ) -> triton.TritonKernel | None:
     """The kernel of the scalar part, which has run on nothing; None where nothing is to be computed. Raises: CompileError."""
@@ -204,7 +208,7 @@ class CapturableBatch(TritonBatch):
         ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
         if ready:
             staged = self._stage()
-            ready = self.native.gather(None, torch.get_num_threads(), staged) == READY
+            ready = self._gathered(staged)
             self.copies = staged
         if is_capturing(self.device):
             check_capture(self, ready)
@@ -221,7 +225,7 @@ class CapturableBatch(TritonBatch):
         key = self.key_of(pointers, states)
         if key != self.key:
             self._point(key, states)
-        self.tables.update(pointers, lengths, self.order)
+        self.tables.update(pointers, self._sizes(lengths), self.order)
 
     def key_of(self, pointers: bytes, states: bytes) -> Key:
         """What the table of addresses depends on: who has a gradient, wherever that lies; states, numbers, and `first`."""
@@ -293,7 +297,7 @@ def check_capture(batch: CapturableBatch, ready: bool) -> None:
         key = batch.key_of(pointers, states)
         if key[2] == batch.key[2] and batch.mirror.stale():
             raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
-        if key == batch.key and not batch.tables.unfit(pointers, lengths):
+        if key == batch.key and not batch.tables.unfit(pointers, batch._sizes(lengths)):
             return
     raise RuntimeError(
         "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): "

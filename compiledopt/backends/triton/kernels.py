@@ -83,6 +83,7 @@ class TritonKernel:
     operands: int
     columns: int
     scalar: torch.dtype
+    launches = 1
 
     @cached_property
     def function(self) -> Any:
@@ -156,7 +157,7 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
 
 def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over rows. Raises: CompileError."""
-    function, arguments = _lowered(program, dtypes)
+    function, arguments = lowered(program, dtypes)
     lines = []
     for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
         if kind == "tensor":
@@ -164,10 +165,10 @@ def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
             lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
     kept = [s for s in function.body if not any(_assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
     body = "\n".join([*lines, *(ast.unparse(statement) for statement in kept)])
-    return ROWS_HEAD.format(imports=_imports(body)) + textwrap.indent(body, "    ") + "\n"
+    return ROWS_HEAD.format(imports=imports_of(body)) + textwrap.indent(body, "    ") + "\n"
 
 
-def _lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
+def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
     from compiledopt.backends.inductor import lower_triton
 
     with timed("seconds_lowering"):
@@ -183,7 +184,7 @@ def _lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.Funct
 
 def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over a whole model. Raises: CompileError."""
-    function, arguments = _lowered(program, dtypes)
+    function, arguments = lowered(program, dtypes)
     count, scalar = len(program.columns), SHORT[compute_dtype(dtypes)]
     names, body = _renamed(function, arguments, f"tl.{NAMES[compute_dtype(dtypes)]}")
     used = sorted(set(names.values()))
@@ -194,7 +195,7 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
     given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
     return HEAD.format(
-        imports=_imports(body),
+        imports=imports_of(body),
         pointers="".join(f"p{i}, " for i in used),
         columns="".join(f"s{i}, " for i in range(count)),
         body=textwrap.indent(body, "    "),
@@ -233,7 +234,7 @@ def _assigns(statement: ast.stmt, name: str) -> bool:
     return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
 
 
-def _imports(body: str) -> str:
+def imports_of(body: str) -> str:
     """The helpers of Inductor that a body calls."""
     lines = []
     if "triton_helpers." in body:
@@ -268,8 +269,12 @@ class Built:
         return self.count(r"st\.global[.\w]*\.v[248]\.")
 
 
-def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, one_row: bool = True) -> Built:
+def build_for(
+    kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, one_row: bool = True, kinds: int = 0
+) -> Built:
     """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
+
+    kinds: of a stage of a rule that reduces, which kinds of blocks and tiles there are, as bits.
 
     Raises: CompileError.
     """
@@ -279,9 +284,10 @@ def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4
 
         given = kernel.function.arg_names
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
-        types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "xnumel": "i32"}
+        types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
         types |= {f"c{i}": SHORT[kernel.scalar] for i in range(kernel.columns)}
-        constants = {name: value for name, value in {"XBLOCK": block, "ONE_ROW": one_row}.items() if name in given}
+        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds}
+        constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     except Exception as error:

@@ -40,7 +40,7 @@ class Tables:
 
     @ordinary
     def update(self, *contents: bytes) -> None:
-        """Upload what differs from the last call. contents: pointers, lengths, rows.
+        """Upload what differs from the last call. contents: pointers, sizes (here, lengths), rows.
 
         What is on the device is noted last: out of memory on the way, the tables are those of the last call, and known as such.
         """
@@ -51,10 +51,22 @@ class Tables:
         old = (self.pointers, self.lengths, self.rows)
         same = [content == known for content, known in zip(contents, self.known, strict=True)]
         tables = [t if is_same else upload(c, self.device) for t, c, is_same in zip(old, contents, same, strict=True)]
-        blocks = self.blocks if same[1] else upload(cut(as_numbers(contents[1]), self.block), self.device)
+        arranged = None if same[1] else self._arrange(contents[1])
         self.pointers, self.lengths, self.rows = tables
-        self.blocks = blocks
+        if arranged is not None:
+            self._take(arranged)
         self.known = (contents[0], contents[1], contents[2])
+
+    def _arrange(self, sizes: bytes) -> Any:
+        """What depends on the sizes alone."""
+        return upload(cut(as_numbers(sizes), self.block), self.device)
+
+    def _take(self, arranged: Any) -> None:
+        self.blocks = arranged
+
+    def read_by_graphs(self) -> tuple[Any, ...]:
+        """The tables that a captured graph reads, but for the pointers."""
+        return self.lengths, self.rows, self.blocks
 
     @ordinary
     def fill(self, values: Sequence[float]) -> torch.Tensor:
@@ -83,7 +95,7 @@ class Tables:
                 self.captured[pointers], self.reserve = self.reserve, upload(b"", torch.device("cpu"))
             table = torch.empty(len(pointers) // 8, dtype=torch.int64, device=self.device)
             table.copy_(self.captured[pointers], non_blocking=True)
-        self.kept.append((table, self.lengths, self.rows, self.blocks))
+        self.kept.append((table, self.read_by_graphs()))
         return table
 
     def unfit(self, pointers: bytes, lengths: bytes) -> bool:

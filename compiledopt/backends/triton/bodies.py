@@ -1,0 +1,48 @@
+"""Inductor's arithmetic for one pass of a rule that reduces, freed of where its values come from."""
+
+from __future__ import annotations
+
+import ast
+
+from compiledopt.errors import CompileError
+
+
+class Body(ast.NodeTransformer):
+    """Inductor's arithmetic with our names: v for values that are read, w for those that are written, n for numbers."""
+
+    def __init__(self, kinds: dict[str, tuple[str, int]], own: str, read: str, written: str, number: str) -> None:
+        self.kinds, self.own, self.names = kinds, own, {"tensor": read, "column": number}
+        self.result = written
+        self.read: set[int] = set()
+        self.written: set[int] = set()
+
+    def line(self, statement: ast.stmt) -> str | None:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in ("xoffset", "xindex", "xmask", "x0"):
+            return None
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            if ast.unparse(statement.value.func) != "tl.store":
+                raise CompileError("Inductor's Triton kernel has a form that is not known here")
+            index = self.kinds[_pointer_of(statement.value)][1]
+            self.written.add(index)
+            return f"{self.result}{index} = {ast.unparse(self.visit(statement.value.args[1]))}"
+        return ast.unparse(self.visit(statement))
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        name = ast.unparse(node.func)
+        if name == "tl.load":
+            kind, index = self.kinds[_pointer_of(node)]
+            if kind == "tensor":
+                self.read.add(index)
+            return ast.Name(f"{self.names[kind]}{index}")
+        if name == "tl.broadcast_to":
+            return self.visit(node.args[0])  # type: ignore[no-any-return]
+        if name == "tl.full":
+            return ast.parse(f"tl.full([1, 1, 1], {ast.unparse(node.args[1])}, {ast.unparse(node.args[2])})", mode="eval").body
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(f"{self.own}{node.id}") if node.id.startswith("tmp") else node
+
+
+def _pointer_of(node: ast.Call) -> str:
+    return ast.unparse(node.args[0]).split(" + ")[0]

@@ -1,0 +1,129 @@
+"""Kernels that a device can run: made, tuned, compiled, loaded and tried before any step depends on them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.backends.layout import kernel_dtypes
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.devices import is_capturing, on_device, ordinary, synchronize
+from compiledopt.backends.triton.reducing import ReducingKernel, reducing_kernel
+from compiledopt.backends.triton.shaped import ShapedTables, masks_of, run_on_nothing, shape_of
+from compiledopt.backends.triton.tables import Tables
+from compiledopt.backends.triton.tuning import Config, config
+from compiledopt.errors import CompileError
+from compiledopt.rules.traced import Traced, Variant
+
+AnyKernel = triton.TritonKernel | ReducingKernel
+
+# What a kernel is timed on: far more than the caches hold, and longer on the device than a launch takes on the host.
+SCRATCH = 1 << 29  # bytes, of all tensors together
+RUNS = 20
+FIRST = "CUDA graph capture of a first step(): run step() once before, to have kernels and states"
+
+
+def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Callable[[Config], float]:
+    """Times a kernel on aligned scratch tensors: milliseconds of one launch among RUNS.
+
+    The launches are all between two events: an event for each would count the host's time too, while the device waits for it.
+    The values are like a model's: the square root of zero takes another path.
+    """
+    length = SCRATCH // sum(dtype.itemsize for dtype in dtypes) // triton.ALIGNMENT * triton.ALIGNMENT
+    tensors = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]
+    row = [1.0] * kernel.columns
+    numbers = [array("q", values).tobytes() for values in ([t.data_ptr() for t in tensors], [length], [0])]
+
+    def milliseconds(candidate: Config) -> float:
+        tables = Tables(kernel, device, candidate)
+        tables.update(*numbers)
+        for tensor in tensors:
+            tensor.uniform_(0.5, 1.0)
+        with on_device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            tables.run(row)
+            start.record()
+            for _ in range(RUNS):
+                tables.run(row)
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / RUNS
+
+    return milliseconds
+
+
+_ready: dict[tuple[str, torch.device], Any] = {}  # what `make` gave, or the CompileError
+
+
+def ready(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
+    """The block size and warps of a kernel that runs on a device: compiled and loaded there, in both variants, and run on
+    nothing, so that no launch fails while others have written. Raises: CompileError."""
+
+    def make() -> Config:
+        chosen = config(kernel, device, lambda: timer(kernel, dtypes, device))
+        _run_on_nothing(kernel, device, chosen)
+        return chosen
+
+    chosen: Config = made_ready(kernel, device, make)
+    return chosen
+
+
+@ordinary
+def made_ready(kernel: AnyKernel, device: torch.device, make: Callable[[], Any]) -> Any:
+    """What `make` gives, which runs a kernel for the first time; asked once. Raises: CompileError where it cannot run, and
+    whatever says that memory is short, which is no property of the kernel."""
+    key = (kernel.source, device)
+    if key not in _ready:
+        if is_capturing(device):
+            raise RuntimeError(FIRST)
+        try:
+            _ready[key] = make()
+        # Triton's errors (OutOfResources, PTXASError, CompilationError) and subprocess's, from gcc, have only this in common.
+        except Exception as error:
+            if isinstance(error, MemoryError) or "out of memory" in str(error):
+                raise
+            _ready[key] = CompileError(f"the kernel cannot run on {device}: {type(error).__name__}: {error}")
+    known = _ready[key]
+    if isinstance(known, CompileError):
+        raise known
+    return known
+
+
+def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: Config) -> None:
+    """Launch a kernel, with one row of scalars and with a table of them, on a tensor without elements."""
+    scratch = torch.zeros(2 * triton.ALIGNMENT, dtype=torch.float64, device=device)
+    tables = Tables(kernel, device, chosen)
+    tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, [0], [0])))
+    tables.blocks = torch.zeros(1, 2, dtype=torch.int32, device=device)
+    row = [1.0] * kernel.columns
+    tables.run(row)
+    tables.run(tables.fill(row))
+    synchronize(device)
+
+
+def kernel_of(runs: Traced | Variant, dtypes: tuple[torch.dtype, ...]) -> AnyKernel:
+    """dtypes: of its operands. Raises: CompileError."""
+    if isinstance(runs, Variant):
+        return reducing_kernel(runs.passes, dtypes)
+    return triton.kernel(runs.program, kernel_dtypes(dtypes))
+
+
+def check_on_device(runs: Traced | Variant, param: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Compile and load what a parameter needs. Raises: CompileError."""
+    kernel, device = kernel_of(runs, dtypes), param.device
+    if isinstance(kernel, ReducingKernel):
+        masks = masks_of(kernel, [shape_of(param, runs.order)])
+        made_ready(kernel, device, lambda: run_on_nothing(kernel, masks, device))
+    else:
+        ready(kernel, kernel_dtypes(dtypes), device)
+
+
+def tables_for(runs: Traced | Variant, dtypes: tuple[torch.dtype, ...], device: torch.device) -> tuple[AnyKernel, Tables]:
+    """The kernel of what runs, which has run on this device, and its tables. Raises: CompileError."""
+    kernel = kernel_of(runs, dtypes)
+    if isinstance(kernel, ReducingKernel):
+        return kernel, ShapedTables(kernel, device)
+    return kernel, Tables(kernel, device, ready(kernel, kernel_dtypes(dtypes), device))

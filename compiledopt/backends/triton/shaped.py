@@ -1,0 +1,174 @@
+"""The tables of a rule that reduces: how each parameter lies, memory for what is kept between launches, and their blocks."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from compiledopt.backends.triton.devices import as_numbers, on_device, upload
+from compiledopt.backends.triton.reducing import AXES, WARPS, Layout, ReducingKernel, Tile, tiles_of
+from compiledopt.backends.triton.stages import Kind
+from compiledopt.backends.triton.tables import Scalars, Tables, launch
+from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
+
+UNIT = 16  # elements: what is kept begins on multiples of so many
+
+Shape = Sequence[int]  # matrices, rows, columns
+
+
+@dataclass
+class Laid:
+    """Where things lie, for parameters of known shapes. table: as reducing.Layout says; kept: the memory that it points into;
+    blocks: (kind and tile, tensor, index) of each stage; masks: the kinds and tiles that each stage has."""
+
+    table: torch.Tensor
+    kept: tuple[torch.Tensor, ...]
+    blocks: list[torch.Tensor]
+    masks: list[int]
+
+
+def shape_of(param: torch.Tensor, order: int) -> Shape:
+    """(matrices, rows, columns), as they lie in memory."""
+    if order == ANY_ORDER or param.dim() < 2:
+        return min(1, param.numel()), 1, param.numel()
+    rows, columns = param.shape[-2:] if order == ROW_AFTER_ROW else param.shape[:-3:-1]
+    return param.numel() // max(1, rows * columns), rows, columns
+
+
+def tiles(kind: Kind, shape: Shape, is_flat: bool) -> tuple[int, Tile, int]:
+    """(which tile, the tile, how many of them) for a tensor. A tile of many matrices takes whole ones, so that neighbours in it
+    are neighbours in memory."""
+    forms = tiles_of(kind, is_flat)
+    whole = [number for number, tile in enumerate(forms) if tile[0] == 1 or _is_whole(kind.axes, shape, tile)]
+    count, number = min((_count(kind.axes, shape, forms[number]), number) for number in whole)
+    return number, forms[number], count
+
+
+def _is_whole(axes: int, shape: Shape, tile: Tile) -> bool:
+    return not (axes & ROWS and shape[1] > tile[1]) and not (axes & COLUMNS and shape[2] > tile[2])
+
+
+def _count(axes: int, shape: Shape, tile: Tile) -> int:
+    count = 1
+    for axis, size, block in zip(AXES, shape, tile, strict=True):
+        count *= -(-size // block) if axes & axis else 1
+    return count
+
+
+def _size(axes: int, shape: Shape) -> int:
+    size = 1
+    for axis, length in zip(AXES, shape, strict=True):
+        size *= length if axes & axis else 1
+    return size
+
+
+@dataclass
+class Room:
+    """Takes places in one piece of memory."""
+
+    taken: int = 0
+    places: list[int] = field(default_factory=list)
+
+    def take(self, count: int) -> int:
+        start = self.taken
+        self.taken += -(-count // UNIT) * UNIT
+        return start
+
+
+def laid_out(kernel: ReducingKernel, shapes: Sequence[Shape], device: torch.device) -> Laid:
+    passes, layout, room = kernel.passes, Layout(kernel.passes), Room()
+    numbers = max(1, passes.numbers - passes.columns)
+    rows = []
+    for tensor, shape in enumerate(shapes):
+        row = [*shape, tensor * numbers]
+        row += [room.take(_size(axes, shape)) for axes in passes.buffers]
+        for s, i in layout.reductions:
+            sweep = passes.sweeps[s]
+            target = sweep.reductions[i].target.axes
+            _, tile, _ = tiles(Kind(sweep.axes), shape, passes.is_flat)
+            parts = _count(sweep.axes & ~target, shape, tile)
+            row += [room.take(parts * _size(target, shape)), parts]
+        rows.append(row)
+    slots = torch.zeros(numbers * len(shapes), dtype=torch.float64, device=device)
+    memory = torch.zeros(room.taken, dtype=kernel.wide, device=device)
+    places = [4 + k for k in range(len(passes.buffers))] + [layout.partial(reduced) for reduced in layout.reductions]
+    for row in rows:
+        row[3] = slots.data_ptr() + 8 * row[3]
+        for place in places:
+            row[place] = memory.data_ptr() + memory.element_size() * row[place]
+    table = upload(array("q", [value for row in rows for value in row]).tobytes(), device)
+    blocks, masks = zip(*(_blocks(kinds, shapes, passes.is_flat) for kinds in kernel.kinds), strict=True)
+    return Laid(table, (slots, memory), [upload(each, device) for each in blocks], list(masks))
+
+
+def masks_of(kernel: ReducingKernel, shapes: Sequence[Shape]) -> list[int]:
+    return [_blocks(kinds, shapes, kernel.passes.is_flat)[1] for kinds in kernel.kinds]
+
+
+def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool) -> tuple[torch.Tensor, int]:
+    """The blocks of a stage, kind after kind, and which kinds and tiles there are."""
+    found, mask, code = [torch.empty(0, 3, dtype=torch.int32, device="cpu")], 0, 0
+    for kind in kinds:
+        for tensor, shape in enumerate(shapes):
+            number, _, count = tiles(kind, shape, is_flat)
+            if _size(ELEMENTS, shape) == 0:
+                continue
+            block = torch.empty(count, 3, dtype=torch.int32, device="cpu")
+            block[:, 0], block[:, 1] = code + number, tensor
+            block[:, 2] = torch.arange(count, device="cpu")
+            found.append(block)
+            mask |= 1 << (code + number)
+        code += len(tiles_of(kind, is_flat))
+    return torch.cat(found), mask
+
+
+class ShapedTables(Tables):
+    """Of the kernels of a rule that reduces; what it is given for lengths are shapes."""
+
+    def __init__(self, kernel: ReducingKernel, device: torch.device) -> None:
+        super().__init__(kernel.stages[0], device)
+        self.stages = kernel
+        self.laid = Laid(self.lengths, (), [], [])
+        self.compiled_stages: list[dict[Any, Any]] = [{} for _ in kernel.stages]
+
+    def _arrange(self, sizes: bytes) -> Any:
+        numbers = as_numbers(sizes).view(-1, 3).tolist()
+        laid = laid_out(self.stages, numbers, self.device)
+        run_on_nothing(self.stages, laid.masks, self.device)
+        return laid
+
+    def _take(self, arranged: Any) -> None:
+        self.laid = arranged
+
+    def read_by_graphs(self) -> tuple[Any, ...]:
+        return (self.rows, self.laid)
+
+    def run(self, scalars: Scalars, pointers: torch.Tensor | None = None) -> None:
+        table = scalars if isinstance(scalars, torch.Tensor) else self.fill(scalars)
+        given = [self.pointers if pointers is None else pointers, self.laid.table, self.rows]
+        with on_device(self.device):
+            self.streams.read(*given, table, *self.laid.kept, *self.laid.blocks)
+            for number, (blocks, mask) in enumerate(zip(self.laid.blocks, self.laid.masks, strict=True)):
+                if blocks.shape[0]:
+                    known = self.compiled_stages[number]
+                    stage = self.stages.stages[number]
+                    launch(stage, known, blocks.shape[0], [*given, blocks, table], (), (mask,), WARPS)
+
+
+_ready: set[tuple[str, torch.device, int]] = set()
+
+
+def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.device) -> None:
+    """Compile and load the kernels for the tiles that a model has."""
+    nothing = torch.full((3,), -1, dtype=torch.int32, device=device)
+    numbers = torch.zeros(Layout(kernel.passes).width + kernel.operands, dtype=torch.int64, device=device)
+    table = torch.zeros(max(1, kernel.columns), dtype=kernel.scalar, device=device)
+    for stage, mask in zip(kernel.stages, masks, strict=True):
+        if mask and (stage.source, device, mask) not in _ready:
+            with on_device(device):
+                launch(stage, {}, 1, [numbers, numbers, numbers, nothing, table], (), (mask,), WARPS)
+            _ready.add((stage.source, device, mask))

@@ -1,0 +1,161 @@
+"""Rules that reduce, on CPU tensors under Triton's interpreter: run by test_triton.py in a process of its own."""
+
+import pytest
+import torch
+from helpers import Gradients, flat, parameters, rms, run
+from simulated import capture
+
+import compiledopt
+from compiledopt.backends.triton import batch as batches
+from compiledopt.backends.triton import capturable as capturables
+from compiledopt.backends.triton import shaped, tables
+from compiledopt.backends.triton.reducing import TILES
+
+# Small matrices, a stack of them, one column, one row, vectors, none, 0-dim: tiles of every form, and ragged at their ends.
+SMALL = [(40, 50), (301,), (3, 4, 3, 3), (7, 1), (0,), ()]
+# Several tiles along each axis, in every form of tile, so that partial sums are added up.
+LARGE = [(70, 300), (16, 5000), (600, 5), (300, 3, 3), (5000, 1, 1), (9001,)]
+
+
+@compiledopt.define
+def Lamb(param, grad, exp_avg, exp_avg_sq, *, lr=0.05, betas=(0.9, 0.99)):
+    exp_avg = exp_avg.lerp(grad, 1 - betas[0])
+    exp_avg_sq = exp_avg_sq.lerp(grad * grad, 1 - betas[1])
+    update = exp_avg / (exp_avg_sq.sqrt() + 1e-6)
+    return param - lr * (param.norm() / (update.norm() + 1e-9)) * update, exp_avg, exp_avg_sq
+
+
+@compiledopt.define
+def Extremes(param, grad, momentum, *, lr=0.05):
+    """The largest of a row, the smallest of a matrix, and the norm of a column."""
+    momentum = momentum.lerp(grad, 0.5)
+    high, low = momentum.abs().amax(-1, keepdim=True), momentum.amin()
+    norm = grad.square().sum(-2, keepdim=True).sqrt()
+    return param - lr * momentum / (high - low + 1e-3) - lr * grad / (norm + 1e-3), momentum
+
+
+RULES = {
+    "Adafactor": (compiledopt.Adafactor, {"lr": 0.05, "weight_decay": 0.1}),
+    "Lamb": (Lamb, {}),
+    "Extremes": (Extremes, {}),
+}
+
+
+def check(name, dtype, capturable, shapes, turned=False, **more):
+    make, options = RULES[name]
+    shapes = [shape for shape in shapes if name != "Extremes" or (len(shape) > 1 and 0 not in shape)]
+    models = [parameters(dtype, shapes) for _ in range(2)]
+    if turned:
+        models = [[torch.nn.Parameter(p.detach().mT.contiguous().mT) if p.dim() > 1 else p for p in one] for one in models]
+    start = flat(models[0])
+    expected = make(models[0], foreach=False, **options, **more)
+    optimizer = make(models[1], compiled=True, capturable=capturable, **options, **more)
+    for step in range(3):
+        for one, params in ((expected, models[0]), (optimizer, models[1])):
+            run(one, params, Gradients(dtype, skip=True), range(step, step + 1))
+    kind = capturables.CapturableBatch if capturable else batches.TritonBatch
+    assert optimizer.executor == "compiled" and all(type(batch) is kind for batch in optimizer._plan.batches)
+    effect, difference = rms(flat(models[0]) - start), rms(flat(models[1]) - flat(models[0]))
+    # The interpreter cuts bfloat16 off where the for-loop rounds.
+    assert effect > 1e-2 and difference <= {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.1) * effect
+    for p, q in zip(*models, strict=True):
+        for state, value in expected.state[p].items():
+            near = {"rtol": 5e-2, "atol": 1e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+            torch.testing.assert_close(optimizer.state[q][state], value, **near)
+
+
+@pytest.mark.parametrize(("name", "dtype", "capturable"), [
+    ("Adafactor", torch.float32, False), ("Adafactor", torch.bfloat16, True), ("Lamb", torch.float32, True),
+])  # fmt: skip
+def test_against_the_for_loop(name, dtype, capturable):
+    check(name, dtype, capturable, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["Adafactor", "Lamb"])
+def test_many_tiles_against_the_for_loop(name, dtype, capturable):
+    check(name, dtype, capturable, [*SMALL, *LARGE])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_extremes_against_the_for_loop(dtype):
+    check("Extremes", dtype, False, [(40, 50), (3, 4, 3, 3), (33, 130), (7, 1)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"max_grad_norm": 0.5}, {"ema_decay": 0.9}], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_with_what_stands_around(capturable, more):
+    check("Adafactor", torch.float32, capturable, SMALL, **more)
+
+
+def test_column_after_column():
+    check("Adafactor", torch.float32, False, [(40, 50), (3, 5, 7)], turned=True)
+
+
+def test_a_nan_is_seen_by_the_largest():
+    param = torch.nn.Parameter(torch.ones(3, 5))
+    param.grad = torch.arange(15.0).view(3, 5)
+    param.grad[1, 2] = torch.nan
+    Extremes([param], compiled=True).step()
+    assert param.isnan().all(), "the smallest of the matrix is NaN"
+
+
+def test_launches_are_those_that_explain_tells_of(monkeypatch):
+    launched = []
+    for module in (tables, shaped, capturables):
+        monkeypatch.setattr(module, "launch", lambda *given, original=tables.launch: launched.append(1) or original(*given))
+    for name, most in (("AdamW", 1), ("Adafactor", 5)):
+        for capturable in (False, True):
+            params = parameters(shapes=[(9, 5), (4, 4), (16, 3)])
+            optimizer = getattr(compiledopt, name)(params, compiled=True, capturable=capturable)
+            run(optimizer, params, Gradients(), range(2))
+            launched.clear()
+            optimizer.step()
+            assert len(launched) == optimizer._explanation().launches_per_step == most + capturable
+
+
+def test_replays(monkeypatch):
+    """Gradients made inside of the capture, and a rate that changes between replays."""
+    shapes = [(9, 5), (3, 2, 3, 3), (17,)]
+    reference, mine = parameters(shapes=shapes), parameters(shapes=shapes)
+    expected = compiledopt.Adafactor(reference, lr=0.05, foreach=False)
+    optimizer = compiledopt.Adafactor(mine, lr=0.05, compiled=True, capturable=True)
+    for one, params in ((expected, reference), (optimizer, mine)):
+        run(one, params, Gradients(), [0])
+    with capture(monkeypatch) as graph:
+        for param in mine:
+            param.grad = torch.empty_like(param)
+        optimizer.step()
+    for step in range(1, 4):
+        expected.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = 0.05 / step
+        Gradients().set(reference, step)
+        expected.step()
+        optimizer.refresh()
+        for param, other in zip(mine, reference, strict=True):
+            param.grad.copy_(other.grad)
+        graph.replay()
+    torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_that_change():
+    """Sums of a step that some parameters are left out of lie elsewhere than those of the one before."""
+    reference, mine = parameters(shapes=[(9, 5), (40, 3), (6, 6)]), parameters(shapes=[(9, 5), (40, 3), (6, 6)])
+    expected, optimizer = compiledopt.Adafactor(reference, foreach=False), compiledopt.Adafactor(mine, compiled=True)
+    for step in range(6):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            Gradients().set(params, step)
+            if step % 2:
+                params[step % 3].grad = None
+            one.step()
+    torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
+
+
+def test_every_tile_is_the_best_of_some_shape():
+    for axes, forms in TILES.items():
+        shapes = [(1, 4096, 4096), (1, 1, 100_000), (1, 60_000, 10), (10_000, 3, 3), (10_000, 1, 1)]
+        found = {shaped.tiles(shaped.Kind(axes), shape, False)[1] for shape in shapes}
+        assert found == set(forms), axes
