@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
+from compiledopt import storage
 from compiledopt.around.average import EMA
 from compiledopt.around.clip import CLIP
 from compiledopt.around.transformation import check_one_element as check_one_element
@@ -27,6 +29,9 @@ class Extras(TypedDict, total=False):
 
     max_grad_norm: float | None
     ema_decay: float | None
+    state_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None
+    rounding: str | None
+    seed: int | None
 
 
 def at_start(lr: Any) -> Any:
@@ -115,6 +120,7 @@ DESCRIBED = {
     "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
     "differentiable": "let autograd differentiate through the step",
     CLIP: "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm",
+    **storage.DESCRIBED,
     EMA: 'keep an average of each parameter, made in the same pass, in `state[param]["ema"]`; see `use_ema`',
 }
 

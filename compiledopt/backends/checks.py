@@ -17,6 +17,8 @@ def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str
             raise RuntimeError(f"{owner} does not support dense gradients, please consider Adam instead")
     elif "ema" in rule.added or "grad_norm" in rule.options:
         raise RuntimeError(f"{owner} does not support sparse gradients with `ema_decay` or `max_grad_norm`")
+    elif rule.is_kept:
+        raise RuntimeError(f"{owner} does not support sparse gradients with `state_dtype` or `rounding`")
     elif rule.sparse is None or grad.layout is not torch.sparse_coo:
         raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
     elif param.is_complex():

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.ops import OPS, RANDOM
 from compiledopt.rules.program import Argument, Node, Program
 
 
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index) or ("length", 0); types: the C types of the arguments."""
+    order, ("tensor", input index), ("column", column index), ("place", 0) (two int32: the first element's place in its
+    parameter, and that one's number) or ("length", 0); types: the C types of the arguments."""
 
     body: str
     arguments: tuple[tuple[str, int], ...]
@@ -38,10 +39,15 @@ def compute_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def evaluate(
-    program: Program, tensors: Sequence[torch.Tensor], columns: Sequence[torch.Tensor], fused: bool
+    program: Program,
+    tensors: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
+    fused: bool,
+    place: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
+    place: where the program is random, the places of the elements in their parameter and its number, both int32.
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
     compute = tensors[0].dtype
@@ -57,6 +63,8 @@ def evaluate(
             values[node] = _multiply_add(node, product, argument, tensors[0])
             continue
         args = [argument(arg) for arg in node.args]
+        if node.op == RANDOM:
+            args = [place, *(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args)]
         if node.op == "where" and args[0].dtype is not torch.bool:
             args[0] = args[0] != 0  # a truth among the columns is a number
         if node.op in ("maximum", "minimum"):
@@ -95,10 +103,12 @@ def has_fused_multiply_add() -> bool:
     return arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
+# Of a value of many operations Inductor makes a buffer, and so a second kernel; nothing here is ever to be one.
+ONE_PASS = {"realize_opcount_threshold": 1 << 30, "realize_reads_threshold": 1 << 30, "realize_acc_reads_threshold": 1 << 30}
 # cpp.simdlen=1: a plain loop that g++ vectorizes by itself, in a file without torch's headers (0.2 s instead of 5).
-CPU = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp"}
+CPU = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp", **ONE_PASS}
 # compile_threads=1: Inductor would hand the kernel to a pool of processes, to compile it for a GPU that may not be there.
-CUDA = {"cpp_wrapper": False, "compile_threads": 1}
+CUDA = {"cpp_wrapper": False, "compile_threads": 1, **ONE_PASS}
 
 
 def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
@@ -136,7 +146,7 @@ def _lower(
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
     if body is None:
         raise CompileError("Inductor's kernel definition has a form that is not known here")
-    known = {name: _kind(index, len(program.tensors)) for index, name in enumerate(names)}
+    known = {name: _kind(program, index) for index, name in enumerate(names)}
     given, types = calls[0]
     arguments = tuple(known.get(name, ("length", 0)) for name in given)
     if sum(kind == "length" for kind, _ in arguments) != 1:
@@ -224,7 +234,10 @@ def _no_compiler() -> Iterator[None]:
                     setattr(module, name, original)
 
 
-def _kind(index: int, tensors: int) -> tuple[str, int]:
+def _kind(program: Program, index: int) -> tuple[str, int]:
+    tensors, columns = len(program.tensors), len(program.columns)
+    if index >= tensors + columns:
+        return "place", 0
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
@@ -291,6 +304,7 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
+        fakes += [torch.empty(2, dtype=torch.int32, device=device)] * program.is_random
     return mode, fakes, shape_env
 
 
@@ -306,8 +320,11 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
     written = [index[name] for name in program.tensor_outputs]
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        tensors = [tensor.to(compute) for tensor in inputs[:count]]
-        results = evaluate(program, tensors, inputs[count:], fused)
+        tensors, place = [tensor.to(compute) for tensor in inputs[:count]], None
+        if program.is_random:
+            *inputs, at = inputs
+            place = (torch.arange(len(tensors[0]), dtype=torch.int32, device=at.device) + at[0], at[1])
+        results = evaluate(program, tensors, inputs[count:], fused, place)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
 
     with enable_python_dispatcher():

@@ -6,13 +6,20 @@ returns an infinity or a NaN; the `number` functions below follow IEEE, as tenso
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+from compiledopt.rules.random import key, mixed
 
 
 def _divide(a: float, b: float) -> float:
@@ -91,6 +98,7 @@ class Op:
     in_place: bool = True
     boolean: bool = False
     infix: str | None = None
+    definition: str = ""  # of one that is made of others: what tells two of the same name apart
 
 
 def _table() -> dict[str, Op]:
@@ -131,6 +139,53 @@ def _table() -> dict[str, Op]:
 
 
 OPS: dict[str, Op] = _table()
+
+
+def operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a pointwise function in torch's operators one operation of a program, which shows it by its name.
+
+    function: of as many tensors or numbers as it has arguments, to one tensor. It computes in the dtype that it is given.
+    """
+    name, digest = function.__name__, _digest(function)
+    if name in OPS and OPS[name].definition != digest:
+        raise ValueError(f"{name} is an operation already; give this one another name")
+
+    @wraps(function)
+    def called(*args: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(called, args, *args)
+        return function(*args)
+
+    OPS[name] = Op(name, function.__code__.co_argcount, function, _no_number, in_place=False, definition=digest)
+    return called
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """Of the file, since a function calls others there; of the function alone where there is no file."""
+    try:
+        content = inspect.getsource(sys.modules[function.__module__]).encode()
+    except (OSError, TypeError):
+        content = function.__code__.co_code + repr(function.__code__.co_consts).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _no_number(*_: float) -> float:
+    raise TypeError("this operation is for tensors, and was given numbers alone")
+
+
+def random_bits(place: tuple[Any, Any], seed: Any, step: Any) -> Any:
+    """rules/random.py's bits, for elements that are known by the low 32 bits of their places, as kernels count them.
+
+    place: (element, parameter), int32, the latter 0-dim; seed, step: 0-dim floating point numbers without a fraction.
+    """
+    element, parameter = place
+    first, second = key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))
+    return mixed(mixed(element ^ first) ^ second)
+
+
+# Of (seed, step), for each element: who runs a program knows the parameter, and which of its elements a tensor holds.
+RANDOM = random_bits.__name__
+OPS[RANDOM] = Op(RANDOM, 2, random_bits, _no_number, in_place=False, definition=_digest(mixed))
 
 
 def apply(name: str, *args: Any) -> Any:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.ops import OPS, RANDOM
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
 MATRICES, ROWS, COLUMNS = 1, 2, 4
@@ -134,7 +134,19 @@ class Program:
             lines.append(f"%{index} = {node.op}({args})")
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in OPS and OPS[node.op].definition)
+        lines += [f"{op} is {OPS[op].definition}" for op in made]
         return "\n".join(lines)
+
+    @cached_property
+    def is_composed(self) -> bool:
+        """Whether it has operations that are made of others: no sequence in place is derived from such a program."""
+        return any(node.op in OPS and OPS[node.op].definition for node in self.nodes)
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether it reads random numbers, for which it must know the parameter and the places of its elements."""
+        return any(node.op == RANDOM for node in self.nodes)
 
 
 def _remark(node: Node) -> str:

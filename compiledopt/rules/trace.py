@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.ops import OPS, RANDOM
 from compiledopt.rules.options import RESERVED, is_number, truthy
 from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
 from compiledopt.rules.rule import Rule
 
 # Rules pass through these; algorithms/ is an author like any other.
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
-HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "backends"))
+HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "storage", "backends"))
 T = TypeVar("T")
 
 
@@ -84,7 +84,8 @@ class Tracer:
             axes = 0
             for arg in args:
                 axes |= arg.axes if isinstance(arg, Node) else NUMBER
-            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line(), axes=axes)
+            scalar = all(_is_scalar(arg) for arg in args) and op != RANDOM
+            self.known[key] = Node(op, args, scalar, line=author_line(), axes=ELEMENTS if op == RANDOM else axes)
         return Symbol(self, self.known[key])
 
     def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:

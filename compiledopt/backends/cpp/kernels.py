@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
 # kernel, and hinder the vectorizer.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+KERNEL_FLAGS += ("-fwrapv",)  # random numbers are products that wrap around
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
 SHARED = ("-fPIC", "-g0", "-w")
@@ -148,14 +149,16 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     scalar = _C_TYPES[compute_dtype(dtypes)]
     arguments = []
     for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
-        pointer = f"({type_name}) pointers[{index}]" if kind == "tensor" else f"columns + {index}"
-        arguments.append("length" if kind == "length" else pointer)
+        pointer = {"tensor": f"({type_name}) pointers[{index}]", "column": f"columns + {index}", "length": "length"}
+        arguments.append({**pointer, "place": "place"}[kind])
     # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
     count = len(program.columns)
     values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
     run = [
         f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
+        *([f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];"] * program.is_random),
+        *(["  const int32_t place[2] = {at[0], at[1]};"] * program.is_random),
         f"  kernel{suffix}({', '.join(arguments)});",
         "}",
     ]

@@ -219,6 +219,11 @@ struct Found {
 // The operand that is read only.
 constexpr int kGrad = 1;
 
+// Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it.
+struct Place {
+  int64_t number, offset;
+};
+
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
 
@@ -239,6 +244,7 @@ struct Plan {
   std::array<int64_t, kMostTensors> itemsize{};
   std::vector<Owned> keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry> entries;
+  std::vector<Place> places;
   int most_row = -1;
 
   // What `gather` found, for `launch`.
@@ -473,13 +479,16 @@ void fetch_data(const Plan& plan, size_t i) {
 void run_share(const Plan& plan, const Table& table, int64_t begin, int64_t end) {
   const auto& starts = plan.starts;
   size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-  void* pieces[kMostTensors];
+  void* pieces[kMostTensors + 1];
   for (; begin < end; ++i) {
     const int64_t stop = std::min(end, starts[i + 1]);
     if (stop <= begin) continue;
     if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
     const int64_t offset = begin - starts[i];
     for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
+    const Place& place = plan.places[i];
+    int32_t at[] = {static_cast<int32_t>(place.offset + offset), static_cast<int32_t>(place.number)};
+    pieces[plan.operands] = at;  // for kernels that read random numbers
     plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
     begin = stop;
   }
@@ -771,6 +780,13 @@ void add_entries(Plan& plan, PyObject* params, PyObject* states) {
   }
 }
 
+// places: (number, offset) of each entry, as bytes.
+void add_places(Plan& plan, PyObject* places) {
+  if (PyBytes_GET_SIZE(places) != plan.count() * int64_t{sizeof(Place)}) fail(PyExc_ValueError, "places: two for each entry");
+  plan.places.resize(plan.count());
+  if (plan.count()) std::memcpy(plan.places.data(), PyBytes_AS_STRING(places), PyBytes_GET_SIZE(places));
+}
+
 void add_axes(Plan& plan, PyObject* axes) {
   if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
   plan.alike = plan.order == kAnyOrder;
@@ -798,16 +814,16 @@ void add_types(Plan& plan, PyObject* examples) {
 }
 
 Plan described(PyObject* args, PyObject* named) {
-  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "order",
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "order",
                                 "kernel", "columns", "scale", "device_scalars", nullptr};
-  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes;
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *places;
   unsigned long long kernel;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!iKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SiKiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
-                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &plan.order, &kernel, &plan.columns,
-                                      &plan.scale, &device_scalars));
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &plan.order, &kernel,
+                                      &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
@@ -824,6 +840,7 @@ Plan described(PyObject* args, PyObject* named) {
   add_axes(plan, axes);
   add_types(plan, examples);
   add_entries(plan, params, states);
+  add_places(plan, places);
   return plan;
 }
 

@@ -50,6 +50,7 @@ struct Half {
 namespace c10 {
 using BFloat16 = at::BFloat16;
 using Half = at::Half;
+template <class T, class F> static inline T bit_cast(F value) { return bits_of<T>(value); }
 template <class T, class F> static inline T convert(F value) {
   if constexpr (std::is_same_v<T, at::BFloat16> || std::is_same_v<T, at::Half>)
     return T::from(float(value));

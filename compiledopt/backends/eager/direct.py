@@ -69,8 +69,18 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
     columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False), strict=True))
+    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False, _place(entry)), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
+
+
+def _place(entry: Entry) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Where the elements of a parameter, or of the part of it that is here, are in the whole, and which one it is."""
+    if not entry.traced.program.is_random:
+        return None
+    param, device = as_real(entry.param), entry.param.device
+    # In the order of memory, as kernels count them, whatever the order of the dimensions.
+    element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
+    return element.as_strided(param.shape, param.stride()), torch.tensor(entry.number, dtype=torch.int32, device=device)
 
 
 def _scalar_input(entry: Entry, context: Context, name: str) -> Any:

@@ -1,0 +1,112 @@
+"""A rule whose states and parameter are kept in other ways: decode stands before it and encode after it, in the same program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.overrides import handle_torch_function
+
+from compiledopt.rules.ops import random_bits
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import named as by_name
+from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, initial
+from compiledopt.storage.rounded import more_bits, upper_half
+
+SEED = "seed"
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is asked for one kind of parameter. states: (name, codec, where it starts from) of those that are kept in another
+    way than the rule makes them; rounding: of the parameter, None for the store's own; dtype: the parameter's."""
+
+    states: tuple[tuple[str, Codec, float], ...]
+    rounding: Rounding | None
+    dtype: torch.dtype
+
+    @property
+    def is_random(self) -> bool:
+        return any(codec.random for _, codec, _ in self.states) or bool(self.rounding and self.rounding.random)
+
+
+def keep(rule: Rule, kept: Kept) -> Rule:
+    """The rule with its values kept so; it is one like any other."""
+    codecs = {name: codec for name, codec, _ in kept.states}
+    makers: dict[str, Maker] = {}
+    for name, codec, start in kept.states:
+        makers |= _makers(name, codec, initial(rule, name, start))
+    scales = tuple(name for name in makers if name not in rule.states)
+    rounding = kept.rounding
+    own = {} if rounding is None else rounding.states
+    makers |= {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
+    added = ((STEP,) if kept.is_random and STEP not in rule.scalars else ())
+    states = (*rule.states, *scales, *own, *added)
+
+    def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
+        given = dict(zip(states, values, strict=True))
+        seed = options.get(SEED)
+        if kept.is_random and SEED not in rule.options:
+            del options[SEED]
+        before = {name: given[name] for name in rule.states}
+        for name, codec in codecs.items():
+            if given[name] is not None:
+                before[name] = codec.decode(given[name], given.get(f"{name}_{SCALE}"))
+        master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
+        returned = rule(master, grad, *before.values(), **options)
+        after = by_name(rule, returned, rule.states, object)
+        bits = _draws(seed, given[STEP]) if kept.is_random else iter(())
+        written: dict[str, Any] = {**after}
+        for name, codec in codecs.items():
+            if given[name] is not None:
+                written[name], written[f"{name}_{SCALE}"] = codec.encode(after[name], next(bits) if codec.random else None)
+        if rounding is not None:
+            found = rounding.after(after["param"], kept.dtype, next(bits) if rounding.random else None)
+            written |= dict(zip(("param", *own), found, strict=True))
+        if added:
+            written[STEP] = given[STEP] + 1
+        return tuple(written.get(name) for name in ("param", *states))
+
+    stored.__name__ = rule.function.__name__
+    stored.__wrapped__ = rule.function  # type: ignore[attr-defined]  # messages name the author's function, and its place
+    optional = {f"{name}_{SCALE}": rule.optional[name] for name in codecs if name in rule.optional}
+    return replace(
+        rule,
+        function=stored,
+        states=states,
+        options=(*rule.options, SEED) if kept.is_random and SEED not in rule.options else rule.options,
+        scalars=rule.scalars | set(added),
+        optional={**rule.optional, **{name: option for name, option in optional.items() if name in scales}},
+        initial={**rule.initial, **makers},
+        added=rule.added | {*own, *added},
+        is_kept=True,
+    )
+
+
+def _like(dtype: torch.dtype) -> Maker:
+    def zeros(param: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+
+    return zeros
+
+
+def _makers(name: str, codec: Codec, made: Maker) -> Mapping[str, Maker]:
+    """What makes the codes of a state, and its scales where it has some."""
+
+    def stored(param: torch.Tensor) -> Any:
+        value = made(param)
+        return value if value is None else value.to(codec.dtype)
+
+    return {name: stored}
+
+
+def _draws(seed: Any, step: Any) -> Iterator[Any]:
+    """Random bits for several values of an element from as few hashes as there can be: 16 are enough for one value."""
+    bits = handle_torch_function(random_bits, (seed, step), seed, step)
+    while True:
+        yield bits
+        yield upper_half(bits)
+        bits = more_bits(bits)
