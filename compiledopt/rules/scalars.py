@@ -44,13 +44,14 @@ def scalar_lines(program: Program, known: Collection[str]) -> Lines | None:
     """The scalar part for who knows these operations, on float64 alone; None where that would not be the same."""
     places: dict[Any, int] = {node: index for index, node in enumerate(program.scalars)}
     inputs = len(places)
-    constants: dict[Any, float] = {_key(arg): arg for node in program.scalar_part for arg in node.args if type(arg) is not Node}
+    numbers = [arg for node in program.scalar_part for arg in node.args if not isinstance(arg, Node)]
+    constants = {_key(number): number for number in numbers}
     places |= {key: inputs + index for index, key in enumerate(constants)}
     lines: list[tuple[str, int, int, int]] = []
     for node in program.scalar_part:
         op = OPS[node.op]
         # Arithmetic of truths or integers alone is that of integers, which have no -0.
-        integers = all(isinstance(arg, int) or (type(arg) is Node and _is_truth(arg)) for arg in node.args)
+        integers = all(isinstance(arg, int) or (isinstance(arg, Node) and _is_truth(arg)) for arg in node.args)
         if node.op not in known or (integers and not op.boolean):
             return None
         first, second, third = ([places[_key(arg)] for arg in node.args] * 3)[:3]

@@ -18,8 +18,8 @@ def never(optimizer: Any) -> bool:
 
 
 class Steadying:
-    """When to make a steady step: after a plan ran again, and ever more seldom where one comes to nothing, as where a group gets
-    a new list at each step: making it takes as long as some steps of few parameters."""
+    """When to make a steady step: after a plan ran again, and ever more seldom where one comes to nothing, as where a group
+    gets a new list at each step: making it takes as long as some steps of few parameters."""
 
     def __init__(self) -> None:
         self.steady: Steady | None = None
@@ -44,7 +44,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     if around or owner.fresh or plan.shards.known or len(plan.rounds) != 1 or not all(seen.fixed for seen in plan.seen):
         return None
     # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
-    if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):
+    if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
         return None
     (make,) = ways
     if make is None:

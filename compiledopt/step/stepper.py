@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Entry
+from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 from compiledopt.step.foresee import foresee
 from compiledopt.step.plan import Owner, Plan
 from compiledopt.step.states import StateMaker
-from compiledopt.step.steady import Steady, Steadying, never
+from compiledopt.step.steady import Steadying, never
 from compiledopt.torch_private import watched_by
 
 
@@ -32,8 +32,8 @@ class Stepped(Protocol):
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
-    plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made
-    ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
+    plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured
+    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:

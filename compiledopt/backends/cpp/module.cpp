@@ -37,8 +37,29 @@ PyObject* probe(PyObject*, PyObject* args) {
   });
 }
 
+// evaluate(scalar part, inputs) -> (columns, new states), as a steady step computes them.
+PyObject* evaluate(PyObject*, PyObject* args) {
+  return guarded([&] {
+    PyObject *described, *inputs;
+    require(PyArg_ParseTuple(args, "OO", &described, &inputs));
+    ScalarPart part = scalars_of(described);
+    PyObject** const given = items_of(inputs, part.inputs);
+    for (int64_t i = 0; i < part.inputs; ++i) part.values[i] = floating(given[i]);
+    part.evaluate();
+    const auto listed = [&](const std::vector<int32_t>& places) {
+      Owned list = Owned::checked(PyList_New(0));
+      for (const int32_t place : places)
+        require(PyList_Append(list.get(), Owned::checked(PyFloat_FromDouble(part.values[place])).get()) == 0);
+      return list;
+    };
+    const Owned columns = listed(part.columns), states = listed(part.states);
+    return Owned::checked(PyTuple_Pack(2, columns.get(), states.get()));
+  });
+}
+
 PyMethodDef functions[] = {{"unchanged", unchanged, METH_VARARGS, "whether groups, parameters and states are the same"},
                            {"probe", probe, METH_VARARGS, "find the layout of this torch's tensors"},
+                           {"evaluate", evaluate, METH_VARARGS, "evaluate(scalar part, inputs) -> (columns, new states)"},
                            {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiledopt_launcher", nullptr, -1, functions};
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,14 +55,16 @@ def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
     return batch.native, lines, inputs, [(group, states) for group, _, states in batch.rows], batch.rounded
 
 
-def _group(group: Mapping[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
+def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
     """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
     of a tuple or -1, number)]) of each entry). own: the optimizer's rule: what else a group asks for stands around it."""
     entries = []
     for name, value in dict.items(group):  # not what a group may compute
         many = isinstance(value, tuple)
         found = {f"{name}[{i}]": (i, one) for i, one in enumerate(value)} if many else {name: (-1, value)}
-        read = [(element, numbers[key], one) for key, (element, one) in found.items() if key in numbers and name in rule.options]
+        read = [
+            (element, numbers[key], one) for key, (element, one) in found.items() if key in numbers and name in rule.options
+        ]
         if not all(isinstance(one, (float, int)) or _is_on_host(one) for *_, one in read):
             return None
         exchangeable = name in own.options and name not in rule.static
