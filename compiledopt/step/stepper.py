@@ -33,7 +33,8 @@ class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
     plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured
-    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
+    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of;
+    told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:
