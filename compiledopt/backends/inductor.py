@@ -20,13 +20,14 @@ import torch
 from compiledopt.errors import CompileError
 from compiledopt.rules.ops import OPS, RANDOM
 from compiledopt.rules.program import Argument, Node, Program
+from compiledopt.rules.random import bits_at
 
 
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0) (two int32: the first element's place in its
-    parameter, and that one's number) or ("length", 0); types: the C types of the arguments."""
+    order, ("tensor", input index), ("column", column index), ("place", 0) (three int32: the first element's place in its
+    parameter, and the key of its random bits) or ("length", 0); types: the C types of the arguments."""
 
     body: str
     arguments: tuple[tuple[str, int], ...]
@@ -43,11 +44,11 @@ def evaluate(
     tensors: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     fused: bool,
-    place: tuple[torch.Tensor, torch.Tensor] | None = None,
+    bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
-    place: where the program is random, the places of the elements in their parameter and its number, both int32.
+    bits: where the program is random, what gives 32 random bits for each element, of (seed, step).
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
     compute = tensors[0].dtype
@@ -64,7 +65,9 @@ def evaluate(
             continue
         args = [argument(arg) for arg in node.args]
         if node.op == RANDOM:
-            args = [place, *(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args)]
+            assert bits is not None
+            values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
+            continue
         if node.op == "where" and args[0].dtype is not torch.bool:
             args[0] = args[0] != 0  # a truth among the columns is a number
         if node.op in ("maximum", "minimum"):
@@ -103,12 +106,10 @@ def has_fused_multiply_add() -> bool:
     return arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-# Of a value of many operations Inductor makes a buffer, and so a second kernel; nothing here is ever to be one.
-ONE_PASS = {"realize_opcount_threshold": 1 << 30, "realize_reads_threshold": 1 << 30, "realize_acc_reads_threshold": 1 << 30}
 # cpp.simdlen=1: a plain loop that g++ vectorizes by itself, in a file without torch's headers (0.2 s instead of 5).
-CPU = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp", **ONE_PASS}
+CPU = {"cpp.threads": 1, "cpp.simdlen": 1, "cpp_wrapper": False, "cpu_backend": "cpp"}
 # compile_threads=1: Inductor would hand the kernel to a pool of processes, to compile it for a GPU that may not be there.
-CUDA = {"cpp_wrapper": False, "compile_threads": 1, **ONE_PASS}
+CUDA = {"cpp_wrapper": False, "compile_threads": 1}
 
 
 def lower_cpu(program: Program, dtypes: Sequence[torch.dtype]) -> Lowered:
@@ -304,7 +305,7 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        fakes += [torch.empty(2, dtype=torch.int32, device=device)] * program.is_random
+        fakes += [torch.empty(3, dtype=torch.int32, device=device)] * program.is_random
     return mode, fakes, shape_env
 
 
@@ -320,11 +321,15 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
     written = [index[name] for name in program.tensor_outputs]
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        tensors, place = [tensor.to(compute) for tensor in inputs[:count]], None
-        if program.is_random:
-            *inputs, at = inputs
-            place = (torch.arange(len(tensors[0]), dtype=torch.int32, device=at.device) + at[0], at[1])
-        results = evaluate(program, tensors, inputs[count:], fused, place)
+        tensors = [tensor.to(compute) for tensor in inputs[:count]]
+        columns = inputs[count : count + len(program.columns)]
+
+        def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
+            place = inputs[-1]
+            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
+            return bits_at((place[1], place[2]), element)
+
+        results = evaluate(program, tensors, columns, fused, bits)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
 
     with enable_python_dispatcher():

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from compiledopt.rules.random import key, mixed
+from compiledopt.rules.random import bits_at, key
 
 
 def _divide(a: float, b: float) -> float:
@@ -37,6 +37,8 @@ def _power(a: float, b: float) -> float:
     except ZeroDivisionError:
         return math.inf
     except OverflowError:
+        if a < 0 and b % 1:  # of a complex number
+            return math.nan
         return math.inf if a > 0 or b % 2 == 0 else -math.inf
     return math.nan if isinstance(value, complex) else value
 
@@ -173,22 +175,28 @@ def _no_number(*_: float) -> float:
     raise TypeError("this operation is for tensors, and was given numbers alone")
 
 
-def random_bits(place: tuple[Any, Any], seed: Any, step: Any) -> Any:
-    """rules/random.py's bits, for elements that are known by the low 32 bits of their places, as kernels count them.
-
-    place: (element, parameter), int32, the latter 0-dim; seed, step: 0-dim floating point numbers without a fraction.
-    """
-    element, parameter = place
-    first, second = key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))
-    return mixed(mixed(element ^ first) ^ second)
+# 32 bits for each element, of (seed, step): who runs a program knows the parameter, and which of its elements a tensor holds.
+RANDOM = "random_bits"
+OPS[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))
 
 
-# Of (seed, step), for each element: who runs a program knows the parameter, and which of its elements a tensor holds.
-RANDOM = random_bits.__name__
-OPS[RANDOM] = Op(RANDOM, 2, random_bits, _no_number, in_place=False, definition=_digest(mixed))
+def random_bits(seed: Any, step: Any) -> Any:
+    """32 random bits for each element, where a rule is traced. seed, step: numbers without a fraction, below 2^24."""
+    return handle_torch_function(random_bits, (seed, step), seed, step)
 
 
 def apply(name: str, *args: Any) -> Any:
     """An operation on what it is given: of numbers a number, else a tensor, or a node where a rule is traced."""
     numbers = all(isinstance(arg, (bool, int, float)) for arg in args)
     return (OPS[name].number if numbers else OPS[name].tensor)(*args)
+
+
+@operation
+def key_first(seed: Any, step: Any, parameter: Any) -> Any:
+    """The first word of the key of random bits."""
+    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[0]
+
+
+@operation
+def key_second(seed: Any, step: Any, parameter: Any) -> Any:
+    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[1]

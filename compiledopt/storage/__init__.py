@@ -14,7 +14,20 @@ from compiledopt.storage.derived import SEED, Kept, keep
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.rounded import StochasticallyRounded, Stored
 
-__all__ = ["CODECS", "DESCRIBED", "OPTIONS", "Kept", "check", "is_asked", "keep", "kept", "kind_of", "reading", "settle", "wanted"]
+__all__ = [
+    "CODECS",
+    "DESCRIBED",
+    "OPTIONS",
+    "Kept",
+    "check",
+    "is_asked",
+    "keep",
+    "kept",
+    "kind_of",
+    "reading",
+    "settle",
+    "wanted",
+]
 
 STATE_DTYPE, ROUNDING = "state_dtype", "rounding"
 OPTIONS = (STATE_DTYPE, ROUNDING, SEED)
@@ -73,12 +86,18 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     states = [name for name in rule.states if name not in rule.scalars]
     for name in known:
         if name != "*" and name not in states:
-            raise ValueError(f"Invalid {STATE_DTYPE}: {name!r} is no state of {rule.name}, which has {', '.join(states) or 'none'}")
+            raise ValueError(
+                f"Invalid {STATE_DTYPE}: {name!r} is no state of {rule.name}, which has {', '.join(states) or 'none'}"
+            )
     if group.get("differentiable"):
         raise ValueError(f"{STATE_DTYPE} and {ROUNDING} do not go with differentiable=True: rounding has no derivative")
-    randomly = [name for name in (*known.values(), rounding) if name in CODECS and CODECS[name].random or name == "stochastic"]
+    randomly = [
+        name for name in (*known.values(), rounding) if (name in CODECS and CODECS[name].random) or name == "stochastic"
+    ]
     if randomly and not rule.elementwise:
-        raise ValueError(f"{randomly[0]!r} rounds with random bits, which rules that are not elementwise do not have, as {rule.name}")
+        raise ValueError(
+            f"{randomly[0]!r} rounds with random bits, which rules that are not elementwise do not have, as {rule.name}"
+        )
 
 
 def wanted(group: Mapping[str, Any]) -> Hashable | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.overrides import handle_torch_function
 
 from compiledopt.rules.ops import random_bits
 from compiledopt.rules.rule import Rule
@@ -43,7 +42,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
     rounding = kept.rounding
     own = {} if rounding is None else rounding.states
     makers |= {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
-    added = ((STEP,) if kept.is_random and STEP not in rule.scalars else ())
+    added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
     states = (*rule.states, *scales, *own, *added)
 
     def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
@@ -105,7 +104,7 @@ def _makers(name: str, codec: Codec, made: Maker) -> Mapping[str, Maker]:
 
 def _draws(seed: Any, step: Any) -> Iterator[Any]:
     """Random bits for several values of an element from as few hashes as there can be: 16 are enough for one value."""
-    bits = handle_torch_function(random_bits, (seed, step), seed, step)
+    bits = random_bits(seed, step)
     while True:
         yield bits
         yield upper_half(bits)

@@ -21,7 +21,8 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Program
+from compiledopt.rules.ops import RANDOM
+from compiledopt.rules.program import Node, Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
@@ -32,7 +33,8 @@ HERE = Path(__file__).parent
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 KERNEL_FLAGS += ("-fwrapv",)  # random numbers are products that wrap around
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
-LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off")
+LAUNCHER = ("numbers.h", "launcher.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -112,7 +114,8 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 
 def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
-    return "\n".join([_loops(), _prefix(), *_function(program, dtypes), ""])
+    key = _key() if program.is_random else []
+    return "\n".join([_loops(), _prefix(), *key, *_function(program, dtypes), ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -157,12 +160,35 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     run = [
         f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
-        *([f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];"] * program.is_random),
-        *(["  const int32_t place[2] = {at[0], at[1]};"] * program.is_random),
+        *(_place(program) if program.is_random else ()),
         f"  kernel{suffix}({', '.join(arguments)});",
         "}",
     ]
     return [*lines, *run]
+
+
+def _place(program: Program) -> list[str]:
+    """Where a piece is in its parameter, and the key of its random bits, of what the launcher says of it."""
+    draws = [node for node in program.elementwise_part if node.op == RANDOM]
+    if len(draws) > 1:
+        raise CompileError(f"{program.rule} draws random numbers of several seeds or steps")
+    seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
+    return [
+        f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
+        f"  double seed = {seed}, step = {step}, parameter = at[1];",
+        "  int32_t first, second;",
+        "  void* of_key[] = {&seed, &step, &parameter, &first, &second};",
+        "  run_key(of_key, nullptr, 1);",
+        "  const int32_t place[3] = {at[0], first, second};",
+    ]
+
+
+def _key() -> list[str]:
+    """The key of random bits as a kernel over one element."""
+    names = ("seed", "step", "parameter", "first", "second")
+    inputs = tuple(Node("input", (), False, name) for name in names)
+    outputs = {name: Node(f"key_{name}", inputs[:3], False) for name in names[3:]}
+    return _function(Program("key", inputs, outputs), [torch.float64] * 3 + [torch.int32] * 2, "_key")
 
 
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
@@ -343,7 +369,7 @@ def launcher() -> ModuleType:
 
 
 def _make_launcher() -> ModuleType:
-    source = _with_runtime("launcher.cpp")
+    source = _with_runtime(*LAUNCHER)
     name = cache.key("launcher", source, LAUNCHER_FLAGS)
     content = cache.load(f"{name}.so")
     if content is None:
@@ -365,8 +391,8 @@ def _build_launcher(name: str, source: str) -> bytes:
     return content
 
 
-def _with_runtime(file: str) -> str:
-    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", file))
+def _with_runtime(*files: str) -> str:
+    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", *files))
 
 
 def _openmp(libraries: Path) -> list[str]:

@@ -3,7 +3,7 @@ nothing is read on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.eager.rows import EagerBatch
 from compiledopt.backends.eager.stacked import given_to
 from compiledopt.backends.inductor import compute_dtype, evaluate
-from compiledopt.backends.layout import HALF, as_real, is_sparse
+from compiledopt.backends.layout import HALF, as_real, is_dense, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
 from compiledopt.rules.program import Node, Program
+from compiledopt.rules.random import bits_at, key
 from compiledopt.rules.trace import named
 
 
@@ -69,18 +70,22 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
     columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False, _place(entry)), strict=True))
+    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False, _bits_for(entry)), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 
-def _place(entry: Entry) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Where the elements of a parameter, or of the part of it that is here, are in the whole, and which one it is."""
-    if not entry.traced.program.is_random:
-        return None
-    param, device = as_real(entry.param), entry.param.device
-    # In the order of memory, as kernels count them, whatever the order of the dimensions.
-    element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
-    return element.as_strided(param.shape, param.stride()), torch.tensor(entry.number, dtype=torch.int32, device=device)
+def _bits_for(entry: Entry) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The random bits of a parameter, or of the part of it that is here."""
+
+    def bits(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        param, device = as_real(entry.param), entry.param.device
+        number = torch.tensor(entry.number, device=device)
+        element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
+        if is_dense(param):  # in the order of memory, as kernels count them, whatever the order of the dimensions
+            element = element.as_strided(param.shape, param.stride())
+        return bits_at(key(seed.to(torch.int64), step.to(torch.int64), number), element.reshape(param.shape))
+
+    return bits
 
 
 def _scalar_input(entry: Entry, context: Context, name: str) -> Any:

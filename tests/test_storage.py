@@ -1,0 +1,165 @@
+"""How values are kept: states and parameters in fewer bytes, against the same in float32 or float64, and against torch."""
+
+import copy
+
+import pytest
+import torch
+from catalog import EXECUTORS, one_per_algorithm
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+
+SHAPES = [(40, 50), (301,), (), (0,)]
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def trained(kind, dtype=torch.float32, steps=8, shapes=SHAPES, values=None, **options):
+    """values: the dtype whose numbers the parameters and gradients have."""
+    params = copies(parameters(values or dtype, shapes), dtype)
+    optimizer = kind(params, **options)
+    for step in range(steps):
+        gradients = Gradients(values or dtype)
+        gradients.set(params, step)
+        optimizer.step()
+    return optimizer, params
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{"state_dtype": "bfloat16"}, {"rounding": "stochastic"}, {"rounding": "split"}], ids=str)
+def test_executors_draw_the_same_bits(options, dtype):
+    found = []
+    for how in EXECUTORS.values():
+        optimizer, params = trained(compiledopt.AdamW, dtype, lr=0.01, **options, **how)
+        found.append((flat(params), flat(optimizer.state[p]["exp_avg_sq"] for p in params)))
+    for values in zip(*found, strict=True):
+        moved = rms(values[0] - flat(parameters(dtype, SHAPES))) if values[0] is found[0][0] else rms(values[0])
+        for other in values[1:]:  # where float32 differs in its last bit, a rounding may go the other way
+            apart = (other != values[0]).double().mean().item()
+            assert moved > 1e-3 and (apart < 0.02 or rms(other - values[0]) <= 1e-5 * moved)
+
+
+def test_threads_draw_the_same_bits():
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        _, params = trained(
+            compiledopt.SGD, torch.bfloat16, shapes=[(700_001,), (30, 20)], steps=3, lr=1e-3, rounding="stochastic"
+        )
+        found.append(params)
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_stochastic_rounding_is_right_in_the_mean(dtype):
+    """An update of a hundredth of a unit in the last place: to nearest, nothing moves at all."""
+    unit = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]
+    for rounding, expected in (("nearest", 0.0), ("stochastic", -0.01 * unit)):
+        param = torch.nn.Parameter(torch.ones(200_000, dtype=dtype))
+        param.data[::2] = 1.5
+        start = param.detach().double().clone()
+        param.grad = torch.ones_like(param)
+        compiledopt.SGD([param], lr=0.01 * unit, rounding=rounding, compiled=True).step()
+        mean = (param.double() - start).mean().item()
+        assert mean == expected if expected == 0 else abs(mean / expected - 1) < 0.15  # 2000 of 200 000 move: ± 2.2%
+    again = torch.nn.Parameter(start.to(dtype))
+    again.grad = torch.ones_like(again)
+    optimizer = compiledopt.SGD([again], lr=0.01 * unit, rounding="stochastic", seed=1, compiled=True)
+    optimizer.step()
+    assert not torch.equal(again, param), "another seed, the same bits"
+    state = optimizer.state_dict()
+    assert state["param_groups"][0]["seed"] == 1 and state["state"][0]["step"].item() == 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_split_parameters_are_a_float32_master(executor):
+    """Bit for bit what float32 parameters with the same gradients become, for every executor."""
+    half = parameters(torch.bfloat16, SHAPES)
+    single = copies(half, torch.float32)
+    for index, value in enumerate((torch.nan, torch.inf, -torch.inf, 0.0, 3.3e38, 1e-42)):
+        for params in (half, single):
+            params[0].data[0, index] = value
+    ours = compiledopt.AdamW(half, lr=1e-4, rounding="split", state_dtype="float32", **EXECUTORS[executor])
+    reference = compiledopt.AdamW(single, lr=1e-4, **EXECUTORS[executor])
+    for step in range(6):
+        Gradients(torch.bfloat16).set(half, step)
+        Gradients(torch.bfloat16).set(single, step)
+        ours.step()
+        reference.step()
+    for h, s in zip(half, single, strict=True):
+        master = (h.detach().view(torch.int16).int() << 16) + ours.state[h]["rest"].int()
+        known = ~s.isnan()
+        assert torch.equal(master.view(torch.float32)[known], s.detach()[known]) and h[~known].isnan().all()
+        assert ours.state[h]["rest"].dtype == torch.int16 and ours.state[h]["exp_avg"].dtype == torch.float32
+    assert (flat(half) - flat(single))[7:].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_compensation_carries_what_rounding_cuts_off(dtype):
+    exact, start = None, flat(parameters(dtype))
+    errors = {}
+    for rounding in ("exact", "nearest", "compensated", "stochastic"):
+        wide = torch.float64 if rounding == "exact" else dtype
+        options = {} if rounding == "exact" else {"rounding": rounding, "state_dtype": "float32"}
+        _, params = trained(compiledopt.AdamW, wide, steps=40, values=dtype, shapes=[(40, 50), (3001,)], lr=1e-4, **options)
+        exact = flat(params) if rounding == "exact" else exact
+        errors[rounding] = rms(flat(params) - exact)
+    assert start.numel() and errors["compensated"] < 0.5 * errors["nearest"] and errors["stochastic"] < errors["nearest"], (
+        errors
+    )
+
+
+@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+def test_every_rule_keeps_its_states_in_bfloat16(case):
+    """Within what 8 bits of a significand allow, of the same in float64."""
+    exact, params = parameters(torch.float64), parameters()
+    reference, optimizer = case.ours(exact, dtype=torch.float64), case.ours(params, state_dtype=torch.bfloat16)
+    run(reference, exact, Gradients(torch.float64), range(4))
+    run(optimizer, params, Gradients(torch.float64), range(4))
+    moved = rms(flat(exact) - flat(parameters(torch.float64)))
+    assert moved > 1e-3 and rms(flat(params) - flat(exact)) < 0.15 * moved
+    tensors = [v for v in optimizer.state[params[0]].values() if v.dim()]
+    assert all(v.dtype == torch.bfloat16 for v in tensors)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"state_dtype": "int7"}, "Invalid state_dtype value: 'int7'; it is one of float32, "),
+        ({"state_dtype": {"exp_av": "bfloat16"}}, "'exp_av' is no state of adam, which has exp_avg, exp_avg_sq"),
+        ({"rounding": "up"}, "Invalid rounding value: 'up'; it is one of nearest, stochastic"),
+        ({"seed": -1}, "Invalid seed value: -1"),
+        ({"rounding": "split", "differentiable": True}, "differentiable=True: rounding has no derivative"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        compiledopt.AdamW(parameters(), **options)
+
+
+def test_groups_and_states_have_ways_of_their_own():
+    params = parameters(shapes=[(40, 50), (30, 20)])
+    groups = [{"params": params[:1], "state_dtype": {"exp_avg_sq": torch.bfloat16}}, {"params": params[1:]}]
+    optimizer = compiledopt.AdamW(groups, lr=0.01, compiled=True)
+    run(optimizer, params, Gradients(), range(2))
+    kinds = [{k: v.dtype for k, v in optimizer.state[p].items() if v.dim()} for p in params]
+    assert kinds == [
+        {"exp_avg": torch.float32, "exp_avg_sq": torch.bfloat16},
+        {"exp_avg": torch.float32, "exp_avg_sq": torch.float32},
+    ]
+    before = compiledopt.compile_stats()["plans_built"]
+    run(optimizer, params, Gradients(), range(2, 4))
+    assert compiledopt.compile_stats()["plans_built"] == before
+
+
+def test_a_run_goes_on_bit_for_bit():
+    params = parameters(torch.bfloat16, SHAPES)
+    optimizer = compiledopt.AdamW(params, lr=0.01, state_dtype="bfloat16", rounding="stochastic", seed=7)
+    run(optimizer, params, Gradients(torch.bfloat16), range(3))
+    twins = copies(params)
+    again = compiledopt.AdamW(twins, lr=0.01, state_dtype="bfloat16", rounding="stochastic")
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, Gradients(torch.bfloat16), range(3, 6))
+    run(again, twins, Gradients(torch.bfloat16), range(3, 6))
+    assert same([s for _, _, s in snapshot(optimizer)], [s for _, _, s in snapshot(again)])
+    assert same([p.detach() for p in params], [p.detach() for p in twins])
