@@ -1,4 +1,4 @@
-"""A rule whose states and parameter are kept in other ways: decode stands before it and encode after it, in the same program."""
+"""A rule whose states and parameter are kept in other ways: decode before it, encode after it, in one program."""
 
 from __future__ import annotations
 
