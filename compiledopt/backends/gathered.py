@@ -134,6 +134,7 @@ class GatheredBatch(Batch):
             scalar_names=self.traced.scalar_names,
             examples=examples,
             axes=self.traced.axes,
+            block=next(iter(self.traced.program.blocks), 0),
             places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
             order=self.traced.order,
             kernel=address,

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.ops import OPS, RANDOM
-from compiledopt.rules.program import Argument, Node, Program
+from compiledopt.rules.ops import LARGEST, OPS, RANDOM
+from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
 
 
@@ -70,10 +70,16 @@ def evaluate(
             continue
         if node.op == "where" and args[0].dtype is not torch.bool:
             args[0] = args[0] != 0  # a truth among the columns is a number
+        if node.op == LARGEST:
+            args[1] = int(args[1])
         if node.op in ("maximum", "minimum"):
             args = [_as_tensor(arg, tensors[0].device, compute) for arg in args]
         values[node] = OPS[node.op].tensor(*args)
-    return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+    return [
+        value if node.axes == BLOCKS else value.expand_as(tensors[0])
+        for node in program.tensor_outputs.values()
+        for value in [values[node]]
+    ]
 
 
 def _as_tensor(value: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

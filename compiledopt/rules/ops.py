@@ -175,6 +175,18 @@ def _no_number(*_: float) -> float:
     raise TypeError("this operation is for tensors, and was given numbers alone")
 
 
+LARGEST = "largest"
+
+
+def largest(x: Any, block: int) -> Any:
+    """The largest finite size among the elements of each block, which lie along the last dimension."""
+    if has_torch_function((x,)):
+        return handle_torch_function(largest, (x,), x, block)
+    size = x.abs()
+    return torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True)
+
+
+OPS[LARGEST] = Op(LARGEST, 2, largest, _no_number, in_place=False, definition=LARGEST)
 # 32 bits for each element, of (seed, step): who runs a program knows the parameter, and which of its elements a tensor holds.
 RANDOM = "random_bits"
 OPS[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))

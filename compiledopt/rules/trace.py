@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from compiledopt.rules.ops import OPS, RANDOM
+from compiledopt.rules.ops import LARGEST, OPS, RANDOM
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
+from compiledopt.rules.program import BLOCKS, COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
 from compiledopt.rules.rule import Rule
 
 # Rules pass through these; algorithms/ is an author like any other.
@@ -81,11 +81,9 @@ class Tracer:
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
-            axes = 0
-            for arg in args:
-                axes |= arg.axes if isinstance(arg, Node) else NUMBER
+            axes = _axes_of(op, args)
             scalar = all(_is_scalar(arg) for arg in args) and op != RANDOM
-            self.known[key] = Node(op, args, scalar, line=author_line(), axes=ELEMENTS if op == RANDOM else axes)
+            self.known[key] = Node(op, args, scalar, line=author_line(), axes=axes)
         return Symbol(self, self.known[key])
 
     def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
@@ -160,6 +158,16 @@ def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if "input" in kwargs:
         kwargs["value"] = kwargs.pop("input")
     return kwargs
+
+
+def _axes_of(op: str, args: tuple[Argument, ...]) -> int:
+    """Along which axes the result of a pointwise operation varies."""
+    if op in (RANDOM, LARGEST):
+        return ELEMENTS if op == RANDOM else BLOCKS
+    axes = 0
+    for arg in args:
+        axes |= arg.axes if isinstance(arg, Node) else NUMBER
+    return ELEMENTS if axes > ELEMENTS and axes != BLOCKS else axes
 
 
 def _is_scalar(arg: Argument) -> bool:
@@ -298,7 +306,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     axes = dict(shape.axes) if shape else {}
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
-        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
+        kept = BLOCKS if name in rule.in_blocks else axes.get(name, ELEMENTS)
+        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else kept))
         return Symbol(tracer, inputs[-1], branch)
 
     present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in rule.scalars)

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from compiledopt.rules.rule import Rule
+from compiledopt.storage.blocks import Int8, UInt8
 from compiledopt.storage.codec import Codec
 from compiledopt.storage.derived import SEED, Kept, keep
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.rounded import StochasticallyRounded, Stored
+from compiledopt.storage.signs import never_negative
 
 __all__ = [
     "CODECS",
@@ -46,6 +48,8 @@ CODECS: dict[str, Codec] = {
         StochasticallyRounded("float16", torch.float16),
         Stored("bfloat16_nearest", torch.bfloat16),
         Stored("float16_nearest", torch.float16),
+        Int8(),
+        UInt8(),
     )
 }
 
@@ -91,6 +95,9 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
             )
     if group.get("differentiable"):
         raise ValueError(f"{STATE_DTYPE} and {ROUNDING} do not go with differentiable=True: rounding has no derivative")
+    blocks = [name for name in known.values() if CODECS[name].block]
+    if blocks and not rule.elementwise:
+        raise ValueError(f"{blocks[0]!r} is for rules that are elementwise, {rule.name} is not")
     randomly = [
         name for name in (*known.values(), rounding) if (name in CODECS and CODECS[name].random) or name == "stochastic"
     ]
@@ -118,7 +125,7 @@ def settle(group: dict[str, Any]) -> None:
 
 def kind_of(group: Mapping[str, Any], param: torch.Tensor) -> Hashable:
     """What parameters of a group have in common whose values are kept alike."""
-    return param.dtype
+    return param.dtype, CODECS["int8"].objection(param) is None
 
 
 def kept(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Kept | None:
@@ -126,9 +133,15 @@ def kept(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Kept | No
     if not is_asked(group):
         return None
     asked, states = asked_for(group), []
+    unsigned = any(CODECS[name].unsigned for name in asked.values())
+    positive = never_negative(rule, group) if unsigned else frozenset()
     for name in rule.states_for(group):
         codec = CODECS.get(asked.get(name, asked.get("*", "") if name not in rule.added else ""))
+        if codec is not None and codec.unsigned and name in positive:
+            codec = CODECS[codec.unsigned]
         if name in rule.scalars or codec is None or not _is_like(rule, name, param) or codec.objection(param) is not None:
+            continue
+        if codec.block and rule.maker(name) is not None:
             continue
         states.append((name, codec, 0.0 if rule.maker(name) else rule.initial_value(name, group)))
     rounding = ROUNDINGS.get(group.get(ROUNDING) or NEAREST_NAME)

@@ -11,6 +11,17 @@ import torch
 from compiledopt.rules.rule import Rule
 
 SCALE = "scale"
+SMALLEST = 4096  # elements from which on a state is kept in blocks: below, there is nothing to be gained
+
+
+def row_of(param: torch.Tensor) -> int:
+    """The length of what no block reaches across: all dimensions but the first, so that shards of that one cut no block."""
+    return param.numel() // max(1, param.shape[0])
+
+
+def blocks_of(param: torch.Tensor, block: int) -> tuple[int, int]:
+    """The shape of the scales: rows, and blocks of each."""
+    return param.shape[0], -(-row_of(param) // block)
 
 
 class Codec(ABC):
@@ -42,7 +53,13 @@ class Codec(ABC):
 
     def objection(self, param: torch.Tensor) -> str | None:
         """Why a state shaped like `param` is not kept so, or None."""
-        return "it is complex" if param.is_complex() else None
+        if param.is_complex():
+            return "it is complex"
+        if not self.block:
+            return None
+        if param.dim() < 2 or param.numel() < SMALLEST:
+            return f"it has fewer than {SMALLEST} elements or fewer than 2 dimensions"
+        return None if row_of(param) >= self.block else f"its rows have fewer than {self.block} elements"
 
     @property
     def bytes_per_element(self) -> float:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.distributed import is_distributed, like_shards
 from compiledopt.rules.ops import random_bits
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named as by_name
-from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, initial
+from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, blocks_of, initial
 from compiledopt.storage.rounded import more_bits, upper_half
 
 SEED = "seed"
@@ -37,7 +38,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
     codecs = {name: codec for name, codec, _ in kept.states}
     makers: dict[str, Maker] = {}
     for name, codec, start in kept.states:
-        makers |= _makers(name, codec, initial(rule, name, start))
+        makers |= _makers(name, codec, initial(rule, name, start), start)
     scales = tuple(name for name in makers if name not in rule.states)
     rounding = kept.rounding
     own = {} if rounding is None else rounding.states
@@ -81,6 +82,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         optional={**rule.optional, **{name: option for name, option in optional.items() if name in scales}},
         initial={**rule.initial, **makers},
         added=rule.added | {*own, *added},
+        in_blocks=frozenset(name for name in scales if name.endswith(f"_{SCALE}")),
         is_kept=True,
     )
 
@@ -92,14 +94,28 @@ def _like(dtype: torch.dtype) -> Maker:
     return zeros
 
 
-def _makers(name: str, codec: Codec, made: Maker) -> Mapping[str, Maker]:
+def _makers(name: str, codec: Codec, made: Maker, start: float) -> Mapping[str, Maker]:
     """What makes the codes of a state, and its scales where it has some."""
 
     def stored(param: torch.Tensor) -> Any:
         value = made(param)
         return value if value is None else value.to(codec.dtype)
 
-    return {name: stored}
+    if not codec.block:
+        return {name: stored}
+    code, scale = (part.item() for part in codec.encode(torch.full((1, 1), start), None))
+
+    def codes(param: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros_like(param, dtype=codec.dtype, memory_format=torch.preserve_format, requires_grad=False)
+        return made.fill_(code)
+
+    def scales(param: torch.Tensor) -> torch.Tensor:
+        shape = blocks_of(param, codec.block)
+        if is_distributed(param):
+            return like_shards(param, shape, scale)
+        return torch.full(shape, scale, dtype=torch.float32, device=param.device)
+
+    return {name: codes, f"{name}_{SCALE}": scales}
 
 
 def _draws(seed: Any, step: Any) -> Iterator[Any]:

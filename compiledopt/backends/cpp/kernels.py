@@ -20,6 +20,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.cpp import blocks
 from compiledopt.errors import CompileError
 from compiledopt.rules.ops import RANDOM
 from compiledopt.rules.program import Node, Program
@@ -113,8 +114,15 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 
 def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
+    from compiledopt.backends.inductor import compute_dtype
+
     key = _key() if program.is_random else []
-    return "\n".join([_loops(), _prefix(), *key, *_function(program, dtypes), ""])
+    if program.blocks:
+        scalar, place = _C_TYPES[compute_dtype(dtypes)], _place(program)[:-1] if program.is_random else []
+        function = blocks.source(program, dtypes, _body, scalar, place)
+    else:
+        function = _function(program, dtypes)
+    return "\n".join([_loops(), _prefix(), *key, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -135,9 +143,11 @@ def _loops() -> str:
     return (HERE / "loops.h").read_text()
 
 
-def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
-    """Inductor's function for a program, and one called `run` with this suffix that calls it."""
-    from compiledopt.backends.inductor import compute_dtype, lower_cpu
+def _body(
+    program: Program, dtypes: Sequence[torch.dtype], suffix: str = ""
+) -> tuple[list[str], list[tuple[str, int]], Sequence[str]]:
+    """Inductor's function for a program, called `kernel` with this suffix; its arguments and their types."""
+    from compiledopt.backends.inductor import lower_cpu
 
     with timed("seconds_lowering"):
         lowered = lower_cpu(program, dtypes)
@@ -148,9 +158,17 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
     lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
     lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
+    return lines, list(lowered.arguments), lowered.types
+
+
+def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
+    """Inductor's function for a program, and one called `run` with this suffix that calls it."""
+    from compiledopt.backends.inductor import compute_dtype
+
+    lines, known, types = _body(program, dtypes, suffix)
     scalar = _C_TYPES[compute_dtype(dtypes)]
     arguments = []
-    for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
+    for (kind, index), type_name in zip(known, types, strict=True):
         pointer = {"tensor": f"({type_name}) pointers[{index}]", "column": f"columns + {index}", "length": "length"}
         arguments.append({**pointer, "place": "place"}[kind])
     # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
@@ -262,7 +280,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix())
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix(), blocks.TEXT)
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:

@@ -151,6 +151,9 @@ bool lies_in(const TensorImpl* param, int order) {
   return true;
 }
 
+// The length of what no block reaches across.
+int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
+
 // Whether a tensor has one value for each row or the like of its parameter, one after the other.
 bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
   const auto sizes = param->sizes(), own = impl->sizes();
@@ -248,6 +251,7 @@ struct Plan {
   std::vector<Entry> entries;
   std::vector<Place> places;
   int most_row = -1;
+  int64_t block = 0;  // elements that share a scale, where values are kept in blocks
   int64_t layout = 0;  // another one after each change of the rows
 
   // What `gather` found, for `launch`.
@@ -341,6 +345,12 @@ class Table : public Rows {
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
   if (!lies_in(found.param(), plan.order)) return false;
   for (int k = 1; k < plan.operands; ++k) {
+    if (plan.axes[k] == kBlocks) {
+      const TensorImpl *const param = found.param(), *const scales = found.operand(k);
+      const int64_t rows = param->dim() ? param->size(0) : 1, per_row = (row_of(param) + plan.block - 1) / plan.block;
+      if (!scales->is_contiguous() || scales->numel() != rows * per_row) return false;
+      continue;
+    }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
                                                 : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
     if (!fits) return false;
@@ -486,6 +496,26 @@ void fetch_data(const Plan& plan, size_t i) {
   }
 }
 
+// The elements [begin, end) of a parameter whose values are kept in blocks: each end is moved on to where whole blocks, or rows
+// that are no whole number of blocks, begin; so the neighbouring share begins there.
+void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end) {
+  const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(plan.found(i).param()), block = plan.block;
+  const bool flat = row % block == 0;
+  const int64_t unit = flat ? std::max(kAlignment, block) : row, per_row = (row + block - 1) / block;
+  const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
+  begin = edge(begin), end = edge(end);
+  const double* const columns = table.columns(plan.entries[i].row);
+  for (int64_t at = begin, n; at < end; at += n) {
+    n = flat ? end - at : row;
+    void* pieces[kMostTensors + 1];
+    for (int k = 0; k < plan.operands; ++k)
+      pieces[k] = plan.data(i, k) + (plan.axes[k] == kBlocks ? at / row * per_row + at % row / block : at) * plan.itemsize[k];
+    int32_t place[] = {static_cast<int32_t>(plan.places[i].offset + at), static_cast<int32_t>(plan.places[i].number)};
+    pieces[plan.operands] = place;
+    plan.kernel(pieces, columns, n);
+  }
+}
+
 // The share [begin, end) of the concatenation of all tensors, piece by piece.
 void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
   const auto& starts = plan.starts;
@@ -494,6 +524,11 @@ void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) 
   for (; begin < end; ++i) {
     const int64_t stop = std::min(end, starts[i + 1]);
     if (stop <= begin) continue;
+    if (plan.block) {
+      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
+      begin = stop;
+      continue;
+    }
     if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
     const int64_t offset = begin - starts[i];
     for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
@@ -816,7 +851,7 @@ void add_axes(Plan& plan, PyObject* axes) {
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kElements) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > kBlocks) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -837,15 +872,16 @@ void add_types(Plan& plan, PyObject* examples) {
 }
 
 Plan described(PyObject* args, PyObject* named) {
-  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "order",
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "block", "order",
                                 "kernel", "columns", "scale", "device_scalars", nullptr};
   PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *places;
   unsigned long long kernel;
+  long long block;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SiKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SLiKiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
-                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &plan.order, &kernel,
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &block, &plan.order, &kernel,
                                       &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
@@ -855,6 +891,7 @@ Plan described(PyObject* args, PyObject* named) {
   if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
     fail(PyExc_ValueError, "columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
+  plan.block = block;
   plan.device_scalars = device_scalars;
   plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
   plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));

@@ -10,13 +10,14 @@ import torch
 
 from compiledopt.backends.batch import Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.eager.blocks import Blocks
 from compiledopt.backends.eager.rows import EagerBatch
 from compiledopt.backends.eager.stacked import given_to
 from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_dense, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
-from compiledopt.rules.program import Node, Program
+from compiledopt.rules.program import ELEMENTS, Node, Program
 from compiledopt.rules.random import bits_at, key
 from compiledopt.rules.trace import named
 
@@ -67,14 +68,21 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     tensors = [as_real(operands[node.name]) for node in program.tensors]
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     tensors = [tensor.to(wide, copy=True) for tensor in tensors]
+    cut = Blocks(entry.param, program.blocks) if program.blocks else None
+    if cut is not None:
+        tensors = [cut.into(tensor, node.axes) for node, tensor in zip(program.tensors, tensors, strict=True)]
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
     columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False, _bits_for(entry)), strict=True))
+    values_of = evaluate(program, tensors, columns, False, _bits_for(entry, cut))
+    if cut is not None:
+        outputs = program.tensor_outputs.values()
+        values_of = [cut.back(value, node.axes) for node, value in zip(outputs, values_of, strict=True)]
+    results = dict(zip(program.tensor_outputs, values_of, strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 
-def _bits_for(entry: Entry) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _bits_for(entry: Entry, cut: Blocks | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The random bits of a parameter, or of the part of it that is here."""
 
     def bits(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -83,7 +91,9 @@ def _bits_for(entry: Entry) -> Callable[[torch.Tensor, torch.Tensor], torch.Tens
         element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
         if is_dense(param):  # in the order of memory, as kernels count them, whatever the order of the dimensions
             element = element.as_strided(param.shape, param.stride())
-        return bits_at(key(seed.to(torch.int64), step.to(torch.int64), number), element.reshape(param.shape))
+        element = element.reshape(param.shape)
+        element = element if cut is None else cut.into(element, ELEMENTS)
+        return bits_at(key(seed.to(torch.int64), step.to(torch.int64), number), element)
 
     return bits
 
