@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.around import derived
+from compiledopt import around
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.rule import Rule
@@ -63,7 +63,7 @@ def explain_gpu(
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
     from compiledopt.rules.formula import formula
 
-    known = traced(derived(rule, group), group)
+    known = traced(around.derived(rule, group), group)
     program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     aligned, general = (triton.build_for(kernel, arch, aligned=which) for which in (True, False))
@@ -85,7 +85,7 @@ def explain_gpu(
         vector_stores=aligned.vector_stores,
         registers=aligned.registers,
         spills=aligned.spills + general.spills,
-        formula=formula(program).text,
+        formula=formula(program, around.letters()).text,
         source=text if source else "",
         ptx=aligned.ptx if ptx else "",
         clipped=known.is_clipped,

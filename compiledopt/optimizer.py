@@ -127,6 +127,8 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            if hasattr(type(self), "rule"):
+                around.complete(type(self).rule, group)
             around.schedule_groups(self)
         except BaseException:
             self.param_groups.pop()
