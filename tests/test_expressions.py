@@ -25,7 +25,7 @@ def made(expressions, **declarations):
     lines = [f"def rule(param, grad, s, {', '.join(states)}, step, *, lr=0.25, k=3.0):", "    p, g = param, grad"]
     lines += [f"    {state} = {expression}" for state, expression in zip(states, expressions, strict=True)]
     lines += [f"    return p, s, {', '.join(states)}, step"]
-    namespace = {"torch": torch, "F": F, "math": math}
+    namespace = {"torch": torch, "F": F, "math": math, "__name__": __name__}
     exec(compile("\n".join(lines), "author.py", "exec"), namespace)
     return compiledopt.define(scalars=("step",), initial={"s": 0.7, "step": 3.0}, **declarations)(namespace["rule"]), states
 
