@@ -12,7 +12,7 @@ from compiledopt.around.transformation import results
 from compiledopt.rules.program import NUMBER
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.stand_in import NotZero, StandIn, plain
-from compiledopt.rules.trace import Symbol
+from compiledopt.rules.symbol import Symbol
 
 
 @dataclass(frozen=True)
