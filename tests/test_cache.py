@@ -42,6 +42,7 @@ def filled(tmp_path_factory):
     return directory, start(directory)
 
 
+@pytest.mark.processes
 def test_warm_start_runs_no_compiler_and_imports_no_inductor(filled):
     directory, cold = filled
     assert cold["kernels_compiled"] == 1 and cold["launchers_compiled"] == 1 and cold["kernels_lowered"] == 1
@@ -57,6 +58,7 @@ def test_warm_start_runs_no_compiler_and_imports_no_inductor(filled):
 SLOW = [pytest.param(damage, marks=pytest.mark.slow) for damage in ("truncated", "empty", "garbage")]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("damage", ["flipped", *SLOW])
 def test_damaged_entries_are_compiled_again(filled, tmp_path, damage):
     cold = filled[1]
@@ -94,6 +96,7 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
         assert not cache.store("entry", b"content") and cache.load("entry") is None
 
 
+@pytest.mark.processes
 def test_processes_that_start_together_compile_once(tmp_path):
     env = {**os.environ, "COMPILEDOPT_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", textwrap.dedent(STEP)]

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from catalog import ALGORITHMS, EXECUTORS, one_per_algorithm
+from catalog import ALGORITHMS, EXECUTORS, by_kind, one_per_algorithm
 from helpers import Gradients, flat, parameters, run
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
@@ -85,7 +85,7 @@ def test_nan_and_type_errors():
         compiledopt.SGD(parameters(), nesterov=True)
 
 
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_named_parameters_and_new_groups(case):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     optimizer = case.ours(model[0].named_parameters())
@@ -142,7 +142,7 @@ def test_hooks_and_closure(executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_gradients_are_never_written(case, executor):
     params = parameters()
     optimizer = case.ours(params, executor)

@@ -103,6 +103,7 @@ def test_a_step_inside_training_is_measured():
     assert done.stdout.count(" ratio ") == done.stdout.count("; steps alone ") == 3
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("against", ["torch fused", pytest.param("torch for-loop", marks=pytest.mark.slow)])
 def test_the_measurement_runs(against):
     if not PERF.exists():
