@@ -364,10 +364,14 @@ def one_per_kind(wanted: Callable[[Algorithm], Any] = lambda one: True) -> list[
     return list(found.values())
 
 
-def by_kind(cases: Iterable[Case] | None = None) -> list[Any]:
-    """The cases (else one per algorithm), for tests of machinery: one of each kind; the others among the slow tests."""
+def by_kind(subjects: Iterable[Case | Algorithm] | None = None) -> list[Any]:
+    """The cases or algorithms (else a case per algorithm), for tests of machinery: the first of each kind; the others among the
+    slow tests."""
     import pytest
 
     first = {one.name for one in one_per_kind()}
-    cases = one_per_algorithm() if cases is None else cases
-    return [pytest.param(case, marks=[] if case.algorithm in first else [pytest.mark.slow], id=str(case)) for case in cases]
+    subjects, found = one_per_algorithm() if subjects is None else subjects, []
+    for one in subjects:
+        name = one.name if isinstance(one, Algorithm) else one.algorithm
+        found.append(pytest.param(one, marks=[] if name in first else [pytest.mark.slow], id=str(one)))
+    return found

@@ -25,6 +25,7 @@ def pytest_cmdline_main(config):
         return  # a worker, which has none of its own
     option = config.option
     asked = option.file_or_dir or option.collectonly or option.usepdb or option.keyword or option.capture == "no"
+    asked = asked or "gpu" in option.markexpr  # which is one, and has memory for one
     if getattr(option, "numprocesses", 0) is None and not asked and (os.cpu_count() or 1) >= WORKERS:
         option.numprocesses = WORKERS
 

@@ -172,9 +172,9 @@ fault(
 )
 fault(
     "algorithms:radam-rectifies-early",
-    "radam.py",
-    "torch.where(length > 5, rectified",
-    "torch.where(length > 4, rectified",
+    "parts.py",
+    "** 0.5, length > 5",
+    "** 0.5, length > 4",
     oracle("RAdam-default"),
 )
 fault(

@@ -1,4 +1,4 @@
-"""What one process of a distributed run does: python ranks.py SCENARIO RANK WORLD FOLDER, started by test_distributed.py."""
+"""What one process of a distributed run does: python ranks.py SCENARIO,... RANK WORLD FOLDER, by test_distributed.py."""
 
 import copy
 import os
@@ -70,11 +70,13 @@ def assert_same_training(net, optimizer, alone, reference, start, tolerance=1e-6
 
 
 def fsdp(rank, world, folder):
-    """Every algorithm and executor, against one process that sees the whole batch."""
-    whole_models = [one for one in CATALOG.values() if one.elementwise]
-    runs = [(one, how, {"lr": 0.05, **one.sharded}) for one in whole_models for how in EXECUTORS.values()]
+    """Every algorithm compiled, and one of each kind by every executor, against one process that sees the whole batch."""
+    kinds = one_per_kind(lambda one: one.elementwise)
+    whole_models = [(one, EXECUTORS["compiled"]) for one in CATALOG.values() if one.elementwise]
+    whole_models += [(one, how) for one in kinds for how in EXECUTORS.values() if how != EXECUTORS["compiled"]]
+    runs = [(one, how, {"lr": 0.05, **one.sharded}) for one, how in whole_models]
     around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
-    runs += [(one, how, around) for one in one_per_kind(lambda one: one.elementwise) for how in EXECUTORS.values()]
+    runs += [(one, how, around) for one in kinds[:2] for how in EXECUTORS.values()]
     gathered = one_per_kind(lambda one: one.rule.dense and not one.elementwise)
     runs += [(one, how, {"lr": 0.05}) for one in gathered for how in ({}, {"foreach": False})]
     runs += [(one, {}, {"lr": 0.05, "max_grad_norm": 0.1}) for one in gathered if one.reduces]
@@ -191,12 +193,13 @@ def load(rank, world, folder):
 
 
 def main():
-    scenario, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store-{scenario}-{world}")
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store-{scenarios}-{world}")
     init_device_mesh("cpu", (world,))
-    globals()[scenario](rank, world, folder)
-    dist.barrier()
+    for scenario in scenarios.split(","):
+        globals()[scenario](rank, world, folder)
+        dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads end a process with SIGABRT now and then, also without us
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from itertools import chain
 
 import pytest
 import torch
@@ -229,9 +230,9 @@ def test_the_parent_of_dataloader_workers(context):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads
         loader = torch.utils.data.DataLoader(Numbers(), batch_size=2, num_workers=1, multiprocessing_context=context)
-        batches = [*loader, *loader]
-        for one, which, source in ((net, optimizer, [*batches[:2], *loader]), (alone, reference, [*batches[:2], *batches[:4]])):
-            for batch in source:
+        batches = [*loader]
+        for one, which, more in ((net, optimizer, loader), (alone, reference, batches)):
+            for batch in chain(batches[:2], more, batches[:1]):
                 which.zero_grad()
                 one(batch).square().mean().backward()
                 which.step()

@@ -11,8 +11,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.rules.rule import rule
+from compiledopt.rules.traced import traced
+from compiledopt.stats import STATS
 
 STEP = """
     import sys, json, torch, compiledopt
@@ -87,24 +92,30 @@ def mended(path):
     return checksum == cache._checksum(content)
 
 
+@rule()
+def unwritten_rule(param, grad):
+    return param - 0.046875 * grad
+
+
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")
-    assert start(file / "cache")["kernels_compiled"] == 1
-    for nowhere in (file / "cache", "/proc/compiledopt"):
+    for nowhere, dtype in ((file / "cache", torch.float32), ("/proc/compiledopt", torch.float64)):
         monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(nowhere))
         assert not cache.store("entry", b"content") and cache.load("entry") is None
+        compiled = STATS.kernels_compiled
+        assert cpp.kernel(traced(unwritten_rule, {}).program, [dtype] * 2).address and STATS.kernels_compiled == compiled + 1
 
 
 @pytest.mark.processes
 def test_processes_that_start_together_compile_once(tmp_path):
     env = {**os.environ, "COMPILEDOPT_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", textwrap.dedent(STEP)]
-    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [json.loads(process.communicate(timeout=300)[0]) for process in running]
     for counted in ("kernels_lowered", "kernels_compiled", "launchers_compiled"):
         assert sum(one[counted] for one in said) == 1, counted
-    assert sorted(one["disk_hits"] for one in said) == [0, 1, 1]
+    assert sorted(one["disk_hits"] for one in said) == [0, 1]
     assert not list(tmp_path.glob(".*")), "temporary files were left"
 
 
@@ -244,8 +255,6 @@ def test_a_fork_while_the_launcher_is_built(monkeypatch):
     """The child has no thread that would ever finish it."""
     from concurrent.futures import Future
 
-    from compiledopt.backends.cpp import kernels as cpp
-
     monkeypatch.setattr(cpp, "_launcher", Future())
     cpp._lock.acquire()
     child = os.fork()
@@ -275,11 +284,6 @@ def test_the_key_knows_what_matters(monkeypatch, tmp_path):
 
 def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
     """A kernel compiled after a cleaner has removed the process's temporary directory."""
-    import torch
-
-    from compiledopt.backends.cpp import kernels as cpp
-    from compiledopt.rules.rule import rule
-    from compiledopt.rules.traced import traced
 
     @rule()
     def fresh_rule(param, grad):
