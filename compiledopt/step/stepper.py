@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Entry
+from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 from compiledopt.step.foresee import foresee
 from compiledopt.step.plan import Owner, Plan
 from compiledopt.step.states import StateMaker
+from compiledopt.step.steady import Steadying, never
 from compiledopt.torch_private import watched_by
 
 
@@ -31,12 +32,15 @@ class Stepped(Protocol):
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
-    plan: the one at work; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made
-    ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
+    plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured
+    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of;
+    told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:
         self.plan: Plan | None = None
+        self.steady: Steady = never
+        self._steadying = Steadying()
         self.captured = captured or []
         self.scaling: around.Scaling | None = None
         self.clipping: around.Clipping | None = None
@@ -53,6 +57,7 @@ class Stepper:
 
     def step(self, optimizer: Stepped) -> None:
         """Raises: RuntimeError or TypeError, before any write, for what cannot be updated."""
+        self.steady = never  # what Python does now, it does not know of
         watched = watched_by()
         if watched is not None:
             self._step_watched(optimizer, watched)
@@ -64,6 +69,8 @@ class Stepper:
         plan = self.plan
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
             self._run_new_plan(optimizer, scaling)
+        else:
+            self.steady = self._steadying.after(optimizer, plan)
 
     def _step_watched(self, optimizer: Stepped, watched: str) -> None:
         """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
@@ -76,6 +83,7 @@ class Stepper:
     def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
         self.plan = None
+        self._steadying = Steadying()
         self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
         self.plan = plan = self._make_plan(optimizer, scaling, self.clipping)
         if not plan.run():
@@ -141,6 +149,7 @@ class Stepper:
 
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
+        self.steady = never
         groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
         wanted = [(program, param, group) for program, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)
