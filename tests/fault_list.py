@@ -862,14 +862,14 @@ fault(
 )
 fault(
     "cpp:state-dict-exchanged",
-    "launcher.cpp",
+    "steady.cpp",
     "if (value != PyList_GET_ITEM(states, index++)) return false;",
     "index++;",
     "test_state.py::test_a_state_changed_by_hand_is_seen",
 )
 fault(
     "cpp:waiting-not-looked-at",
-    "launcher.cpp",
+    "steady.cpp",
     "if (gradient_of(param)) return false;",
     ";",
     states("AdamW-default"),

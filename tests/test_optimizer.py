@@ -1,6 +1,7 @@
 """What torch's Optimizer promises beyond the update: groups, names, hooks, closures, errors, schedulers, choice."""
 
 import inspect
+import re
 import warnings
 
 import pytest
@@ -75,8 +76,15 @@ def test_signature_is_torchs(name):
 def test_nan_and_type_errors():
     with pytest.raises(ValueError, match="Invalid learning rate: nan"):
         compiledopt.SGD(parameters(), lr=float("nan"))
-    with pytest.raises(TypeError):
-        compiledopt.AdamW(parameters(), lr="fast")
+    for options, words in (
+        ({"lr": "1e-3"}, r"lr must be a number, got '1e-3' (str); float('1e-3') makes one"),  # as YAML reads it
+        ({"lr": None}, "lr must be a number, got None (NoneType)"),
+        ({"betas": 0.9}, "betas must be a pair of numbers, got 0.9"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(words)):
+            compiledopt.AdamW(parameters(), **options)
+    with pytest.raises(IndexError, match=r"betas must be a pair of numbers, got \(0\.9,\)"):
+        compiledopt.AdamW(parameters(), betas=(0.9,))
     with pytest.raises(ValueError, match="Invalid epsilon value: -1"):
         compiledopt.Adam(parameters(), eps=-1)
     with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
