@@ -92,11 +92,18 @@ def mended(path):
     return checksum == cache._checksum(content)
 
 
+@pytest.fixture
+def launched():
+    """The launcher is there: it is built in a thread, which nothing must take its directory away from."""
+    cpp.launcher()
+
+
 @rule()
 def unwritten_rule(param, grad):
     return param - 0.046875 * grad
 
 
+@pytest.mark.usefixtures("launched")
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")
@@ -222,6 +229,7 @@ def test_an_entry_that_others_may_write_to_is_not_loaded(entry):
     assert cache.store("entry", b"content") and cache.load("entry") == b"content"
 
 
+@pytest.mark.usefixtures("launched")
 def test_a_directory_for_temporary_files_that_somebody_else_made(monkeypatch):
     """A cleaner removed ours, and the name is in use again."""
     own = cache.scratch("x").parent
@@ -282,6 +290,7 @@ def test_the_key_knows_what_matters(monkeypatch, tmp_path):
     assert len(keys) == 7
 
 
+@pytest.mark.usefixtures("launched")
 def test_temporary_files_that_were_cleaned_away(monkeypatch, tmp_path):
     """A kernel compiled after a cleaner has removed the process's temporary directory."""
 
