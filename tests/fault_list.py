@@ -1719,7 +1719,7 @@ fault(
 fault(
     "arguments:nan-taken",
     "arguments.py",
-    "if end is not None and not holds(number, end):",
-    "if end is not None and number == number and not holds(number, end):",
+    "inside = end is None or holds(number, end)",
+    "inside = end is None or number != number or holds(number, end)",
     "test_optimizer.py::test_nan_and_type_errors",
 )
