@@ -61,7 +61,7 @@ class Bound:
         return replace(self, index=index, words=f"{self.words} at index {index}")
 
     def check(self, value: Any) -> None:
-        """Refuse a number outside. Raises: ValueError; TypeError for a schedule where there can be none."""
+        """Refuse a number outside. Raises: ValueError; TypeError for what is none, and for a schedule that cannot be."""
         if isinstance(value, Schedule) and self.option != "lr":
             raise TypeError(f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps")
         number = at_start(value)
@@ -69,7 +69,12 @@ class Bound:
             return
         ends = (self.least, operator.ge), (self.above, operator.gt), (self.below, operator.lt), (self.most, operator.le)
         for end, holds in ends:
-            if end is not None and not holds(number, end):
+            try:
+                inside = end is None or holds(number, end)
+            except TypeError as error:
+                mend = f"; float({number!r}) makes one" if isinstance(number, str) else ""
+                raise TypeError(f"{self.option} must be a number, got {number!r} ({type(number).__name__}){mend}") from error
+            if not inside:
                 raise ValueError(f"{self.words}: {number}")
 
     def __str__(self) -> str:
@@ -94,7 +99,11 @@ def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
     for bound in bounds:
         if bound.option in options:
             value = options[bound.option]
-            bound.check(value if bound.index is None else value[bound.index])
+            try:
+                number = value if bound.index is None else value[bound.index]
+            except (TypeError, IndexError) as error:
+                raise type(error)(f"{bound.option} must be a pair of numbers, got {value!r}") from error
+            bound.check(number)
 
 
 # ---- what a signature says ----
