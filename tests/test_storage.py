@@ -8,6 +8,8 @@ from catalog import EXECUTORS, one_per_algorithm
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
+from compiledopt.storage import CODECS
+from compiledopt.storage.signs import never_negative
 
 SHAPES = [(40, 50), (301,), (), (0,)]
 HALVES = [torch.bfloat16, torch.float16]
@@ -161,3 +163,130 @@ def test_a_run_goes_on_bit_for_bit():
     run(again, twins, Gradients(torch.bfloat16), range(3, 6))
     assert same([s for _, _, s in snapshot(optimizer)], [s for _, _, s in snapshot(again)])
     assert same([p.detach() for p in params], [p.detach() for p in twins])
+
+
+# ---- blocks ----
+
+MATRICES = [(100, 64), (101, 75), (40, 3, 7, 7), (4, 1100)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_blocks_are_what_a_codec_written_out_gives(executor):
+    """Against a step in float64 between a decoder and an encoder written as the formulas are, block by block."""
+    params = parameters(shapes=MATRICES)
+    optimizer = compiledopt.AdamW(params, lr=0.01, state_dtype="int8", **EXECUTORS[executor])
+    exact = copies(params, torch.float64)
+    reference = torch.optim.AdamW(exact, lr=0.01, foreach=False)
+    start = flat(params)
+    for step in range(4):
+        Gradients().set(params, step)
+        Gradients().set(exact, step)
+        optimizer.step()
+        reference.step()
+        for p, q in zip(params, exact, strict=True):
+            kept, written = optimizer.state[p], reference.state[q]
+            written["exp_avg"].copy_(through_int8(written["exp_avg"]))
+            written["exp_avg_sq"].copy_(through_uint8(written["exp_avg_sq"]))
+            assert kept["exp_avg"].dtype == torch.int8 and kept["exp_avg_sq"].dtype == torch.uint8
+            assert kept["exp_avg_scale"].shape == (p.shape[0], -(-(p.numel() // p.shape[0]) // 32))
+    moved, plain = rms(flat(exact) - start), copies(parameters(shapes=MATRICES), torch.float64)
+    run(torch.optim.AdamW(plain, lr=0.01, foreach=False), plain, Gradients(), range(4))
+    apart = rms(flat(exact) - flat(plain))
+    assert moved > 1e-2 and apart > 1e-3 * moved and rms(flat(params) - flat(exact)) < 0.1 * apart
+    assert optimizer.executor == executor
+
+
+def in_rows(x):
+    """Blocks of 32 of each row, one after the other, as lists of tensors."""
+    return [row.split(32) for row in x.reshape(x.shape[0], -1)]
+
+
+def through_int8(x):
+    def one(block):
+        a = block.abs().max()
+        if a == 0:
+            return torch.zeros_like(block)
+        z = block / a
+        y = (126 * (2 * z / (1 + z.abs()))).round() / 126
+        return a * y / (2 - y.abs())
+
+    return torch.cat([torch.cat([one(b) for b in row]) for row in in_rows(x)]).reshape(x.shape)
+
+
+def through_uint8(x):
+    def one(block):
+        a = block.max()
+        if a == 0:
+            return torch.zeros_like(block)
+        code = (253 * (block / a).sqrt()).round()
+        code[(block > 0) & (code == 0)] = 1
+        return a * (code / 253) ** 2
+
+    return torch.cat([torch.cat([one(b) for b in row]) for row in in_rows(x)]).reshape(x.shape)
+
+
+@pytest.mark.parametrize("name", ["int8", "uint8"])
+def test_a_codec_keeps_what_is_not_finite_and_zeros(name):
+    codec = CODECS[name]
+    values = torch.rand(4, 32) * torch.tensor([[1.0], [1e-40], [1e30], [0.0]])
+    values[0, :3] = torch.tensor([torch.nan, torch.inf, 0.0])
+    if name == "int8":
+        values[0, 3:] *= -1
+        values[0, 4] = -torch.inf
+    codes, scale = codec.encode(values, None)
+    assert same(codes.to(codec.dtype).float(), codes), "codes that the dtype does not hold"
+    found = codec.decode(codes.to(codec.dtype).float(), scale)
+    special = ~values.isfinite() | (values == 0)
+    assert same(found[special].nan_to_num(7.0), values[special].nan_to_num(7.0))
+    assert ((found - values)[~special].abs() <= 0.012 * scale.expand_as(values)[~special]).all()
+    again, scales = codec.encode(found, None)
+    assert same(again, codes) and same(scales, scale), "what was decoded is not encoded as it was"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        (compiledopt.AdamW, {"amsgrad": True}, {"exp_avg_sq", "max_exp_avg_sq"}),
+        (compiledopt.Adagrad, {}, {"sum"}),
+        (compiledopt.Adadelta, {}, {"square_avg", "acc_delta"}),
+        (compiledopt.RMSprop, {"momentum": 0.9, "centered": True}, {"square_avg"}),
+        (compiledopt.Adamax, {}, {"exp_inf"}),
+        (compiledopt.SGD, {"momentum": 0.9}, set()),
+    ],
+)
+def test_which_states_are_never_negative(kind, options, expected):
+    optimizer = kind([torch.nn.Parameter(torch.zeros(2))], **options)
+    assert never_negative(kind.rule, optimizer.param_groups[0]) == expected
+
+
+def test_threads_make_the_same_codes():
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        options = {"state_dtype": "int8", "rounding": "stochastic", "max_grad_norm": 1.0, "ema_decay": 0.9}
+        optimizer, _ = trained(compiledopt.AdamW, torch.bfloat16, shapes=[(700, 1000), (901, 333)], steps=2, lr=1e-3, **options)
+        found.append(snapshot(optimizer))
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
+def test_small_parameters_and_vectors_keep_what_the_rule_makes():
+    shapes = [(64, 64), (63, 64), (5000,), (5000, 3), ()]
+    optimizer, params = trained(compiledopt.AdamW, shapes=shapes, steps=1, state_dtype="int8", compiled=True)
+    assert [optimizer.state[p]["exp_avg"].dtype for p in params] == [torch.int8, *[torch.float32] * 4]
+
+
+def test_blocks_go_through_a_file_and_on_bit_for_bit(tmp_path):
+    params = parameters(shapes=MATRICES)
+    optimizer = compiledopt.AdamW(params, lr=0.01, state_dtype="int8", max_grad_norm=1.0)
+    run(optimizer, params, Gradients(), range(3))
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    twins = copies(params)
+    again = compiledopt.AdamW(twins, lr=0.01, state_dtype="int8", max_grad_norm=1.0)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    third = copy.deepcopy(optimizer)
+    run(optimizer, params, Gradients(), range(3, 5))
+    run(again, twins, Gradients(), range(3, 5))
+    assert same(snapshot(optimizer), snapshot(again))
+    own = third.param_groups[0]["params"]
+    run(third, own, Gradients(), range(3, 5))
+    assert same(snapshot(optimizer), snapshot(third))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from compiledopt.rules.ops import LARGEST, OPS, RANDOM
+from compiledopt.rules.ops import OPS
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
 MATRICES, ROWS, COLUMNS = 1, 2, 4
@@ -154,12 +154,12 @@ class Program:
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """How many elements share a scale, where values are kept in blocks; several where those differ."""
-        return tuple({int(node.args[1]): None for node in self.nodes if node.op == LARGEST})  # type: ignore[arg-type]
+        return tuple({int(node.args[1]): None for node in self.nodes if node.op == "largest"})  # type: ignore[arg-type]
 
     @cached_property
     def is_random(self) -> bool:
         """Whether it reads random numbers, for which it must know the parameter and the places of its elements."""
-        return any(node.op == RANDOM for node in self.nodes)
+        return any(node.op == "random_bits" for node in self.nodes)
 
 
 def _remark(node: Node) -> str:

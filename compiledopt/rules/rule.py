@@ -36,7 +36,7 @@ class Rule:
 
     added: those of the states that a transformation of the rule brought along (around/).
     in_blocks: of the states, the scales of others that are kept in blocks (storage/).
-    is_kept: whether its values are kept in another way than it makes them (storage/).
+    dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
@@ -56,7 +56,7 @@ class Rule:
     dense: bool = True
     added: frozenset[str] = frozenset()
     in_blocks: frozenset[str] = frozenset()
-    is_kept: bool = False
+    dense_alone: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

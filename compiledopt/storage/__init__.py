@@ -11,7 +11,7 @@ import torch
 from compiledopt.rules.rule import Rule
 from compiledopt.storage.blocks import Int8, UInt8
 from compiledopt.storage.codec import Codec
-from compiledopt.storage.derived import SEED, Kept, keep
+from compiledopt.storage.derived import ROUNDING, SEED, STATE_DTYPE, Kept, keep
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.rounded import StochasticallyRounded, Stored
 from compiledopt.storage.signs import never_negative
@@ -22,16 +22,15 @@ __all__ = [
     "OPTIONS",
     "Kept",
     "check",
+    "complete",
     "is_asked",
     "keep",
     "kept",
     "kind_of",
     "reading",
-    "settle",
     "wanted",
 ]
 
-STATE_DTYPE, ROUNDING = "state_dtype", "rounding"
 OPTIONS = (STATE_DTYPE, ROUNDING, SEED)
 DESCRIBED = {
     STATE_DTYPE: "how states are kept: a dtype, a name of docs/precision.md, or {state: one of these}",
@@ -117,8 +116,8 @@ def reading(rule: Rule, group: Mapping[str, Any]) -> Rule:
     return replace(rule, options=(*rule.options, SEED)) if is_asked(group) and SEED not in rule.options else rule
 
 
-def settle(group: dict[str, Any]) -> None:
-    """Give a group the numbers that it did not say. Mutates: `group`."""
+def complete(group: dict[str, Any]) -> None:
+    """Fill in what a group that was added leaves open. Mutates: `group`."""
     if is_asked(group):
         group.setdefault(SEED, 0)
 

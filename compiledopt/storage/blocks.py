@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.ops import largest, operation
+from compiledopt.rules.composed import largest, operation
 from compiledopt.storage.codec import Codec
 
 BLOCK = 32

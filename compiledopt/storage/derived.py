@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from compiledopt.backends.distributed import is_distributed, like_shards
-from compiledopt.rules.ops import random_bits
+from compiledopt.rules.composed import random_bits
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named as by_name
 from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, blocks_of, initial
 from compiledopt.storage.rounded import more_bits, upper_half
 
-SEED = "seed"
+STATE_DTYPE, ROUNDING, SEED = "state_dtype", "rounding", "seed"
 STEP = "step"
 
 
@@ -83,7 +83,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         initial={**rule.initial, **makers},
         added=rule.added | {*own, *added},
         in_blocks=frozenset(name for name in scales if name.endswith(f"_{SCALE}")),
-        is_kept=True,
+        dense_alone=(*rule.dense_alone, STATE_DTYPE if kept.states else ROUNDING),
     )
 
 

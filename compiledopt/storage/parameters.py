@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.ops import operation
+from compiledopt.rules.composed import operation
 from compiledopt.storage.codec import Rounding
 from compiledopt.storage.rounded import NEAREST, STOCHASTIC
 

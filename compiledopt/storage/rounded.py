@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.ops import operation
+from compiledopt.rules.composed import operation
 from compiledopt.rules.random import mixed
 from compiledopt.storage.codec import Codec
 

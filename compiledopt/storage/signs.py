@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from compiledopt.rules.author import NotElementwise, TraceError
 from compiledopt.rules.program import Argument, Node
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.trace import NotElementwise, TraceError, trace
+from compiledopt.rules.trace import trace
 
 Interval = tuple[float, float]
 EVERYTHING, INFINITY = (-float("inf"), float("inf")), float("inf")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.ops import LARGEST
+from compiledopt.rules.composed import LARGEST
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program, node_args
 
 HEADER = (Path(__file__).parent / "blocks.h").read_text()

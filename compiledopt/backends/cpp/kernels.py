@@ -22,7 +22,7 @@ import torch
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks
 from compiledopt.errors import CompileError
-from compiledopt.rules.ops import RANDOM
+from compiledopt.rules.composed import RANDOM
 from compiledopt.rules.program import Node, Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
