@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.composed import LARGEST, RANDOM
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
@@ -69,7 +69,9 @@ def evaluate(
             assert bits is not None
             values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
         elif node.op == LARGEST:
-            values[node] = OPS[LARGEST].tensor(args[0], int(args[1]))
+            values[node] = COMPOSED[LARGEST].tensor(args[0], int(args[1]))
+        elif node.op in COMPOSED:
+            values[node] = COMPOSED[node.op].tensor(*args)
         else:
             values[node] = _computed(OPS[node.op], args, tensors[0].device, compute)
     found = [values[node] for node in program.tensor_outputs.values()]

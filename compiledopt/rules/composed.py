@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from compiledopt.rules.ops import OPS, Op
+from compiledopt.rules.ops import Op
 from compiledopt.rules.random import bits_at, key
+
+COMPOSED: dict[str, Op] = {}
 
 
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,7 +25,7 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
     function: of as many tensors or numbers as it has arguments, to one tensor. It computes in the dtype that it is given.
     """
     name, digest = function.__name__, _digest(function)
-    if name in OPS and OPS[name].definition != digest:
+    if name in COMPOSED and COMPOSED[name].definition != digest:
         raise ValueError(f"{name} is an operation already; give this one another name")
 
     @wraps(function)
@@ -32,7 +34,7 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
             return handle_torch_function(called, args, *args)
         return function(*args)
 
-    OPS[name] = Op(name, function.__code__.co_argcount, function, _no_number, in_place=False, definition=digest)
+    COMPOSED[name] = Op(name, function.__code__.co_argcount, function, _no_number, in_place=False, definition=digest)
     return called
 
 
@@ -60,10 +62,10 @@ def largest(x: Any, block: int) -> Any:
     return torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True)
 
 
-OPS[LARGEST] = Op(LARGEST, 2, largest, _no_number, in_place=False, definition=LARGEST)
+COMPOSED[LARGEST] = Op(LARGEST, 2, largest, _no_number, in_place=False, definition=LARGEST)
 # 32 bits for each element, of (seed, step): who runs a program knows the parameter, and which of its elements a tensor holds.
 RANDOM = "random_bits"
-OPS[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))
+COMPOSED[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))
 
 
 def random_bits(seed: Any, step: Any) -> Any:

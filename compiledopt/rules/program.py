@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
@@ -142,24 +143,24 @@ class Program:
             lines.append(f"%{index} = {node.op}({args})")
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
-        made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in OPS and OPS[node.op].definition)
-        lines += [f"{op} is {OPS[op].definition}" for op in made]
+        made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in COMPOSED)
+        lines += [f"{op} is {COMPOSED[op].definition}" for op in made]
         return "\n".join(lines)
 
     @cached_property
     def is_composed(self) -> bool:
         """Whether it has operations that are made of others: no sequence in place is derived from such a program."""
-        return any(node.op in OPS and OPS[node.op].definition for node in self.nodes)
+        return any(node.op in COMPOSED for node in self.nodes)
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """How many elements share a scale, where values are kept in blocks; several where those differ."""
-        return tuple({int(node.args[1]): None for node in self.nodes if node.op == "largest"})  # type: ignore[arg-type]
+        return tuple({int(node.args[1]): None for node in self.nodes if node.op == LARGEST})  # type: ignore[arg-type]
 
     @cached_property
     def is_random(self) -> bool:
         """Whether it reads random numbers, for which it must know the parameter and the places of its elements."""
-        return any(node.op == "random_bits" for node in self.nodes)
+        return any(node.op == RANDOM for node in self.nodes)
 
 
 def _remark(node: Node) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
-from compiledopt.rules.composed import LARGEST, RANDOM
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
 from compiledopt.rules.program import BLOCKS, COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
@@ -97,6 +97,8 @@ class Tracer:
             raise TraceError(
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
+        if name in COMPOSED:
+            return self.record(name, tuple(map(self.argument, args)))
         if name in SPELLINGS:
             return self._bound(SPELLINGS[name], name, args, kwargs)
         if name not in OPS:

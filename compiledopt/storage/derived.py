@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,56 +35,55 @@ class Kept:
 
 def keep(rule: Rule, kept: Kept) -> Rule:
     """The rule with its values kept so; it is one like any other."""
-    codecs = {name: codec for name, codec, _ in kept.states}
-    makers: dict[str, Maker] = {}
+    own = {} if kept.rounding is None else kept.rounding.states
+    makers = {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
     for name, codec, start in kept.states:
         makers |= _makers(name, codec, initial(rule, name, start), start)
-    scales = tuple(name for name in makers if name not in rule.states)
-    rounding = kept.rounding
-    own = {} if rounding is None else rounding.states
-    makers |= {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
+    scales = {f"{name}_{SCALE}": name for name, codec, _ in kept.states if codec.block}
     added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
     states = (*rule.states, *scales, *own, *added)
+    return replace(
+        rule,
+        function=_stored(rule, kept, states),
+        states=states,
+        options=(*rule.options, SEED) if kept.is_random and SEED not in rule.options else rule.options,
+        scalars=rule.scalars | set(added),
+        optional={**rule.optional, **{scale: rule.optional[name] for scale, name in scales.items() if name in rule.optional}},
+        initial={**rule.initial, **makers},
+        added=rule.added | {*own, *added},
+        in_blocks=frozenset(scales),
+        dense_alone=(*rule.dense_alone, STATE_DTYPE if kept.states else ROUNDING),
+    )
+
+
+def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:
+    """The function of such a rule. states: all that it has."""
+    codecs, rounding = {name: codec for name, codec, _ in kept.states}, kept.rounding
+    own = () if rounding is None else tuple(rounding.states)
 
     def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
         given = dict(zip(states, values, strict=True))
         seed = options.get(SEED)
         if kept.is_random and SEED not in rule.options:
             del options[SEED]
-        before = {name: given[name] for name in rule.states}
-        for name, codec in codecs.items():
-            if given[name] is not None:
-                before[name] = codec.decode(given[name], given.get(f"{name}_{SCALE}"))
+        present = {name: codec for name, codec in codecs.items() if given[name] is not None}
+        decoded = {name: codec.decode(given[name], given.get(f"{name}_{SCALE}")) for name, codec in present.items()}
+        before = [decoded.get(name, given[name]) for name in rule.states]
         master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
-        returned = rule(master, grad, *before.values(), **options)
-        after = by_name(rule, returned, rule.states, object)
+        after: dict[str, Any] = by_name(rule, rule(master, grad, *before, **options), rule.states, object)
         bits = _draws(seed, given[STEP]) if kept.is_random else iter(())
-        written: dict[str, Any] = {**after}
-        for name, codec in codecs.items():
-            if given[name] is not None:
-                written[name], written[f"{name}_{SCALE}"] = codec.encode(after[name], next(bits) if codec.random else None)
+        for name, codec in present.items():
+            after[name], after[f"{name}_{SCALE}"] = codec.encode(after[name], next(bits) if codec.random else None)
         if rounding is not None:
             found = rounding.after(after["param"], kept.dtype, next(bits) if rounding.random else None)
-            written |= dict(zip(("param", *own), found, strict=True))
-        if added:
-            written[STEP] = given[STEP] + 1
-        return tuple(written.get(name) for name in ("param", *states))
+            after |= dict(zip(("param", *own), found, strict=True))
+        if STEP not in rule.states and kept.is_random:
+            after[STEP] = given[STEP] + 1
+        return tuple(after.get(name) for name in ("param", *states))
 
     stored.__name__ = rule.function.__name__
     stored.__wrapped__ = rule.function  # type: ignore[attr-defined]  # messages name the author's function, and its place
-    optional = {f"{name}_{SCALE}": rule.optional[name] for name in codecs if name in rule.optional}
-    return replace(
-        rule,
-        function=stored,
-        states=states,
-        options=(*rule.options, SEED) if kept.is_random and SEED not in rule.options else rule.options,
-        scalars=rule.scalars | set(added),
-        optional={**rule.optional, **{name: option for name, option in optional.items() if name in scales}},
-        initial={**rule.initial, **makers},
-        added=rule.added | {*own, *added},
-        in_blocks=frozenset(name for name in scales if name.endswith(f"_{SCALE}")),
-        dense_alone=(*rule.dense_alone, STATE_DTYPE if kept.states else ROUNDING),
-    )
+    return stored
 
 
 def _like(dtype: torch.dtype) -> Maker:

@@ -149,18 +149,33 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
         if node in cut.scales
     ]
     sizes = {cut.tiles[node.args[0]]: number for node, number in cut.scales.items()}  # type: ignore[index]
+    declared = [f"    alignas(64) {scalar} tile{index}[{block}];" for index in cut.tiles.values()]
+    known = [f"    const {scalar} largest{n} = (float) largest_finite(tile{tile}, n);" for tile, n in sizes.items()] + stores
     streams = [(i, dtypes[i].itemsize) for i, node in enumerate(program.tensors) if node.axes != BLOCKS]
+    return [*lines, *_run(program, block, scalar, key, declared, calls, known, streams)]
+
+
+def _run(
+    program: Program,
+    block: int,
+    scalar: str,
+    key: Sequence[str],
+    declared: Sequence[str],
+    calls: Sequence[Sequence[str]],
+    known: Sequence[str],
+    streams: Sequence[tuple[int, int]],
+) -> list[str]:
+    """`run`. declared: the arrays of a block; calls: of both parts; known: the scales, between them; streams: (operand, bytes
+    of an element) of what is read and written."""
+    columns = ", ".join(f"({scalar}) table[{i}]" for i in range(len(program.columns))) or "0"
     return [
-        *lines,
         'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
-        f"  const {scalar} columns[{max(len(program.columns), 1)}] = {{",
-        f"    {', '.join(f'({scalar}) table[{i}]' for i in range(len(program.columns))) or '0'}}};",
+        f"  const {scalar} columns[{max(len(program.columns), 1)}] = {{{columns}}};",
         *key,
         "  const auto one = [&](int64_t b, auto n) __attribute__((always_inline)) {",
-        *(f"    alignas(64) {scalar} tile{index}[{block}];" for index in cut.tiles.values()),
+        *declared,
         *calls[0],
-        *(f"    const {scalar} largest{n} = (float) largest_finite(tile{tile}, n);" for tile, n in sizes.items()),
-        *stores,
+        *known,
         *calls[1],
         "  };",
         f"  const int64_t blocks = length / {block};",

@@ -3,22 +3,20 @@ nothing is read on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from compiledopt.backends.batch import Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.eager.blocks import Blocks
+from compiledopt.backends.eager.evaluated import new_values
 from compiledopt.backends.eager.rows import EagerBatch
 from compiledopt.backends.eager.stacked import given_to
-from compiledopt.backends.inductor import compute_dtype, evaluate
-from compiledopt.backends.layout import HALF, as_real, is_dense, is_sparse
+from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
-from compiledopt.rules.program import ELEMENTS, Node, Program
-from compiledopt.rules.random import bits_at, key
+from compiledopt.rules.program import Node, Program
 from compiledopt.rules.trace import named
 
 
@@ -66,36 +64,11 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
     tensors = [as_real(operands[node.name]) for node in program.tensors]
-    wide = compute_dtype([tensor.dtype for tensor in tensors])
-    tensors = [tensor.to(wide, copy=True) for tensor in tensors]
-    cut = Blocks(entry.param, program.blocks) if program.blocks else None
-    if cut is not None:
-        tensors = [cut.into(tensor, node.axes) for node, tensor in zip(program.tensors, tensors, strict=True)]
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
-    columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    values_of = evaluate(program, tensors, columns, False, _bits_for(entry, cut))
-    if cut is not None:
-        outputs = program.tensor_outputs.values()
-        values_of = [cut.back(value, node.axes) for node, value in zip(outputs, values_of, strict=True)]
-    results = dict(zip(program.tensor_outputs, values_of, strict=True))
+    numbers = [_on(values[node], entry.param.device) for node in program.columns]
+    results = dict(zip(program.tensor_outputs, new_values(entry, tensors, numbers), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
-
-
-def _bits_for(entry: Entry, cut: Blocks | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The random bits of a parameter, or of the part of it that is here."""
-
-    def bits(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        param, device = as_real(entry.param), entry.param.device
-        number = torch.tensor(entry.number, device=device)
-        element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
-        if is_dense(param):  # in the order of memory, as kernels count them, whatever the order of the dimensions
-            element = element.as_strided(param.shape, param.stride())
-        element = element.reshape(param.shape)
-        element = element if cut is None else cut.into(element, ELEMENTS)
-        return bits_at(key(seed.to(torch.int64), step.to(torch.int64), number), element)
-
-    return bits
 
 
 def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
