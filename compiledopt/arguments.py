@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
-from compiledopt.around.average import EMA
-from compiledopt.around.clip import CLIP
+from compiledopt import around
 from compiledopt.around.transformation import check_one_element as check_one_element
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
@@ -23,10 +22,14 @@ LearningRate = float | Tensor | Schedule
 
 
 class Extras(TypedDict, total=False):
-    """What every optimizer takes beside torch's arguments, as keywords or in a group; `DESCRIBED` says what they do."""
+    """What every optimizer takes beside torch's arguments, as keywords or in a group: the options of `around`."""
 
     max_grad_norm: float | None
     ema_decay: float | None
+    cautious: bool | None
+    corrected_decay: bool | float | None
+    update_clipping: float | None
+    gradient_centralization: bool | None
 
 
 def at_start(lr: Any) -> Any:
@@ -123,9 +126,8 @@ DESCRIBED = {
     "compiled": "True wants one kernel over the whole model or an error; None falls back with a warning; False declines it",
     "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
     "differentiable": "let autograd differentiate through the step",
-    CLIP: "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm",
-    EMA: 'keep an average of each parameter, made in the same pass, in `state[param]["ema"]`; see `use_ema`',
 }
+DESCRIBED |= around.described()
 
 
 def flags_off(constructor: Any, rule: Rule | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compiledopt import around
 from compiledopt.backends.batch import Entry
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
@@ -208,7 +209,7 @@ def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> P
 def _formula(program: Program | None) -> Formula:
     from compiledopt.rules.formula import Formula, formula  # sympy takes 0.2 s to import
 
-    return formula(program) if program else Formula((), {})
+    return formula(program, around.letters()) if program else Formula((), {})
 
 
 def _steps(entry: Entry) -> tuple[float, ...]:

@@ -511,8 +511,8 @@ fault(
 fault(
     "around:schedule-a-step-early",
     "around/schedule.py",
-    "schedule.function(step)",
-    "schedule.function(step + 1)",
+    "wanted.function(step)",
+    "wanted.function(step + 1)",
     "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
 )
 fault(
