@@ -269,6 +269,34 @@ def test_threads_make_the_same_codes():
     assert same(found[0], found[1]) and same(found[0], found[2])
 
 
+@pytest.mark.parametrize("there", [None, "int8", "bfloat16", {"exp_avg_sq": "int8"}], ids=str)
+@pytest.mark.parametrize("here", [None, "int8", "bfloat16"], ids=str)
+def test_states_load_into_any_precision(here, there):
+    """And into torch's AdamW, and from it: values within what the coarser of both keeps."""
+    params = parameters(shapes=MATRICES)
+    optimizer = compiledopt.AdamW(params, lr=0.01, state_dtype=there)
+    run(optimizer, params, Gradients(), range(3))
+    target = compiledopt.AdamW(copies(params), lr=0.5, state_dtype=here)
+    target.load_state_dict(optimizer.state_dict())
+    assert target.param_groups[0]["lr"] == 0.01 and target.param_groups[0].get("state_dtype") == here
+    theirs = torch.optim.AdamW(copies(params))
+    theirs.load_state_dict(target.state_dict(precision="float32"))
+    exact = compiledopt.AdamW(copies(params))
+    exact.load_state_dict(optimizer.state_dict(precision="float32"))
+    for p, q in zip(theirs.param_groups[0]["params"], exact.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            found, wanted = theirs.state[p][name], exact.state[q][name]
+            assert found.dtype == wanted.dtype == torch.float32 and wanted.abs().max() > 0
+            assert rms(found - wanted) <= (0 if here == there else 0.02) * rms(wanted)
+    again = compiledopt.AdamW(copies(params), state_dtype="int8")
+    again.load_state_dict(theirs.state_dict())
+    for p in theirs.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    theirs.step()
+    run(again, again.param_groups[0]["params"], Gradients(), range(1))
+    run(target, target.param_groups[0]["params"], Gradients(), range(3, 5))
+
+
 def test_small_parameters_and_vectors_keep_what_the_rule_makes():
     shapes = [(64, 64), (63, 64), (5000,), (5000, 3), ()]
     optimizer, params = trained(compiledopt.AdamW, shapes=shapes, steps=1, state_dtype="int8", compiled=True)

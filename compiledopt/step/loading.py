@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from compiledopt import around
+from compiledopt import around, storage
 from compiledopt.backends.distributed import local
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.options import RESERVED
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
+from compiledopt.step.precision import converted as converted
+from compiledopt.step.precision import in_precision as in_precision
 
 Group = Mapping[str, Any]
 
@@ -84,6 +86,14 @@ def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]
                 value = found.get(name)
                 if isinstance(value, torch.Tensor) and values[name].dtype not in (torch.float32, torch.float64):
                     values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
+
+
+def keep_as_now(group: dict[str, Any], now: Group) -> None:
+    """A loaded group keeps its values as the optimizer does that loads it. Mutates: `group`."""
+    for name in (storage.STATE_DTYPE, storage.ROUNDING):
+        group.pop(name, None)
+        if name in now:
+            group[name] = now[name]
 
 
 def tensor_scalars(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]) -> None:

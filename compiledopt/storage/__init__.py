@@ -11,25 +11,14 @@ import torch
 from compiledopt.rules.rule import Rule
 from compiledopt.storage.blocks import Int8, UInt8
 from compiledopt.storage.codec import Codec
+from compiledopt.storage.converting import converted
 from compiledopt.storage.derived import ROUNDING, SEED, STATE_DTYPE, Kept, keep
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.rounded import StochasticallyRounded, Stored
 from compiledopt.storage.signs import never_negative
 
-__all__ = [
-    "CODECS",
-    "DESCRIBED",
-    "OPTIONS",
-    "Kept",
-    "check",
-    "complete",
-    "is_asked",
-    "keep",
-    "kept",
-    "kind_of",
-    "reading",
-    "wanted",
-]
+__all__ = ["CODECS", "DESCRIBED", "OPTIONS", "ROUNDING", "STATE_DTYPE", "Kept", "check", "complete", "converted", "is_asked"]
+__all__ += ["keep", "kept", "kind_of", "reading", "wanted"]
 
 OPTIONS = (STATE_DTYPE, ROUNDING, SEED)
 DESCRIBED = {

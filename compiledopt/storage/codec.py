@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from compiledopt.backends.distributed import is_distributed
 from compiledopt.rules.rule import Rule
 
 SCALE = "scale"
@@ -57,6 +58,8 @@ class Codec(ABC):
             return "it is complex"
         if not self.block:
             return None
+        if is_distributed(param) and any(p.is_shard() and p.dim != 0 for p in param.placements):  # type: ignore[attr-defined]
+            return "it is distributed along another dimension than the first"
         if param.dim() < 2 or param.numel() < SMALLEST:
             return f"it has fewer than {SMALLEST} elements or fewer than 2 dimensions"
         return None if row_of(param) >= self.block else f"its rows have fewer than {self.block} elements"

@@ -40,6 +40,8 @@ class TritonBackend(GatheredBackend):
             return reason
         if traced.program.is_random:
             return "values are rounded with random bits, which the Triton kernel does not have"
+        if traced.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)
