@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.around import derived
+from compiledopt import around
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
@@ -66,7 +66,7 @@ def explain_gpu(
     name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
 ) -> GpuExplanation:
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
-    known = traced(derived(rule, group), group)
+    known = traced(around.derived(rule, group), group)
     if not known.elementwise:
         return _explain_reducing(name, known, group, arch, dtype, source, ptx)
     program = known.program
@@ -121,7 +121,7 @@ def _explanation(
         vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),
         spills=sum(one.spills for one in built),
-        formula=formula(program).text,
+        formula=formula(program, around.letters()).text,
         source=text if source else "",
         ptx="\n".join(one.ptx for one in first) if ptx else "",
         clipped=known.is_clipped,

@@ -7,10 +7,23 @@ from typing import Any
 
 # {class: file in algorithms/published}
 PUBLISHED = {
+    "ADOPT": "adopt",
+    "AdEMAMix": "ademamix",
     "AdaBelief": "adabelief",
+    "AdaBound": "adabound",
+    "Adan": "adan",
+    "DiffGrad": "diffgrad",
+    "Grams": "grams",
+    "LAMB": "lamb",
+    "LARS": "lars",
+    "LaProp": "laprop",
     "Lion": "lion",
+    "MADGRAD": "madgrad",
     "QHAdam": "qhadam",
+    "RMSpropTF": "rmsprop_tf",
+    "SGDW": "sgdw",
     "Signum": "signum",
+    "StableAdamW": "stable_adamw",
     "Tiger": "tiger",
     "Yogi": "yogi",
 }

@@ -13,6 +13,7 @@ from published import written
 
 import compiledopt
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import traced
 
 EXECUTORS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
@@ -35,6 +36,7 @@ class Algorithm:
     sharded: the options under which tests/ranks.py shards it.
     tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
     moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
+    multiplies: whether it multiplies matrices, in bfloat16 as torch's does: runs differ by the rounding of those.
     """
 
     ours: type[compiledopt.Optimizer]
@@ -51,10 +53,14 @@ class Algorithm:
     moves_without_rate: bool = False
     states_at_once: bool = False
     takes_empty: bool = True
+    multiplies: bool = False
 
     @property
     def name(self) -> str:
         return self.ours.__name__
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def in_torch(self) -> bool:
@@ -74,8 +80,39 @@ class Algorithm:
         return self.rule is not None and self.rule.elementwise and self.rule.dense
 
     @property
+    def counts(self) -> bool:
+        """Whether each parameter has a count of its own updates."""
+        return self.rule is not None and "step" in self.rule.scalars
+
+    @property
     def sparse_only(self) -> bool:
         return self.rule is not None and not self.rule.dense
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it is compiled into passes between its reductions, for matrices."""
+        if self.rule is None or not self.rule.dense:
+            return False
+        param = torch.nn.Parameter(torch.ones(2, 3))
+        found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
+        return not found.elementwise and not isinstance(found.variant(param), str)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether a parameter may be anything but a matrix."""
+        try:
+            return bool(self.ours([torch.nn.Parameter(torch.ones(3))], **self.promised))
+        except ValueError:
+            return False
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is not mathematics: which way it runs, how many 0-dim states it has, whether it asks for the first update,
+        whether a state starts from more than a number."""
+        assert self.rule is not None
+        made = any(not isinstance(value, float) for name, value in self.rule.initial.items() if name not in self.rule.scalars)
+        way = (self.elementwise, self.rule.dense, self.reduces)
+        return (*way, min(len(self.rule.scalars), 2), "first" in self.rule.options, made)
 
     def takes(self, option: str) -> bool:
         return option in inspect.signature(self.ours).parameters
@@ -104,7 +141,8 @@ class Case:
         options = self.options()
         # As torch's own database: 1e-8 is zero in float16, and the quotient infinite.
         if dtype in (torch.float16, torch.bfloat16) and self.of.takes("eps"):
-            options.setdefault("eps", 1e-3)
+            usual = inspect.signature(self.of.ours).parameters["eps"].default
+            options.setdefault("eps", (1e-3, *usual[1:]) if isinstance(usual, tuple) else 1e-3)
         return options
 
     def ours(self, params: Any, executor: str = "compiled", dtype: torch.dtype = torch.float32, **more: Any) -> Any:
@@ -256,7 +294,7 @@ CATALOG: dict[str, Algorithm] = {
         ),
         Algorithm(compiledopt.Rprop, _RPROP, unrolled=[{}], moves_without_rate=True),  # its first steps are of size lr
         Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False),
-        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False),
+        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, multiplies=True),
         Algorithm(compiledopt.LBFGS, promised={"lr": 0.5, "max_iter": 4}, measured=None),
         Algorithm(
             compiledopt.SparseAdam,
@@ -267,14 +305,16 @@ CATALOG: dict[str, Algorithm] = {
 }
 
 
-def _published(name: str, rich: Mapping[str, Any], lr: float = 0.01, more: Mapping[str, Any] | None = None) -> Algorithm:
-    """One of the menu: rich: the options of its richest configuration; more: further configurations."""
+def _published(
+    name: str, rich: Mapping[str, Any], lr: float = 0.01, more: Mapping[str, Any] | None = None, **known: Any
+) -> Algorithm:
+    """One of the menu. rich: the options of its richest configuration; more: further configurations; known: of Algorithm."""
     ours = getattr(compiledopt, name)
     labels = {"default": {}, **(more or {}), "maximize": {"maximize": True}, "all": rich}
     steady = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(ours).parameters else {}
     found = {label: {"lr": lr, **options} for label, options in labels.items()}
     # The same flags as in "all", so that one kernel does for the quick tests.
-    return Algorithm(ours, found, written(ours), promised={**rich, "lr": 5 * lr}, steady=steady)
+    return Algorithm(ours, found, written(ours), promised={**rich, "lr": 5 * lr}, steady=steady, **known)
 
 
 # Those that torch.optim lacks, each against its paper (tests/published.py): tests/test_published.py.
@@ -282,13 +322,62 @@ PUBLISHED: dict[str, Algorithm] = {
     one.name: one
     for one in (
         _published(
+            "ADOPT",
+            {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
+            more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
+        ),
+        _published(
+            "AdEMAMix",
+            {"weight_decay": 0.1, "alpha": 5.0, "alpha_warmup": 20, "beta3_warmup": 30},
+            more={"warm": {"alpha_warmup": 20}},
+        ),
+        _published(
             "AdaBelief",
             {"weight_decay": 0.1, "amsgrad": True, "rectify": False},
             more={"coupled": {"weight_decay": 0.1, "decoupled_decay": False}, "rectified": {"amsgrad": True}},
         ),
+        # It has bounds of its own where its first lr is 0.
+        _published("AdaBound", {"weight_decay": 0.1, "amsbound": True, "gamma": 0.1}, moves_without_rate=True),
+        _published("Adan", {"weight_decay": 0.1, "no_prox": True}, more={"proximal": {"weight_decay": 0.1}}),
+        _published("DiffGrad", {"weight_decay": 0.1}),
+        _published("Grams", {"weight_decay": 0.1}),
+        _published(
+            "LAMB",
+            {"weight_decay": 0.1, "trust_clip": True},
+            more={
+                "plain": {"weight_decay": 0.0, "bias_correction": False, "grad_averaging": False},
+                "decoupled": {"weight_decay": 0.1, "decoupled_decay": True, "always_adapt": True},
+            },
+        ),
+        _published(
+            "LARS",
+            {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.1, "trust_coeff": 0.1},
+            lr=0.1,
+            more={"clip": {"trust_clip": True, "always_adapt": True, "momentum": 0.9, "nesterov": True, "trust_coeff": 0.1}},
+        ),
+        _published("LaProp", {"weight_decay": 0.1}),
         _published("Lion", {"weight_decay": 0.1}),
+        _published(
+            "MADGRAD",
+            {"weight_decay": 0.1, "momentum": 0.8},
+            more={"no_momentum": {"momentum": 0.0, "weight_decay": 0.1, "decoupled_decay": True}},
+            moves_without_rate=True,  # it adds eps to lr
+        ),
         _published("QHAdam", {"weight_decay": 0.1, "nus": (0.7, 0.9)}, more={"decoupled": {"decouple_weight_decay": True}}),
+        _published(
+            "RMSpropTF",
+            {"weight_decay": 0.1, "momentum": 0.9, "centered": True},
+            more={
+                "rate": {"weight_decay": 0.1, "momentum": 0.9, "decoupled_decay": True, "lr_in_momentum": False},
+            },
+        ),
+        _published(
+            "SGDW",
+            {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
+            more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
+        ),
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
+        _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
@@ -315,3 +404,25 @@ def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list
 def one_per_algorithm() -> list[Case]:
     """The richest configuration of each, for tests that need not see all."""
     return [next(case for case in reversed(CASES) if case.algorithm == name and case.label == "all") for name in ALGORITHMS]
+
+
+def one_per_kind(wanted: Callable[[Algorithm], Any] = lambda one: True) -> list[Algorithm]:
+    """The first of each kind among those that are wanted, for tests of what is alike for all of a kind."""
+    found: dict[tuple[Any, ...], Algorithm] = {}
+    for one in CATALOG.values():
+        if one.rule is not None and wanted(one):
+            found.setdefault(one.kind, one)
+    return list(found.values())
+
+
+def by_kind(subjects: Iterable[Case | Algorithm] | None = None) -> list[Any]:
+    """The cases or algorithms (else a case per algorithm), for tests of machinery: the first of each kind; the others among the
+    slow tests."""
+    import pytest
+
+    first = {one.name for one in one_per_kind()}
+    subjects, found = one_per_algorithm() if subjects is None else subjects, []
+    for one in subjects:
+        name = one.name if isinstance(one, Algorithm) else one.algorithm
+        found.append(pytest.param(one, marks=[] if name in first else [pytest.mark.slow], id=str(one)))
+    return found

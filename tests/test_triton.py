@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalog import CASES
+from catalog import CASES, CATALOG, one_per_kind
 from helpers import parameters
 
 import compiledopt
@@ -167,6 +167,7 @@ def test_lowering_leaves_torch_as_it_was():
     assert before == after
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py"])
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
@@ -197,7 +198,7 @@ def run_in_the_interpreter(file, marked):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Rprop"])
+@pytest.mark.parametrize("name", [one.name for one in one_per_kind(lambda one: one.elementwise)])
 def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_90", "--json", "--ptx", "--source"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -298,11 +299,11 @@ def test_numbers_on_a_device_are_not_read_for_branches():
     """Where a plan is asked whether it fits, at every step; a tensor of the meta device cannot be read at all."""
     there = torch.tensor(0.0, device="meta")
     assert truthy(there) and truthy(torch.tensor(0.5)) and not truthy(torch.tensor(0.0)) and not truthy(0)
-    for name, branch in (("AdamW", "weight_decay"), ("SGD", "momentum"), ("RMSprop", "momentum")):
-        optimizer = getattr(compiledopt, name)([torch.nn.Parameter(torch.ones(1))])
-        group, rule = optimizer.param_groups[0], optimizer.rule
-        group[branch] = there
-        assert rule.read(group).flags and branch in [node.name for node in traced(rule, group).program.inputs]
+    for of in CATALOG.values():
+        for branch in of.rule.branches if of.elementwise else ():
+            group = of.ours([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
+            group[branch] = there
+            assert of.rule.read(group).flags and branch in [node.name for node in traced(of.rule, group).program.inputs]
 
 
 def test_the_operator_is_left_out_of_cuda_graphs():

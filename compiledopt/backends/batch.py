@@ -24,6 +24,7 @@ from compiledopt.rules.traced import Traced, Variant
 
 Value = torch.Tensor | float
 Unchanged = Callable[[Any, Any, Any, Any, Any], bool]
+Steady = Callable[[Any], bool]  # takes a step of an optimizer; False, with nothing written, where anything changed
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Choice:
 
 @dataclass(eq=False)
 class Entry:
-    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step; number: of
+    the parameter in its optimizer; offset: of the first of its elements that are here, where it is a shard."""
 
     param: torch.Tensor
     state: MutableMapping[str, Any]
@@ -50,6 +52,8 @@ class Entry:
     choice: Choice
     first: bool = False
     whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+    number: int = 0
+    offset: int = 0
 
     @property
     def runs(self) -> Traced | Variant:
@@ -142,6 +146,11 @@ class Batch(ABC):
         """How a plan looks whether it was made for these groups, parameters and states."""
         return unchanged
 
+    @property
+    def steady(self) -> Callable[[Standing], Steady | None] | None:
+        """What makes one call of all further steps of a plan whose batches are all of this kind, or None."""
+        return None
+
 
 def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -> bool:
     now = list(chain.from_iterable(group["params"] for group in groups))
@@ -152,6 +161,26 @@ def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -
         and all(map(is_, state.values(), states))
         and all(param.grad is None for param in waiting)
     )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A plan that just ran, and all that would make another step different, beside the tensors. rule: the optimizer's own;
+    rules: of each group, with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
+    attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
+    empty: dicts that are empty while nobody looks at steps."""
+
+    batches: Sequence[Batch]
+    rule: Rule
+    rules: Sequence[Rule]
+    groups: list[dict[str, Any]]
+    params: list[torch.Tensor]
+    state: MutableMapping[torch.Tensor, Any]
+    states: list[Any]
+    waiting: list[torch.Tensor]
+    attributes: Sequence[tuple[str, Any]]
+    modules: Sequence[tuple[dict[str, Any], Sequence[tuple[str, Any]]]]
+    empty: Sequence[Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.rules.author import NotElementwise
 from compiledopt.rules.options import STEP_NUMBERS, as_float, truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -22,7 +23,7 @@ from compiledopt.rules.program import (
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_function
-from compiledopt.rules.trace import NotElementwise, Shape, trace
+from compiledopt.rules.trace import Shape, trace
 from compiledopt.stats import STATS, timed
 
 Numbers = Mapping[str, Any]
@@ -37,7 +38,7 @@ class ScalarPart:
         self.scalar_names = scalar_names
         # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
         places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
-        self._inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
+        self.inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
 
     @cached_property
     def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
@@ -46,7 +47,7 @@ class ScalarPart:
     def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
         """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states)."""
         return self._function(
-            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self._inputs]
+            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self.inputs]
         )
 
 
@@ -100,8 +101,8 @@ class Traced(Runnable):
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
         self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
-        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
-        self.order = ANY_ORDER
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names)) if program is None else tuple(n.axes for n in program.tensors)
+        self.order = ANY_ORDER if program is None or not program.blocks else ROW_AFTER_ROW
         self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
         # For variants to be traced later: what the options are called, and which of them are flags.
         self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Entry
+from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
 from compiledopt.step.foresee import foresee
 from compiledopt.step.plan import Owner, Plan
 from compiledopt.step.states import StateMaker
+from compiledopt.step.steady import Steadying, never
 from compiledopt.torch_private import watched_by
 
 
@@ -31,12 +30,15 @@ class Stepped(Protocol):
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
-    plan: the one at work; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made
-    ahead of their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
+    plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured
+    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of;
+    told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:
         self.plan: Plan | None = None
+        self.steady: Steady = never
+        self._steadying = Steadying()
         self.captured = captured or []
         self.scaling: around.Scaling | None = None
         self.clipping: around.Clipping | None = None
@@ -53,6 +55,7 @@ class Stepper:
 
     def step(self, optimizer: Stepped) -> None:
         """Raises: RuntimeError or TypeError, before any write, for what cannot be updated."""
+        self.steady = never  # what Python does now, it does not know of
         watched = watched_by()
         if watched is not None:
             self._step_watched(optimizer, watched)
@@ -64,6 +67,8 @@ class Stepper:
         plan = self.plan
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
             self._run_new_plan(optimizer, scaling)
+        else:
+            self.steady = self._steadying.after(optimizer, plan)
 
     def _step_watched(self, optimizer: Stepped, watched: str) -> None:
         """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
@@ -76,6 +81,7 @@ class Stepper:
     def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
         self.plan = None
+        self._steadying = Steadying()
         self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
         self.plan = plan = self._make_plan(optimizer, scaling, self.clipping)
         if not plan.run():
@@ -141,8 +147,9 @@ class Stepper:
 
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
-        groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
-        wanted = [(program, param, group) for program, group in groups for param in group["params"]]
+        self.steady = never
+        groups = [(around.Programs(optimizer.rule, group), group) for group in optimizer.param_groups]
+        wanted = [(programs.of(param), param, group) for programs, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)
         self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 
@@ -159,16 +166,11 @@ class Stepper:
         return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
 
 
-def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
-    """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule, group), group)
-
-
 def supports_loss_scale(optimizer: Stepped) -> bool:
     """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
     for group in optimizer.param_groups:
         on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
+        if not (group.get("fused") or group.get("compiled")) or not around.Programs(optimizer.rule, group).bare.elementwise:
             return False
         for param in group["params"]:
             if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):

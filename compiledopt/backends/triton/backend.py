@@ -39,6 +39,10 @@ class TritonBackend(GatheredBackend):
         runs, param = entry.runs, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
+        if runs.program.is_random:
+            return "values are rounded with random bits, which the Triton kernel does not have"
+        if runs.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         try:
             kernel = kernel_of(runs, entry.dtypes())
             check_on_device(runs, param, entry.dtypes())
