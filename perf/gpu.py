@@ -1,4 +1,4 @@
-"""What is to be measured on a GPU, the most important first: python perf/gpu.py [--minutes 8] [--only bandwidth models ...]
+"""What is to be measured on a GPU, the most important first: python perf/gpu.py --all --minutes 9, or --only bandwidth ...
 
 Rows go to perf/results/gpu.csv, or to --out, each as soon as it is measured, so that a run that is cut short answers what it
 reached. A pair takes turns within one process; medians. Two times of a step:
@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -221,6 +224,42 @@ def others(measure: Measure) -> Iterator[Row]:
         yield from against(measure, "others", "AdamW", shapes, more)
 
 
+def first_step(measure: Measure) -> Iterator[Row]:
+    """The time of a first step, with kernels on disk and without: what is compiled, tuned and tried."""
+    for shapes in ("tiny", "gpt2_small"):
+        times = []
+        for name in ("AdamW", "Adafactor"):
+            with tempfile.TemporaryDirectory() as empty:
+                for _ in range(2):
+                    times.append(in_a_process(name, shapes, empty))
+            label = "ours, kernels on disk"
+            yield row("first", name, shapes, label, ([times[-1]] * 2, [times[-2]] * 2), "seconds of a first step")
+            if time.monotonic() > measure.end:
+                raise Stop
+
+
+FIRST = """
+import sys, time; sys.path[:0] = {path!r}
+import gpu, compiledopt, torch
+optimizer = getattr(compiledopt, {name!r})(gpu.model(gpu.SHAPES[{shapes!r}]()), compiled=True)
+begun = time.perf_counter(); optimizer.step(); gpu.synchronize(); print(time.perf_counter() - begun)
+"""
+
+
+def in_a_process(name: str, shapes: str, cache: str) -> float:
+    here = Path(__file__).resolve().parent
+    code = FIRST.format(path=[str(here), str(here.parent)], name=name, shapes=shapes)
+    given = {**os.environ, "COMPILEDOPT_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True, timeout=300)
+    return float(done.stdout.split()[-1])
+
+
+def reducing(measure: Measure) -> Iterator[Row]:
+    """A rule that reduces against torch's foreach."""
+    for shapes in ("gpt2_small", "vit_b16"):
+        yield from against(measure, "reducing", "Adafactor", shapes, {"torch foreach": torchs("Adafactor", foreach=True)})
+
+
 def compile_step(measure: Measure) -> Iterator[Row]:
     """torch.compile of torch's own step, which takes minutes to compile: last."""
     for shapes in ("even", *MODELS):
@@ -233,7 +272,9 @@ PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
     "small": small,
     "host": host,
     "replay": replay,
+    "reducing": reducing,
     "others": others,
+    "first": first_step,
     "compile": compile_step,
 }
 
@@ -261,6 +302,7 @@ def run(names: list[str], measure: Measure, out: Path | None) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every part, which is the default")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no pair is begun after them")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each pair")

@@ -1,6 +1,7 @@
 """The GPU executors on CPU tensors, under Triton's interpreter: run by test_triton.py in a process of its own."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
-from compiledopt.backends.triton import devices, readiness, tables
+from compiledopt.backends.triton import devices, proof, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
@@ -277,7 +278,43 @@ def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
 
         monkeypatch.setattr(owner, name, watched)
     monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "proved", lambda *_: None)
     params = model()
     run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
     nothing = [("run", True), ("run", True), ("__call__", True)]
     assert launched == [*nothing, ("__call__", True), ("run", False)]
+
+
+FAULTS = {
+    "row": ("tl.load(rows + tensor)", "tl.load(rows)"),
+    "last element": ("xmask = xindex < xnumel", "xmask = xindex < xnumel - 1"),
+    "ragged block": ("(xoffset + XBLOCK <= xnumel)", "(xoffset <= xnumel)"),
+    "operand": ("pointers + tensor * 4 + 3)", "pointers + tensor * 4 + 2)"),
+    "sign": ("tl.store(p0 + x0, ", "tl.store(p0 + x0, -"),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_what_a_kernel_proves(fault):
+    program = compiledopt.rules.traced.traced(compiledopt.AdamW.rule, compiledopt.AdamW(model()).param_groups[0]).program
+    kernel = triton.kernel(program, [torch.float32] * 4)
+    if fault is not None:
+        assert kernel.source.count(FAULTS[fault][0]) == 1
+        kernel = dataclasses.replace(kernel, source=kernel.source.replace(*FAULTS[fault]))
+    wrong = proof.difference(kernel, program, [torch.float32] * 4, torch.device("cpu"), (1024, 4))
+    assert wrong is None if fault is None else "not what the for-loop computes" in wrong
+
+
+def test_a_kernel_that_computes_something_else(monkeypatch, tmp_path):
+    """Another executor, with the reason, which is remembered over processes."""
+    asked = []
+    monkeypatch.setattr(proof, "difference", lambda *_: asked.append(1) or "3 elements of param")
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        monkeypatch.setattr(readiness, "_ready", {})
+        params = model()
+        Gradients().set(params, 0)
+        optimizer = compiledopt.AdamW(params)
+        with pytest.warns(UserWarning, match="it does not compute what it should: 3 elements of param"):
+            optimizer.step()
+        assert optimizer.executor == "for-loop" and len(asked) == 1
