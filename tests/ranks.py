@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import compiledopt
@@ -100,33 +100,6 @@ def fsdp(rank, world, folder):
         if "ema_decay" in more:
             for a, b in zip(whole(optimizer.ema_parameters()), reference.ema_parameters(), strict=True):
                 assert (a - b).abs().max() < 1e-9 if a.numel() else True
-
-
-def kept(rank, world, folder):
-    """Codes and scales are the same bit for bit however many shards there are, random bits too."""
-
-    def made():
-        torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(48, 101, bias=False), torch.nn.Linear(101, 64, bias=False)).bfloat16()
-
-    for options in ({"state_dtype": "int8"}, {"state_dtype": "bfloat16", "rounding": "stochastic"}):
-        net, alone = sharded(made()), made()
-        pairs = list(zip(net.parameters(), alone.parameters(), strict=True))
-        optimizers = [compiledopt.AdamW(one.parameters(), lr=0.05, **options) for one in (net, alone)]
-        for step in range(3):
-            generator = torch.Generator().manual_seed(step)
-            for p, q in pairs:
-                q.grad = torch.randn(q.shape, generator=generator).bfloat16()
-                p.grad = distribute_tensor(q.grad, p.device_mesh, p.placements)
-            for one in optimizers:
-                one.step()
-        assert [one.executor for one in optimizers] == ["compiled"] * 2
-        for p, q in pairs:
-            assert torch.equal(p.full_tensor(), q), options
-            for name, value in optimizers[1].state[q].items():
-                found = optimizers[0].state[p][name]
-                assert torch.equal(found.full_tensor() if isinstance(found, DTensor) else found, value), (name, options)
-        assert optimizers[0].state[pairs[0][0]]["exp_avg"].dtype in (torch.int8, torch.bfloat16)
 
 
 def between_steps(rank, world, folder):
