@@ -298,7 +298,7 @@ def _cast(dtype: torch.dtype) -> Callable[..., Any]:
 
 
 def full_like(input: Any, fill_value: Any, **kwargs: Any) -> Any:
-    return fill_value if hasattr(fill_value, "tracer") else input.tracer.constant(fill_value)
+    return fill_value if hasattr(fill_value, "tracer") else input.tracer.constant(fill_value, input)
 
 
 def zeros_like(input: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ must not depend on.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,36 +18,43 @@ import torch
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
+from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, SIZES, Argument, Node, Program
+from compiledopt.rules.reduced import REDUCED
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
-from compiledopt.rules.symbol import Symbol, Zero
+from compiledopt.rules.symbol import SHAPING, Symbol, Zero
+from compiledopt.rules.views import Frame, View, broadcast, dims_of, places_of, reduced
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a rule that reduces is told of its parameter. dims: how many; axes: (state, the axes along which it varies) of
-    those of its states that are not 0-dim."""
+    """What a rule that reduces is told of its parameter. frame: how it is seen; views: (state, how that is shaped) of those of
+    its states that are not 0-dim; fed: its 0-dim states that follow from tensors."""
 
-    dims: int
+    frame: Frame
     dtype: torch.dtype
-    axes: tuple[tuple[str, int], ...]
-    turned: bool = False  # whether it lies in memory column after column
+    views: tuple[tuple[str, View], ...]
+    fed: frozenset[str] = frozenset()
 
 
-NORMS = ("norm", "linalg_vector_norm", "vector_norm")
+class FedByTensors(NotElementwise):
+    """A 0-dim state follows from tensors. name: whose."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Tracer:
-    """Makes the nodes of one program; the same operation on the same values is one node. dims: of the parameter, where the
-    rule may reduce; None where it may not; turned: whether it lies in memory column after column."""
+    """Makes the nodes of one program; the same operation on the same values is one node. frame: how the parameter is seen,
+    where the rule may reduce; None where it may not."""
 
-    def __init__(self, dims: int | None = None, turned: bool = False) -> None:
-        self.dims = dims
-        self.last_axes = {1: ROWS, 2: COLUMNS} if turned else {1: COLUMNS, 2: ROWS}
+    def __init__(self, frame: Frame | None = None) -> None:
+        self.frame = frame
         self.known: dict[tuple[Any, ...], Node] = {}
+        self.sizes: dict[str, Node] = {}
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
@@ -61,41 +69,61 @@ class Tracer:
         return Symbol(self, self.known[key])
 
     def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
-        """A sum or the like over all of a value, or over its rows or columns. Raises: NotElementwise for anything else."""
-        if self.dims is None or value.node.scalar:
+        """A sum or the like over dimensions of a value. Raises: NotElementwise where no pass has those."""
+        frame = self.frame
+        if frame is None or not value.shaped:
             raise not_compiled(unknown(op))
-        dims = [dim] if isinstance(dim, int) else range(self.dims) if dim is None else dim
-        gone = {index + self.dims if index < 0 else index for index in dims}
-        known = set(range(self.dims)) if len(gone) == self.dims else set(range(max(self.dims - 2, 0), self.dims))
-        if not gone or not gone <= known or (len(gone) < self.dims and not keepdim):
-            raise NotElementwise(f"{author_line()}: {op} over {dim} with keepdim={keepdim} is not one over rows or columns")
-        axes = NUMBER
-        if len(gone) < self.dims:
-            axes = value.node.axes & ~sum(self.last_axes[self.dims - index] for index in gone)
-        if axes == value.node.axes:
-            return value
-        key = (op, value.node, axes)
-        if key not in self.known:
-            self.known[key] = Node(op, (value.node,), False, line=author_line(), axes=axes)
-        return Symbol(self, self.known[key])
+        node, places = self.number(value.node), places_of(value.shaped, dim)
+        gone = dims_of(tuple(value.shaped[place] for place in places))
+        has = frame.dims_of(node.axes)
+        axes = frame.axes(has - gone)
+        if axes is None:
+            raise not_compiled(
+                f"{op} over {dim} is not one over all, over rows or columns, or over all but the first dimensions"
+            )
+        result = self._reduced(op, node, axes) if axes != node.axes else node
+        if op == "sum" and gone - has:  # the same value, so many times
+            result = self.record("mul", (result, self.size(gone - has).node)).node
+        return Symbol(self, result, shaped=reduced(value.shaped, places, keepdim))
 
-    def norm(self, value: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
-        if p not in (2, "fro", None):
-            raise NotElementwise(f"{author_line()}: a norm of order {p} is not among the reductions that compiledopt knows")
-        return self.reduce("sum", value * value, dim, keepdim).sqrt()
+    def _reduced(self, op: str, node: Node, axes: int) -> Node:
+        key = (op, node, axes)
+        if key not in self.known:
+            self.known[key] = Node(op, (node,), False, line=author_line(), axes=axes)
+        return self.known[key]
+
+    def size(self, dims: frozenset[int] | int | None = None) -> Symbol:
+        """How many elements the parameter has, or one of its dimensions, or several: an entry of the table."""
+        if isinstance(dims, frozenset):
+            if self.frame is None or len(dims) == self.frame.dims:
+                return self.size()
+            if len(dims) != 1:
+                return math.prod(self.size(dim) for dim in sorted(dims))  # type: ignore[return-value,arg-type]
+            (dims,) = dims
+        name = SIZES[0] if dims is None else f"{SIZES[1]}[{dims}]"
+        return Symbol(self, self.sizes.setdefault(name, Node("input", (), True, name, axes=NUMBER)))
+
+    def count(self, value: Symbol, dim: Any) -> Any:
+        """How many elements of a value a reduction takes together."""
+        if self.frame is None or not value.shaped:
+            raise not_compiled(unknown("var"))
+        places = places_of(value.shaped, dim)
+        return self.size(dims_of(tuple(value.shaped[place] for place in places)))
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
-        if name in REDUCTIONS or name in NORMS:
-            kwargs = _of_reduction(name, kwargs)
-            return self.norm(*args, **kwargs) if name in NORMS else self.reduce(name, *args, **kwargs)
+        if name in REDUCTIONS:
+            return self.reduce(name, *args, **_of_reduction(name, kwargs))
         name = ALIASES.get(name, name)
         if kwargs.get("out") is not None or kwargs.get("inplace"):
             raise TraceError(
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
-        if name in SPELLINGS:
-            return self._bound(SPELLINGS[name], name, args, kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+        if name in SPELLINGS or name in REDUCED:
+            return self._bound(SPELLINGS.get(name) or REDUCED[name], name, args, kwargs)
+        if name not in OPS and name in SHAPING:
+            return getattr(args[0], name)(*args[1:], **kwargs)
         if name not in OPS:
             raise not_compiled(unknown(name))
         return self.operation(name, args, dict(kwargs))
@@ -126,7 +154,10 @@ class Tracer:
         nodes = [self._typed(op, place, self.argument(arg)) for place, arg in enumerate(args)]
         if name == "lerp" and not all(map(_is_scalar, nodes)) and any(map(_is_scalar, nodes[:2])):
             return args[0] + args[2] * (args[1] - args[0])  # torch has no lerp from or to a number
-        return self.record(name, tuple(nodes))
+        result = self.record(name, tuple(nodes))
+        if self.frame is not None:
+            result.shaped = broadcast([arg.shaped for arg in args if isinstance(arg, Symbol)])
+        return result
 
     def _typed(self, op: Op, place: int, arg: Argument) -> Argument:
         """A truth where numbers are wanted is 1 or 0; a number where truths are wanted is whether it is not 0."""
@@ -146,11 +177,13 @@ class Tracer:
 
     def knows(self, name: str) -> bool:
         """Whether there is an operation of this name."""
-        return name in OPS or name in ALIASES or name in SPELLINGS or name in REDUCTIONS or name in NORMS
+        return any(name in known for known in (OPS, ALIASES, SPELLINGS, REDUCED, REDUCTIONS))
 
-    def constant(self, value: Any) -> Symbol:
+    def constant(self, value: Any, like: Symbol) -> Symbol:
         """A number that stands for a tensor full of it."""
-        return self.record("add", (float(value), 0.0))
+        result = self.record("add", (float(value), 0.0))
+        result.shaped = like.shaped
+        return result
 
     def argument(self, value: Any) -> Argument:
         if isinstance(value, Symbol):
@@ -166,9 +199,9 @@ class Tracer:
 
 def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a sum, norm or the like that say what is to be done. The dtype does not: sums are taken in float64."""
-    kwargs = {"p" if key == "ord" else key: value for key, value in kwargs.items() if value is not None or key == "dim"}
+    kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items() if value is not None or key == "dim"}
     dtype = kwargs.pop("dtype", None)
-    extra = sorted(set(kwargs) - {"input", "dim", "keepdim", *(("p",) if name in NORMS else ())})
+    extra = sorted(set(kwargs) - {"input", "dim", "keepdim"})
     if dtype not in (None, torch.float32, torch.float64):
         extra.append(f"dtype={dtype}")
     if extra:
@@ -194,17 +227,22 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
     NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    tracer = Tracer() if shape is None else Tracer(max(shape.dims, 1), shape.turned)
-    inputs: list[Node] = []
-    axes = dict(shape.axes) if shape else {}
+    frame, views = (None, {}) if shape is None else (shape.frame, dict(shape.views))
+    tracer, inputs = Tracer(frame), list[Node]()
+    numbers = rule.scalars if shape is None else rule.scalars - shape.fed
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
-        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
-        return Symbol(tracer, inputs[-1], branch)
+        shaped = () if frame is None or scalar or name in rule.scalars else views.get(name, frame.whole)
+        axes = NUMBER if scalar else ELEMENTS if frame is None else frame.axes(dims_of(shaped))
+        if axes is None:
+            raise NotElementwise(f"state {name} has neither the shape of the parameter nor that of its rows or columns")
+        inputs.append(Node("input", (), scalar, name, axes=axes))
+        return Symbol(tracer, inputs[-1], branch, shaped)
 
-    present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in rule.scalars)
+    present = tuple(n for n in rule.states_for(options) if shape is None or n in views or n in rule.scalars)
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
-    states |= {n: symbol(n, True) for n in present if n in rule.scalars}
+    states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
+    states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]
@@ -221,7 +259,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         else:
             arguments[name] = symbol(name, True, name in rule.branches)
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
-    return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
+    outputs = _outputs(rule, present, returned, states)
+    return Program(rule.name, (*inputs, *tracer.sizes.values()), outputs)
 
 
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
@@ -240,13 +279,25 @@ def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> d
 def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mapping[str, Symbol]) -> dict[str, Node]:
     outputs: dict[str, Node] = {}
     for name, value in named(rule, returned, present, Symbol).items():
-        if inputs[name].node.scalar and not value.node.scalar:
-            kind = TraceError if value.tracer.dims is None else NotElementwise
-            raise kind(
-                f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim: where a rule is compiled, "
-                "such a state is a number that follows from numbers"
+        home = inputs[name]
+        if home.node.scalar and not value.node.scalar:
+            words = (
+                f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim: such a state follows from "
+                "numbers and from reductions over all of a parameter"
             )
-        if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
-            raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
-        outputs[name] = value.tracer.number(value.node)
+            if value.tracer.frame is None:
+                raise TraceError(words)
+            raise FedByTensors(name, words) if value.node.axes == NUMBER else NotElementwise(words)
+        outputs[name] = _fitted(rule, name, value, home)
     return outputs
+
+
+def _fitted(rule: Rule, name: str, value: Symbol, home: Symbol) -> Node:
+    """A new value, spread over all that it is for. Raises: NotElementwise where it has another shape."""
+    tracer, node = value.tracer, value.tracer.number(value.node)
+    if tracer.frame is None or home.node.scalar or (value.shaped == home.shaped and node.axes == home.node.axes):
+        return node  # type: ignore[no-any-return]
+    if value.node.axes != NUMBER and broadcast([value.shaped, home.shaped]) != home.shaped:
+        raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
+    same = tracer.record("eq", (home.node, home.node)).node
+    return tracer.record("where", (same, node, node)).node  # type: ignore[no-any-return]
