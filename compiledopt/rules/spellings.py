@@ -339,6 +339,7 @@ MENDS = {
     "prod": "write the exponential of a sum of logarithms, or elementwise=False",
     "matmul": "write elementwise=False: products of matrices run on tensors",
     "mm": "write elementwise=False: products of matrices run on tensors",
+    **dict.fromkeys(("T", "mT", "t", "transpose", "permute", "movedim"), "write elementwise=False: transposes run on tensors"),
     "einsum": "write elementwise=False: products of matrices run on tensors",
     "sort": "write elementwise=False: sorting runs on tensors",
     "topk": "write elementwise=False: sorting runs on tensors",

@@ -153,7 +153,9 @@ class Traced(Runnable):
         known = all(isinstance(size, int) for size in param.shape)  # not those of a tracer
         if not known or key not in self._specs:
             meta = torch.empty(param.shape, dtype=param.dtype, device="meta")
-            made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
+            made = {
+                name: self.makers[name](meta, self._group or {}) if name in self.makers else meta for name in self.state_names
+            }
             specs = {name: (value.shape, value.dtype) for name, value in made.items() if value is not None}
             if not known:
                 return specs
@@ -240,7 +242,7 @@ def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
     present, reason = rule.states_for(group), f"{rule.name} is declared with elementwise=False"
     if rule.elementwise:
         try:
-            return Traced(rule, present, trace(rule, group), "")
+            return Traced(rule, present, trace(rule, group), "", dict(group))
         except NotElementwise as error:
             reason = str(error)
     return Traced(rule, present, None, reason, dict(group))
