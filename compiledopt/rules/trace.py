@@ -22,6 +22,7 @@ from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, SIZES, Argum
 from compiledopt.rules.reduced import REDUCED
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
+from compiledopt.rules.stand_in import StandIn
 from compiledopt.rules.symbol import SHAPING, Symbol, Zero
 from compiledopt.rules.views import Frame, View, broadcast, dims_of, places_of, reduced
 
@@ -112,6 +113,8 @@ class Tracer:
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
+        if (other := next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, StandIn)), None)) is not None:
+            return other.__torch_function__(getattr(torch, name), (), args, kwargs)
         if name in REDUCTIONS:
             return self.reduce(name, *args, **_of_reduction(name, kwargs))
         name = ALIASES.get(name, name)
