@@ -236,7 +236,8 @@ def test_bad_arguments():
 def authored(body, declared=False):
     """A function whose third line is the culprit; its second is neither pointwise nor a reduction that passes know."""
     namespace = {"torch": torch}
-    source = f"def Bad(param, grad, *, lr=0.1):\n    size = grad.reshape(-1).sort().values.norm()\n    {body}\n    return param - lr * grad / size"
+    size = "grad.reshape(-1).sort().values.norm()"
+    source = f"def Bad(param, grad, *, lr=0.1):\n    size = {size}\n    {body}\n    return param - lr * grad / size"
     exec(compile(source, "author.py", "exec"), namespace)
     return compiledopt.define(elementwise=not declared)(namespace["Bad"])
 

@@ -18,7 +18,7 @@ import torch
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, SIZES, Argument, Node, Program
+from compiledopt.rules.program import ELEMENTS, MATRICES, NUMBER, REDUCTIONS, SIZES, Argument, Node, Program
 from compiledopt.rules.reduced import REDUCED
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
@@ -78,6 +78,8 @@ class Tracer:
         gone = dims_of(tuple(value.shaped[place] for place in places))
         has = frame.dims_of(node.axes)
         axes = frame.axes(has - gone)
+        if axes == NUMBER and keepdim and node.axes not in (NUMBER, ELEMENTS) and frame.is_of_matrices:
+            axes = MATRICES  # of what has rows or columns, as of several matrices: one kernel for both
         if axes is None:
             raise not_compiled(
                 f"{op} over {dim} is not one over all, over rows or columns, or over all but the first dimensions"
