@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,6 +12,7 @@ from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.layout import same_layout, scalar_dtype
+from compiledopt.rules.program import OUTER
 from compiledopt.rules.traced import Traced, Variant
 
 READY, REGROUP = 0, 1
@@ -85,6 +86,8 @@ class GatheredBackend(Backend):
 
     executor = "compiled"
     takes_sources = True
+    # Whether its passes see a parameter in any rules.views.Frame, and write 0-dim states.
+    takes_any_frame: ClassVar[bool] = False
 
     def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
         if not is_distributed(entry.param):
@@ -95,6 +98,8 @@ class GatheredBackend(Backend):
         traced = entry.traced
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
+            if not self.takes_any_frame and (variant.order >> OUTER or variant.fed):
+                return f"{traced.rule.name} reduces over all but the first dimensions or into a 0-dim state: for the CPU alone"
             return self.objection_to_passes(entry, group)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 

@@ -21,6 +21,8 @@ from compiledopt.rules.traced import Variant
 class CppBackend(GatheredBackend):
     """Kernels in C++, and a native launcher that runs one over a whole model."""
 
+    takes_any_frame = True
+
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
 
