@@ -41,8 +41,9 @@ def centralized(param, grad, state, lr=0.1, beta=0.9):
 @compiledopt.define
 def Clipped(param, grad, *, lr=0.1, clipping=0.05, eps=1e-3):
     """Brock et al. 2021, arXiv:2102.06171: each unit's gradient, against the unit."""
-    most = clipping * param.norm(dim=tuple(range(1, param.ndim)), keepdim=True).clamp_min(eps)
-    size = grad.norm(dim=tuple(range(1, grad.ndim)), keepdim=True)
+    dims = tuple(range(1, param.ndim))
+    most = clipping * torch.linalg.vector_norm(param, dim=dims, keepdim=True).clamp_min(eps)
+    size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
     return param - lr * torch.where(size > most, grad * (most / size.clamp_min(1e-6)), grad)
 
 
