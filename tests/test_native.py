@@ -34,6 +34,7 @@ def test_both_sides_have_the_same_numbers():
     expected |= {"kColumnAfterColumn": program.COLUMN_AFTER_COLUMN, "kReady": gathered.READY, "kRegroup": gathered.REGROUP}
     expected |= {f"k{name.title()}": getattr(reductions, name) for name in ("TENSOR", "BUFFER", "TILE", "SLOT")}
     expected |= {f"k{op.title()}": index for index, op in enumerate(program.REDUCTIONS)}
+    expected |= {"kOuter": program.OUTER}
     expected |= {"kDone": reducing.DONE, "kNoMemory": reducing.NO_MEMORY}
     assert found == {**expected, "kRebuild": 2, "kFailed": -2}
 
@@ -64,6 +65,8 @@ class Example:
             "scalar_names": ("step",),
             "examples": tuple(torch.empty(0) for _ in range(3)),
             "axes": (program.ELEMENTS,) * 3,
+            "block": 0,
+            "places": bytes(16 * len(self.params)),
             "order": program.ANY_ORDER,
             "kernel": ctypes.cast(self.kernel, ctypes.c_void_p).value,
             "columns": 1,

@@ -36,6 +36,7 @@ class Rule:
     dense: whether dense gradients are taken.
 
     added: those of the states that a transformation of the rule brought along (around/).
+    in_blocks: of the states, the scales of others that are kept in blocks (storage/).
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -55,6 +56,7 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
+    in_blocks: frozenset[str] = frozenset()
     dense_alone: tuple[str, ...] = ()
 
     @property
@@ -80,14 +82,18 @@ class Rule:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
 
-    def maker(self, state: str) -> Callable[[Any, Mapping[str, Any]], Any] | None:
-        """The function that makes a state of its parameter and the options, if one was given."""
+    def maker(self, state: str) -> Callable[..., Any] | None:
+        """The function that makes a state of its parameter and, where `is_made_of_options`, of the group; if one was given."""
         value = self.initial.get(state)
         if not callable(value):
             return None
         if _takes_options(value):
             return lambda param, group: value(param, {name: group[name] for name in self.options if name in group})
-        return lambda param, group: value(param)
+        return lambda param, group=None: value(param)
+
+    def is_made_of_options(self, state: str) -> bool:
+        value = self.initial.get(state)
+        return callable(value) and _takes_options(value)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)

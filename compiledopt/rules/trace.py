@@ -8,54 +8,27 @@ must not depend on.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import ELEMENTS, MATRICES, NUMBER, REDUCTIONS, SIZES, Argument, Node, Program
-from compiledopt.rules.reduced import REDUCED
+from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program
+from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
 from compiledopt.rules.stand_in import StandIn
 from compiledopt.rules.symbol import SHAPING, Symbol, Zero
-from compiledopt.rules.views import Frame, View, broadcast, dims_of, places_of, reduced
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a rule that reduces is told of its parameter. frame: how it is seen; views: (state, how that is shaped) of those of
-    its states that are not 0-dim; fed: its 0-dim states that follow from tensors."""
-
-    frame: Frame
-    dtype: torch.dtype
-    views: tuple[tuple[str, View], ...]
-    fed: frozenset[str] = frozenset()
-
-
-class FedByTensors(NotElementwise):
-    """A 0-dim state follows from tensors. name: whose."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-class Tracer:
-    """Makes the nodes of one program; the same operation on the same values is one node. frame: how the parameter is seen,
-    where the rule may reduce; None where it may not."""
-
-    def __init__(self, frame: Frame | None = None) -> None:
-        self.frame = frame
-        self.known: dict[tuple[Any, ...], Node] = {}
-        self.sizes: dict[str, Node] = {}
+class Tracer(Reducer):
+    """Makes the nodes of one program; the same operation on the same values is one node."""
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
@@ -63,70 +36,27 @@ class Tracer:
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
-            axes = 0
-            for arg in args:
-                axes |= arg.axes if isinstance(arg, Node) else NUMBER
-            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line(), axes=axes)
+            axes = _axes_of(op, args)
+            scalar = all(_is_scalar(arg) for arg in args) and op != RANDOM
+            self.known[key] = Node(op, args, scalar, line=author_line(), axes=axes)
         return Symbol(self, self.known[key])
-
-    def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
-        """A sum or the like over dimensions of a value. Raises: NotElementwise where no pass has those."""
-        frame = self.frame
-        if frame is None or not value.shaped:
-            raise not_compiled(unknown(op))
-        node, places = self.number(value.node), places_of(value.shaped, dim)
-        gone = dims_of(tuple(value.shaped[place] for place in places))
-        has = frame.dims_of(node.axes)
-        axes = frame.axes(has - gone)
-        if axes == NUMBER and keepdim and node.axes not in (NUMBER, ELEMENTS) and frame.is_of_matrices:
-            axes = MATRICES  # of what has rows or columns, as of several matrices: one kernel for both
-        if axes is None:
-            raise not_compiled(
-                f"{op} over {dim} is not one over all, over rows or columns, or over all but the first dimensions"
-            )
-        result = self._reduced(op, node, axes) if axes != node.axes else node
-        if op == "sum" and gone - has:  # the same value, so many times
-            result = self.record("mul", (result, self.size(gone - has).node)).node
-        return Symbol(self, result, shaped=reduced(value.shaped, places, keepdim))
-
-    def _reduced(self, op: str, node: Node, axes: int) -> Node:
-        key = (op, node, axes)
-        if key not in self.known:
-            self.known[key] = Node(op, (node,), False, line=author_line(), axes=axes)
-        return self.known[key]
-
-    def size(self, dims: frozenset[int] | int | None = None) -> Symbol:
-        """How many elements the parameter has, or one of its dimensions, or several: an entry of the table."""
-        if isinstance(dims, frozenset):
-            if self.frame is None or len(dims) == self.frame.dims:
-                return self.size()
-            if len(dims) != 1:
-                return math.prod(self.size(dim) for dim in sorted(dims))  # type: ignore[return-value,arg-type]
-            (dims,) = dims
-        name = SIZES[0] if dims is None else f"{SIZES[1]}[{dims}]"
-        return Symbol(self, self.sizes.setdefault(name, Node("input", (), True, name, axes=NUMBER)))
-
-    def count(self, value: Symbol, dim: Any) -> Any:
-        """How many elements of a value a reduction takes together."""
-        if self.frame is None or not value.shaped:
-            raise not_compiled(unknown("var"))
-        places = places_of(value.shaped, dim)
-        return self.size(dims_of(tuple(value.shaped[place] for place in places)))
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
         if (other := next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, StandIn)), None)) is not None:
             return other.__torch_function__(getattr(torch, name), (), args, kwargs)
-        if name in REDUCTIONS:
-            return self.reduce(name, *args, **_of_reduction(name, kwargs))
+        if self.is_reduction(name):
+            return self.reduce(name, *args, **kwargs)
         name = ALIASES.get(name, name)
         if kwargs.get("out") is not None or kwargs.get("inplace"):
             raise TraceError(
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
+        if name in COMPOSED:
+            return self.record(name, tuple(map(self.argument, args)))
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-        if name in SPELLINGS or name in REDUCED:
-            return self._bound(SPELLINGS.get(name) or REDUCED[name], name, args, kwargs)
+        if (function := SPELLINGS.get(name) or self.spelled(name)) is not None:
+            return self._bound(function, name, args, kwargs)
         if name not in OPS and name in SHAPING:
             return getattr(args[0], name)(*args[1:], **kwargs)
         if name not in OPS:
@@ -160,9 +90,7 @@ class Tracer:
         if name == "lerp" and not all(map(_is_scalar, nodes)) and any(map(_is_scalar, nodes[:2])):
             return args[0] + args[2] * (args[1] - args[0])  # torch has no lerp from or to a number
         result = self.record(name, tuple(nodes))
-        if self.frame is not None:
-            result.shaped = broadcast([arg.shaped for arg in args if isinstance(arg, Symbol)])
-        return result
+        return self.shaped_like(result, args)
 
     def _typed(self, op: Op, place: int, arg: Argument) -> Argument:
         """A truth where numbers are wanted is 1 or 0; a number where truths are wanted is whether it is not 0."""
@@ -182,7 +110,11 @@ class Tracer:
 
     def knows(self, name: str) -> bool:
         """Whether there is an operation of this name."""
-        return any(name in known for known in (OPS, ALIASES, SPELLINGS, REDUCED, REDUCTIONS))
+        return (
+            any(name in known for known in (OPS, ALIASES, SPELLINGS))
+            or self.is_reduction(name)
+            or self.spelled(name) is not None
+        )
 
     def constant(self, value: Any, like: Symbol) -> Symbol:
         """A number that stands for a tensor full of it."""
@@ -202,18 +134,14 @@ class Tracer:
         )
 
 
-def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a sum, norm or the like that say what is to be done. The dtype does not: sums are taken in float64."""
-    kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items() if value is not None or key == "dim"}
-    dtype = kwargs.pop("dtype", None)
-    extra = sorted(set(kwargs) - {"input", "dim", "keepdim"})
-    if dtype not in (None, torch.float32, torch.float64):
-        extra.append(f"dtype={dtype}")
-    if extra:
-        raise TraceError(f"{author_line()}: {name} with {', '.join(extra)} is not supported in a rule; leave it out")
-    if "input" in kwargs:
-        kwargs["value"] = kwargs.pop("input")
-    return kwargs
+def _axes_of(op: str, args: tuple[Argument, ...]) -> int:
+    """Along which axes the result of a pointwise operation varies."""
+    if op in (RANDOM, LARGEST):
+        return ELEMENTS if op == RANDOM else BLOCKS
+    axes = 0
+    for arg in args:
+        axes |= arg.axes if isinstance(arg, Node) else NUMBER
+    return ELEMENTS if axes > ELEMENTS and axes != BLOCKS else axes
 
 
 def _is_scalar(arg: Argument) -> bool:
@@ -232,19 +160,18 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
     NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    frame, views = (None, {}) if shape is None else (shape.frame, dict(shape.views))
-    tracer, inputs = Tracer(frame), list[Node]()
+    tracer, inputs = Tracer(shape), list[Node]()
     numbers = rule.scalars if shape is None else rule.scalars - shape.fed
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
-        shaped = () if frame is None or scalar or name in rule.scalars else views.get(name, frame.whole)
-        axes = NUMBER if scalar else ELEMENTS if frame is None else frame.axes(dims_of(shaped))
+        shaped = tracer.shape_of(name, () if scalar or name in rule.scalars else None)
+        axes = NUMBER if scalar else BLOCKS if name in rule.in_blocks else tracer.axes_of(shaped)
         if axes is None:
             raise NotElementwise(f"state {name} has neither the shape of the parameter nor that of its rows or columns")
         inputs.append(Node("input", (), scalar, name, axes=axes))
         return Symbol(tracer, inputs[-1], branch, shaped)
 
-    present = tuple(n for n in rule.states_for(options) if shape is None or n in views or n in rule.scalars)
+    present = tuple(n for n in rule.states_for(options) if shape is None or n in tracer.views or n in rule.scalars)
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
     states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
     states |= {n: symbol(n, True) for n in present if n in numbers}
@@ -302,7 +229,7 @@ def _fitted(rule: Rule, name: str, value: Symbol, home: Symbol) -> Node:
     tracer, node = value.tracer, value.tracer.number(value.node)
     if tracer.frame is None or home.node.scalar or (value.shaped == home.shaped and node.axes == home.node.axes):
         return node  # type: ignore[no-any-return]
-    if value.node.axes != NUMBER and broadcast([value.shaped, home.shaped]) != home.shaped:
+    if value.node.axes != NUMBER and not tracer.spreads(value, home):
         raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
     same = tracer.record("eq", (home.node, home.node)).node
     return tracer.record("where", (same, node, node)).node  # type: ignore[no-any-return]

@@ -23,10 +23,11 @@ from compiledopt.rules.program import (
     SIZES,
     Program,
 )
+from compiledopt.rules.reducer import FedByTensors, Shape
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_function
-from compiledopt.rules.trace import FedByTensors, Shape, trace
+from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
@@ -121,8 +122,8 @@ class Traced(Runnable):
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
         self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
-        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
-        self.order = ANY_ORDER
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names)) if program is None else tuple(n.axes for n in program.tensors)
+        self.order = ANY_ORDER if program is None or not program.blocks else ROW_AFTER_ROW
         self._variants: dict[tuple[int, torch.dtype, int, tuple[int, ...]], Variant | str] = {}
         # For variants to be traced later: what the options are called, and which of them are flags.
         self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}

@@ -40,6 +40,10 @@ class TritonBackend(GatheredBackend):
             return reason
         if traced.scalars.size_names and is_on_device(traced, group, param, entry.state):
             return f"{traced.rule.name} reads {traced.scalars.size_names[0]}, which a table on the device has not"
+        if traced.program.is_random:
+            return "values are rounded with random bits, which the Triton kernel does not have"
+        if traced.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)
