@@ -23,6 +23,7 @@ from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
 from compiledopt.around import schedule as _schedule
 from compiledopt.around.schedule import ScheduledGroup
+from compiledopt.menu import create_optimizer, list_optimizers
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
@@ -86,7 +87,9 @@ __all__ = [
     "Tiger",
     "Yogi",
     "compile_stats",
+    "create_optimizer",
     "define",
+    "list_optimizers",
     "lr_scheduler",
     "rule",
     "schedules",
