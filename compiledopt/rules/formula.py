@@ -50,11 +50,6 @@ LETTERS = {
     "variance": "v",
     "beta2_decay": "tau",
     "eps[1]": "epsilon_2",
-    "ema": "a",
-    "ema_decay": "d",
-    "n_averaged": "n",
-    "max_grad_norm": "G",
-    "grad_norm": "N",
     "beta": "beta",
     "exp_avg_var": "s",
     "max_exp_avg_var": "s_max",
@@ -77,6 +72,7 @@ LETTERS = {
     "clip_exp": "p",
     "trust_coeff": "tau",
 }
+NO_LETTERS: Mapping[str, str] = {}
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -91,13 +87,23 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "reciprocal": lambda a: 1 / a,
     "square": lambda a: a**2,
     "exp": sympy.exp,
+    "exp2": lambda a: 2**a,
+    "expm1": lambda a: sympy.exp(a) - 1,
     "log": sympy.log,
+    "log2": lambda a: sympy.log(a) / sympy.log(2),
+    "log10": lambda a: sympy.log(a) / sympy.log(10),
+    "log1p": lambda a: sympy.log(1 + a),
     "tanh": sympy.tanh,
     "sin": sympy.sin,
     "cos": sympy.cos,
+    "hypot": lambda a, b: sympy.sqrt(a**2 + b**2),
     "floor": sympy.floor,
+    "remainder": lambda a, b: a - b * sympy.floor(a / b),
+    "floor_divide": lambda a, b: sympy.floor(a / b),
     "maximum": sympy.Max,
     "minimum": sympy.Min,
+    "xlogy": lambda a, b: a * sympy.log(b),
+    "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "lerp": lambda a, b, weight: _rest(weight) * a + weight * b,
     "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
     "gt": sympy.Gt,
@@ -108,6 +114,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "ne": sympy.Ne,
     "logical_and": sympy.And,
     "logical_or": sympy.Or,
+    "logical_xor": sympy.Xor,
     "logical_not": sympy.Not,
 }
 
@@ -141,9 +148,9 @@ class Formula:
         return [f"{printer.doprint(left)} = {printer.line(right, self.numbers, old.get(left))}" for left, right in self.lines]
 
 
-def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
-    """A real symbol for each input, by the field's letter where no other input has the same."""
-    letters = [LETTERS.get(node.name, node.name) for node in program.inputs]
+def symbols_of(program: Program, more: Mapping[str, str] = NO_LETTERS) -> dict[Node, sympy.Symbol]:
+    """A real symbol for each input, by the field's letter where no other input has the same. more: letters beside LETTERS."""
+    letters = [{**LETTERS, **more}.get(node.name, node.name) for node in program.inputs]
     names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(program.inputs, letters, strict=True)]
     return {node: sympy.Symbol(name, real=True) for node, name in zip(program.inputs, names, strict=True)}
 
@@ -154,9 +161,12 @@ def expressions(program: Program) -> dict[str, Any]:
     return {name: _expression(node, known) for name, node in program.outputs.items()}
 
 
-def formula(program: Program) -> Formula:
-    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there."""
-    symbols = symbols_of(program)
+def formula(program: Program, more: Mapping[str, str] = NO_LETTERS) -> Formula:
+    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there.
+
+    more: letters beside LETTERS.
+    """
+    symbols = symbols_of(program, more)
     by_name = {node.name: symbol for node, symbol in symbols.items()}
     named = {node: _primed(by_name[name]) for name, node in program.outputs.items() if node.op != "input"}
     shared = [node for node in program.nodes if node not in named and _is_shared(program, node, symbols)]
@@ -205,9 +215,18 @@ def _expression(node: Node, known: Mapping[Node, Any]) -> Any:
 
 def _operation(node: Node) -> Callable[..., Any]:
     """A reduction is a function named for what it gives: mean, or mean_row where there is one per row."""
-    if node.op not in REDUCTIONS:
+    if node.op in REDUCTIONS:
+        return _function(node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}")
+    if node.op in _SYMPY:
         return _SYMPY[node.op]
-    name = node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}"
+    op = OPS[node.op]
+    if op.boolean:  # a condition to sympy: a function that is not zero
+        return lambda *args: sympy.Ne(_function(op.name)(*args), 0)
+    return getattr(sympy, op.formula) if op.formula else _function(op.name)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """One that sympy knows no rules of."""
     return sympy.Function(name, real=True)  # type: ignore[no-any-return]
 
 
