@@ -56,6 +56,7 @@ _NESTEROV = {"momentum": 0.9, "nesterov": True}
 # Names of timm that are a class with options. Numbers that only timm chooses otherwise stay the class's own.
 VARIANTS: dict[str, Entry] = {
     "adabelief": ("AdaBelief", {"rectify": False}),
+    "adamp": ("AdamP", {"wd_ratio": 0.01, "nesterov": True}),
     "adamwlegacy": ("AdamW", {}),
     "adanw": ("Adan", {"no_prox": True}),
     "adoptw": ("ADOPT", {"decoupled": True}),
@@ -72,17 +73,23 @@ VARIANTS: dict[str, Entry] = {
     "nesterovw": ("SGDW", _NESTEROV),
     "nlarc": ("LARS", {**_NESTEROV, "trust_clip": True}),
     "nlars": ("LARS", _NESTEROV),
+    "nadamuon": ("AdaMuon", {"nesterov": True}),
     "nmuon": ("Muon", {"nesterov": True}),
+    "novogradw": ("NovoGrad", {"decoupled_decay": True}),
     "radabelief": ("AdaBelief", {"rectify": True}),
     "radamlegacy": ("RAdam", {}),
     "radamw": ("RAdam", {"decoupled_weight_decay": True}),
     "rmsproptf": ("RMSpropTF", {"momentum": 0.9}),
     "rmsproptfw": ("RMSpropTF", {"momentum": 0.9, "decoupled_decay": True}),
+    "schedule_free_adamw": ("AdamWScheduleFree", {}),
+    "schedule_free_radam": ("RAdamScheduleFree", {}),
+    "schedule_free_sgd": ("SGDScheduleFree", {}),
+    "sgdp": ("SGDP", _NESTEROV),
     "sgdw": ("SGDW", _NESTEROV),
 }
 # timm's prefix c is caution, its suffix c a decay in proportion to γ² / the largest γ: {its name: what it is without}.
 CORRECTED = {"adamc": "adamw", "nadamc": "nadamw", "sgdc": "sgdw", "adoptc": "adoptw", "lambcd": "lambw", "lionc": "lion"}
-CORRECTED |= {"lapropc": "laprop", "rmsproptfc": "rmsproptfw"}
+CORRECTED |= {"lapropc": "laprop", "rmsproptfc": "rmsproptfw", "novogradc": "novogradw"}
 CAUTIOUS = [
     "adafactor",
     "adamp",
@@ -137,7 +144,14 @@ REFUSED = {
     "galore_adamw_8bit": _LOW_RANK,
     "galore_adamw_8bit_layerwise": _IN_BACKWARD,
     "galore_adamw_layerwise": _IN_BACKWARD,
+    "grokadamw": "gives each parameter a β₁ by its place in the model, and follows a signal of yours; use 'adamw'",
+    "kron": "preconditions by factors that it learns with triangular solves; 'adamuon' and 'normuon' are for matrices too",
+    "kronc": "is Kron, which is not here; 'normuon' is for matrices too",
+    "kronw": "is Kron, which is not here; 'normuon' is for matrices too",
     "lomo": _IN_BACKWARD,
+    "schedule_free_adamw": "evaluates at other points than it trains at; schedules of 'adamw' are compiledopt.schedules",
+    "schedule_free_radam": "evaluates at other points than it trains at; schedules of 'radam' are compiledopt.schedules",
+    "schedule_free_sgd": "evaluates at other points than it trains at; schedules of 'sgd' are compiledopt.schedules",
 }
 
 
@@ -198,8 +212,9 @@ def create_optimizer(name: str, params: ParamsT, **options: Any) -> Optimizer:
 def _entry(name: str) -> Entry | None:
     """The class that a name means, and its options; None where it means none."""
     name = ALIASES.get(name, name)
-    if name in VARIANTS or name in CLASSES:
-        return VARIANTS.get(name) or CLASSES[name]
+    found = VARIANTS.get(name) or CLASSES.get(name)
+    if found is not None:
+        return found if found[0].lower() in CLASSES else None
     if name in CORRECTED:
         return _with(CORRECTED[name], {"corrected_decay": True})
     if name[:1] == "c" and name[1:] in CAUTIOUS:
