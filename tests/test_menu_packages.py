@@ -4,13 +4,10 @@
 timm's registry and Transformers' Trainer with our classes; and every name of theirs either made or refused with a reason.
 """
 
-import functools
-import importlib
 import importlib.util
 import inspect
-import sys
-import types
 
+import peers
 import pytest
 import torch
 from catalog import PUBLISHED
@@ -21,70 +18,24 @@ import compiledopt
 pytestmark = pytest.mark.menu
 
 
+def class_of(name):
+    try:
+        return peers.class_of(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error}; the extra `menu` brings it")
+
+
 def package(name):
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed; the extra `menu` brings it")
-    return importlib.import_module(name)
 
 
-@functools.cache
 def timm_optim():
-    """timm's optimizers alone: its models import torchvision, which has to be of the same build as torch."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None:
-        pytest.skip("timm is not installed; the extra `menu` brings it")
-    timm, models = types.ModuleType("timm"), types.ModuleType("timm.models")
-    timm.__path__, models.group_parameters = list(spec.submodule_search_locations), None
-    sys.modules.update({"timm": timm, "timm.models": models})
-    return importlib.import_module("timm.optim")
+    package("timm")
+    return peers.timm_optim()
 
 
-# {ours: (the package, its class, the options that differ in name, those that only one of them has)}
-TIMM, OPTIMI, COLLECTION = "timm", "optimi", "pytorch_optimizer"
-THEIRS = {
-    "ADOPT": (TIMM, "Adopt", {}),
-    "AdEMAMix": (COLLECTION, "AdEMAMix", {"weight_decouple": True}),
-    "AdaBelief": (TIMM, "AdaBelief", {}),
-    "AdaBound": (COLLECTION, "AdaBound", {"weight_decouple": False}),
-    "Adan": (TIMM, "Adan", {}),
-    "DiffGrad": (COLLECTION, "DiffGrad", {"weight_decouple": False}),
-    "Grams": (COLLECTION, "Grams", {}),
-    "LAMB": (TIMM, "Lamb", {"max_grad_norm": None}),
-    "LARS": (TIMM, "Lars", {}),
-    "LaProp": (TIMM, "LaProp", {}),
-    "Lion": (TIMM, "Lion", {}),
-    "MADGRAD": (TIMM, "MADGRAD", {}),
-    "QHAdam": (COLLECTION, "QHAdam", {}),
-    "RMSpropTF": (TIMM, "RMSpropTF", {}),
-    "SGDW": (TIMM, "SGDW", {}),
-    "Signum": (COLLECTION, "SignSGD", {}),
-    "StableAdamW": (OPTIMI, "StableAdamW", {"triton": False}),
-    "Tiger": (COLLECTION, "Tiger", {}),
-    "Yogi": (COLLECTION, "Yogi", {}),
-}
-# Ours, then theirs.
-SPELLED = {"AdaBound": {"amsbound": "ams_bound"}, "QHAdam": {"decouple_weight_decay": "weight_decouple"}}
-# The authors' defaults, where the package of the comparison has others.
-OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}}
-
-
-def class_of(name):
-    module, title, _ = THEIRS[name]
-    return getattr(timm_optim() if module == TIMM else package(module), title)
-
-
-def theirs(name, params, options):
-    more = dict(THEIRS[name][2])
-    known = inspect.signature(class_of(name)).parameters
-    options = {SPELLED.get(name, {}).get(key, key): value for key, value in options.items()}
-    for key in OTHER_DEFAULTS.get(name, ()):
-        options.setdefault(key, inspect.signature(getattr(compiledopt, name)).parameters[key].default)
-    if "foreach" in known:
-        more["foreach"] = False
-    return class_of(name)(params, **more, **options)
-
-
-CASES = [case for one in PUBLISHED.values() if one.name in THEIRS for case in one.cases]
+CASES = [case for one in PUBLISHED.values() if one.name in peers.THEIRS for case in one.cases]
 LEFT_OUT = {
     "AdEMAMix-warm": "theirs has one warm-up for both",
     "AdEMAMix-all": "theirs has one warm-up for both",
@@ -99,11 +50,13 @@ def test_fifty_steps_beside_the_package(case):
     options = case.kwargs()
     maximize = options.pop("maximize", False)
     if maximize and "maximize" not in inspect.signature(class_of(case.algorithm)).parameters:
-        pytest.skip(f"theirs has no maximize: {THEIRS[case.algorithm]}")
+        pytest.skip(f"theirs has no maximize: {peers.THEIRS[case.algorithm]}")
     optimizer = case.ours(mine, "for-loop")
     torch.set_default_dtype(torch.float64)  # for their 0-dim states
     try:
-        reference = theirs(case.algorithm, other, {**options, **({"maximize": True} if maximize else {})})
+        reference = peers.theirs(
+            case.algorithm, other, foreach=False, **{**options, **({"maximize": True} if maximize else {})}
+        )
         run(reference, other, Gradients(torch.float64), range(50))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -113,13 +66,13 @@ def test_fifty_steps_beside_the_package(case):
     assert (flat(mine) - flat(other)).abs().max() <= 1e-3 * effect  # DiffGrad's ε stands within the correction here
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", peers.THEIRS)
 def test_names_and_defaults_are_theirs(name):
     ours, other = (inspect.signature(cls).parameters for cls in (getattr(compiledopt, name), class_of(name)))
     for key, parameter in ours.items():
-        key = SPELLED.get(name, {}).get(key, key)
+        key = peers.SPELLED.get(name, {}).get(key, key)
         known = key in other and parameter.empty not in (parameter.default, other[key].default)
-        if known and key not in {*OTHER_DEFAULTS.get(name, ()), "foreach", "maximize"}:
+        if known and key not in {*peers.OTHER_DEFAULTS.get(name, ()), "foreach", "maximize"}:
             assert other[key].default == parameter.default, key
 
 
