@@ -326,8 +326,8 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
-        _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}, takes_empty=False),
-        _published("AdamMini", {"weight_decay": 0.1}, takes_empty=False),
+        _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
+        _published("AdamMini", {"weight_decay": 0.1}),
         _published("AdamP", {"weight_decay": 0.1, "delta": 5.0, "nesterov": True}, more={"never": {"delta": 0.0}}),
         _published("CAME", {"weight_decay": 0.1, "eps": (1e-8, 1e-6), "betas": (0.8, 0.9, 0.95)}),
         _published(
@@ -335,7 +335,7 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "gamma": 0.1},
             more={"lion": {"mars_type": "lion", "optimize_1d": True}, "vectors": {"betas_1d": (0.8, 0.9), "lr_1d_factor": 0.5}},
         ),
-        _published("NorMuon", {"weight_decay": 0.1, "nesterov": False}, takes_empty=False),
+        _published("NorMuon", {"weight_decay": 0.1, "nesterov": False}),
         _published(
             "NovoGrad",
             {"weight_decay": 0.1, "amsgrad": True},

@@ -429,7 +429,11 @@ def sm3(x: Any) -> dict[str, Any]:
 
 
 def per_row(param: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(()) if param.ndim < 2 else torch.zeros(param.size(0), *(1,) * (param.ndim - 1))
+    return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
+
+
+def single(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((1,) * param.ndim)
 
 
 def row(param: torch.Tensor) -> torch.Tensor:
@@ -456,7 +460,7 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     ),
     "MARS": (mars, {}),
     "NorMuon": (normuon, {"second_momentum_buffer": row}),
-    "NovoGrad": (novograd, {"exp_avg_sq": lambda param: torch.zeros(()), "max_exp_avg_sq": lambda param: torch.zeros(())}),
+    "NovoGrad": (novograd, {"exp_avg_sq": single, "max_exp_avg_sq": single}),
     "SGDP": (sgdp, {}),
     "SM3": (sm3, {f"accumulator_{index}": along(index) for index in range(4)}),
     "SophiaG": (sophiag, {}),

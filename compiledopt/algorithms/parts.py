@@ -65,8 +65,13 @@ def root_mean_square(tensor: Any) -> Any:
 
 
 def over_rest(tensor: Any, reduction: str) -> Any:
-    """A reduction over all dimensions but the first, which are kept with size 1."""
-    return getattr(tensor, reduction)(dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    """A reduction over all dimensions but the first, which are kept with size 1; over all of a vector."""
+    return getattr(tensor, reduction)(dim=tuple(range(min(1, max(tensor.ndim - 1, 0)), tensor.ndim)), keepdim=True)
+
+
+def over_all(tensor: Any, reduction: str) -> Any:
+    """A reduction over all dimensions, which are kept with size 1."""
+    return getattr(tensor, reduction)(dim=tuple(range(tensor.ndim)), keepdim=True)
 
 
 # ---- what states start from ----
@@ -87,6 +92,6 @@ def unfactored(param: Tensor) -> Tensor | None:
     return torch.zeros_like(param, memory_format=torch.preserve_format) if param.dim() < 2 else None
 
 
-def number(param: Tensor) -> Tensor:
-    """A state of one number."""
-    return param.new_zeros(())
+def one_number(param: Tensor) -> Tensor:
+    """A state of one number, with the parameter's dimensions."""
+    return param.new_zeros((1,) * param.dim())

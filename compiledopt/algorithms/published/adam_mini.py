@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compiledopt.algorithms.parts import number, over_rest, with_maximize
+from compiledopt.algorithms.parts import over_rest, with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -12,7 +12,7 @@ from compiledopt.rules.rule import rule
 
 def _per_row(param: Tensor) -> Tensor:
     """One number per row of a matrix or kernel; one for a vector."""
-    return number(param) if param.dim() < 2 else param.new_zeros(param.shape[:1] + (1,) * (param.dim() - 1))
+    return param.new_zeros([size if index == 0 < param.dim() - 1 else 1 for index, size in enumerate(param.shape)])
 
 
 @rule(scalars=("step",), initial={"vmean": _per_row}, elementwise=False)
@@ -22,7 +22,7 @@ def adam_mini(param, grad, step, m, vmean, *, lr, betas, eps, weight_decay):
     step = step + 1
     square = grad * grad
     m = m.lerp(grad, 1 - beta1)
-    vmean = vmean.lerp(over_rest(square, "mean") if param.ndim > 1 else square.mean(), 1 - beta2)
+    vmean = vmean.lerp(over_rest(square, "mean"), 1 - beta2)
     size = lr / (1 - beta1**step) / (vmean.sqrt() / (1 - beta2**step) ** 0.5 + eps)
     return param * (1 - lr * weight_decay) - size * m, step, m, vmean
 

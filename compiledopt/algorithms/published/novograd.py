@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compiledopt.algorithms.parts import number, with_either_decay, with_maximize
+from compiledopt.algorithms.parts import one_number, over_all, with_either_decay, with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -13,7 +13,7 @@ from compiledopt.rules.rule import rule
 @rule(
     scalars=("step",),
     optional={"max_exp_avg_sq": "amsgrad"},
-    initial={"exp_avg_sq": number, "max_exp_avg_sq": number},
+    initial={"exp_avg_sq": one_number, "max_exp_avg_sq": one_number},
     branches=("weight_decay",),
     elementwise=False,
 )
@@ -36,7 +36,7 @@ def novograd(
     decoupled_decay,
 ):
     beta1, beta2 = betas
-    square = (grad * grad).sum()
+    square = over_all(grad * grad, "sum")
     exp_avg_sq = largest = torch.where(first > 0, square, beta2 * exp_avg_sq + (1 - beta2) * square)
     if amsgrad:
         largest = max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)
@@ -52,7 +52,8 @@ class NovoGrad(Optimizer):
         v ← β₂·v + (1 − β₂)·‖g‖² (‖g‖² at first);  m ← β₁·m + (g / (√v + ε) + λ·θ);  θ ← θ − γ·m
 
     grad_averaging: (1 − β₁) times the bracket. amsgrad: the largest v so far. decoupled_decay: θ ← (1 − γ·λ)·θ instead of λ·θ.
-    State: `exp_avg` (m), like the parameter, `exp_avg_sq` (v) and with amsgrad `max_exp_avg_sq`, one number each.
+    State: `exp_avg` (m), like the parameter, `exp_avg_sq` (v) and with amsgrad `max_exp_avg_sq`, one number each, with the
+        parameter's dimensions (timm's have none).
     Good for: speech and convolutional nets without a warm-up, at half of Adam's state.
     Start: lr 1e-2, betas (0.95, 0.98), weight_decay 1e-3.
     Names: timm's NvNovoGrad, which are NVIDIA's.
