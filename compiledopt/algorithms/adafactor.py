@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from compiledopt.algorithms.parts import factor, root_mean_square, unfactored, with_maximize
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import factor, root_mean_square, unfactored
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compiledopt.algorithms.parts import over_rest, with_maximize
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import over_rest
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiledopt.algorithms.parts import factor, root_mean_square, unfactored, with_maximize
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import factor, root_mean_square, unfactored
 from compiledopt.arguments import BETA, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

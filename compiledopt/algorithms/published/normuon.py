@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonalize
-from compiledopt.algorithms.parts import factor, with_maximize
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import factor
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

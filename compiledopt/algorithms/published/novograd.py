@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from compiledopt.algorithms.parts import one_number, over_all, with_either_decay, with_maximize
+from compiledopt.algorithms.parts import with_either_decay, with_maximize
+from compiledopt.algorithms.reduced import one_number, over_all
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

@@ -20,7 +20,7 @@ def _along(index: int) -> Callable[[Tensor], Tensor | None]:
 
     def make(param: Tensor) -> Tensor | None:
         shape = [size if dim == index else 1 for dim, size in enumerate(param.shape)]
-        return None if index >= max(param.dim(), 1) else param.new_zeros(shape)
+        return param.new_zeros(shape) if index < max(param.dim(), 1) else None
 
     return make
 
@@ -33,8 +33,7 @@ def _along(index: int) -> Callable[[Tensor], Tensor | None]:
 )
 @with_maximize
 def sm3(param, grad, momentum_buffer, accumulator_0, accumulator_1, accumulator_2, accumulator_3, *, lr, momentum, beta, eps):
-    given = (accumulator_0, accumulator_1, accumulator_2, accumulator_3)
-    kept = [accumulator for accumulator in given if accumulator is not None]
+    kept = [one for one in (accumulator_0, accumulator_1, accumulator_2, accumulator_3) if one is not None]
     bound = functools.reduce(torch.minimum, kept)
     bound = (beta * bound if beta != 0 else bound) + (1 - beta) * grad * grad
     update = grad * (bound + eps).rsqrt()
