@@ -53,7 +53,14 @@ class ScalarPart:
 
     def sizes(self, shape: Sequence[int]) -> tuple[float, ...]:
         """Of a parameter, those that are read."""
-        return tuple(size_of(name, shape) for name in self.size_names)
+        return tuple(self.size(name, shape) for name in self.size_names)
+
+    @staticmethod
+    def size(name: str, shape: Sequence[int]) -> float:
+        """A number of a parameter, by its name in programs. A parameter without dimensions has one of size 1."""
+        if name == SIZES[0]:
+            return float(math.prod(shape))
+        return float((shape or (1,))[int(name[len(SIZES[1]) + 1 : -1])])
 
     def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
         """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states,
@@ -61,13 +68,6 @@ class ScalarPart:
         return self._function(
             *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self.inputs]
         )
-
-
-def size_of(name: str, shape: Sequence[int]) -> float:
-    """A number of a parameter, by its name in programs. A parameter without dimensions has one of size 1."""
-    if name == SIZES[0]:
-        return float(math.prod(shape))
-    return float((shape or (1,))[int(name[len(SIZES[1]) + 1 : -1])])
 
 
 class Runnable:

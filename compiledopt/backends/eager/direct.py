@@ -18,7 +18,6 @@ from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
 from compiledopt.rules.program import Node, Program
 from compiledopt.rules.trace import named
-from compiledopt.rules.traced import size_of
 
 
 class DirectBatch(EagerBatch):
@@ -76,7 +75,7 @@ def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
     if name == "first":
         return float(entry.first)
     if name in entry.traced.scalars.size_names:
-        return size_of(name, (entry.param if entry.whole is None else entry.whole).shape)
+        return entry.traced.scalars.size(name, (entry.param if entry.whole is None else entry.whole).shape)
     value = entry.state[name] if name in entry.traced.scalar_names else context.number(entry.group, name)
     return _wide(value) if isinstance(value, torch.Tensor) else float(value)
 
