@@ -111,12 +111,12 @@ AROUND = {"cautious", "corrected_decay", "state_dtype"}
 # What stands before or behind a name: options.
 PREFIXES: dict[str, dict[str, Any]] = {"paged_": {}, "fused": {"fused": True}, "bnb": {}}
 SUFFIXES: dict[str, dict[str, Any]] = {"_fused": {"fused": True}, "_foreach": {"foreach": True}, "_torch": {}, "_bnb": {}}
-SUFFIXES |= {"_32bit": {}, "_8bit": {"state_dtype": "int8"}, "8bit": {"state_dtype": "int8"}, "_4bit": {"state_dtype": "int4"}}
+SUFFIXES |= {"_32bit": {}, "_8bit": {"state_dtype": "int8"}, "8bit": {"state_dtype": "int8"}}
 # Names of others that are one of these with more around it, for the list.
 SPELLED = [f"fused{name}" for name in ("adam", "adamw", "lamb", "novograd", "sgd")]
 SPELLED += [f"bnb{name}{bits}" for name in ("adam", "adamw", "ademamix", "lion", "sgd") for bits in ("", "8bit")]
 SPELLED += [f"paged_{name}_{bits}" for name in ("adamw", "ademamix", "lion") for bits in ("32bit", "8bit")]
-SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_4bit", "torch_8bit", "bnb_8bit", "8bit")]
+SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bnb_8bit", "8bit")]
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
 SPELLED += ["stable_adamw"]
 ALIASES = {"stable_adamw": "stableadamw"}
@@ -132,6 +132,7 @@ REFUSED = {
     "adahessian": "needs products with the Hessian; 'adabelief' and 'yogi' are near it without",
     "adalomo": _IN_BACKWARD,
     "adamw_anyprecision": "compensates bfloat16 parameters; 'adamw' with float32 parameters needs none of that",
+    "adamw_torch_4bit": "keeps states in 4 bits; 'adamw_8bit' keeps them in 8",
     "adamw_torch_npu_fused": "is for NPUs; 'adamw' runs where torch does",
     "adamw_torch_xla": "is for XLA devices, whose step torch_xla compiles; use torch.optim.AdamW there",
     "apollo_adamw": _LOW_RANK,
