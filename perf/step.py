@@ -171,14 +171,15 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
             except Exception as error:
                 print(f"{against} on {shapes}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
                 break
-            ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor])
+            kept = {"state_dtype": arguments.state_dtype} if arguments.state_dtype else {}
+            ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor], **kept)
             a, b = compare(theirs, ours, arguments.seconds, cold)
             for who in (against, f"ours {executor}") if arguments.with_memory else ():
                 if who not in extra:
                     extra[who] = peak_memory(["--optimizer", name, "--shapes", shapes, "--memory", who])
             row = {
                 "optimizer": name,
-                "options": json.dumps(OPTIONS[name]),
+                "options": json.dumps({**OPTIONS[name], **kept}),
                 "shapes": shapes,
                 "caches": "cold" if arguments.cold else "warm",
                 "against": against,
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", default=["torch fused"], choices=sorted(contenders("AdamW")))
     parser.add_argument("--ours", nargs="+", default=["compiled"], choices=sorted(OURS))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each pair")
+    parser.add_argument("--state-dtype", help="how ours keeps its states: int8, bfloat16, ...")
     parser.add_argument("--cold", action="store_true", help="empty the caches before each step")
     parser.add_argument("--with-memory", action="store_true", help="peak memory too, in processes of their own")
     parser.add_argument("--no-save", action="store_true", help="print only")
