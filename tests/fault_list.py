@@ -785,8 +785,8 @@ fault(
 fault(
     "cpp:last-parameter-not-committed",
     "launcher.cpp",
-    "commit_range(plan, table, count * t / threads, count * (t + 1) / threads)",
-    "commit_range(plan, table, count / threads * t, count / threads * (t + 1))",
+    "if (stop == starts[i + 1]) commit_entry(plan, table, i);",
+    "if (stop == starts[i + 1] && i + 1 < count) commit_entry(plan, table, i);",
     MANY,
 )
 fault(
@@ -862,14 +862,14 @@ fault(
 )
 fault(
     "cpp:state-dict-exchanged",
-    "launcher.cpp",
+    "steady.cpp",
     "if (value != PyList_GET_ITEM(states, index++)) return false;",
     "index++;",
     "test_state.py::test_a_state_changed_by_hand_is_seen",
 )
 fault(
     "cpp:waiting-not-looked-at",
-    "launcher.cpp",
+    "steady.cpp",
     "if (gradient_of(param)) return false;",
     ";",
     states("AdamW-default"),
