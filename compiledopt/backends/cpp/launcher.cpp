@@ -27,7 +27,7 @@ using c10::TensorImpl;
 using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t length);
 
 constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
-// Parameters: likewise (perf/step.py --cold --shapes tiny many_small).
+// Parameters: likewise (perf/step.py --between emptied --shapes tiny many_small).
 constexpr int64_t kEntriesPerThread = 128;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
