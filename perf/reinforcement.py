@@ -1,7 +1,8 @@
 """Whole trainings of stable-baselines3 with torch.optim.Adam and with ours: python perf/reinforcement.py [--algorithms SAC PPO]
 
 Small networks step thousands of times, so the optimizer is a good part of the whole. Each round trains once with each, in
-turns, from one seed on one thread; compared are the whole training's time and the mean reward of ten episodes afterwards.
+turns, from one seed on one thread; compared are the whole training's time, the processor's time in it (which other programs
+lengthen less), and the mean reward of ten episodes afterwards.
 Needs stable-baselines3 (`pip install stable-baselines3`).
 """
 
@@ -26,38 +27,37 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any], int]] = {
 MAKERS = {"torch": torch.optim.Adam, "ours": compiledopt.Adam}
 
 
-def train(name: str, maker: Any, seed: int) -> tuple[float, float]:
-    """(seconds of the training, mean reward of ten episodes afterwards)."""
+def train(name: str, maker: Any, seed: int, steps: int) -> tuple[float, float, float]:
+    """(seconds of the training, seconds of the processor, mean reward of ten episodes afterwards)."""
     import gymnasium
     import stable_baselines3
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    environment, options, steps = ALGORITHMS[name]
+    environment, options, _ = ALGORITHMS[name]
     policy = {"optimizer_class": maker}
     model = getattr(stable_baselines3, name)("MlpPolicy", environment, seed=seed, policy_kwargs=policy, device="cpu", **options)
     if getattr(model, "ent_coef_optimizer", None) is not None:  # SAC makes this one by itself
         model.ent_coef_optimizer = maker([model.log_ent_coef], lr=model.lr_schedule(1))
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     model.learn(steps)
-    seconds = time.perf_counter() - start
-    reward, _ = evaluate_policy(model, gymnasium.make(environment), n_eval_episodes=10)
-    return seconds, float(reward)
+    seconds, processor = time.perf_counter() - start, time.process_time() - worked
+    reward, _ = evaluate_policy(model, gymnasium.make(environment), n_eval_episodes=10, warn=False)
+    return seconds, processor, float(reward)
 
 
-def row(name: str, rounds: int) -> dict[str, Any]:
-    found: dict[str, list[tuple[float, float]]] = {who: [] for who in MAKERS}
-    train(name, compiledopt.Adam, 1000)  # kernels and caches of the environment
+def row(name: str, rounds: int, steps: int) -> dict[str, Any]:
+    found: dict[str, list[tuple[float, float, float]]] = {who: [] for who in MAKERS}
+    for maker in MAKERS.values():  # kernels, and what else is made once
+        train(name, maker, 1000, min(steps, 300))
     for seed in range(rounds):
         for who, maker in MAKERS.items():
-            found[who].append(train(name, maker, seed))
-    times = {who: [seconds for seconds, _ in of] for who, of in found.items()}
-    rewards = {who: statistics.mean(reward for _, reward in of) for who, of in found.items()}
-    medians = {who: statistics.median(of) for who, of in times.items()}
-    least = {who: min(of) for who, of in times.items()}
-    made = {"algorithm": name, "environment": ALGORITHMS[name][0], "steps": ALGORITHMS[name][2], "rounds": rounds}
-    made |= {"their_s": f"{medians['torch']:.3g}", "our_s": f"{medians['ours']:.3g}"}
-    made |= {"ratio": f"{medians['torch'] / medians['ours']:.2f}", "ratio_of_least": f"{least['torch'] / least['ours']:.2f}"}
-    made |= {"their_reward": f"{rewards['torch']:.1f}", "our_reward": f"{rewards['ours']:.1f}"}
+            found[who].append(train(name, maker, seed, steps))
+    made: dict[str, Any] = {"algorithm": name, "environment": ALGORITHMS[name][0], "steps": steps, "rounds": rounds}
+    for index, what in enumerate(("", "processor_")):
+        theirs, ours = (statistics.median(one[index] for one in of) for of in found.values())
+        made |= {f"their_{what}s": f"{theirs:.3g}", f"our_{what}s": f"{ours:.3g}", f"{what}ratio": f"{theirs / ours:.2f}"}
+    theirs, ours = (statistics.mean(one[2] for one in of) for of in found.values())
+    made |= {"their_reward": f"{theirs:.1f}", "our_reward": f"{ours:.1f}"}
     print(" ".join(f"{key} {value}" for key, value in made.items()), flush=True)
     return {**made, **circumstances()}
 
@@ -66,12 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of the environment, instead of each algorithm's own number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-save", action="store_true", help="print only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.algorithms:
-        found = row(name, arguments.rounds)
+        found = row(name, arguments.rounds, arguments.steps or ALGORITHMS[name][2])
         if not arguments.no_save:
             append("reinforcement.csv", [found])
 

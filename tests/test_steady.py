@@ -280,6 +280,14 @@ def counted(optimizer, params):
     assert [optimizer.state[param]["step"].item() for param in params] == [51, 5]
 
 
+def regrouped(optimizer, params):
+    """Somebody else prepares the batch, which gives its parameters other rows."""
+    optimizer.state[params[0]]["step"].fill_(50)
+    assert optimizer._plan.batches[0].prepare()
+    optimizer.step()
+    assert [optimizer.state[param]["step"].item() for param in params] == [51, 5]
+
+
 def absent(optimizer, params):
     params[0].grad = None
     optimizer.step()
@@ -342,7 +350,7 @@ def made(optimizer, params):
 
 CHANGES = [hooked("pre"), hooked("post"), hooked_for_all("pre"), hooked_for_all("post"), profiled, watched, averaged, refused]
 CHANGES += [overflowed, grown, shrunk, forgotten, replaced, counted, absent, other_memory, flagged, decayed, listed, other_rate]
-CHANGES += [other_groups, made]
+CHANGES += [other_groups, made, regrouped]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__qualname__.split(".")[0])
