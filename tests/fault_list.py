@@ -791,9 +791,7 @@ fault(
 )
 SEEN = "test_steady.py::test_a_change_is_seen"
 fault("cpp:hooks-not-seen", "steady.cpp", "return !PyDict_GET_SIZE(one.get());", "return true;", f"{SEEN}[hooked0]")
-fault(
-    "cpp:modes-not-seen", "steady.cpp", ".included_ != 0) return false;", ".included_ == 1) return false;", f"{SEEN}[watched]"
-)
+fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)", f"{SEEN}[watched]")
 fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
 fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is;", "(void)is;", f"{SEEN}[other_rate]")
 fault("cpp:rows-not-seen", "steady.cpp", " && plan->layout == layout; }", "; }", f"{SEEN}[regrouped]")
