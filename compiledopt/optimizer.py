@@ -18,7 +18,17 @@ from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options
 from compiledopt.step.in_graph import register, step_in_graph
-from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensor_scalars, tensors_of
+from compiledopt.step.loading import (
+    check_groups,
+    check_states,
+    converted,
+    in_precision,
+    keep_as_now,
+    own,
+    restore_dtypes,
+    tensor_scalars,
+    tensors_of,
+)
 from compiledopt.step.plan import Plan
 from compiledopt.step.stepper import Stepper, supports_loss_scale
 from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
@@ -49,7 +59,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.__module__.startswith(f"{__package__}.algorithms."):
+        if (cls.__module__ or "").startswith(f"{__package__}.algorithms."):
             cls.__module__ = __package__  # which pickles name: files may move
         constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if constructor is not None:
@@ -105,9 +115,12 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in {**self.missing, **kept}.items():
                 group.setdefault(name, value)
             group.update(self.fixed)
+            if theirs is not None:
+                keep_as_now(group, now)
         if theirs is not None:
             rule = getattr(type(self), "rule", None)
             if rule is not None:
+                theirs = converted(rule, state["param_groups"], state["state"], theirs)
                 check_groups(rule, state["param_groups"], type(self).__name__)
                 check_states(rule, state["param_groups"], state["state"], type(self).__name__)
                 restore_dtypes(rule, state["param_groups"], state["state"], theirs)
@@ -130,6 +143,8 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            if hasattr(type(self), "rule"):
+                around.complete(type(self).rule, group)
             around.schedule_groups(self)
         except BaseException:
             self.param_groups.pop()
@@ -145,14 +160,19 @@ class Optimizer(torch.optim.Optimizer):
         whenever one changed."""
         self._traceable = [param for group in self.param_groups for param in group["params"]]
 
-    def state_dict(self) -> StateDict:
-        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave."""
+    def state_dict(self, *, precision: Any = None) -> StateDict:
+        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave.
+
+        precision: what states are converted to, as `state_dtype` says it; "float32" is what torch.optim loads. None leaves
+        them as they are kept.
+        """
         if self._swapped:
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
         packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
-        return packed
+        rule = getattr(type(self), "rule", None)
+        return packed if precision is None or rule is None else in_precision(rule, self.param_groups, packed, precision)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """As torch's, but tensors are copied, never shared with `state_dict`, and what does not fit is refused before

@@ -48,7 +48,10 @@ def test_imports_go_in_one_direction(path):
             assert not name.startswith(PRIVATE), f"{mine} imports {name}, which only the backends may"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != ROOT / "__init__.py"], ids=lambda path: module_of(path))
+REGISTRIES = (ROOT / "__init__.py", ROOT / "around" / "__init__.py")  # which name whatever there is of a kind
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in REGISTRIES], ids=lambda path: module_of(path))
 def test_no_module_knows_many_others(path):
     known = {name for name in imports(path) if name.startswith("compiledopt")}
     assert len(known) <= MOST, sorted(known)
@@ -101,6 +104,7 @@ def test_scorecard():
     adam = ROOT / "algorithms" / "adam.py"
     assert statements(adam) <= 70, "Adam and AdamW"
     most = {"adam.py": 70, "adafactor.py": 70, "muon.py": 90, "lbfgs.py": 140, "line_search.py": 80}
+    most["adamp.py"] = 50  # AdamP and SGDP
     for path in (ROOT / "algorithms").rglob("*.py"):
         assert statements(path) <= most.get(path.name, 40), path
     assert sum("torch.maximum(max_exp_avg_sq" in path.read_text() for path in (ROOT / "algorithms").glob("*.py")) == 1, (

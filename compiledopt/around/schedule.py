@@ -33,7 +33,21 @@ class ScheduledRate(Transformation):
             raise ValueError("a schedule as lr is for optimizers that are one rule for each parameter, which this one is not")
 
     def derive(self, rule: Rule, wanted: Schedule) -> Rule:
-        return _scheduled(rule, wanted)
+        counts = "step" in rule.scalars
+        at = rule.states.index("step") if counts else len(rule.states)
+        options = tuple(name for name in rule.options if name != "lr")
+
+        def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+            step = states[at]
+            own = states if counts else states[:-1]
+            new = results(rule, param, grad, own, {**options, "lr": wanted.function(step)})
+            return new if counts else (*new, step + 1)
+
+        made = replace(rule, function=scheduled, options=options)
+        if not counts:
+            scalars, added = rule.scalars | {"step"}, rule.added | {"step"}
+            made = replace(made, states=(*rule.states, "step"), scalars=scalars, added=added)
+        return named(made, rule)
 
 
 class Grouped(Protocol):
@@ -188,24 +202,3 @@ def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: Grouped) -> 
     made = ScheduledGroup({**group, "lr": schedule(0), SCHEDULE: schedule})
     made.owner = ref(optimizer)
     return made
-
-
-def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
-    """lr ← schedule(step), from the rule's own step count, or one that is added."""
-    counts = "step" in rule.scalars
-    at = rule.states.index("step") if counts else len(rule.states)
-    options = tuple(name for name in rule.options if name != "lr")
-
-    def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
-        step = states[at]
-        own = states if counts else states[:-1]
-        new = results(rule, param, grad, own, {**options, "lr": schedule.function(step)})
-        return new if counts else (*new, step + 1)
-
-    if counts:
-        return named(replace(rule, function=scheduled, options=options), rule)
-    scalars = rule.scalars | {"step"}
-    added = rule.added | {"step"}
-    return named(
-        replace(rule, function=scheduled, options=options, states=(*rule.states, "step"), scalars=scalars, added=added), rule
-    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 
+from compiledopt.rules.composed import COMPOSED
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
@@ -50,11 +51,6 @@ LETTERS = {
     "variance": "v",
     "beta2_decay": "tau",
     "eps[1]": "epsilon_2",
-    "ema": "a",
-    "ema_decay": "d",
-    "n_averaged": "n",
-    "max_grad_norm": "G",
-    "grad_norm": "N",
     "beta": "beta",
     "exp_avg_var": "s",
     "max_exp_avg_var": "s_max",
@@ -77,6 +73,7 @@ LETTERS = {
     "clip_exp": "p",
     "trust_coeff": "tau",
 }
+NO_LETTERS: Mapping[str, str] = {}
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -152,9 +149,9 @@ class Formula:
         return [f"{printer.doprint(left)} = {printer.line(right, self.numbers, old.get(left))}" for left, right in self.lines]
 
 
-def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
-    """A real symbol for each input, by the field's letter where no other input has the same."""
-    letters = [LETTERS.get(node.name, node.name) for node in program.inputs]
+def symbols_of(program: Program, more: Mapping[str, str] = NO_LETTERS) -> dict[Node, sympy.Symbol]:
+    """A real symbol for each input, by the field's letter where no other input has the same. more: letters beside LETTERS."""
+    letters = [{**LETTERS, **more}.get(node.name, node.name) for node in program.inputs]
     names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(program.inputs, letters, strict=True)]
     return {node: sympy.Symbol(name, real=True) for node, name in zip(program.inputs, names, strict=True)}
 
@@ -165,9 +162,12 @@ def expressions(program: Program) -> dict[str, Any]:
     return {name: _expression(node, known) for name, node in program.outputs.items()}
 
 
-def formula(program: Program) -> Formula:
-    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there."""
-    symbols = symbols_of(program)
+def formula(program: Program, more: Mapping[str, str] = NO_LETTERS) -> Formula:
+    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there.
+
+    more: letters beside LETTERS.
+    """
+    symbols = symbols_of(program, more)
     by_name = {node.name: symbol for node, symbol in symbols.items()}
     named = {node: _primed(by_name[name]) for name, node in program.outputs.items() if node.op != "input"}
     shared = [node for node in program.nodes if node not in named and _is_shared(program, node, symbols)]
@@ -220,6 +220,8 @@ def _operation(node: Node) -> Callable[..., Any]:
         return _function(node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}")
     if node.op in _SYMPY:
         return _SYMPY[node.op]
+    if node.op in COMPOSED:
+        return _function(node.op)
     op = OPS[node.op]
     if op.boolean:  # a condition to sympy: a function that is not zero
         return lambda *args: sympy.Ne(_function(op.name)(*args), 0)

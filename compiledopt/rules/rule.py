@@ -35,6 +35,8 @@ class Rule:
     dense: whether dense gradients are taken.
 
     added: those of the states that a transformation of the rule brought along (around/).
+    in_blocks: of the states, the scales of others that are kept in blocks (storage/).
+    dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
@@ -53,6 +55,8 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
+    in_blocks: frozenset[str] = frozenset()
+    dense_alone: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -10,7 +10,6 @@ from torch.nn.parameter import is_lazy
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import traced
 from compiledopt.step import choose
 from compiledopt.step.decide import decide
 from compiledopt.step.plan import Plan
@@ -26,11 +25,11 @@ def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any,
     settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
     for index, group in enumerate(groups):
         choose.check_options(group)
-        program = traced(around.derived(rule, group), group)
+        programs = around.Programs(rule, group)
         for param in group["params"]:
             if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
                 continue
-            known = state.get(param, {})
+            known, program = state.get(param, {}), programs.of(param)
             choice = settled.get(param) or decide(program, group, param, known)
             entries.append(Entry(param, known, index, program, choice))
     return entries

@@ -18,7 +18,7 @@ from compiledopt import around
 from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step.decide import decide, decide_watched, fall_back, kind_of, warn_of_fallbacks
 from compiledopt.step.seen import Seen
@@ -42,7 +42,10 @@ class Owner:
     watched: str | None = None
 
     def derived(self, group: Mapping[str, Any]) -> Rule:
-        return around.derived(self.rule, group, self.scaling is not None)
+        return around.reading(self.rule, group, self.scaling is not None)
+
+    def programs(self, group: Mapping[str, Any]) -> around.Programs:
+        return around.Programs(self.rule, group, self.scaling is not None)
 
     def step_on(self, device: torch.device) -> dict[str, Any]:
         """The step's own numbers for batches on a device, kept up to date in place."""
@@ -86,27 +89,32 @@ class Plan:
     def _entries(self) -> list[Entry]:
         """Every parameter with a gradient, checked, with its executor; kernels are compiled here."""
         owner, entries = self.owner, []
-        for index, (group, rule) in enumerate(zip(owner.groups, self.rules, strict=True)):
-            program = traced(rule, group)
+        numbers = {param: number for number, param in reversed(list(enumerate(self.params)))}
+        for index, group in enumerate(owner.groups):
+            programs = owner.programs(group)
             decided: dict[Any, Choice] = {}
             for param in group["params"]:
                 known = owner.state.get(param, {})
+                program = programs.of(param)
                 if param.grad is not None:
                     check_gradient(program, param, param.grad, owner.name)
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
                 kind = kind_of(param, known)
+                kind = kind if kind is None else (program, kind)
                 choice = decided.get(kind)
                 if choice is None:
                     choice = self._choose(program, group, param, known)
                     if kind is not None:
                         decided[kind] = choice
-                entries.append(Entry(param, known, index, program, choice))
+                entries.append(Entry(param, known, index, program, choice, number=numbers[param]))
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
-    def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor, known: Mapping[str, Any]) -> Choice:
+    def _choose(
+        self, program: Traced, group: Mapping[str, Any], param: torch.Tensor, known: MutableMapping[str, Any]
+    ) -> Choice:
         if self.owner.watched is None:
             return decide(program, group, param, known)
         return decide_watched(self.owner.watched, program, group, param)

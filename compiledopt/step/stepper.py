@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +10,6 @@ from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
 from compiledopt.step.foresee import foresee
 from compiledopt.step.plan import Owner, Plan
 from compiledopt.step.states import StateMaker
@@ -150,8 +148,8 @@ class Stepper:
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
         self.steady = never
-        groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
-        wanted = [(program, param, group) for program, group in groups for param in group["params"]]
+        groups = [(around.Programs(optimizer.rule, group), group) for group in optimizer.param_groups]
+        wanted = [(programs.of(param), param, group) for programs, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)
         self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 
@@ -168,16 +166,11 @@ class Stepper:
         return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
 
 
-def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
-    """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule, group), group)
-
-
 def supports_loss_scale(optimizer: Stepped) -> bool:
     """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
     for group in optimizer.param_groups:
         on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
+        if not (group.get("fused") or group.get("compiled")) or not around.Programs(optimizer.rule, group).bare.elementwise:
             return False
         for param in group["params"]:
             if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):

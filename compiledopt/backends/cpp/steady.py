@@ -21,6 +21,10 @@ def steady(standing: Standing) -> Steady | None:
     groups = [_group(*pair, standing.rule, numbers) for pair in zip(standing.groups, standing.rules, strict=True)]
     if None in parts or None in groups:
         return None
+    given = [{number for *_, read in entries for _, number in read} for _, entries in groups]
+    for _, _, inputs, rows, _ in parts:
+        if not all({number for _, number in inputs if number >= 0} <= given[group] for group, _ in rows):
+            return None
     made = native.Steady(
         attributes=standing.attributes,
         modules=standing.modules,

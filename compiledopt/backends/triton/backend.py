@@ -38,6 +38,10 @@ class TritonBackend(GatheredBackend):
         traced, param = entry.traced, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
+        if traced.program.is_random:
+            return "values are rounded with random bits, which the Triton kernel does not have"
+        if traced.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)
