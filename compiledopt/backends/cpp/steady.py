@@ -17,9 +17,10 @@ Numbers = dict[str, int]  # the numbers that scalar parts read, by their names i
 def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
     native, numbers = launcher(), Numbers()
-    parts = [_part(batch, numbers, native.OPERATIONS) for batch in standing.batches]
-    groups = [_group(*pair, standing.rule, numbers) for pair in zip(standing.groups, standing.rules, strict=True)]
-    if None in parts or None in groups:
+    parts = [part for batch in standing.batches if (part := _part(batch, numbers, native.OPERATIONS)) is not None]
+    pairs = zip(standing.groups, standing.rules, strict=True)
+    groups = [group for pair in pairs if (group := _group(*pair, standing.rule, numbers)) is not None]
+    if len(parts) != len(standing.batches) or len(groups) != len(standing.groups):
         return None
     given = [{number for *_, read in entries for _, number in read} for _, entries in groups]
     for _, _, inputs, rows, _ in parts:
