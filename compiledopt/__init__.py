@@ -25,6 +25,7 @@ from compiledopt.around.schedule import ScheduledGroup
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
+from compiledopt.rules.totals import total
 from compiledopt.stats import compile_stats
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "rule",
     "schedules",
     "swa_utils",
+    "total",
 ]
 if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.13
     from torch.optim import swap_in_optimizer_params_and_state

@@ -17,7 +17,7 @@ from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options
 from compiledopt.step.in_graph import register, step_in_graph
-from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensor_scalars, tensors_of
+from compiledopt.step.loading import check_groups, check_states, own, own_numbers, restore_dtypes, tensor_scalars, tensors_of
 from compiledopt.step.plan import Plan
 from compiledopt.step.stepper import Stepper, supports_loss_scale
 from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
@@ -103,18 +103,31 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
             group.update(self.fixed)
         if theirs is not None:
-            rule = getattr(type(self), "rule", None)
-            if rule is not None:
-                check_groups(rule, state["param_groups"], type(self).__name__)
-                check_states(rule, state["param_groups"], state["state"], type(self).__name__)
-                restore_dtypes(rule, state["param_groups"], state["state"], theirs)
+            if self._has_rules:
+                rules = [self.rule_of(group) for group in state["param_groups"]]
+                check_groups(rules, state["param_groups"], type(self).__name__)
+                check_states(rules, state["param_groups"], state["state"], type(self).__name__)
+                restore_dtypes(rules, state["param_groups"], state["state"], theirs)
             own(state["state"], tensors_of(theirs))
         super().__setstate__(state)
         self._begin(self._stepper.again() if theirs is not None else Stepper())
         self._list_parameters()
         around.adopt_groups(self)
-        if hasattr(type(self), "rule"):
-            tensor_scalars(type(self).rule, self.param_groups, self.state)
+        if self._has_rules:
+            rules = [self.rule_of(group) for group in self.param_groups]
+            tensor_scalars(rules, self.param_groups, self.state)
+            self._stepper.share(self)
+
+    # ---- rules ----
+
+    def rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """The rule by which a group is updated, before anything stands around it."""
+        return type(self).rule
+
+    @property
+    def _has_rules(self) -> bool:
+        """Whether it is one rule for each parameter, as LBFGS is not."""
+        return hasattr(type(self), "rule")
 
     # ---- groups ----
 
@@ -128,6 +141,8 @@ class Optimizer(torch.optim.Optimizer):
         try:
             self._check_group(group)
             around.schedule_groups(self)
+            if self._has_rules:
+                self._stepper.share(self)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -135,7 +150,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
-        around.check(getattr(type(self), "rule", None), group)
+        around.check(self.rule_of(group) if self._has_rules else None, group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
@@ -148,7 +163,9 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
-        packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
+        for index, group in enumerate(packed["param_groups"]):
+            rule = self.rule_of(group) if self._has_rules else None
+            packed["param_groups"][index] = own_numbers(around.without_schedule(group), rule)
         return packed
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -291,7 +308,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _explanation(self, source: bool = False) -> Explanation:
         plan = self._stepper.current_plan(self)
-        return explain(type(self).__name__, self.rule, self.param_groups, self.state, plan, source)
+        rules = [self.rule_of(group) for group in self.param_groups]
+        return explain(type(self).__name__, rules, self.param_groups, self.state, plan, source)
 
 
 _observed_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

@@ -120,7 +120,14 @@ def test_wrong_plans_are_refused(wrong):
 def test_wrong_calls_are_refused():
     example = Example()
     plan, ready = example.plan, "without a gather before it that said 0"
-    calls = {"launch": (example.table(0), 1), "active": (), "tables": (), "shapes": (), "hold": (), "sum": (0, 1)}
+    calls = {
+        "launch": (example.table(0), 1),
+        "active": (),
+        "tables": (),
+        "shapes": (),
+        "hold": (),
+        "sums": (0, (1,), 1, None, 0, 1),
+    }
     for name, arguments in {**calls, "commit": (example.table(0),)}.items():
         with pytest.raises(RuntimeError, match=f"{name} {ready}"):
             getattr(plan, name)(*arguments)
@@ -275,7 +282,7 @@ def native_calls(example):
         "tables": (plan.tables, ()),
         "shapes": (plan.shapes, ()),
         "hold": (plan.hold, ()),
-        "sum": (plan.sum, (summed, 2)),
+        "sums": (plan.sums, (summed, (1,), 1, None, 0, 2)),
         "launch": (plan.launch, (table, 2)),
     }
 

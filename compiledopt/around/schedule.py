@@ -117,7 +117,10 @@ class ScheduledGroup(dict[str, Any]):
             self[key] = value
 
     def _step(self, state: Any) -> float:
-        """Of the parameter that took most of them; reads a device that holds the count."""
+        """Of the group, or of the parameter that took most of them; reads a device that holds the count."""
+        shared = super().get("step")
+        if isinstance(shared, torch.Tensor):
+            return float(shared)
         counted: dict[torch.device, list[torch.Tensor]] = {}
         for param in super().__getitem__("params"):
             step = state[param].get("step") if param in state else None
@@ -191,8 +194,9 @@ def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: Grouped) -> 
 
 
 def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
-    """lr ← schedule(step), from the rule's own step count, or one that is added."""
-    counts = "step" in rule.scalars
+    """lr ← schedule(step), from the rule's own step count, or one that is added. Where parameters share states, which may
+    follow from the rate, they share that count."""
+    counts = "step" in (*rule.scalars, *rule.shared)
     at = rule.states.index("step") if counts else len(rule.states)
     options = tuple(name for name in rule.options if name != "lr")
 
@@ -204,8 +208,10 @@ def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
 
     if counts:
         return named(replace(rule, function=scheduled, options=options), rule)
-    scalars = rule.scalars | {"step"}
-    added = rule.added | {"step"}
-    return named(
-        replace(rule, function=scheduled, options=options, states=(*rule.states, "step"), scalars=scalars, added=added), rule
+    more: dict[str, Any] = {"scalars": rule.scalars | {"step"}}
+    if rule.shared:
+        more = {"shared": {**rule.shared, "step": "group"}}
+    made = replace(
+        rule, function=scheduled, options=options, states=(*rule.states, "step"), added=rule.added | {"step"}, **more
     )
+    return named(made, rule)

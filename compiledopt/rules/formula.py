@@ -122,9 +122,10 @@ class Formula:
 
 def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
     """A real symbol for each input, by the field's letter where no other input has the same."""
-    letters = [LETTERS.get(node.name, node.name) for node in program.inputs]
-    names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(program.inputs, letters, strict=True)]
-    return {node: sympy.Symbol(name, real=True) for node, name in zip(program.inputs, names, strict=True)}
+    inputs = [node for node in program.inputs if node.op == "input"]
+    letters = [LETTERS.get(node.name, node.name) for node in inputs]
+    names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(inputs, letters, strict=True)]
+    return {node: sympy.Symbol(name, real=True) for node, name in zip(inputs, names, strict=True)}
 
 
 def expressions(program: Program) -> dict[str, Any]:
@@ -183,7 +184,10 @@ def _expression(node: Node, known: Mapping[Node, Any]) -> Any:
 
 
 def _operation(node: Node) -> Callable[..., Any]:
-    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row."""
+    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row; total, over all
+    parameters, or total_group."""
+    if node.op == "total":
+        return sympy.Function("total_group" if node.is_of_group else "total", real=True)  # type: ignore[no-any-return]
     if node.op not in REDUCTIONS:
         return _SYMPY[node.op]
     name = node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
@@ -34,6 +34,10 @@ class Rule:
         "linear": the function is linear in the gradient, and works on sparse tensors as it stands; None: refused.
     dense: whether dense gradients are taken.
 
+    shared: {state: "model" or "group"}: 0-dim states that all parameters have in common, or those of a group: they live in the
+        group under their name, are computed from numbers, shared states and totals (rules/totals.py), and one of the model
+        follows the numbers of the first group.
+
     added: those of the states that a transformation of the rule brought along (around/).
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -53,6 +57,7 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -71,7 +76,7 @@ class Rule:
 
     def read(self, group: Mapping[str, Any]) -> Read:
         """What a group holds for this rule, typed. Raises: KeyError for an option that is not there."""
-        return read(group, self.options, self.branches, self.static)
+        return read(group, (*self.options, *self.shared), self.branches, self.static)
 
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
@@ -99,7 +104,7 @@ def _check_meaning(
     for name in scalars:
         if callable(initial.get(name)):
             raise TypeError(
-                f"rule {rule}: the scalar state {name!r} starts from a number or the name of an option, not from a function"
+                f"rule {rule}: the 0-dim state {name!r} starts from a number or the name of an option, not from a function"
             )
 
 
@@ -113,6 +118,7 @@ def rule(
     elementwise: bool = True,
     sparse: str | None = None,
     dense: bool = True,
+    shared: Iterable[str] | Mapping[str, str] = (),
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
@@ -120,6 +126,9 @@ def rule(
     """
     optional, initial, scalars, branches = dict(optional or {}), dict(initial or {}), tuple(scalars), tuple(branches)
     static = tuple(static)
+    scopes = dict(shared) if isinstance(shared, Mapping) else dict.fromkeys(shared, "model")
+    if odd := sorted(set(scopes.values()) - {"model", "group"}):
+        raise TypeError(f'shared says of a state whether it is the "model"\'s or the "group"\'s, got {odd[0]!r}')
     if sparse not in (None, "rows", "linear"):
         raise TypeError(f'sparse must be "rows", "linear" or None, got {sparse!r}')
 
@@ -135,7 +144,8 @@ def rule(
         if "dtype" in options and elementwise:
             raise TypeError(f"rule {function.__name__}: the option `dtype` is for rules with elementwise=False")
         for kind, names, known in (
-            ("scalars", scalars, states),
+            ("scalars", scalars, [state for state in states if state not in scopes]),
+            ("shared", scopes, states),
             ("optional", optional, states),
             ("optional", optional.values(), options),
             ("initial", initial, states),
@@ -146,8 +156,8 @@ def rule(
             for name in names:
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
-        _check_meaning(function.__name__, scalars, initial, {"branches": branches, "static": static})
-        flags = (frozenset(static), elementwise, sparse, dense)
+        _check_meaning(function.__name__, (*scalars, *scopes), initial, {"branches": branches, "static": static})
+        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes)
         return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
 
     return wrap

@@ -17,7 +17,7 @@ import torch
 
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program
+from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program, depends_on
 from compiledopt.rules.rule import Rule
 
 # Rules pass through these; algorithms/ is an author like any other.
@@ -68,12 +68,27 @@ class NotElementwise(TraceError):
 
 class Tracer:
     """Makes the nodes of one program; the same operation on the same values is one node. dims: of the parameter, where the
-    rule may reduce; None where it may not; turned: whether it lies in memory column after column."""
+    rule may reduce; None where it may not; turned: whether it lies in memory column after column; name: of the rule."""
 
-    def __init__(self, dims: int | None = None, turned: bool = False) -> None:
+    def __init__(self, dims: int | None = None, turned: bool = False, name: str = "") -> None:
         self.dims = dims
+        self.name = name
         self.last_axes = {1: ROWS, 2: COLUMNS} if turned else {1: COLUMNS, 2: ROWS}
         self.known: dict[tuple[Any, ...], Node] = {}
+        self.totals: list[Node] = []
+
+    def total(self, value: Symbol, over: str) -> Symbol:
+        """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""
+        if self.dims is not None:
+            raise TraceError(
+                f"{author_line()}: total(...) in a rule that reduces over its own parameter, which is not compiled"
+            )
+        key = ("total", value.node, over)
+        if key not in self.known:
+            name = f"{self.name}.{over}_total[{len(self.totals)}]"
+            self.known[key] = Node("total", (value.node,), True, name, author_line(), NUMBER)
+            self.totals.append(self.known[key])
+        return Symbol(self, self.known[key])
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
@@ -292,7 +307,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
     NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    tracer = Tracer() if shape is None else Tracer(max(shape.dims, 1), shape.turned)
+    tracer = Tracer(name=rule.name) if shape is None else Tracer(max(shape.dims, 1), shape.turned, rule.name)
     inputs: list[Node] = []
     axes = dict(shape.axes) if shape else {}
 
@@ -300,9 +315,10 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
         return Symbol(tracer, inputs[-1], branch)
 
-    present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in rule.scalars)
-    states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
-    states |= {n: symbol(n, True) for n in present if n in rule.scalars}
+    numbers = {*rule.scalars, *rule.shared}
+    present = tuple(n for n in rule.states_for(options) if shape is None or n in axes or n in numbers)
+    states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in numbers}
+    states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]
@@ -319,7 +335,21 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         else:
             arguments[name] = symbol(name, True, name in rule.branches)
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
-    return Program(rule.name, tuple(inputs), _outputs(rule, present, returned, states))
+    outputs = _outputs(rule, present, returned, states)
+    shared = frozenset(rule.shared) & set(present)
+    for name in shared:
+        _check_shared(rule, name, outputs[name])
+    return Program(rule.name, (*inputs, *tracer.totals), outputs, shared)
+
+
+def _check_shared(rule: Rule, name: str, value: Node) -> None:
+    """Refuse a shared state that follows from what is a parameter's own. Raises: TraceError."""
+    own = next((one for one in ("first", *sorted(rule.scalars)) if depends_on(value, one, into_totals=False)), None)
+    if own is not None:
+        raise TraceError(
+            f"{value.line or rule.place}: rule {rule.name} computes the shared state {name} from {own!r}, which each parameter "
+            "has for itself; a shared state follows from numbers of the group, from shared states and from total(...)"
+        )
 
 
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:

@@ -17,11 +17,13 @@ from compiledopt.rules.program import (
     MATRICES,
     ROW_AFTER_ROW,
     ROWS,
+    Node,
     Program,
 )
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_function
+from compiledopt.rules.totals import Measure, measures
 from compiledopt.rules.trace import NotElementwise, Shape, trace
 from compiledopt.stats import STATS, timed
 
@@ -37,7 +39,7 @@ class ScalarPart:
         self.scalar_names = scalar_names
         # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
         places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
-        self._inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
+        self._inputs = [(places.get(node.name, -1), _is_of_step(node), node.name) for node in program.scalars]
 
     @cached_property
     def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
@@ -50,10 +52,16 @@ class ScalarPart:
         )
 
 
+def _is_of_step(node: Node) -> bool:
+    """Whether a number is one of the step itself; a total over a group stands with the numbers of that."""
+    return node.name in STEP_NUMBERS or (node.op == "total" and not node.is_of_group)
+
+
 class Runnable:
     """What a batch runs."""
 
     rule: Rule
+    measures: tuple[Measurement, ...] = ()
 
     @cached_property
     def reads_first(self) -> bool:
@@ -62,6 +70,20 @@ class Runnable:
     @cached_property
     def is_clipped(self) -> bool:
         return "grad_norm" in self.rule.options
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether something must be summed over all parameters before the update."""
+        return self.is_clipped or bool(self.measures)
+
+
+class Measurement:
+    """One of the rounds of sums that come before an update."""
+
+    def __init__(self, measure: Measure, scalar_names: tuple[str, ...]) -> None:
+        self.program, self.reads = measure.program, measure.reads
+        self.totals = measure.totals
+        self.scalars = ScalarPart(measure.program, scalar_names)
 
 
 class Variant(Runnable):
@@ -95,7 +117,7 @@ class Traced(Runnable):
     ) -> None:
         self.rule = rule
         self.reason = reason
-        self.state_names = tuple(name for name in present if name not in rule.scalars)
+        self.state_names = tuple(name for name in present if name not in rule.scalars and name not in rule.shared)
         self.scalar_names = tuple(name for name in present if name in rule.scalars)
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
@@ -148,6 +170,18 @@ class Traced(Runnable):
     @cached_property
     def scalars(self) -> ScalarPart:
         return ScalarPart(self.program, self.scalar_names)
+
+    @cached_property
+    def measures(self) -> tuple[Measurement, ...]:  # type: ignore[override]
+        """What is summed over all parameters before the update: those first that others are computed from."""
+        if self._program is None:
+            return ()
+        return tuple(Measurement(measure, self.scalar_names) for measure in measures(self._program))
+
+    @cached_property
+    def shared(self) -> ScalarPart:
+        """The new shared states."""
+        return ScalarPart(self.program.shared_part, ())
 
     def variant(self, param: torch.Tensor) -> Variant | str:
         """What to run in passes for a parameter like this one, or the reason why that cannot be."""

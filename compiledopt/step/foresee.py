@@ -16,15 +16,17 @@ from compiledopt.step.decide import decide
 from compiledopt.step.plan import Plan
 
 
-def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
+def foresee(
+    rules: Sequence[Rule], groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
+) -> list[Entry]:
     """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
-    plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
+    rules: of each group; plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
     """
     entries: list[Entry] = []
     batches = plan.batches if plan is not None else []
     settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
-    for index, group in enumerate(groups):
+    for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
         choose.check_options(group)
         program = traced(around.derived(rule, group), group)
         for param in group["params"]:

@@ -17,10 +17,10 @@ from compiledopt.rules.traced import Traced, traced
 Group = Mapping[str, Any]
 
 
-def check_groups(rule: Rule, groups: Sequence[Group], owner: str) -> None:
-    """Refuse groups that lack an option of the rule, as those of another optimizer do. Raises: ValueError."""
-    for index, group in enumerate(groups):
-        lacking = [name for name in rule.options if name not in RESERVED and name not in group]
+def check_groups(rules: Sequence[Rule], groups: Sequence[Group], owner: str) -> None:
+    """Refuse groups that lack what their rule reads of them, as those of another optimizer do. Raises: ValueError."""
+    for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
+        lacking = [name for name in (*rule.options, *rule.shared) if name not in RESERVED and name not in group]
         if lacking:
             raise ValueError(
                 f"loaded state dict does not fit {owner}: param_groups[{index}] has no {lacking[0]!r}; it has "
@@ -28,10 +28,10 @@ def check_groups(rule: Rule, groups: Sequence[Group], owner: str) -> None:
             )
 
 
-def check_states(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], owner: str) -> None:
+def check_states(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any], owner: str) -> None:
     """Refuse states that are not what the rule has for a parameter. Raises: ValueError."""
     number = 0
-    for group in groups:
+    for rule, group in zip(rules, groups, strict=True):
         program = traced(around.derived(rule, group), group)
         for param in group["params"]:
             if state.get(param):
@@ -68,10 +68,10 @@ def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what:
             raise ValueError(f"loaded state dict does not fit {owner}: the {what} has {name!r} with {value.numel()} elements")
 
 
-def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
+def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
     """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
     them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
-    for group, theirs in zip(groups, saved["param_groups"], strict=True):
+    for rule, group, theirs in zip(rules, groups, saved["param_groups"], strict=True):
         program = traced(around.derived(rule, group), group)
         on_device = group.get("capturable") or group.get("fused")
         for param, number in zip(group["params"], theirs["params"], strict=True):
@@ -85,9 +85,9 @@ def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]
                     values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
 
 
-def tensor_scalars(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]) -> None:
+def tensor_scalars(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any]) -> None:
     """Old checkpoints keep `step` as a number. Mutates: `state`."""
-    for group in groups:
+    for rule, group in zip(rules, groups, strict=True):
         on_device = group.get("capturable") or group.get("fused")
         for param in group["params"]:
             values = state.get(param, {})
@@ -127,3 +127,9 @@ def _owned(value: Any, theirs: set[tuple[int, int]]) -> Any:
     if isinstance(value, list):  # LBFGS keeps its history in lists
         return [_owned(part, theirs) for part in value]
     return value.clone() if isinstance(value, torch.Tensor) and _identity(value) in theirs else value
+
+
+def own_numbers(group: Mapping[str, Any], rule: Rule | None) -> dict[str, Any]:
+    """A group to be saved: states that its parameters share are copied, since later steps write to them."""
+    shared = () if rule is None else rule.shared
+    return {name: value.clone() if name in shared else value for name, value in group.items()}

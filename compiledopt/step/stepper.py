@@ -13,8 +13,10 @@ from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 from compiledopt.step.foresee import foresee
-from compiledopt.step.plan import Owner, Plan
+from compiledopt.step.owner import Owner
+from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
+from compiledopt.step.totals import give_shared
 from compiledopt.torch_private import watched_by
 
 
@@ -24,8 +26,7 @@ class Stepped(Protocol):
     param_groups: list[dict[str, Any]]
     state: Any
 
-    @property
-    def rule(self) -> Rule: ...
+    def rule_of(self, group: Mapping[str, Any]) -> Rule: ...
 
 
 class Stepper:
@@ -91,11 +92,14 @@ class Stepper:
         around.schedule_groups(optimizer)  # a schedule may have been put into a group by hand
         around.tell_ended(optimizer.param_groups, self.told)
         name, groups = type(optimizer).__name__, optimizer.param_groups
-        owner = Owner(name, optimizer.rule, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
+        rules = [optimizer.rule_of(group) for group in groups]
+        self.share(optimizer)  # a number may have been put in the place of one by hand
+        owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
         return Plan(owner)
 
     def _is_clipped(self, optimizer: Stepped) -> bool:
-        return any("grad_norm" in around.derived(optimizer.rule, group).options for group in optimizer.param_groups)
+        groups = optimizer.param_groups
+        return any("grad_norm" in around.derived(optimizer.rule_of(group), group).options for group in groups)
 
     # ---- torch.amp.GradScaler ----
 
@@ -139,6 +143,12 @@ class Stepper:
 
     # ---- knowing ----
 
+    def share(self, optimizer: Stepped) -> None:
+        """Give the groups the states that parameters share."""
+        groups = optimizer.param_groups
+        rules = [optimizer.rule_of(group) for group in groups]
+        give_shared(rules, [around.derived(rule, group) for rule, group in zip(rules, groups, strict=True)], groups)
+
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
         groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
@@ -151,7 +161,8 @@ class Stepper:
 
     def foresee(self, optimizer: Stepped) -> list[Entry]:
         """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""
-        return foresee(optimizer.rule, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
+        rules = [optimizer.rule_of(group) for group in optimizer.param_groups]
+        return foresee(rules, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
 
     @property
     def grad_norm(self) -> torch.Tensor | None:
@@ -161,7 +172,7 @@ class Stepper:
 
 def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
     """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule, group), group)
+    return traced(around.derived(optimizer.rule_of(group), group), group)
 
 
 def supports_loss_scale(optimizer: Stepped) -> bool:

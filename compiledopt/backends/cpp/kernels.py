@@ -23,6 +23,7 @@ from compiledopt.backends import cache
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
+from compiledopt.rules.totals import SQUARES
 from compiledopt.stats import STATS, timed
 
 HERE = Path(__file__).parent
@@ -128,6 +129,10 @@ def _prefix() -> str:
     return (HERE / "prefix.h").read_text()
 
 
+def _totals() -> str:
+    return (HERE / "totals.h").read_text()
+
+
 def _loops() -> str:
     return (HERE / "loops.h").read_text()
 
@@ -193,14 +198,26 @@ def passes_driver() -> Kernel:
 
 def squares_kernel(dtype: torch.dtype) -> Kernel:
     """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
-    wide = "double" if dtype is torch.float64 else "float"
-    types = f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"
+    return totals_kernel(SQUARES, (dtype,))
 
-    def find() -> Kernel:
-        source = "\n".join([_prefix(), types, (HERE / "squares.h").read_text()])
-        return _find_kernel(cache.key("cpu", source, KERNEL_FLAGS), lambda: source)
 
-    return _remembered(("squares", (dtype,)), find)
+def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The kernel that sums what a program computes for each element. dtypes: of the tensors that it reads; those that it writes
+    follow them. Raises: CompileError with the reason."""
+    source = functools.partial(totals_source, program, tuple(dtypes))
+    name = _name(f"totals of {program.kernel_text}", dtypes, _totals())
+    return _remembered((f"totals of {program.kernel_text}", tuple(dtypes)), lambda: _find_kernel(name, source))
+
+
+def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The C++ file of a kernel that sums."""
+    from compiledopt.backends.inductor import compute_dtype
+
+    wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
+    values = _function(program, (*dtypes, *[wide] * count), "_values")
+    sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
+    types = f"using A = {_C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
+    return "\n".join([_loops(), _prefix(), *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", _totals()])
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
@@ -233,8 +250,8 @@ def _from_disk(name: str) -> Kernel | None:
     return found
 
 
-def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix())
+def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix(), more)
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:

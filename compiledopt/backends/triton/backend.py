@@ -38,6 +38,8 @@ class TritonBackend(GatheredBackend):
         traced, param = entry.traced, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
+        if traced.measures or traced.rule.shared:
+            return f"{traced.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)
