@@ -2,10 +2,11 @@
 
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import torch.optim
 
-from compiledopt import lr_scheduler, schedules, swa_utils
+from compiledopt import lr_scheduler, menu, schedules, swa_utils
 from compiledopt.algorithms.adadelta import Adadelta
 from compiledopt.algorithms.adafactor import Adafactor
 from compiledopt.algorithms.adagrad import Adagrad
@@ -28,23 +29,37 @@ from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 from compiledopt.stats import compile_stats
 
+if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
+    from compiledopt.algorithms.published.adabelief import AdaBelief
+    from compiledopt.algorithms.published.lion import Lion
+    from compiledopt.algorithms.published.qhadam import QHAdam
+    from compiledopt.algorithms.published.signum import Signum
+    from compiledopt.algorithms.published.tiger import Tiger
+    from compiledopt.algorithms.published.yogi import Yogi
+
 __all__ = [
     "ASGD",
     "LBFGS",
     "SGD",
+    "AdaBelief",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "Muon",
     "NAdam",
     "Optimizer",
+    "QHAdam",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "Signum",
     "SparseAdam",
+    "Tiger",
+    "Yogi",
     "compile_stats",
     "define",
     "lr_scheduler",
@@ -62,13 +77,21 @@ try:
 except metadata.PackageNotFoundError:  # run from a checkout: pyproject.toml alone says which version it will be
     __version__ = "0+checkout"
 
-# A pickle names a class by its module: by these, whatever file it stands in. Optimizer itself is not pickled, and its
-# annotations are to be found in its own file.
-for _class in [value for name in __all__ if isinstance(value := globals()[name], type) and value is not Optimizer]:
-    _class.__module__ = __name__
+# A pickle names a class by its module: by these, whatever file it stands in, as those of the algorithms by this one.
 ScheduledGroup.__module__ = __name__
 for _part in (schedules.Schedule, schedules._at):
     _part.__module__ = schedules.__name__
 # Pickles of the first edition name these files.
 for _old, _file in (("executors.groups", _schedule), ("compiler.schedule", schedules)):
     sys.modules[f"{__name__}.{_old}"] = _file
+
+if not TYPE_CHECKING:  # which would take every name for one of the module's
+
+    def __getattr__(name: str) -> Any:
+        if name not in menu.PUBLISHED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = menu.published(name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

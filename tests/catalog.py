@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from published import written
 
 import compiledopt
 from compiledopt.rules.rule import Rule
@@ -262,6 +263,34 @@ CATALOG: dict[str, Algorithm] = {
             sparse=[{"lr": 0.1}, {"lr": torch.tensor(0.1), "betas": (0.5, 0.9), "eps": 1e-4, "maximize": True}],
             measured=None,
         ),
+    )
+}
+
+
+def _published(name: str, rich: Mapping[str, Any], lr: float = 0.01, more: Mapping[str, Any] | None = None) -> Algorithm:
+    """One of the menu: rich: the options of its richest configuration; more: further configurations."""
+    ours = getattr(compiledopt, name)
+    labels = {"default": {}, **(more or {}), "maximize": {"maximize": True}, "all": rich}
+    steady = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(ours).parameters else {}
+    found = {label: {"lr": lr, **options} for label, options in labels.items()}
+    # The same flags as in "all", so that one kernel does for the quick tests.
+    return Algorithm(ours, found, written(ours), promised={**rich, "lr": 5 * lr}, steady=steady)
+
+
+# Those that torch.optim lacks, each against its paper (tests/published.py): tests/test_published.py.
+PUBLISHED: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        _published(
+            "AdaBelief",
+            {"weight_decay": 0.1, "amsgrad": True, "rectify": False},
+            more={"coupled": {"weight_decay": 0.1, "decoupled_decay": False}, "rectified": {"amsgrad": True}},
+        ),
+        _published("Lion", {"weight_decay": 0.1}),
+        _published("QHAdam", {"weight_decay": 0.1, "nus": (0.7, 0.9)}, more={"decoupled": {"decouple_weight_decay": True}}),
+        _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
+        _published("Tiger", {"weight_decay": 0.1}),
+        _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.

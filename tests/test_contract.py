@@ -5,8 +5,12 @@ from catalog import CATALOG
 from contract import CONTRACTS, Subject
 
 
+def kept(promise, algorithm):
+    promise(Subject(algorithm, ours=False))
+    promise(Subject(algorithm, ours=True))
+
+
 @pytest.mark.parametrize("name", CATALOG)
 @pytest.mark.parametrize("promise", CONTRACTS, ids=lambda promise: promise.__name__)
 def test_kept_by_torch_and_here(promise, name):
-    promise(Subject(CATALOG[name], ours=False))
-    promise(Subject(CATALOG[name], ours=True))
+    kept(promise, CATALOG[name])

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from catalog import CATALOG
 from helpers import copies, flat, parameters, rms, same
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,8 +18,7 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.swa_utils import AveragedModel
 
-DENSE = [n for n in compiledopt.__all__ if isinstance(getattr(compiledopt, n), type) and n not in ("LBFGS", "Optimizer")]
-DENSE.remove("SparseAdam")
+DENSE = [name for name in CATALOG if name not in ("LBFGS", "SparseAdam")]
 
 
 class Watch(TorchDispatchMode):

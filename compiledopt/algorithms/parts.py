@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def with_maximize(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with the option `maximize`, unless it has one: g ← ±∇f(θ) before all else."""
@@ -40,3 +42,13 @@ def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, betas: Any) -> tuple[Any, 
     """m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²."""
     beta1, beta2 = betas
     return exp_avg.lerp(grad, 1 - beta1), beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+
+
+def rectification(step: Any, beta2: Any) -> tuple[Any, Any]:
+    """RAdam's r·√(1 − β₂ᵗ), and whether the variance of 1/√v is known: where not, r is 1 and is not to be used."""
+    correction = 1 - beta2**step
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / correction
+    rectifier = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    # Negative at first, and its square root not a number: the branch is not taken then, but gradients pass through it.
+    return (torch.where(length > 5, rectifier, 1.0) * correction) ** 0.5, length > 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compiledopt.algorithms.parts import moments, with_either_decay, with_maximize
+from compiledopt.algorithms.parts import moments, rectification, with_either_decay, with_maximize
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -17,15 +17,10 @@ def radam(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_deca
     step = step + 1
     param, grad = with_either_decay(param, grad, lr, weight_decay, decoupled_weight_decay)
     exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
-    correction = 1 - beta2**step
-    longest = 2 / (1 - beta2) - 1
-    length = longest - 2 * step * beta2**step / correction
-    rectifier = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    # Negative at first, and its square root not a number: the branch is not taken then, but gradients pass through it.
-    rectifier = torch.where(length > 5, rectifier, 1.0)
+    rectifier, known = rectification(step, beta2)
     size = lr / (1 - beta1**step)
-    rectified = size * (rectifier * correction) ** 0.5 * exp_avg / (exp_avg_sq.sqrt() + eps)
-    return param - torch.where(length > 5, rectified, size * exp_avg), step, exp_avg, exp_avg_sq
+    rectified = size * rectifier * exp_avg / (exp_avg_sq.sqrt() + eps)
+    return param - torch.where(known, rectified, size * exp_avg), step, exp_avg, exp_avg_sq
 
 
 class RAdam(Optimizer):

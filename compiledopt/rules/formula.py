@@ -55,6 +55,13 @@ LETTERS = {
     "n_averaged": "n",
     "max_grad_norm": "G",
     "grad_norm": "N",
+    "beta": "beta",
+    "exp_avg_var": "s",
+    "max_exp_avg_var": "s_max",
+    "beta1_weight": "w_1",
+    "beta2_weight": "w_2",
+    "nus[0]": "nu_1",
+    "nus[1]": "nu_2",
 }
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,

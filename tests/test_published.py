@@ -1,0 +1,129 @@
+"""The published algorithms: against their papers (tests/published.py), in steps and as formulas; what all promise."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import test_contract
+import test_formula
+import test_parity
+import torch
+from catalog import DTYPES, EXECUTORS, PUBLISHED
+from contract import CONTRACTS
+from helpers import Gradients, copies, flat, parameters, rms, run
+from published import PAPERS
+
+import compiledopt
+from compiledopt import menu
+from compiledopt.rules.formula import expressions, symbols_of
+from compiledopt.rules.traced import traced
+
+CASES = [case for one in PUBLISHED.values() for case in one.cases]
+SLOW = pytest.mark.slow
+
+
+def with_slow(cases, quick):
+    """Those that are not quick are among the slow tests."""
+    return [pytest.param(*each, marks=() if quick(*each) else SLOW, id="-".join(map(str, each))) for each in cases]
+
+
+# ---- the mathematics ----
+
+
+RUNS = [(case, executor, dtype) for case in CASES for executor in EXECUTORS for dtype in DTYPES[:2]]
+# Of the 0-dim states, which are float32 in both, rounding is a part of float64's noise.
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("case", "executor", "dtype"), with_slow(RUNS, lambda case, executor, dtype: case.label == "all" and dtype is torch.float32)
+)
+def test_steps_are_the_papers(case, executor, dtype):
+    start = parameters(dtype)
+    mine, theirs = copies(start), copies(start, torch.float64)
+    optimizer = case.ours(mine, executor)
+    run(optimizer, mine, Gradients(dtype), range(50))
+    torch.set_default_dtype(torch.float64)  # for the reference's 0-dim states
+    try:
+        reference = case.torch(theirs)
+        run(reference, theirs, Gradients(dtype), range(50))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.executor == executor
+    effect = rms(flat(theirs) - flat(start))
+    assert effect > 0.01, "the case moves nothing, so it tests nothing"
+    assert (flat(mine) - flat(theirs)).abs().max() <= CLOSE[dtype] * effect
+    for p, q in zip(theirs, mine, strict=True):
+        assert set(reference.state[p]) == set(optimizer.state[q])
+        for name, value in reference.state[p].items():
+            assert optimizer.state[q][name].shape == value.shape
+            if value.numel() > 0:
+                assert rms(optimizer.state[q][name].double() - value) <= CLOSE[dtype] * max(1e-3, rms(value))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_rule_is_the_papers(case):
+    """The traced program and the paper's update are one formula."""
+    optimizer = case.ours(parameters(shapes=[(2,)]))
+    program = traced(optimizer.rule, optimizer.param_groups[0]).program
+    symbols = {node.name.replace("[", "").replace("]", ""): symbol for node, symbol in symbols_of(program).items()}
+    options = optimizer.param_groups[0].items()
+    flags = {name: value for name, value in options if name not in symbols and not isinstance(value, tuple)}
+    symbols_and_flags = SimpleNamespace(**flags, **symbols)
+    if case.kwargs().get("maximize"):
+        symbols_and_flags.grad = -symbols["grad"]
+    expected, found = PAPERS[case.algorithm][0](symbols_and_flags), expressions(program)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        test_formula.prove(found[name], expected[name], symbols)
+
+
+# ---- what all optimizers promise ----
+
+QUICK = ("states_go_through_a_file", "states_have_the_form_of_torchs", "groups_have_options_of_their_own")
+PROMISES = [(promise.__name__, name) for promise in CONTRACTS for name in PUBLISHED]
+
+
+@pytest.mark.parametrize(("promise", "name"), with_slow(PROMISES, lambda promise, name: promise in QUICK))
+def test_kept_by_the_paper_and_here(promise, name):
+    test_contract.kept(next(each for each in CONTRACTS if each.__name__ == promise), PUBLISHED[name])
+
+
+@SLOW
+@pytest.mark.parametrize(("case", "executor"), [(case, executor) for case in CASES for executor in EXECUTORS], ids=str)
+def test_as_torchs_are_tried(case, executor):
+    """What tests/test_parity.py tries on torch's: absent gradients, infinities and NaNs."""
+    test_parity.test_states_and_missing_gradients(case, executor)
+    test_parity.test_special_values(case, executor)
+
+
+# ---- where they stand ----
+
+
+def test_nothing_is_imported_before_it_is_asked_for():
+    program = (
+        "import sys, compiledopt; before = {n for n in sys.modules if '.published.' in n}; from compiledopt import Lion; "
+        "print(len(before), Lion.__module__, sum('.published.' in n for n in sys.modules), 'Tiger' in dir(compiledopt))"
+    )
+    environment = {"PYTHONPATH": str(Path(compiledopt.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["0", "compiledopt", "1", "True"], done.stderr
+
+
+def test_every_list_of_them_is_the_same():
+    """The menu, __all__, what type checkers see, and the files."""
+    tree = ast.parse(Path(compiledopt.__file__).read_text())
+    seen = {
+        alias.name: node.module.rpartition(".")[2]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and "published" in (node.module or "")
+        for alias in node.names
+    }
+    assert seen == menu.PUBLISHED and set(seen) <= set(compiledopt.__all__)
+    folder = Path(compiledopt.__file__).parent / "algorithms" / "published"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(menu.PUBLISHED.values())
+    with pytest.raises(AttributeError, match="no attribute 'Lyon'"):
+        compiledopt.Lyon  # noqa: B018
