@@ -31,7 +31,10 @@ from compiledopt.stats import compile_stats
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
+    from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.lion import Lion
+    from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
     from compiledopt.algorithms.published.signum import Signum
     from compiledopt.algorithms.published.tiger import Tiger
@@ -48,10 +51,13 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DAdaptAdam",
+    "DoG",
     "Lion",
     "Muon",
     "NAdam",
     "Optimizer",
+    "Prodigy",
     "QHAdam",
     "RAdam",
     "RMSprop",

@@ -8,7 +8,10 @@ from typing import Any
 # {class: file in algorithms/published}
 PUBLISHED = {
     "AdaBelief": "adabelief",
+    "DAdaptAdam": "dadapt_adam",
+    "DoG": "dog",
     "Lion": "lion",
+    "Prodigy": "prodigy",
     "QHAdam": "qhadam",
     "Signum": "signum",
     "Tiger": "tiger",

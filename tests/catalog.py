@@ -293,6 +293,16 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
+# Those that sum over the whole model: tests/test_whole_model.py has the authors' algorithms, over all groups at once.
+WHOLE_MODEL: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
+        Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
+    )
+}
+MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
 CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from catalog import CATALOG, PUBLISHED
+from catalog import CATALOG, MENU
 
 import compiledopt
 
@@ -123,7 +123,7 @@ def test_an_algorithm_is_its_own_file_and_little_more():
 
 def test_the_catalog_has_every_algorithm():
     public = {name for name in compiledopt.__all__ if isinstance(getattr(compiledopt, name), type)} - {"Optimizer"}
-    assert set(CATALOG) | set(PUBLISHED) == public
+    assert set(CATALOG) | set(MENU) == public
     assert all(one.cases or not one.elementwise for one in CATALOG.values())
 
 

@@ -7,14 +7,12 @@ import warnings
 
 import pytest
 import torch
-from catalog import EXECUTORS
+from catalog import EXECUTORS, WHOLE_MODEL
+from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
-from compiledopt import schedules, total
-from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
-from compiledopt.algorithms.published.dog import DoG
-from compiledopt.algorithms.published.prodigy import Prodigy
+from compiledopt import DAdaptAdam, DoG, Prodigy, schedules, total
 from compiledopt.rules.trace import TraceError
 
 STEPS = 50
@@ -317,6 +315,13 @@ def test_a_parameter_listed_twice(executor):
     param.grad = values.clone()
     optimizer.step()
     torch.testing.assert_close(param.detach(), -2 * 0.1 * values / float((values - 4.5).square().sum()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("promise", CONTRACTS, ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("name", WHOLE_MODEL)
+def test_promises(promise, name):
+    promise(Subject(WHOLE_MODEL[name], ours=True))
 
 
 def test_what_is_refused():

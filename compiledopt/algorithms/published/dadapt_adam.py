@@ -39,8 +39,9 @@ class DAdaptAdam(Optimizer):
     decouple: True multiplies θ by 1 − η·λ instead of adding λ·θ to the gradient. d0: float, the first guess of d.
     growth_rate: float, how much d may grow in a step.
     State: `exp_avg` (m), `exp_avg_sq` (v), `s`, like the parameter; in the groups, and the same in all: `d`,
-    `gsq_weighted` (r).
-    Good for: a first run without a search for the rate; Prodigy grows its guess faster. Start: lr 1.
+        `gsq_weighted` (r).
+    Good for: a first run without a search for the rate; Prodigy grows its guess faster.
+    Start: lr 1.
     Names: those of the authors' package (dadaptation).
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733.
     Deviations from dadaptation: nothing is logged; d stays where all gradients were zero so far, as NaN there.

@@ -52,8 +52,9 @@ class Prodigy(Optimizer):
     safeguard_warmup: s without γ, for a schedule that begins near 0. d0: (d₀) float, the first guess of d. d_coef: (c) float,
     which makes every rate larger or smaller. growth_rate: float, how much d may grow in a step.
     State: `exp_avg` (m), `exp_avg_sq` (v), `s`, `p0` (the parameter at first), like the parameter; in the groups, and the same
-    in all: `d`, `d_max`, `d_numerator` (r), `k`, how many steps were taken.
-    Good for: a first run without a search for the rate. Start: lr 1, a schedule that falls to 0, no warm-up.
+        in all: `d`, `d_max`, `d_numerator` (r), `k`, how many steps were taken.
+    Good for: a first run without a search for the rate.
+    Start: lr 1, a schedule that falls to 0, no warm-up.
     Names: those of the authors' package (prodigyopt).
     Raises: ValueError for groups with different lr; 0 freezes one.
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101.
