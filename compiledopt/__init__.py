@@ -23,6 +23,7 @@ from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
 from compiledopt.around import schedule as _schedule
 from compiledopt.around.schedule import ScheduledGroup
+from compiledopt.combined import Combined, hidden_matrices
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
@@ -51,6 +52,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Combined",
     "DAdaptAdam",
     "DoG",
     "Lion",
@@ -68,6 +70,7 @@ __all__ = [
     "Yogi",
     "compile_stats",
     "define",
+    "hidden_matrices",
     "lr_scheduler",
     "rule",
     "schedules",

@@ -98,12 +98,13 @@ class Optimizer(torch.optim.Optimizer):
         """Take over groups and states, as torch's, when unpickled, copied or loaded; loading checks them before."""
         theirs: StateDict | None = self.__dict__.pop("_loading", None)
         for index, group in enumerate(state["param_groups"]):
+            own_class = self._class_of(group)
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
             kept = {name: now[name] for name in (*around.options(), "compiled") if name in now}
-            for name, value in {**self.missing, **kept}.items():
+            for name, value in {**own_class.missing, **kept}.items():
                 group.setdefault(name, value)
-            group.update(self.fixed)
+            group.update(own_class.fixed)
         if theirs is not None:
             if self._has_rules:
                 rules = [self.rule_of(group) for group in state["param_groups"]]
@@ -122,9 +123,13 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- rules ----
 
+    def _class_of(self, group: Mapping[str, Any]) -> type[Optimizer]:
+        """Whose group it is."""
+        return type(self)
+
     def rule_of(self, group: Mapping[str, Any]) -> Rule:
         """The rule by which a group is updated, before anything stands around it."""
-        return type(self).rule
+        return self._class_of(group).rule
 
     @property
     def _has_rules(self) -> bool:

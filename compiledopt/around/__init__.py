@@ -7,6 +7,7 @@ from typing import Any
 
 from compiledopt.around.average import Averaged, averages, swapped
 from compiledopt.around.clip import Clipped, Clipping
+from compiledopt.around.every import Due, count, due
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
     Ended,
@@ -20,11 +21,23 @@ from compiledopt.around.schedule import (
 from compiledopt.around.transformation import Transformation
 from compiledopt.rules.rule import Rule
 
-__all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "derived", "schedule_groups", "schedule_of"]
+__all__ = [
+    "Clipping",
+    "Ended",
+    "Scaling",
+    "adopt_groups",
+    "averages",
+    "check",
+    "count",
+    "derived",
+    "due",
+    "schedule_groups",
+    "schedule_of",
+]
 __all__ += ["options", "swapped", "tell_ended", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule.
-TRANSFORMATIONS: list[Transformation] = [ScheduledRate(), Averaged(), Clipped()]
+TRANSFORMATIONS: list[Transformation] = [Due(), ScheduledRate(), Averaged(), Clipped()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]

@@ -38,6 +38,9 @@ class Rule:
         group under their name, are computed from numbers, shared states and totals (rules/totals.py), and one of the model
         follows the numbers of the first group.
 
+    every: {flag: (option, first)}: the option `flag` is not the group's: it is True at step `first`, counted from 1, and
+        every `option` steps from there, and False otherwise.
+
     added: those of the states that a transformation of the rule brought along (around/).
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -58,6 +61,7 @@ class Rule:
     dense: bool = True
     added: frozenset[str] = frozenset()
     shared: Mapping[str, str] = field(default_factory=dict)
+    every: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -119,6 +123,7 @@ def rule(
     sparse: str | None = None,
     dense: bool = True,
     shared: Iterable[str] | Mapping[str, str] = (),
+    every: Mapping[str, str | tuple[str, int]] | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
@@ -126,6 +131,7 @@ def rule(
     """
     optional, initial, scalars, branches = dict(optional or {}), dict(initial or {}), tuple(scalars), tuple(branches)
     static = tuple(static)
+    turns = {flag: (one, 0) if isinstance(one, str) else one for flag, one in (every or {}).items()}
     scopes = dict(shared) if isinstance(shared, Mapping) else dict.fromkeys(shared, "model")
     if odd := sorted(set(scopes.values()) - {"model", "group"}):
         raise TypeError(f'shared says of a state whether it is the "model"\'s or the "group"\'s, got {odd[0]!r}')
@@ -152,12 +158,14 @@ def rule(
             ("initial", [v for v in initial.values() if isinstance(v, str)], options),
             ("branches", branches, options),
             ("static", static, options),
+            ("every", turns, options),
+            ("every", [option for option, _ in turns.values()], options),
         ):
             for name in names:
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
         _check_meaning(function.__name__, (*scalars, *scopes), initial, {"branches": branches, "static": static})
-        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes)
+        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes, turns)
         return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
 
     return wrap

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compiledopt import around
+from compiledopt.around.every import STEPS
 from compiledopt.backends.distributed import local
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.options import RESERVED
@@ -20,7 +21,8 @@ Group = Mapping[str, Any]
 def check_groups(rules: Sequence[Rule], groups: Sequence[Group], owner: str) -> None:
     """Refuse groups that lack what their rule reads of them, as those of another optimizer do. Raises: ValueError."""
     for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
-        lacking = [name for name in (*rule.options, *rule.shared) if name not in RESERVED and name not in group]
+        read = (*rule.options, *rule.shared)
+        lacking = [name for name in read if name not in RESERVED and name not in group and name not in rule.every]
         if lacking:
             raise ValueError(
                 f"loaded state dict does not fit {owner}: param_groups[{index}] has no {lacking[0]!r}; it has "
@@ -131,5 +133,5 @@ def _owned(value: Any, theirs: set[tuple[int, int]]) -> Any:
 
 def own_numbers(group: Mapping[str, Any], rule: Rule | None) -> dict[str, Any]:
     """A group to be saved: states that its parameters share are copied, since later steps write to them."""
-    shared = () if rule is None else rule.shared
+    shared = () if rule is None else (*rule.shared, *((STEPS,) if rule.every else ()))
     return {name: value.clone() if name in shared else value for name, value in group.items()}

@@ -40,6 +40,13 @@ class Owner:
             step.update(self.scaling.on(device))
         return step
 
+    def count(self, batches: Sequence[Batch]) -> None:
+        """A step was taken: groups whose rule has work that is not due at each count them. Mutates: their counts."""
+        counting = [group for rule, group in zip(self.rules, self.groups, strict=True) if rule.every]
+        if counting and any(entry.param.grad is not None for batch in batches for entry in batch.entries):
+            for group in counting:
+                around.count(group)
+
     def measure(self, batches: Sequence[Batch], again: bool) -> None:
         """Measure the norm of the gradients that were gathered, where they are clipped."""
         if self.clipping is not None:

@@ -133,6 +133,14 @@ class Plan:
 
     # ---- running ----
 
+    def is_of(self, groups: list[dict[str, Any]], state: MutableMapping[torch.Tensor, Any]) -> bool:
+        """Whether it has the tensors of these groups and states: it may fit again, and keeps none alive that they do not."""
+        if groups is not self.owner.groups or state is not self.owner.state or len(groups) != len(self.main.groups):
+            return False
+        if not all(map(is_, groups, self.main.groups)) or any(batch.is_captured for batch in self.batches):
+            return False
+        return self.unchanged(groups, self.params, state, self.states, [])
+
     def fits(self, state: MutableMapping[torch.Tensor, Any]) -> bool:
         """Whether groups, parameters, options and state dicts are the ones that this plan was made for."""
         owner = self.owner
@@ -168,6 +176,7 @@ class Plan:
             for batch in batches:
                 batch.launch()
         self.totals.commit()
+        self.owner.count(self.batches)
         if self.owner.fresh:
             self.owner.fresh.difference_update(entry.param for batch in self.batches for entry in batch.entries)
         return True

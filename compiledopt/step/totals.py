@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.around.every import STEPS
 from compiledopt.backends.batch import Batch, Context, TotalOf, Value
 from compiledopt.backends.eager.direct import scalar_values
 from compiledopt.rules.options import as_float
@@ -150,6 +151,8 @@ def give_shared(rules: Sequence[Rule], derived: Sequence[Rule], groups: Sequence
     """
     first: dict[tuple[Rule, str], torch.Tensor] = {}
     for rule, made, group in zip(rules, derived, groups, strict=True):
+        if rule.every:
+            _counted(group)
         for name, scope in made.shared.items():
             if scope == "model" and (rule, name) in first:
                 given = group.get(name)
@@ -159,6 +162,14 @@ def give_shared(rules: Sequence[Rule], derived: Sequence[Rule], groups: Sequence
                     group[name] = first[rule, name]
                 continue
             first[rule, name] = _given(made, group, name)
+
+
+def _counted(group: Group) -> None:
+    """Give a group its count of steps, where its rule has work that is not due at each."""
+    value = group.get(STEPS, 0.0)
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+        with torch.inference_mode(False):
+            group[STEPS] = torch.tensor(as_float(value), dtype=torch.float64, device="cpu")
 
 
 def _given(rule: Rule, group: Group, name: str) -> torch.Tensor:
