@@ -32,29 +32,53 @@ from compiledopt.stats import compile_stats
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
+    from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adan import Adan
+    from compiledopt.algorithms.published.ademamix import AdEMAMix
+    from compiledopt.algorithms.published.adopt import ADOPT
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
+    from compiledopt.algorithms.published.grams import Grams
+    from compiledopt.algorithms.published.lamb import LAMB
+    from compiledopt.algorithms.published.laprop import LaProp
+    from compiledopt.algorithms.published.lars import LARS
     from compiledopt.algorithms.published.lion import Lion
+    from compiledopt.algorithms.published.madgrad import MADGRAD
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
+    from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
+    from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.signum import Signum
+    from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.tiger import Tiger
     from compiledopt.algorithms.published.yogi import Yogi
 
 __all__ = [
+    "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
+    "MADGRAD",
     "SGD",
+    "SGDW",
+    "AdEMAMix",
     "AdaBelief",
+    "AdaBound",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "Combined",
     "DAdaptAdam",
+    "DiffGrad",
     "DoG",
+    "Grams",
+    "LaProp",
     "Lion",
     "Muon",
     "NAdam",
@@ -63,9 +87,11 @@ __all__ = [
     "QHAdam",
     "RAdam",
     "RMSprop",
+    "RMSpropTF",
     "Rprop",
     "Signum",
     "SparseAdam",
+    "StableAdamW",
     "Tiger",
     "Yogi",
     "compile_stats",

@@ -25,14 +25,14 @@ class GpuExplanation:
     arch: str
     dtype: str
     kernels: int
-    launches_per_step: int  # at most; with capturable one more, for the scalar part
+    launches_per_step: int
     loads_per_element: int
     stores_per_element: int
     bytes_per_element: int
-    vector_loads: int  # instructions in the aligned variant
+    vector_loads: int  # instructions, for blocks that are aligned
     vector_stores: int
     registers: int
-    spills: int  # bytes, of both variants
+    spills: int  # bytes
     formula: list[str]
     measured: bool = False
     source: str = ""
@@ -44,11 +44,10 @@ class GpuExplanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.optimizer} on {self.arch}: one kernel over the whole model, at most {self.launches_per_step} launches per "
-            "step (tensors that vector loads can serve, and the others), one more where capturable",
+            f"{self.optimizer} on {self.arch}: one kernel over the whole model, launches per step: {self.launches_per_step}",
             f"per element of {self.dtype}: {self.loads_per_element} loads, {self.stores_per_element} stores, "
             f"{self.bytes_per_element} bytes",
-            f"aligned variant: {self.vector_loads} vector loads, {self.vector_stores} vector stores, "
+            f"aligned blocks: {self.vector_loads} vector loads, {self.vector_stores} vector stores; "
             f"{self.registers} registers, {self.spills} bytes spilled",
             *(["before it, launches of torch's own read every gradient once more, for their norm"] if self.clipped else []),
             "made by Inductor, triton and ptxas on this machine; nothing was run on a GPU",
@@ -66,7 +65,7 @@ def explain_gpu(
     known = traced(derived(rule, group), group)
     program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
-    aligned, general = (triton.build_for(kernel, arch, aligned=which) for which in (True, False))
+    built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
     loads, stores = (len(re.findall(rf"tl\.{what}\(\w+ \+ x0", kernel.source)) for what in ("load", "store"))
     text = kernel.source
     if source and group.get("capturable"):
@@ -77,16 +76,16 @@ def explain_gpu(
         arch=f"sm_{arch}",
         dtype=str(dtype).removeprefix("torch."),
         kernels=1,
-        launches_per_step=2,
+        launches_per_step=1 + bool(group.get("capturable")),
         loads_per_element=loads,
         stores_per_element=stores,
         bytes_per_element=(loads + stores) * dtype.itemsize,
-        vector_loads=aligned.vector_loads,
-        vector_stores=aligned.vector_stores,
-        registers=aligned.registers,
-        spills=aligned.spills + general.spills,
+        vector_loads=built[0].vector_loads,
+        vector_stores=built[0].vector_stores,
+        registers=max(one.registers for one in built),
+        spills=sum(one.spills for one in built),
         formula=formula(program).text,
         source=text if source else "",
-        ptx=aligned.ptx if ptx else "",
+        ptx=built[0].ptx if ptx else "",
         clipped=known.is_clipped,
     )

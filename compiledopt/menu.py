@@ -7,13 +7,26 @@ from typing import Any
 
 # {class: file in algorithms/published}
 PUBLISHED = {
+    "ADOPT": "adopt",
+    "AdEMAMix": "ademamix",
     "AdaBelief": "adabelief",
     "DAdaptAdam": "dadapt_adam",
     "DoG": "dog",
     "Lion": "lion",
     "Prodigy": "prodigy",
+    "AdaBound": "adabound",
+    "Adan": "adan",
+    "DiffGrad": "diffgrad",
+    "Grams": "grams",
+    "LAMB": "lamb",
+    "LARS": "lars",
+    "LaProp": "laprop",
+    "MADGRAD": "madgrad",
     "QHAdam": "qhadam",
+    "RMSpropTF": "rmsprop_tf",
+    "SGDW": "sgdw",
     "Signum": "signum",
+    "StableAdamW": "stable_adamw",
     "Tiger": "tiger",
     "Yogi": "yogi",
 }

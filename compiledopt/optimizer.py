@@ -9,6 +9,7 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import ParamsT
 
 from compiledopt import around
@@ -48,7 +49,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.__module__.startswith(f"{__package__}.algorithms."):
+        if str(cls.__module__).startswith(f"{__package__}.algorithms."):
             cls.__module__ = __package__  # which pickles name: files may move
         constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if constructor is not None:
@@ -209,6 +210,8 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: the parameters and `state`; never a gradient. An exception leaves them as they were.
         Raises: RuntimeError or TypeError, before any write, where a gradient or a state does not fit its parameter.
         """
+        if closure is None and not is_dynamo_compiling() and self._stepper.steady(self):
+            return None
         if type(self).step is not Optimizer.step or not is_observed(self):
             return self._step(closure)
         return _observed_step(self, closure)

@@ -57,6 +57,13 @@ def is_observed(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def observers(optimizer: torch.optim.Optimizer) -> tuple[list[Any], list[tuple[dict[str, Any], list[tuple[str, Any]]]]]:
+    """What native code looks at to see what `is_observed` sees: dicts that are empty then, and (module's dict, (name, value))
+    that hold then; the profiler's own flag is in c10, where a launcher finds it."""
+    own = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    return [*own, _all_pre_hooks, _all_post_hooks], [(vars(torch.autograd.profiler), [("_is_profiler_enabled", False)])]
+
+
 def is_watched_by_dynamo() -> bool:
     """Whether Dynamo looks at the frames that run now, as it does between the parts of a compiled function."""
     module = sys.modules.get("torch._C._dynamo.eval_frame")

@@ -267,14 +267,16 @@ CATALOG: dict[str, Algorithm] = {
 }
 
 
-def _published(name: str, rich: Mapping[str, Any], lr: float = 0.01, more: Mapping[str, Any] | None = None) -> Algorithm:
-    """One of the menu: rich: the options of its richest configuration; more: further configurations."""
+def _published(
+    name: str, rich: Mapping[str, Any], lr: float = 0.01, more: Mapping[str, Any] | None = None, **known: Any
+) -> Algorithm:
+    """One of the menu. rich: the options of its richest configuration; more: further configurations; known: of Algorithm."""
     ours = getattr(compiledopt, name)
     labels = {"default": {}, **(more or {}), "maximize": {"maximize": True}, "all": rich}
     steady = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(ours).parameters else {}
     found = {label: {"lr": lr, **options} for label, options in labels.items()}
     # The same flags as in "all", so that one kernel does for the quick tests.
-    return Algorithm(ours, found, written(ours), promised={**rich, "lr": 5 * lr}, steady=steady)
+    return Algorithm(ours, found, written(ours), promised={**rich, "lr": 5 * lr}, steady=steady, **known)
 
 
 # Those that torch.optim lacks, each against its paper (tests/published.py): tests/test_published.py.
@@ -282,13 +284,62 @@ PUBLISHED: dict[str, Algorithm] = {
     one.name: one
     for one in (
         _published(
+            "ADOPT",
+            {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
+            more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
+        ),
+        _published(
+            "AdEMAMix",
+            {"weight_decay": 0.1, "alpha": 5.0, "alpha_warmup": 20, "beta3_warmup": 30},
+            more={"warm": {"alpha_warmup": 20}},
+        ),
+        _published(
             "AdaBelief",
             {"weight_decay": 0.1, "amsgrad": True, "rectify": False},
             more={"coupled": {"weight_decay": 0.1, "decoupled_decay": False}, "rectified": {"amsgrad": True}},
         ),
+        # It has bounds of its own where its first lr is 0.
+        _published("AdaBound", {"weight_decay": 0.1, "amsbound": True, "gamma": 0.1}, moves_without_rate=True),
+        _published("Adan", {"weight_decay": 0.1, "no_prox": True}, more={"proximal": {"weight_decay": 0.1}}),
+        _published("DiffGrad", {"weight_decay": 0.1}),
+        _published("Grams", {"weight_decay": 0.1}),
+        _published(
+            "LAMB",
+            {"weight_decay": 0.1, "trust_clip": True},
+            more={
+                "plain": {"weight_decay": 0.0, "bias_correction": False, "grad_averaging": False},
+                "decoupled": {"weight_decay": 0.1, "decoupled_decay": True, "always_adapt": True},
+            },
+        ),
+        _published(
+            "LARS",
+            {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.1, "trust_coeff": 0.1},
+            lr=0.1,
+            more={"clip": {"trust_clip": True, "always_adapt": True, "momentum": 0.9, "nesterov": True, "trust_coeff": 0.1}},
+        ),
+        _published("LaProp", {"weight_decay": 0.1}),
         _published("Lion", {"weight_decay": 0.1}),
+        _published(
+            "MADGRAD",
+            {"weight_decay": 0.1, "momentum": 0.8},
+            more={"no_momentum": {"momentum": 0.0, "weight_decay": 0.1, "decoupled_decay": True}},
+            moves_without_rate=True,  # it adds eps to lr
+        ),
         _published("QHAdam", {"weight_decay": 0.1, "nus": (0.7, 0.9)}, more={"decoupled": {"decouple_weight_decay": True}}),
+        _published(
+            "RMSpropTF",
+            {"weight_decay": 0.1, "momentum": 0.9, "centered": True},
+            more={
+                "rate": {"weight_decay": 0.1, "momentum": 0.9, "decoupled_decay": True, "lr_in_momentum": False},
+            },
+        ),
+        _published(
+            "SGDW",
+            {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
+            more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
+        ),
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
+        _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )

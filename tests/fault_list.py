@@ -1152,39 +1152,38 @@ fault(
 )
 fault(
     "triton:alignment-of-pointers",
-    "triton/batch.py",
-    " & (pointers % triton.ALIGNMENT == 0).all(1)",
-    "",
-    "test_triton.py::test_alignment_counts_pointers_and_lengths",
-    "interpreted_captures.py::test_pointers_that_are_not_aligned",
+    "triton/kernels.py",
+    "    if (bits % {alignment} == 0) & (",
+    "    if (",
+    "interpreted_captures.py::test_which_blocks_are_aligned",
 )
 fault(
-    "triton:alignment-of-lengths",
-    "triton/batch.py",
-    "(lengths % triton.ALIGNMENT == 0) & ",
-    "",
-    "test_triton.py::test_alignment_counts_pointers_and_lengths",
+    "triton:alignment-of-the-last-block",
+    "triton/kernels.py",
+    "(xoffset + XBLOCK <= xnumel)",
+    "(xoffset <= xnumel)",
+    "interpreted_captures.py::test_which_blocks_are_aligned",
 )
 fault(
     "triton:last-block-not-cut",
-    "triton/batch.py",
+    "triton/tables.py",
     "(lengths + block - 1) // block",
     "lengths // block",
     interpreted("AdamW-default", False),
 )
 fault(
     "triton:parts-numbered-wrong",
-    "triton/batch.py",
+    "triton/tables.py",
     "counts.cumsum(0) - counts, counts)",
     "counts.cumsum(0), counts)",
     interpreted("AdamW-default", False),
 )
 fault(
-    "triton:alignment-not-looked-at-again",
-    "triton/batch.py",
-    "if all(same[:2]) else self._cut(",
-    "if same[1] else self._cut(",
-    "interpreted_captures.py::test_pointers_that_are_not_aligned",
+    "triton:numbers-filled-once",
+    "triton/tables.py",
+    "elif self.filled != values:",
+    "elif False:",
+    "interpreted_captures.py::test_one_row_of_numbers_needs_no_table",
 )
 fault(
     "triton:bound-of-the-first-group",
@@ -1195,8 +1194,8 @@ fault(
 )
 fault(
     "triton:pointers-of-a-graph-let-go",
-    "triton/batch.py",
-    "        self.kept.append((table, self.lengths, self.rows, self.launches))\n",
+    "triton/tables.py",
+    "        self.kept.append((table, self.lengths, self.rows, self.blocks))\n",
     "",
     "interpreted_captures.py::test_what_a_graph_reads_is_kept",
     "interpreted_captures.py::test_steps_between_a_capture_and_its_first_replay",
@@ -1274,8 +1273,8 @@ fault(
 fault(
     "triton:states-read-as-parameters",
     "triton/kernels.py",
-    'lines.append(f"{name} = {known[index]}")',
-    'lines.append(f"{name} = {known[0]}")',
+    'ast.Name(f"p{index}") if kind == "tensor"',
+    'ast.Name("p0") if kind == "tensor"',
     interpreted("AdamW-default", False),
 )
 

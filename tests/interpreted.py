@@ -10,6 +10,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 import compiledopt
 from compiledopt import schedules
 from compiledopt.backends.triton import batch as device
+from compiledopt.backends.triton import devices, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 
@@ -52,7 +53,6 @@ def test_against_the_for_loop(case, capturable):
                 group["lr"] *= 0.9
     batch = optimizer._plan.batches[0]
     assert type(batch) is (CapturableBatch if capturable else TritonBatch) and optimizer.executor == "compiled"
-    assert {aligned for aligned, *_ in batch.tables.launches} == {True, False}
     effect = rms(flat(reference) - start)
     assert effect > 1e-3 and (flat(mine) - flat(reference)).abs().max() <= 1e-4 * effect
     for p, q in zip(reference, mine, strict=True):
@@ -93,12 +93,12 @@ def test_tables_are_uploaded_only_when_they_change(monkeypatch):
 
     count = []
 
-    def counted(content, where, *dtype, upload=device.upload):
+    def counted(content, where, *dtype, upload=devices.upload):
         count.append(where)
         return upload(content, where, *dtype)
 
-    monkeypatch.setattr(device, "upload", counted)
-    monkeypatch.setattr(capturable, "upload", counted)
+    for module in (tables, capturable):
+        monkeypatch.setattr(module, "upload", counted)
     params = model()
     optimizer = compiledopt.AdamW(params, lr=0.01, compiled=True, capturable=True)
     run(optimizer, params, Gradients(), range(3))
@@ -160,7 +160,7 @@ def test_a_bad_gradient_changes_nothing():
 
 def test_blocks_of_lengths_beyond_int32():
     """The cut counts in 64 bits."""
-    blocks = device.cut(torch.tensor([5, 3 * 2**31]), torch.tensor([True, True]), 1024)
+    blocks = tables.cut(torch.tensor([5, 3 * 2**31]), 1024)
     assert blocks.shape[0] == 1 + 3 * 2**31 // 1024 and blocks[-1].tolist() == [1, 3 * 2**31 // 1024 - 1]
     assert (blocks[-1, 1].item() + 1) * 1024 > 2**32
 
@@ -173,7 +173,8 @@ def test_offsets_beyond_int32():
     pointers, lengths, rows = torch.tensor([param.data_ptr(), grad.data_ptr()]), torch.tensor([100]), torch.tensor([0])
     for part, written in ((2**32 // 1024, 0.0), (0, -1.0)):
         blocks = torch.tensor([[0, part]], dtype=torch.int32)
-        kernel.function[(1,)](pointers, lengths, rows, blocks, table, XBLOCK=1024, ALIGNED=False, num_warps=4)
+        columns = [1.0] * kernel.columns
+        kernel.function[(1,)](pointers, lengths, rows, blocks, table, *columns, ONE_ROW=True, XBLOCK=1024, num_warps=4)
         assert param.tolist() == [written] * 100
 
 
@@ -209,7 +210,7 @@ def test_the_verdict_of_a_scaler_is_read_on_the_device():
 def test_explain_tells_of_the_kernel_that_runs():
     optimizer = compiledopt.AdamW(model(), lr=0.01)
     told = optimizer.explain(source=True)
-    assert "whole_model(pointers" in told and "2 launches per step" in told and optimizer.executor == "compiled"
+    assert "whole_model(pointers" in told and "1 launches per step" in told and optimizer.executor == "compiled"
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -263,11 +264,11 @@ def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
 
 
 def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
-    """Both variants, and the scalar part's kernel, each without writing anything."""
+    """With a row and with a table of scalars, and the scalar part's kernel, each without writing anything."""
     from compiledopt.backends.triton import capturable
 
     launched = []
-    for owner, name in ((device.Tables, "run"), (capturable, "launch_rows")):
+    for owner, name in ((tables.Tables, "run"), (capturable.RowsLaunch, "__call__")):
         original = getattr(owner, name)
 
         def watched(*arguments, original=original, name=name):
@@ -279,4 +280,5 @@ def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
     monkeypatch.setattr(device, "_ready", {})
     params = model()
     run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
-    assert launched == [("run", True), ("launch_rows", True), ("launch_rows", True), ("run", False)]
+    nothing = [("run", True), ("run", True), ("__call__", True)]
+    assert launched == [*nothing, ("__call__", True), ("run", False)]

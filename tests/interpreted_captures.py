@@ -14,7 +14,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 import compiledopt
 from compiledopt.around.clip import Clipping
 from compiledopt.backends.triton import batch as device
-from compiledopt.backends.triton import capturable
+from compiledopt.backends.triton import capturable, devices, tables
+from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 
@@ -312,13 +313,13 @@ def test_out_of_memory_in_any_upload(monkeypatch, on_device):
         params += more
     count, limit = [0], [1 << 30]
 
-    def short(*given, upload=device.upload):
+    def short(*given, upload=devices.upload):
         count[0] += 1
         if count[0] > limit[0]:
             raise torch.OutOfMemoryError("no room")
         return upload(*given)
 
-    for module in (device, capturable):
+    for module in (device, tables, capturable):
         monkeypatch.setattr(module, "upload", short)
     step_both((expected, optimizer), (reference, mine), 0)
     failures = 0
@@ -367,23 +368,51 @@ def test_memory_that_is_short_is_not_a_kernel_that_cannot_run(monkeypatch):
     assert optimizer.executor == "compiled"
 
 
-def test_pointers_that_are_not_aligned():
-    """Lengths that vector loads could serve do not suffice: the pointer of each operand counts."""
-    whole = torch.randn(33)
-    odd, even = torch.nn.Parameter(whole[1:17]), torch.nn.Parameter(torch.randn(16))
-    optimizer = compiledopt.SGD([odd, even], lr=0.1, momentum=0.9, compiled=True)
-    for param in (odd, even):
+def test_which_blocks_are_aligned(monkeypatch):
+    """The pointer of each operand counts, at each step; of a ragged tensor the whole blocks are, and the last one is not."""
+    odd = torch.nn.Parameter(torch.randn(33)[1:17])
+    even, ragged = (torch.nn.Parameter(torch.randn(length)) for length in (16, 2 * 1024 + 3))
+    optimizer = compiledopt.SGD([odd, even, ragged], lr=0.1, momentum=0.9, compiled=True)
+    for param in (odd, even, ragged):
         param.grad = torch.ones_like(param)
     optimizer.step()
-    tables = optimizer._plan.batches[0].tables
+    known, sizes = optimizer._plan.batches[0].triton.function.fn.__globals__, []
 
-    def launched():
-        return {aligned: blocks[:, 0].tolist() for aligned, _, blocks in tables.launches}
+    def watched(*arguments, update=known["update"]):
+        sizes.append(arguments[-1])
+        update(*arguments)
 
-    assert launched() == {True: [1], False: [0]}
-    even.grad = torch.ones(17)[1:]
+    monkeypatch.setitem(known, "update", watched)
+    parts = [triton.PART] * (1024 // triton.PART)
     optimizer.step()
-    assert launched() == {False: [0, 1]}
+    assert sizes == [*parts, 1024, 1024, 1024, *parts]
+    even.grad = torch.ones(17)[1:]
+    sizes.clear()
+    optimizer.step()
+    assert sizes == [*parts, *parts, 1024, 1024, *parts]
+
+
+def test_one_row_of_numbers_needs_no_table(monkeypatch):
+    """Then they are arguments of the kernel; of several rows, what changed is written to where the table is."""
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=False)
+    uploads = []
+    monkeypatch.setattr(tables, "upload", lambda *given: uploads.append(given[1]) or devices.upload(*given))
+    for step in range(5):
+        if step == 2:  # one falls behind
+            mine[1].grad = reference[1].grad = None
+            expected.step()
+            optimizer.step()
+        step_both((expected, optimizer), (reference, mine), step)
+        near(mine, reference)
+        batch = optimizer._plan.batches[0]
+        place = batch.tables.numbers.data_ptr()
+        assert isinstance(batch.columns, torch.Tensor) is (step >= 2)
+        assert step < 2 or batch.columns is batch.tables.numbers
+        uploads.clear()
+        expected.step()
+        optimizer.step()
+        assert uploads == [] and batch.tables.numbers.data_ptr() == place
+    near(mine, reference)
 
 
 def test_more_rows_than_a_block():
@@ -496,7 +525,8 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch, where):
         raise compiledopt.errors.CompileError("no scalar part") if where == "lowered" else PTXASError("no scalar part")
 
     monkeypatch.setattr(device, "_ready", {})
-    monkeypatch.setattr(*((capturable, "_lowered") if where == "lowered" else (capturable, "launch_rows")), refuse)
+    place = (capturable, "_lowered") if where == "lowered" else (capturable.RowsLaunch, "__call__")
+    monkeypatch.setattr(*place, refuse)
     for flags in ({"capturable": True}, {"capturable": True, "compiled": True}):
         optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), **flags)
         Gradients().set(params, 0)

@@ -56,8 +56,8 @@ def build_with(*flags):
 def with_own_team():
     plain = cpp._with_runtime
 
-    def source(file):
-        text = plain(file)
+    def source(*files):
+        text = plain(*files)
         declared = text[text.index('extern "C" {\nvoid GOMP_parallel') : text.index("int omp_get_num_threads();\n}")]
         text = text.replace(f"{declared}int omp_get_num_threads();\n}}", TEAM)
         for name, own in REPLACED.items():

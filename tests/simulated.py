@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiledopt.backends.triton import batch as device
-from compiledopt.backends.triton import capturable
+from compiledopt.backends.triton import batch, capturable, devices
 from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten
@@ -77,7 +76,7 @@ def capture(monkeypatch):
     with monkeypatch.context() as patch:
         unwatched(patch)
         patch.setattr(TritonKernel, "function", property(Launches))
-        for module in (device, capturable):
+        for module in (batch, capturable, devices):
             patch.setattr(module, "is_capturing", lambda _: True)
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

@@ -21,7 +21,7 @@ from compiledopt.step import choose
 def broken(monkeypatch, tmp_path):
     """No kernel in memory, none on disk, but for the launcher, which takes seconds; restored afterwards."""
     cpp.launcher()
-    name = cache.key("launcher", cpp._with_runtime("launcher.cpp"), cpp.LAUNCHER_FLAGS)
+    name = cache.key("launcher", cpp._with_runtime(*cpp.LAUNCHER), cpp.LAUNCHER_FLAGS)
     content = cache.load(f"{name}.so")
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
     cache.store(f"{name}.so", content)

@@ -67,9 +67,11 @@ def test_steps_are_the_papers(case, executor, dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_rule_is_the_papers(case):
     """The traced program and the paper's update are one formula."""
-    optimizer = case.ours(parameters(shapes=[(2,)]))
-    program = traced(optimizer.rule, optimizer.param_groups[0]).program
+    optimizer = case.ours(parameters(shapes=[(2, 2)]))
+    known = traced(optimizer.rule, optimizer.param_groups[0])
+    program = known.program if known.elementwise else known.variant(torch.empty(2, 2)).program
     symbols = {node.name.replace("[", "").replace("]", ""): symbol for node, symbol in symbols_of(program).items()}
+    assert len(set(symbols.values())) == len(symbols), "a letter that two quantities have"
     options = optimizer.param_groups[0].items()
     flags = {name: value for name, value in options if name not in symbols and not isinstance(value, tuple)}
     symbols_and_flags = SimpleNamespace(**flags, **symbols)

@@ -16,7 +16,6 @@ import compiledopt
 from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
-from compiledopt.backends.triton import batch as device
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import tuning
 from compiledopt.rules.options import truthy
@@ -39,42 +38,54 @@ def program_of(case):
 
 
 def test_adams_source():
-    """Inductor's lines, as they were, between our tables and the last store; other versions write the same."""
+    """What stands before Inductor's lines; other versions write the same."""
     from expecttest import assert_expected_inline
 
     case = next(c for c in CASES if str(c) == "AdamW-default")
     source = triton.kernel(program_of(case), [torch.float32] * 4).source
     assert_expected_inline(
-        re.sub(r"    (in|out)_ptr\d+ = scalars.*\n", "", source.split("@triton.jit\n")[1].split("    xindex =")[0]),
+        source.split("(do_not_specialize=")[1],
         """\
-def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+['pointers', 'lengths', 'rows', 'blocks', 'table', 'c0', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6'])
+def whole_model(pointers, lengths, rows, blocks, table, c0: "fp32", c1: "fp32", c2: "fp32", c3: "fp32", c4: "fp32", c5: "fp32", c6: "fp32", ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
-    scalars = table + tl.load(rows + tensor).to(tl.int64) * 7
     xnumel = tl.load(lengths + tensor)
-    if ALIGNED:
-        xnumel = tl.multiple_of(xnumel, 16)
-    in_ptr2 = tl.load(pointers + tensor * 4 + 1).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        in_ptr2 = tl.multiple_of(in_ptr2, 16)
-    in_ptr3 = tl.load(pointers + tensor * 4 + 2).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        in_ptr3 = tl.multiple_of(in_ptr3, 16)
-    in_ptr6 = tl.load(pointers + tensor * 4 + 3).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        in_ptr6 = tl.multiple_of(in_ptr6, 16)
-    in_ptr9 = tl.load(pointers + tensor * 4 + 0).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        in_ptr9 = tl.multiple_of(in_ptr9, 16)
-    out_ptr3 = in_ptr3
-    out_ptr4 = in_ptr6
-    out_ptr6 = in_ptr9
-""",
+    a0 = tl.load(pointers + tensor * 4 + 0)
+    a1 = tl.load(pointers + tensor * 4 + 1)
+    a2 = tl.load(pointers + tensor * 4 + 2)
+    a3 = tl.load(pointers + tensor * 4 + 3)
+    if ONE_ROW:
+        s0 = c0
+        s1 = c1
+        s2 = c2
+        s3 = c3
+        s4 = c4
+        s5 = c5
+        s6 = c6
+    else:
+        scalars = table + tl.load(rows + tensor) * 7
+        s0 = tl.load(scalars + 0)
+        s1 = tl.load(scalars + 1)
+        s2 = tl.load(scalars + 2)
+        s3 = tl.load(scalars + 3)
+        s4 = tl.load(scalars + 4)
+        s5 = tl.load(scalars + 5)
+        s6 = tl.load(scalars + 6)
+    bits = a0 | a1 | a2 | a3
+    if (bits % 16 == 0) & ((xnumel % 16 == 0) | (xoffset + XBLOCK <= xnumel)):
+        update(tl.multiple_of(a0.to(tl.pointer_type(tl.float32)), 16), tl.multiple_of(a1.to(tl.pointer_type(tl.float32)), 16), tl.multiple_of(a2.to(tl.pointer_type(tl.float32)), 16), tl.multiple_of(a3.to(tl.pointer_type(tl.float32)), 16), s0, s1, s2, s3, s4, s5, s6, xoffset, xnumel // 16 * 16, XBLOCK)
+    else:
+        for part in range(0, XBLOCK, 256):
+            update(a0.to(tl.pointer_type(tl.float32)), a1.to(tl.pointer_type(tl.float32)), a2.to(tl.pointer_type(tl.float32)), a3.to(tl.pointer_type(tl.float32)), s0, s1, s2, s3, s4, s5, s6, xoffset + part, xnumel, 256)
+""",  # noqa: E501
     )
+    body = source.split("@triton.jit\n")[1]
+    assert [line.split(" = ")[0] for line in body.splitlines()[1:4]] == ["    xindex", "    xmask", "    x0"]
 
 
 def loads_and_stores(source):
-    return len(re.findall(r"tl\.load\(\w+ \+ x0", source)), len(re.findall(r"tl\.store\(\w+ \+ x0", source))
+    return len(re.findall(r"tl\.load\(p\d+ \+ x0", source)), len(re.findall(r"tl\.store\(p\d+ \+ x0", source))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -110,11 +121,11 @@ def test_ptx_of_a_schedule(arch):
     scalars = scalar_program(program)
     rows = triton.rows_kernel(scalars, triton.usual_dtypes(scalars, {"step", "n_averaged"}))
     assert rows.source.count("@triton.jit") == 1 and "cos(" in rows.source
-    built = triton.build_for(rows, arch, aligned=False, block=128)
+    built = triton.build_for(rows, arch, block=128)
     assert built.spills == 0 and "f64" in built.ptx
     kernel = triton.kernel(program, [torch.float32] * len(program.tensors))
     assert loads_and_stores(kernel.source) == (5, 4)
-    model = triton.build_for(kernel, arch, aligned=True)
+    model = triton.build_for(kernel, arch)
     assert (model.vector_loads, model.vector_stores, model.spills) == (10, 8, 0)
 
 
@@ -122,24 +133,23 @@ def test_ptx_of_a_schedule(arch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [c for c in ELEMENTWISE if c.label in ("default", "amsgrad", "all")], ids=str)
 def test_ptx(case, dtype, arch):
-    """Vector loads and stores of every tensor where pointers and lengths are aligned, and nothing spilled."""
+    """Vector loads and stores of every tensor for blocks that are aligned, and nothing spilled."""
     program = program_of(case)
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     loads, stores = loads_and_stores(kernel.source)
-    aligned = triton.build_for(kernel, arch, aligned=True)
+    one_row, table = (triton.build_for(kernel, arch, one_row=which) for which in (True, False))
     # 1024 elements by 128 threads: 8 each, of 4 bytes in two vectors of 16 bytes, of 2 bytes in one.
     vectors = 2 if dtype is torch.float32 else 1
-    assert (aligned.vector_loads, aligned.vector_stores) == (vectors * loads, vectors * stores)
-    assert aligned.spills == 0 and aligned.registers < 128
-    general = triton.build_for(kernel, arch, aligned=False)
-    assert general.vector_stores == 0 and general.spills == 0
+    for built in (one_row, table):
+        assert (built.vector_loads, built.vector_stores) == (vectors * loads, vectors * stores)
+        assert built.spills == 0 and built.registers <= 80  # six blocks of 128 threads on a processor at least
 
 
 def test_half_types_are_rounded_once():
     case = next(c for c in CASES if str(c) == "AdamW-default")
     for dtype, word in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):
         kernel = triton.kernel(program_of(case), [dtype] * 4)
-        ptx = triton.build_for(kernel, 90, aligned=False).ptx
+        ptx = triton.build_for(kernel, 90).ptx
         assert f"cvt.rn.{word}" in ptx and "sqrt.rn.f32" in ptx
 
 
@@ -178,7 +188,7 @@ def test_in_the_interpreter(file):
 def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_90", "--json", "--ptx", "--source"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["kernels"] == 1 and told["launches_per_step"] == 2 and told["spills"] == 0 and told["registers"] > 8
+    assert told["kernels"] == 1 and told["launches_per_step"] == 1 and told["spills"] == 0 and told["registers"] > 8
     assert told["vector_loads"] == 2 * told["loads_per_element"] and told["vector_stores"] == 2 * told["stores_per_element"]
     assert ".target sm_90" in told["ptx"] and "whole_model" in told["source"] and not told["measured"]
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
@@ -249,12 +259,6 @@ def test_numbers_on_a_device_are_not_read_for_branches():
         group, rule = optimizer.param_groups[0], optimizer.rule
         group[branch] = there
         assert rule.read(group).flags and branch in [node.name for node in traced(rule, group).program.inputs]
-
-
-def test_alignment_counts_pointers_and_lengths():
-    pointers = torch.tensor([[256, 512], [260, 512], [256, 516], [256, 512], [256, 512]])
-    lengths = torch.tensor([32, 32, 32, 33, 0])
-    assert device.aligned_ones(pointers, lengths).tolist() == [True, False, False, False, True]
 
 
 def test_the_operator_is_left_out_of_cuda_graphs():

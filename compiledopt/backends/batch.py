@@ -25,6 +25,7 @@ from compiledopt.rules.traced import Traced, Variant
 Value = torch.Tensor | float
 TotalOf = tuple[str, int | None]  # a total by its name, and the group that it is summed over, if it is one
 Unchanged = Callable[[Any, Any, Any, Any, Any], bool]
+Steady = Callable[[Any], bool]  # takes a step of an optimizer; False, with nothing written, where anything changed
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ class Batch(ABC):
         """How a plan looks whether it was made for these groups, parameters and states."""
         return unchanged
 
+    @property
+    def steady(self) -> Callable[[Standing], Steady | None] | None:
+        """What makes one call of all further steps of a plan whose batches are all of this kind, or None."""
+        return None
+
 
 def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -> bool:
     now = list(chain.from_iterable(group["params"] for group in groups))
@@ -172,6 +178,26 @@ def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -
         and all(map(is_, state.values(), states))
         and all(param.grad is None for param in waiting)
     )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A plan that just ran, and all that would make another step different, beside the tensors. own: of each group,
+    its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
+    attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
+    empty: dicts that are empty while nobody looks at steps."""
+
+    batches: Sequence[Batch]
+    own: Sequence[Rule]
+    rules: Sequence[Rule]
+    groups: list[dict[str, Any]]
+    params: list[torch.Tensor]
+    state: MutableMapping[torch.Tensor, Any]
+    states: list[Any]
+    waiting: list[torch.Tensor]
+    attributes: Sequence[tuple[str, Any]]
+    modules: Sequence[tuple[dict[str, Any], Sequence[tuple[str, Any]]]]
+    empty: Sequence[Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,20 @@ LETTERS = {
     "beta2_weight": "w_2",
     "nus[0]": "nu_1",
     "nus[1]": "nu_2",
+    "betas[2]": "beta_3",
+    "gamma": "rho",  # γ is the learning rate
+    "final_lr": "Gamma",
+    "base_lr": "gamma_0",
+    "previous_grad": "g_prev",
+    "exp_avg_lr_1": "c_1",
+    "exp_avg_lr_2": "c_2",
+    "grad_sum_sq": "v",
+    "x0": "theta_0",
+    "exp_avg_diff": "e",
+    "exp_avg_fast": "m_1",
+    "exp_avg_slow": "m_2",
+    "clip_exp": "p",
+    "trust_coeff": "tau",
 }
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,

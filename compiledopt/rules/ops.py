@@ -30,6 +30,8 @@ def _power(a: float, b: float) -> float:
     except ZeroDivisionError:
         return math.inf
     except OverflowError:
+        if a < 0 and b % 1:  # of a complex number
+            return math.nan
         return math.inf if a > 0 or b % 2 == 0 else -math.inf
     return math.nan if isinstance(value, complex) else value
 

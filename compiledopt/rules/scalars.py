@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from compiledopt.rules.ops import OPS
@@ -33,3 +33,38 @@ def scalar_function(program: Program) -> Callable[..., tuple[list[float], list[f
     namespace: dict[str, Any] = {name: op.number for name, op in OPS.items()}
     exec(compile(scalar_source(program), f"<scalar part of {program.rule}>", "exec"), namespace)
     return namespace["scalars"]  # type: ignore[no-any-return]
+
+
+# (number of inputs, constants, (operation, and the places of its operands), places of the columns, places of the 0-dim states)
+# of values: the inputs, the constants, then one for each operation.
+Lines = tuple[int, tuple[float, ...], tuple[tuple[str, int, int, int], ...], tuple[int, ...], tuple[int, ...]]
+
+
+def scalar_lines(program: Program, known: Collection[str]) -> Lines | None:
+    """The scalar part for who knows these operations, on float64 alone; None where that would not be the same."""
+    places: dict[Any, int] = {node: index for index, node in enumerate(program.scalars)}
+    inputs = len(places)
+    numbers = [arg for node in program.scalar_part for arg in node.args if not isinstance(arg, Node)]
+    constants = {_key(number): number for number in numbers}
+    places |= {key: inputs + index for index, key in enumerate(constants)}
+    lines: list[tuple[str, int, int, int]] = []
+    for node in program.scalar_part:
+        op = OPS[node.op]
+        # Arithmetic of truths or integers alone is that of integers, which have no -0.
+        integers = all(isinstance(arg, int) or (isinstance(arg, Node) and _is_truth(arg)) for arg in node.args)
+        if node.op not in known or (integers and not op.boolean):
+            return None
+        first, second, third = ([places[_key(arg)] for arg in node.args] * 3)[:3]
+        lines.append((node.op, first, second, third))
+        places[node] = inputs + len(constants) + len(lines) - 1
+    columns, states = (tuple(map(places.__getitem__, of)) for of in (program.columns, program.scalar_outputs.values()))
+    return inputs, tuple(map(float, constants.values())), tuple(lines), columns, states
+
+
+def _is_truth(node: Node) -> bool:
+    return node.op != "input" and OPS[node.op].boolean
+
+
+def _key(arg: Node | float) -> Any:
+    """0.0 and -0.0 are two constants, and NaN is one."""
+    return arg if isinstance(arg, Node) else (type(arg), repr(arg))

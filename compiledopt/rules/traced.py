@@ -39,7 +39,7 @@ class ScalarPart:
         self.scalar_names = scalar_names
         # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
         places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
-        self._inputs = [(places.get(node.name, -1), _is_of_step(node), node.name) for node in program.scalars]
+        self.inputs = [(places.get(node.name, -1), _is_of_step(node), node.name) for node in program.scalars]
 
     @cached_property
     def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
@@ -48,7 +48,7 @@ class ScalarPart:
     def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
         """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states)."""
         return self._function(
-            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self._inputs]
+            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self.inputs]
         )
 
 

@@ -27,7 +27,7 @@ class Seen:
         self.due = around.due(self.rule, self.group)
         self.names, self.values = tuple(dict.keys(self.group)), tuple(dict.values(self.group))
         # What may change in place is read anew at each step: lists, and tensors on whose being zero a program depends.
-        others = [value for name, value in zip(self.names, self.values, strict=True) if name != "params"]
+        others = [value for name, value in zip(self.names, self.values, strict=True) if name not in ("params", "param_names")]
         branching = [self.group[name] for name in self.rule.branches if name in self.group]
         self.fixed = not any(isinstance(value, (list, dict)) for value in others)
         self.fixed &= all(isinstance(value, (float, int)) for value in branching)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Entry
+from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
@@ -16,6 +16,7 @@ from compiledopt.step.foresee import foresee
 from compiledopt.step.owner import Owner
 from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
+from compiledopt.step.steady import Steadying, never
 from compiledopt.step.totals import give_shared
 from compiledopt.torch_private import watched_by
 
@@ -35,14 +36,16 @@ class Stepped(Protocol):
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
-    plan: the one at work; kept: those before it that may fit again, the latest first; captured: batches of earlier ones that
-    captured graphs read; fresh: parameters whose states were made before their first update; reasons: fallbacks that were
-    told of; told: schedules that ended and were told of.
+    plan: the one at work; steady: takes a step of it natively, where it can; kept: plans before it that may fit again, the
+    latest first; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made before
+    their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:
         self.plan: Plan | None = None
-        self.kept: list[Plan] = []
+        self.steady: Steady = never
+        self.kept: list[tuple[Plan, Steadying]] = []
+        self._steadying = Steadying()
         self.captured = captured or []
         self.scaling: around.Scaling | None = None
         self.clipping: around.Clipping | None = None
@@ -59,6 +62,7 @@ class Stepper:
 
     def step(self, optimizer: Stepped) -> None:
         """Raises: RuntimeError or TypeError, before any write, for what cannot be updated."""
+        self.steady = never  # what Python does now, it does not know of
         watched = watched_by()
         if watched is not None:
             self._step_watched(optimizer, watched)
@@ -70,15 +74,21 @@ class Stepper:
         plan = self.plan
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
             self._run_other_plan(optimizer, scaling)
+        else:
+            self.steady = self._steadying.after(optimizer, plan)
 
     def _run_other_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         """A step that the plan at work does not fit: by one of those before it, where a flag turned back, or a new one."""
-        for plan in self.kept:
+        for plan, steadying in self.kept:
             if plan.owner.scaling is scaling and plan.fits(optimizer.state) and plan.run():
-                kept = [other for other in (self.plan, *self.kept) if other is not None and other is not plan]
-                self.plan, self.kept, self.clipping = plan, kept, plan.owner.clipping
+                self.kept = [(other, its) for other, its in self._plans() if other is not plan]
+                self.plan, self._steadying, self.clipping = plan, steadying, plan.owner.clipping
                 return
         self._run_new_plan(optimizer, scaling)
+
+    def _plans(self) -> list[tuple[Plan, Steadying]]:
+        """That at work, and those that are kept."""
+        return self.kept if self.plan is None else [(self.plan, self._steadying), *self.kept]
 
     def _step_watched(self, optimizer: Stepped, watched: str) -> None:
         """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
@@ -90,13 +100,13 @@ class Stepper:
 
     def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
-        before = [*self.kept] if self.plan is None else [self.plan, *self.kept]
-        self.plan, self.kept = None, []
+        before = self._plans()
+        self.plan, self.kept, self._steadying = None, [], Steadying()
         self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
         self.plan = plan = self._make_plan(optimizer, scaling, self.clipping)
         if not plan.run():
             raise RuntimeError(f"{type(optimizer).__name__}: parameters, gradients or states changed during the step")
-        self.kept = [other for other in before if other.is_of(optimizer.param_groups, optimizer.state)][:KEPT]
+        self.kept = [one for one in before if one[0].is_of(optimizer.param_groups, optimizer.state)][:KEPT]
 
     def _make_plan(
         self,
@@ -172,6 +182,7 @@ class Stepper:
 
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
+        self.steady = never
         groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
         wanted = [(program, param, group) for program, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import TotalOf, Value, over_processes, total_of
+from compiledopt.backends.batch import Standing, Steady, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.cpp import kernels
+from compiledopt.backends.cpp.steady import steady
 from compiledopt.backends.gathered import GatheredBatch
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.rules.traced import Measurement
@@ -31,6 +32,10 @@ class CppBatch(GatheredBatch):
             self.squared = kernels.squares_kernel(self.dtypes[1].to_real())
         self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
         return self._native_plan(self.kernel.address, self.dtypes)
+
+    @property
+    def steady(self) -> Callable[[Standing], Steady | None] | None:
+        return steady
 
     def squares(self) -> Value:
         (squares,) = self.native.sums(self.squared.address, (GRAD,), 1, None, 0, torch.get_num_threads())

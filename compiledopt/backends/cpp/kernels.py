@@ -32,7 +32,8 @@ HERE = Path(__file__).parent
 # kernel, and hinder the vectorizer.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
-LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20")
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off")
+LAUNCHER = ("numbers.h", "launcher.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -357,7 +358,7 @@ def launcher() -> ModuleType:
 
 
 def _make_launcher() -> ModuleType:
-    source = _with_runtime("launcher.cpp")
+    source = _with_runtime(*LAUNCHER)
     name = cache.key("launcher", source, LAUNCHER_FLAGS)
     content = cache.load(f"{name}.so")
     if content is None:
@@ -379,8 +380,8 @@ def _build_launcher(name: str, source: str) -> bytes:
     return content
 
 
-def _with_runtime(file: str) -> str:
-    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", file))
+def _with_runtime(*files: str) -> str:
+    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", *files))
 
 
 def _openmp(libraries: Path) -> list[str]:

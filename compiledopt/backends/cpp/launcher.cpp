@@ -7,6 +7,8 @@
 
 #include <c10/core/TensorImpl.h>
 #include <c10/core/UndefinedTensorImpl.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
 #include <array>
@@ -18,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-// shared.h and runtime.h stand before this file: kernels.py joins them.
+// shared.h, runtime.h and numbers.h stand before this file, steady.cpp and module.cpp after it: kernels.py joins them.
 namespace {
 
 using c10::TensorImpl;
@@ -240,6 +242,7 @@ struct Plan {
   std::vector<Owned> keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry> entries;
   int most_row = -1;
+  int64_t layout = 0;  // another one after each change of the rows
 
   // What `gather` found, for `launch`.
   Stage stage = kNothing;
@@ -294,28 +297,36 @@ struct Plan {
 };
 
 // The scalars of a step. A row is [columns the kernel reads | scalar states as they must be | scalar states as they become].
-class Table {
+struct Rows {
+  explicit Rows(const Plan& plan) : width(plan.width()), scalars(plan.scalar_states), of_kernel(plan.columns) {}
+
+  const double* columns(int32_t row) const { return numbers + int64_t{row} * width; }
+  double expected(int32_t row, int k) const { return columns(row)[of_kernel + k]; }
+  double fresh(int32_t row, int k) const { return columns(row)[of_kernel + scalars + k]; }
+
+  const double* numbers = nullptr;
+  int width, scalars, of_kernel;
+};
+
+// Rows that Python computed.
+class Table : public Rows {
  public:
-  Table(const Plan& plan, PyObject* object) : width_(plan.width()), columns_(plan.columns), scalars_(plan.scalar_states) {
+  Table(const Plan& plan, PyObject* object) : Rows(plan) {
     require(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0);
-    const int64_t needed = (plan.most_row + int64_t{1}) * width_ * int64_t{sizeof(double)};
+    numbers = static_cast<const double*>(view_.buf);
+    const int64_t needed = (plan.most_row + int64_t{1}) * width * int64_t{sizeof(double)};
     const bool aligned = reinterpret_cast<uintptr_t>(view_.buf) % alignof(double) == 0;
     if (needed == 0 || (view_.len >= needed && aligned) || (plan.device_scalars && !plan.kernel)) return;
     PyErr_Format(PyExc_ValueError, "a table of %zd bytes, where %lld rows of %d float64 are needed", view_.len,
-                 static_cast<long long>(plan.most_row + int64_t{1}), width_);
+                 static_cast<long long>(plan.most_row + int64_t{1}), width);
     PyBuffer_Release(&view_);
     throw PythonError();
   }
   Table(const Table&) = delete;
   ~Table() { PyBuffer_Release(&view_); }
 
-  const double* columns(int32_t row) const { return static_cast<const double*>(view_.buf) + int64_t{row} * width_; }
-  double expected(int32_t row, int k) const { return columns(row)[columns_ + k]; }
-  double fresh(int32_t row, int k) const { return columns(row)[columns_ + scalars_ + k]; }
-
  private:
   Py_buffer view_{};
-  int width_, columns_, scalars_;
 };
 
 // ---- gather ----
@@ -371,7 +382,7 @@ void fetch_entry(Plan& plan, int64_t index) {
 }
 
 // Whether the 0-dim states can be used, and are what their row of the table says.
-Status check_scalars(const Plan& plan, const Found& found, const Table* table, int32_t row) {
+Status check_scalars(const Plan& plan, const Found& found, const Rows* table, int32_t row) {
   for (int k = 0; k < plan.scalar_states; ++k) {
     const TensorImpl* scalar = found.scalar(k);
     if (plan.device_scalars) {
@@ -390,7 +401,7 @@ Status check_scalars(const Plan& plan, const Found& found, const Table* table, i
 
 // What a gather reads besides the plan. staged: gradients that stand in for those of the parameters, or null.
 struct Given {
-  const Table* table;
+  const Rows* table;
   PyObject* staged;
 };
 
@@ -470,7 +481,7 @@ void fetch_data(const Plan& plan, size_t i) {
 }
 
 // The share [begin, end) of the concatenation of all tensors, piece by piece.
-void run_share(const Plan& plan, const Table& table, int64_t begin, int64_t end) {
+void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
   const auto& starts = plan.starts;
   size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
   void* pieces[kMostTensors];
@@ -486,7 +497,7 @@ void run_share(const Plan& plan, const Table& table, int64_t begin, int64_t end)
 }
 
 // The new 0-dim states, and the version counters that tell autograd of a write.
-void commit_range(const Plan& plan, const Table& table, int64_t begin, int64_t end) {
+void commit_range(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     if (!plan.has_gradient(i)) continue;
     const Found found = plan.found(i);
@@ -497,7 +508,7 @@ void commit_range(const Plan& plan, const Table& table, int64_t begin, int64_t e
   }
 }
 
-void run_all(const Plan& plan, const Table& table, int threads) {
+void run_all(const Plan& plan, const Rows& table, int threads) {
   const int64_t total = plan.elements(), count = plan.count();
   threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, count / kEntriesPerThread)));
   if (threads <= 1) {
@@ -744,6 +755,7 @@ Owned plan_set_row(Plan& plan, PyObject* args) {
   require(PyArg_ParseTuple(args, "ii", &index, &row));
   if (index < 0 || index >= plan.count() || row < 0) fail(PyExc_IndexError, "no such entry, or a row below 0");
   plan.entries[index].row = row;
+  ++plan.layout;
   plan.most_row = std::max(plan.most_row, row);
   return none();
 }
@@ -751,6 +763,7 @@ Owned plan_set_row(Plan& plan, PyObject* args) {
 // An entry without a row makes `gather` say that the rows differ as soon as it has a gradient.
 Owned plan_forget_rows(Plan& plan, PyObject*) {
   for (Entry& entry : plan.entries) entry.row = -1;
+  ++plan.layout;
   plan.most_row = -1;
   plan.stage = std::min(plan.stage, kSeen);
   return none();
@@ -761,45 +774,55 @@ Owned plan_release(Plan& plan, PyObject*) {
   return none();
 }
 
-// ---- a plan as a Python object ----
+// ---- objects of Python's ----
 
-struct PlanObject {
+template <class T> struct Object {
   PyObject_HEAD
-  Plan plan;
+  T value;
 };
 
-Plan& plan_of(PyObject* self) { return reinterpret_cast<PlanObject*>(self)->plan; }
+template <class T> T& value_of(PyObject* self) { return reinterpret_cast<Object<T>*>(self)->value; }
 
-template <Owned (*body)(Plan&, PyObject*)> PyObject* method(PyObject* self, PyObject* args) {
-  return guarded([&] {
-    Plan& plan = plan_of(self);
-    if (plan.busy) fail(PyExc_RuntimeError, "another thread is in a step of this optimizer; one at a time may step it");
-    return body(plan, args);
-  });
+template <class T> Owned object_of(PyTypeObject* type, T&& value) {
+  static_assert(std::is_nothrow_move_constructible_v<T>);
+  Owned self = Owned::checked(type->tp_alloc(type, 0));
+  new (&value_of<T>(self.get())) T(std::move(value));
+  return self;
 }
 
+template <class T> void dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  value_of<T>(self).~T();
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+template <class T, Owned (*body)(T&, PyObject*)> PyObject* method(PyObject* self, PyObject* args) {
+  return guarded([&] { return body(value_of<T>(self), args); });
+}
+
+template <Owned (*body)(Plan&, PyObject*)> Owned alone(Plan& plan, PyObject* args) {
+  if (plan.busy) fail(PyExc_RuntimeError, "another thread is in a step of this optimizer; one at a time may step it");
+  return body(plan, args);
+}
+
+template <Owned (*body)(Plan&, PyObject*)> constexpr PyCFunction plan_method = method<Plan, alone<body>>;
+
 int plan_clear(PyObject* self) {
-  const std::vector<Entry> dropped = std::move(plan_of(self).entries);
-  plan_of(self).entries.clear();
-  plan_of(self).release();
+  const std::vector<Entry> dropped = std::move(value_of<Plan>(self).entries);
+  value_of<Plan>(self).entries.clear();
+  value_of<Plan>(self).release();
   return 0;
 }
 
 int plan_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  for (const Entry& entry : plan_of(self).entries) {
+  for (const Entry& entry : value_of<Plan>(self).entries) {
     Py_VISIT(entry.param.get());
     Py_VISIT(entry.state.get());
   }
   return 0;
-}
-
-void plan_dealloc(PyObject* self) {
-  PyObject_GC_UnTrack(self);
-  plan_of(self).~Plan();
-  PyTypeObject* type = Py_TYPE(self);
-  type->tp_free(self);
-  Py_DECREF(type);
 }
 
 // ---- making a plan ----
@@ -881,126 +904,33 @@ Plan described(PyObject* args, PyObject* named) {
 }
 
 PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject* named) {
-  static_assert(std::is_nothrow_move_constructible_v<Plan>);
-  return guarded([&] {
-    Plan plan = described(args, named);
-    Owned self = Owned::checked(type->tp_alloc(type, 0));
-    new (&plan_of(self.get())) Plan(std::move(plan));
-    return self;
-  });
+  return guarded([&] { return object_of(type, described(args, named)); });
 }
 
 PyMethodDef plan_methods[] = {
-    {"gather", method<plan_gather>, METH_VARARGS,
+    {"gather", plan_method<plan_gather>, METH_VARARGS,
      "gather(table or None, threads, staged or None) -> 0 ready, 1 rows differ, 2 the plan no longer fits"},
-    {"launch", method<plan_launch>, METH_VARARGS, "launch(table, threads): run the kernel over what gather found, and commit"},
-    {"active", method<plan_active>, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
-    {"set_row", method<plan_set_row>, METH_VARARGS, "set_row(entry, row)"},
-    {"forget_rows", method<plan_forget_rows>, METH_NOARGS, "forget_rows(): no entry has a row"},
-    {"tables", method<plan_tables>, METH_NOARGS,
+    {"launch", plan_method<plan_launch>, METH_VARARGS, "launch(table, threads): run the kernel over what gather found, and commit"},
+    {"active", plan_method<plan_active>, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
+    {"set_row", plan_method<plan_set_row>, METH_VARARGS, "set_row(entry, row)"},
+    {"forget_rows", plan_method<plan_forget_rows>, METH_NOARGS, "forget_rows(): no entry has a row"},
+    {"tables", plan_method<plan_tables>, METH_NOARGS,
      "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
-    {"shapes", method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
-    {"hold", method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
-    {"commit", method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
-    {"sums", method<plan_sums>, METH_VARARGS,
+    {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
+    {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
+    {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
+    {"sums", plan_method<plan_sums>, METH_VARARGS,
      "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},
-    {"release", method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
+    {"release", plan_method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot plan_slots[] = {{Py_tp_new, reinterpret_cast<void*>(plan_new)},
-                            {Py_tp_dealloc, reinterpret_cast<void*>(plan_dealloc)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Plan>)},
                             {Py_tp_traverse, reinterpret_cast<void*>(plan_traverse)},
                             {Py_tp_clear, reinterpret_cast<void*>(plan_clear)},
                             {Py_tp_methods, plan_methods},
                             {0, nullptr}};
-PyType_Spec plan_spec = {"compiledopt_launcher.Plan", sizeof(PlanObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+PyType_Spec plan_spec = {"compiledopt_launcher.Plan", sizeof(Object<Plan>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
                          plan_slots};
 
-// ---- the functions of the module ----
-
-// Whether the parameters of all groups are these, in this order.
-bool same_params(PyObject* groups, PyObject* params) {
-  Py_ssize_t at = 0;
-  const Py_ssize_t count = PyList_GET_SIZE(params);
-  for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) {
-    PyObject* group = PyList_GET_ITEM(groups, g);
-    PyObject* list = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key) : nullptr;
-    require(list || !PyErr_Occurred());
-    if (!list || !PyList_Check(list) || at + PyList_GET_SIZE(list) > count) return false;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
-      if (PyList_GET_ITEM(list, i) != PyList_GET_ITEM(params, at++)) return false;
-  }
-  return at == count;
-}
-
-bool same_states(PyObject* state, PyObject* states) {
-  if (PyDict_GET_SIZE(state) != PyList_GET_SIZE(states)) return false;
-  Py_ssize_t position = 0, index = 0;
-  PyObject *key, *value;
-  while (PyDict_Next(state, &position, &key, &value))
-    if (value != PyList_GET_ITEM(states, index++)) return false;
-  return true;
-}
-
-bool no_gradients(PyObject* params) {
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
-    TensorImpl* const param = tensor_impl(PyList_GET_ITEM(params, i));
-    if (!param) fail(PyExc_TypeError, "waiting: parameters without a gradient");
-    if (gradient_of(param)) return false;
-  }
-  return true;
-}
-
-// Whether the optimizer still has the parameters and the state dicts that its plan was made from.
-PyObject* unchanged(PyObject*, PyObject* args) {
-  return guarded([&] {
-    PyObject *groups, *params, *state, *states, *waiting;
-    require(PyArg_ParseTuple(args, "O!O!O!O!O!", &PyList_Type, &groups, &PyList_Type, &params, &PyDict_Type, &state,
-                             &PyList_Type, &states, &PyList_Type, &waiting));
-    return truth(same_params(groups, params) && same_states(state, states) && no_gradients(waiting));
-  });
-}
-
-bool finds_tensors_at(size_t offset, PyObject* tensor, unsigned long long address) {
-  TensorImpl* const impl = impl_at(tensor, offset);
-  if (reinterpret_cast<uintptr_t>(impl) < 4096 || reinterpret_cast<uintptr_t>(impl) % alignof(TensorImpl)) return false;
-  return reinterpret_cast<unsigned long long>(impl->data()) == address;
-}
-
-// probe(tensor, its data_ptr(), Tensor, Parameter): finds where this build of torch keeps the TensorImpl* in a Python
-// tensor. In torch 2.11 to 2.13 it follows the object's head; older ones had a flag before it.
-PyObject* probe(PyObject*, PyObject* args) {
-  return guarded([&] {
-    PyObject *tensor, *base, *parameter;
-    unsigned long long address;
-    require(PyArg_ParseTuple(args, "OKO!O!", &tensor, &address, &PyType_Type, &base, &PyType_Type, &parameter));
-    if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(base))) fail(PyExc_TypeError, "probe takes a tensor");
-    for (size_t offset : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
-      if (!finds_tensors_at(offset, tensor, address)) continue;
-      tensor_offset = offset;
-      plain_keys = impl_at(tensor, offset)->key_set().raw_repr();
-      tensor_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(base));
-      parameter_type = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter));
-      return truth(true);
-    }
-    return truth(false);
-  });
-}
-
-PyMethodDef functions[] = {{"unchanged", unchanged, METH_VARARGS, "whether groups, parameters and states are the same"},
-                           {"probe", probe, METH_VARARGS, "find the layout of this torch's tensors"},
-                           {nullptr, nullptr, 0, nullptr}};
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiledopt_launcher", nullptr, -1, functions};
-
 }  // namespace
-
-PyMODINIT_FUNC PyInit_compiledopt_launcher() {
-  return guarded([] {
-    Owned key = Owned::checked(PyUnicode_InternFromString("params"));
-    Owned self = Owned::checked(PyModule_Create(&module));
-    Owned type = Owned::checked(PyType_FromSpec(&plan_spec));
-    require(PyModule_AddObjectRef(self.get(), "Plan", type.get()) == 0);
-    params_key = key.release();
-    return self;
-  });
-}

@@ -84,6 +84,10 @@ class ReducingBatch(CppBatch):
         self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `work` is for
         return self._native_plan(0, self.dtypes)
 
+    @property
+    def steady(self) -> None:
+        return None
+
     def prepare(self) -> bool:
         """Read and check every tensor, and take the memory for what is kept between passes; nothing is written."""
         if not super().prepare():

@@ -64,9 +64,9 @@ class TritonBackend(GatheredBackend):
         return CapturableBatch(entries, context) if there else TritonBatch(entries, context)
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
-        """Of tensors that vector loads can serve, and of the others, one launch each; and the scalar part's."""
+        """One launch, and one more where the scalar part is on the device."""
         first = entries[0]
         program = first.traced.program
         kernel, scalars = kernels.kernel(program, kernel_dtypes(first.dtypes())), scalar_source(program)
-        calls = 2 + is_on_device(first.traced, group, first.param, first.state)
+        calls = 1 + is_on_device(first.traced, group, first.param, first.state)
         return Description(calls, 1, 1, *bytes_moved(first), program, lambda: f"{scalars}\n\n{kernel.source}")

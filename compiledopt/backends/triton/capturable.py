@@ -17,23 +17,14 @@ from compiledopt.backends.batch import Context
 from compiledopt.backends.gathered import READY
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.batch import (
-    FIRST,
-    TritonBatch,
-    is_capturing,
-    made_ready,
-    on_device,
-    ordinary,
-    synchronize,
-    upload,
-    used_on_this_stream,
-)
-from compiledopt.backends.triton.tuning import DEFAULT, Config
+from compiledopt.backends.triton.batch import FIRST, TritonBatch, made_ready
+from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
+from compiledopt.backends.triton.tables import launch
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
 from compiledopt.rules.traced import Traced, Variant
 
-ROWS = 128  # rows per block of the scalar kernel
+ROWS, WARPS = 128, 4  # rows per block of the scalar kernel
 # What the library keeps on the device itself, beside the numbers of the groups: around/clip.py and around/loss_scale.py.
 KEPT = {"grad_norm": torch.float64, "grad_scale": torch.float32, "found_inf": torch.float32}
 Key = tuple[Any, ...]
@@ -97,10 +88,9 @@ def scalars_kernel(
         return None
     made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
 
-    def run_on_nothing() -> Config:
-        launch_rows(made, torch.zeros(1, dtype=torch.int64, device=device), 0)
+    def run_on_nothing() -> None:
+        RowsLaunch(made, device)(torch.zeros(1, dtype=torch.int64, device=device), 0)
         synchronize(device)
-        return DEFAULT
 
     made_ready(made, device, run_on_nothing)
     return made
@@ -112,10 +102,17 @@ def _lowered(program: Program, dtypes: tuple[torch.dtype, ...]) -> triton.Triton
     return triton.rows_kernel(scalar_program(program), dtypes)
 
 
-def launch_rows(kernel: triton.TritonKernel, addresses: torch.Tensor, count: int) -> None:
-    with on_device(addresses.device):
-        used_on_this_stream(addresses)
-        kernel.function[(max(1, -(-count // ROWS)),)](addresses, count, XBLOCK=ROWS)
+class RowsLaunch:
+    """Launches the scalar part's kernel on a device."""
+
+    def __init__(self, kernel: triton.TritonKernel, device: torch.device) -> None:
+        self.kernel, self.streams, self.compiled = kernel, Streams(device), dict[Any, Any]()
+
+    def __call__(self, addresses: torch.Tensor, count: int, *read: torch.Tensor) -> None:
+        """addresses: of each row's inputs and results; read: the tensors that those lie in."""
+        with on_device(addresses.device):
+            self.streams.read(addresses, *read)
+            launch(self.kernel, self.compiled, max(1, -(-count // ROWS)), [addresses], [count], (ROWS,), WARPS)
 
 
 # ---- the numbers ----
@@ -179,11 +176,12 @@ class CapturableBatch(TritonBatch):
         self._make_tables()
         used = list(dict.fromkeys(entry.group for entry in self.entries))
         self.options = self._option_dtypes(used[0])
-        self.scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
+        scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
+        self.launch_rows = None if scalars is None else RowsLaunch(scalars, self.device)
         self.mirror = Mirror(self.context, used, [name for name in option_names(self.traced) if name != "first"], self.device)
         self.key: Key = ()
         self.order, self.count = b"", 0
-        self.columns = self.addresses = self.later = upload(b"", self.device)
+        self.results = self.addresses = self.later = upload(b"", self.device)
         self.captured: list[Any] = []
         return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
 
@@ -236,11 +234,10 @@ class CapturableBatch(TritonBatch):
         if is_capturing(self.device):
             pointers = self.tables.capture(self.native.tables()[0])
             self.mirror.follow()
-            self.captured.append((self.columns, self.addresses, self.mirror.table, self.mirror.tensors()))
-        if self.count and self.scalars is not None:
-            used_on_this_stream(self.columns, self.mirror.table)
-            launch_rows(self.scalars, self.addresses, self.count)
-        self.tables.run(self.columns, pointers)
+            self.captured.append((self.results, self.addresses, self.mirror.table, self.mirror.tensors()))
+        if self.count and self.launch_rows is not None:
+            self.launch_rows(self.addresses, self.count, self.results, self.mirror.table)
+        self.tables.run(self.results, pointers)
         self.native.commit(array("d"))
 
     @ordinary
@@ -254,7 +251,7 @@ class CapturableBatch(TritonBatch):
         if self.traced.reads_first and any(self.first):  # a capture may follow, during which nothing can be uploaded
             later = upload(self._rows(active, states, columns, [False] * len(self.first)), self.device)
         # Together, and after everything that asks for memory: else the next step would trust what is not there.
-        self.addresses, self.later, self.columns, self.key = addresses, later, columns, key
+        self.addresses, self.later, self.results, self.key = addresses, later, columns, key
         self.count, self.order = len(active), array("q", range(len(active))).tobytes()
 
     def _rows(self, active: Sequence[int], states: bytes, columns: torch.Tensor, first: Sequence[bool]) -> list[int]:

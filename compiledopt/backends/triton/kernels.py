@@ -1,7 +1,8 @@
 """Inductor's Triton kernel for one tensor → one kernel over a whole model.
 
 The kernel's body stays as Inductor wrote it. What changes is where its arguments come from: a table of pointers, a table
-of lengths, a table of scalars, and for each block of threads the tensor and the part of it that it works on.
+of lengths, the scalars, and for each block of threads the tensor and the part of it that it works on. The scalars are arguments
+of the kernel where all tensors share one row of them, else a table.
 """
 
 from __future__ import annotations
@@ -21,28 +22,43 @@ from typing import Any
 import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.inductor import compute_dtype
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.stats import STATS, timed
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
+PART = 256  # elements: two for each of 128 threads
 NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 # The names that a signature for triton.compile uses.
 SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
 
+# Whether vector loads can serve a block is decided in the block: where all its pointers are aligned, and it is whole or the
+# tensor's length is a multiple of ALIGNMENT. The length that is told then is cut down to such a multiple, which leaves nothing
+# of the block out. The casts to pointers stand in the branches: what is told of a value is told wherever it is used. Other
+# blocks go in parts: with an address for each element, AdamW's kernel took 111 registers on sm_90, in parts 62.
 HEAD = """\
 import triton
 import triton.language as tl
 {imports}
 
 @triton.jit
-def whole_model(pointers, lengths, rows, blocks, table, XBLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def update({pointers}{columns}xoffset, xnumel, XBLOCK: tl.constexpr):
+{body}
+
+@triton.jit(do_not_specialize={names})
+def whole_model(pointers, lengths, rows, blocks, table, {arguments}ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
-    scalars = table + tl.load(rows + tensor).to(tl.int64) * {columns}
     xnumel = tl.load(lengths + tensor)
-    if ALIGNED:
-        xnumel = tl.multiple_of(xnumel, {alignment})
+{addresses}
+{scalars}
+    bits = {bits}
+    if (bits % {alignment} == 0) & ((xnumel % {alignment} == 0) | (xoffset + XBLOCK <= xnumel)):
+        update({aligned}{columns}xoffset, xnumel // {alignment} * {alignment}, XBLOCK)
+    else:
+        for part in range(0, XBLOCK, {part}):
+            update({general}{columns}xoffset + part, xnumel, {part})
 """
 
 # Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
@@ -51,7 +67,7 @@ import triton
 import triton.language as tl
 {imports}
 
-@triton.jit(do_not_specialize=["xnumel"])
+@triton.jit(do_not_specialize=["pointers", "xnumel"])
 def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
     xindex = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
     xmask = xindex < xnumel
@@ -124,8 +140,6 @@ def forget() -> None:
 
 
 def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> TritonKernel:
-    from compiledopt.backends.inductor import compute_dtype
-
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
@@ -170,21 +184,49 @@ def _lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.Funct
 def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over a whole model. Raises: CompileError."""
     function, arguments = _lowered(program, dtypes)
-    lines: list[str] = []
-    known: dict[int, str] = {}
-    for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
-        if kind == "tensor" and index in known:
-            lines.append(f"{name} = {known[index]}")
-        elif kind == "tensor":
-            known[index] = name
-            address = f"tl.load(pointers + tensor * {len(program.tensors)} + {index})"
-            lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
-            lines.append(f"if ALIGNED:\n    {name} = tl.multiple_of({name}, {ALIGNMENT})")
-        elif kind == "column":
-            lines.append(f"{name} = scalars + {index}")
-    body = "\n".join([*lines, *(ast.unparse(statement) for statement in function.body[1:])])
-    head = HEAD.format(imports=_imports(body), columns=len(program.columns), alignment=ALIGNMENT)
-    return head + textwrap.indent(body, "    ") + "\n"
+    count, scalar = len(program.columns), SHORT[compute_dtype(dtypes)]
+    names, body = _renamed(function, arguments, f"tl.{NAMES[compute_dtype(dtypes)]}")
+    used = sorted(set(names.values()))
+    types = {index: f"tl.pointer_type(tl.{NAMES[dtypes[index]]})" for index in used}
+    addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
+    scalars = [f"        s{i} = c{i}" for i in range(count)]
+    rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
+    rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
+    given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
+    return HEAD.format(
+        imports=_imports(body),
+        pointers="".join(f"p{i}, " for i in used),
+        columns="".join(f"s{i}, " for i in range(count)),
+        body=textwrap.indent(body, "    "),
+        names=["pointers", "lengths", "rows", "blocks", "table", *(f"c{i}" for i in range(count))],
+        arguments="".join(f'c{i}: "{scalar}", ' for i in range(count)),
+        addresses="\n".join(addresses),
+        scalars="\n".join(given),
+        bits=" | ".join(f"a{i}" for i in used),
+        alignment=ALIGNMENT,
+        part=PART,
+        aligned="".join(f"tl.multiple_of(a{i}.to({types[i]}), {ALIGNMENT}), " for i in used),
+        general="".join(f"a{i}.to({types[i]}), " for i in used),
+    )
+
+
+def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], scalar: str) -> tuple[dict[str, int], str]:
+    """(which tensor each pointer of Inductor's is, its body in terms of our pointers p0, p1, ... and numbers s0, s1, ...)."""
+    kinds = dict(zip([argument.arg for argument in function.args.args], arguments, strict=False))
+
+    class Ours(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            of = ast.unparse(node.args[0]).split(" + ")[0] if ast.unparse(node.func) == "tl.load" else ""
+            if kinds.get(of, ("", 0))[0] == "column":  # a number may be one of Python's, under the interpreter
+                return ast.parse(f"tl.full([1], s{kinds[of][1]}, {scalar})", mode="eval").body
+            return self.generic_visit(node)
+
+        def visit_Name(self, node: ast.Name) -> ast.AST:
+            kind, index = kinds.get(node.id, ("", 0))
+            return ast.Name(f"p{index}") if kind == "tensor" else node
+
+    body = "\n".join(ast.unparse(Ours().visit(statement)) for statement in function.body[1:])
+    return {name: index for name, (kind, index) in kinds.items() if kind == "tensor"}, body
 
 
 def _assigns(statement: ast.stmt, name: str) -> bool:
@@ -226,7 +268,7 @@ class Built:
         return self.count(r"st\.global[.\w]*\.v[248]\.")
 
 
-def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024, warps: int = 4) -> Built:
+def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, one_row: bool = True) -> Built:
     """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
 
     Raises: CompileError.
@@ -237,8 +279,9 @@ def build_for(kernel: TritonKernel, arch: int, aligned: bool, block: int = 1024,
 
         given = kernel.function.arg_names
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
-        types |= {"XBLOCK": "constexpr", "ALIGNED": "constexpr", "xnumel": "i32"}
-        constants = {name: value for name, value in {"XBLOCK": block, "ALIGNED": aligned}.items() if name in given}
+        types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "xnumel": "i32"}
+        types |= {f"c{i}": SHORT[kernel.scalar] for i in range(kernel.columns)}
+        constants = {name: value for name, value in {"XBLOCK": block, "ONE_ROW": one_row}.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     except Exception as error:

@@ -1,0 +1,506 @@
+// The steady step: one call for a step of a plan, for as long as nothing changed since Python looked.
+//
+// Between two steps of training a model runs through the caches, and then every line of Python of ours is fetched anew. So
+// what tells that nothing changed, the numbers of the groups, the scalar part, gather, launch and commit are one call here.
+// Where anything is not as it was, it answers false, nothing is written, and Python takes the step.
+namespace {
+
+// ---- what may have changed ----
+
+// Whether the parameters of all groups are these, in this order.
+bool same_params(PyObject* groups, PyObject* params) {
+  Py_ssize_t at = 0;
+  const Py_ssize_t count = PyList_GET_SIZE(params);
+  for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) {
+    PyObject* group = PyList_GET_ITEM(groups, g);
+    PyObject* list = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key) : nullptr;
+    require(list || !PyErr_Occurred());
+    if (!list || !PyList_Check(list) || at + PyList_GET_SIZE(list) > count) return false;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
+      if (PyList_GET_ITEM(list, i) != PyList_GET_ITEM(params, at++)) return false;
+  }
+  return at == count;
+}
+
+bool same_states(PyObject* state, PyObject* states) {
+  if (PyDict_GET_SIZE(state) != PyList_GET_SIZE(states)) return false;
+  Py_ssize_t position = 0, index = 0;
+  PyObject *key, *value;
+  while (PyDict_Next(state, &position, &key, &value))
+    if (value != PyList_GET_ITEM(states, index++)) return false;
+  return true;
+}
+
+bool no_gradients(PyObject* params) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+    TensorImpl* const param = tensor_impl(PyList_GET_ITEM(params, i));
+    if (!param) fail(PyExc_TypeError, "waiting: parameters without a gradient");
+    if (gradient_of(param)) return false;
+  }
+  return true;
+}
+
+// Before Python 3.13 a dict has a number that no other has, and that is another one after each change.
+#if PY_VERSION_HEX < 0x030D0000
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+bool has_version(PyObject* dict, uint64_t version) { return version_of(dict) == version; }
+#else
+uint64_t version_of(PyObject*) { return 0; }
+bool has_version(PyObject*, uint64_t) { return false; }
+#endif
+
+// Entries of a dict: the very objects, or nothing (or None) where there is none.
+struct Attributes {
+  struct Attribute {
+    Owned name, value;
+  };
+  std::vector<Attribute> known;
+  uint64_t version = 0;
+
+  bool are_in(PyObject* dict) {
+    if (has_version(dict, version)) return true;
+    for (const Attribute& one : known) {
+      PyObject* const found = PyDict_GetItemWithError(dict, one.name.get());
+      require(found || !PyErr_Occurred());
+      if (found != one.value.get() && !(one.value.get() == Py_None && !found)) return false;
+    }
+    version = version_of(dict);
+    return true;
+  }
+};
+
+constexpr int64_t kExact = int64_t{1} << 53;  // integers up to here are floats
+
+// Of Python's own types: an int or a float.
+bool number_in(PyObject* object, double& number) {
+  if (PyFloat_CheckExact(object)) {
+    number = PyFloat_AS_DOUBLE(object);
+    return true;
+  }
+  if (!PyLong_CheckExact(object)) return false;
+  int overflow;
+  const long long whole = PyLong_AsLongLongAndOverflow(object, &overflow);
+  number = static_cast<double>(whole);
+  return !overflow && whole <= kExact && whole >= -kExact;
+}
+
+// An entry of a group. reads: which numbers are read from it, (element of a tuple or -1, number).
+struct Slot {
+  Owned name, value;
+  bool exchangeable = false;  // whether another number may take the place of a number
+  bool branching = false;     // but none on the other side of zero
+  std::vector<std::pair<int, int>> reads;
+};
+
+struct Group {
+  Owned dict, params;
+  uint64_t version = 0;
+  std::vector<Slot> slots;
+  std::vector<double> numbers;
+  std::vector<bool> given;  // which of them it has
+  std::vector<std::pair<PyObject*, int>> tensors;  // which are read at each step: they may have changed in place
+
+  bool exchange(Slot& slot, PyObject* value) {
+    PyObject* const before = slot.value.get();
+    const bool tuple = PyTuple_CheckExact(before);
+    if (!slot.exchangeable || tuple != PyTuple_CheckExact(value)) return false;
+    const Py_ssize_t count = tuple ? PyTuple_GET_SIZE(before) : 1;
+    if (tuple && PyTuple_GET_SIZE(value) != count) return false;
+    for (const bool write : {false, true})
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject* const old = tuple ? PyTuple_GET_ITEM(before, i) : before;
+        PyObject* const now = tuple ? PyTuple_GET_ITEM(value, i) : value;
+        double was, is;
+        if (old == now) continue;
+        if (!number_in(old, was) || !number_in(now, is) || (slot.branching && (was != 0) != (is != 0))) return false;
+        for (const auto& [element, number] : slot.reads)
+          if (write && (element == i || !tuple)) numbers[number] = is;
+      }
+    slot.value = Owned::share(value);
+    return true;
+  }
+
+  // Whether the dict still asks for the same; its numbers are read if they changed.
+  bool is_as_before() {
+    if (!has_version(dict.get(), version)) {
+      if (PyDict_GET_SIZE(dict.get()) != static_cast<Py_ssize_t>(slots.size())) return false;
+      Py_ssize_t position = 0;
+      PyObject *key, *value;
+      for (Slot& slot : slots) {
+        if (!PyDict_Next(dict.get(), &position, &key, &value) || key != slot.name.get()) return false;
+        if (value != slot.value.get() && !exchange(slot, value)) return false;
+      }
+      version = version_of(dict.get());
+    }
+    for (const auto& [tensor, number] : tensors) {
+      const TensorImpl* const impl = tensor_impl(tensor);
+      if (!impl || !is_scalar(impl)) return false;
+      numbers[number] = read_scalar(impl);
+    }
+    return true;
+  }
+};
+
+// ---- a batch ----
+
+struct Part {
+  Owned object;
+  Plan* plan = nullptr;
+  int64_t layout = 0;  // of the plan's rows, when Python looked
+  ScalarPart scalars;
+  std::vector<std::pair<int, int>> inputs;  // (place in a row, or -1; number of the group, or -1)
+  std::vector<int> groups;                  // of each row
+  std::vector<double> states;               // of each row
+  std::vector<double> table;
+  bool rounded = false;  // whether 0-dim states are float32
+
+  bool is_as_before() const { return !plan->busy && plan->layout == layout; }
+
+  Rows rows() const {
+    Rows found(*plan);
+    found.numbers = table.data();
+    return found;
+  }
+
+  void fill(const std::vector<Group>& all) {
+    const int count = plan->scalar_states;
+    double* out = table.data();
+    const double* own = states.data();
+    for (const int group : groups) {
+      const std::vector<double>& numbers = all[group].numbers;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        const auto [place, number] = inputs[i];
+        scalars.values[i] = place < 0 ? numbers[number] : place == 0 ? 0.0 : own[place - 1];  // place 0 is `first`
+      }
+      scalars.evaluate();
+      for (const int32_t value : scalars.columns) *out++ = scalars.values[value];
+      out = std::copy(own, own + count, out);
+      for (const int32_t value : scalars.states)
+        *out++ = rounded ? static_cast<float>(scalars.values[value]) : scalars.values[value];
+      own += count;
+    }
+  }
+
+  // After a launch: the states as they became.
+  void advance() {
+    const Rows found = rows();
+    for (size_t row = 0, at = 0; row < groups.size(); ++row)
+      for (int k = 0; k < plan->scalar_states; ++k) states[at++] = found.fresh(static_cast<int32_t>(row), k);
+  }
+};
+
+// ---- a step ----
+
+struct Steady {
+  Attributes attributes;                              // of the optimizer
+  std::vector<std::pair<Owned, Attributes>> modules;  // of modules' dicts
+  std::vector<Owned> empty;                           // dicts that are empty while nobody looks at steps
+  Owned list, params, state, states, waiting, threads;
+  uint64_t state_version = 0;
+  std::vector<Group> groups;
+  std::vector<Part> parts;
+  int64_t steps = 0;  // that were taken
+  bool busy = false;
+};
+
+// Whether nobody sees more of a step than what it writes: no mode, transform or tracer (each is among the dispatch keys of its
+// thread), no profiler, no hook.
+bool is_unobserved(const Steady& steady) {
+  if (c10::impl::raw_local_dispatch_key_set.included_ != 0) return false;
+  if (c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE)) return false;
+  return std::all_of(steady.empty.begin(), steady.empty.end(), [](const Owned& one) { return !PyDict_GET_SIZE(one.get()); });
+}
+
+bool has_same_params(const Steady& steady) {
+  if (PyList_GET_SIZE(steady.list.get()) != static_cast<Py_ssize_t>(steady.groups.size())) return false;
+  Py_ssize_t left = PyList_GET_SIZE(steady.params.get());
+  PyObject* const* known = PySequence_Fast_ITEMS(steady.params.get());
+  for (size_t g = 0; g < steady.groups.size(); ++g) {
+    const Group& group = steady.groups[g];
+    if (PyList_GET_ITEM(steady.list.get(), g) != group.dict.get()) return false;
+    const Py_ssize_t count = PyList_GET_SIZE(group.params.get());
+    if (count > left || !std::equal(known, known + count, PySequence_Fast_ITEMS(group.params.get()))) return false;
+    known += count;
+    left -= count;
+  }
+  return left == 0;
+}
+
+bool has_same_states(Steady& steady) {
+  if (has_version(steady.state.get(), steady.state_version)) return true;
+  if (!same_states(steady.state.get(), steady.states.get())) return false;
+  steady.state_version = version_of(steady.state.get());
+  return true;
+}
+
+bool is_as_before(Steady& steady, PyObject* optimizer) {
+  if (steady.busy || !is_unobserved(steady)) return false;
+  const Owned dict = Owned::checked(PyObject_GenericGetDict(optimizer, nullptr));
+  if (!steady.attributes.are_in(dict.get())) return false;
+  for (auto& [module, attributes] : steady.modules)
+    if (!attributes.are_in(module.get())) return false;
+  for (Group& group : steady.groups)
+    if (!group.is_as_before()) return false;
+  return has_same_params(steady) && has_same_states(steady) && no_gradients(steady.waiting.get()) &&
+      std::all_of(steady.parts.begin(), steady.parts.end(), [](const Part& part) { return part.is_as_before(); });
+}
+
+// torch's number of threads, asked for where there is work for several.
+int threads_for(const Steady& steady, bool gathered) {
+  const bool several = std::any_of(steady.parts.begin(), steady.parts.end(), [&](const Part& part) {
+    return part.plan->count() >= 2 * kEntriesPerThread || (gathered && part.plan->elements() >= 2 * kWorkPerThread);
+  });
+  if (!several) return 1;
+  const Owned number = Owned::checked(PyObject_CallNoArgs(steady.threads.get()));
+  const long threads = PyLong_AsLong(number.get());
+  require(threads != -1 || !PyErr_Occurred());
+  return static_cast<int>(threads);
+}
+
+// Everything that can fail, and no write.
+bool prepare(Steady& steady) {
+  const int threads = threads_for(steady, false);
+  for (Part& part : steady.parts) {
+    part.fill(steady.groups);
+    const Rows rows = part.rows();
+    if (gather_all(*part.plan, {&rows, nullptr}, threads) != kReady) return false;
+  }
+  // Another thread may run in the midst of the first launch, and take away what the second was gathered from.
+  const auto goes = [](const Part& part) { return part.plan->lets_gil_go(); };
+  if (std::any_of(steady.parts.begin(), steady.parts.end(), goes))
+    for (Part& part : steady.parts) part.plan->hold_all();
+  return true;
+}
+
+void launch(Steady& steady, int threads) {
+  steady.busy = true;
+  for (Part& part : steady.parts) {
+    const Rows rows = part.rows();
+    run_long(*part.plan, [&] { run_all(*part.plan, rows, threads); });
+    part.plan->release();
+    part.advance();
+  }
+  steady.busy = false;
+  ++steady.steps;
+}
+
+Owned steady_step(Steady& steady, PyObject* optimizer) {
+  if (!is_as_before(steady, optimizer)) return truth(false);
+  if (!prepare(steady)) {
+    for (Part& part : steady.parts) part.plan->release();
+    return truth(false);
+  }
+  launch(steady, threads_for(steady, true));
+  return truth(true);
+}
+
+// ---- as a Python object ----
+
+Owned steady_steps(Steady& steady, PyObject*) { return Owned::checked(PyLong_FromLongLong(steady.steps)); }
+
+PyMethodDef steady_methods[] = {
+    {"step", method<Steady, steady_step>, METH_O, "step(optimizer) -> whether it was taken; else nothing was written"},
+    {"steps", method<Steady, steady_steps>, METH_NOARGS, "steps() -> how many were taken"},
+    {nullptr, nullptr, 0, nullptr}};
+
+int visit_all(const Attributes& attributes, visitproc visit, void* arg) {
+  for (const auto& one : attributes.known) Py_VISIT(one.value.get());
+  return 0;
+}
+
+int steady_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const Steady& steady = value_of<Steady>(self);
+  if (const int stopped = visit_all(steady.attributes, visit, arg)) return stopped;
+  for (const auto& [module, attributes] : steady.modules) Py_VISIT(module.get());
+  for (const Owned& one : steady.empty) Py_VISIT(one.get());
+  for (const Owned* one : {&steady.list, &steady.params, &steady.state, &steady.states, &steady.waiting, &steady.threads})
+    Py_VISIT(one->get());
+  for (const Group& group : steady.groups) {
+    Py_VISIT(group.dict.get());
+    Py_VISIT(group.params.get());
+    for (const Slot& slot : group.slots) Py_VISIT(slot.value.get());
+  }
+  for (const Part& part : steady.parts) Py_VISIT(part.object.get());
+  return 0;
+}
+
+int steady_clear(PyObject* self) {
+  const Steady dropped = std::exchange(value_of<Steady>(self), Steady());
+  value_of<Steady>(self).busy = true;  // it takes no step any more
+  return 0;
+}
+
+// ---- as it is described ----
+
+// The items of a tuple or list, of which there must be `count`, where that is not -1.
+PyObject** items_of(PyObject* object, Py_ssize_t count = -1) {
+  if (!PyTuple_Check(object) && !PyList_Check(object)) fail(PyExc_TypeError, "a steady step is described by tuples and lists");
+  if (count >= 0 && PySequence_Fast_GET_SIZE(object) != count) fail(PyExc_ValueError, "a tuple of another length");
+  return PySequence_Fast_ITEMS(object);
+}
+
+template <class F> void for_each_item(PyObject* object, F&& f) {
+  PyObject** const items = items_of(object);
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); ++i) f(items[i]);
+}
+
+int integer(PyObject* object, int64_t from, int64_t to) {
+  const long value = PyLong_AsLong(object);
+  require(value != -1 || !PyErr_Occurred());
+  if (value < from || value >= to) fail(PyExc_IndexError, "a steady step names a value that there is not");
+  return static_cast<int>(value);
+}
+
+double floating(PyObject* object) {
+  const double value = PyFloat_AsDouble(object);
+  require(value != -1 || !PyErr_Occurred());
+  return value;
+}
+
+Attributes attributes_of(PyObject* pairs) {
+  Attributes made;
+  for_each_item(pairs, [&](PyObject* pair) {
+    PyObject** const one = items_of(pair, 2);
+    if (!PyUnicode_CheckExact(one[0])) fail(PyExc_TypeError, "attributes have names");
+    made.known.push_back({Owned::share(one[0]), Owned::share(one[1])});
+  });
+  return made;
+}
+
+// (number of inputs, constants, [(operation, a, b, c)], columns, new states), the latter by the values' places.
+ScalarPart scalars_of(PyObject* described) {
+  PyObject** const parts = items_of(described, 5);
+  ScalarPart made;
+  made.inputs = integer(parts[0], 0, INT32_MAX);
+  made.values.resize(made.inputs);
+  for_each_item(parts[1], [&](PyObject* constant) { made.values.push_back(floating(constant)); });
+  for_each_item(parts[2], [&](PyObject* line) {
+    PyObject** const words = items_of(line, 4);
+    const char* const name = PyUnicode_AsUTF8(words[0]);
+    require(name);
+    ScalarPart::Line one{numbers::function_of(name), {}};
+    if (!one.function) fail(PyExc_LookupError, "an operation that the launcher does not know");
+    for (int k = 0; k < 3; ++k) one.from[k] = integer(words[1 + k], 0, made.values.size());
+    made.lines.push_back(one);
+    made.values.push_back(0.0);
+  });
+  const int64_t count = made.values.size();
+  for_each_item(parts[3], [&](PyObject* value) { made.columns.push_back(integer(value, 0, count)); });
+  for_each_item(parts[4], [&](PyObject* value) { made.states.push_back(integer(value, 0, count)); });
+  return made;
+}
+
+// (dict, [(exchangeable, branching, [(element, number)])] of its entries), and how many numbers there are.
+Group group_of(PyObject* described, int64_t numbers) {
+  PyObject** const parts = items_of(described, 2);
+  Group made;
+  if (!PyDict_Check(parts[0])) fail(PyExc_TypeError, "a group is a dict");
+  made.dict = Owned::share(parts[0]);
+  made.numbers.resize(numbers);
+  made.given.resize(numbers);
+  PyObject** const entries = items_of(parts[1], PyDict_GET_SIZE(parts[0]));
+  Py_ssize_t position = 0;
+  PyObject *key, *value;
+  for (Py_ssize_t i = 0; PyDict_Next(parts[0], &position, &key, &value); ++i) {
+    PyObject** const words = items_of(entries[i], 3);
+    Slot slot{Owned::share(key), Owned::share(value), words[0] == Py_True, words[1] == Py_True, {}};
+    for_each_item(words[2], [&](PyObject* read) {
+      PyObject** const pair = items_of(read, 2);
+      const int element = integer(pair[0], -1, PyTuple_Check(value) ? PyTuple_GET_SIZE(value) : 0);
+      const int number = integer(pair[1], 0, numbers);
+      PyObject* const object = element < 0 ? value : PyTuple_GET_ITEM(value, element);
+      slot.reads.emplace_back(element, number);
+      made.given[number] = true;
+      if (tensor_impl(object))
+        made.tensors.emplace_back(object, number);
+      else
+        made.numbers[number] = floating(object);
+    });
+    if (key == params_key || PyObject_RichCompareBool(key, params_key, Py_EQ) == 1) made.params = Owned::share(value);
+    made.slots.push_back(std::move(slot));
+  }
+  if (!made.params.get() || !PyList_CheckExact(made.params.get())) fail(PyExc_TypeError, "a group has its parameters in a list");
+  return made;
+}
+
+// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states)], whether those are float32).
+Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Group>& groups, int64_t numbers) {
+  PyObject** const parts = items_of(described, 5);
+  Part made;
+  if (!PyObject_TypeCheck(parts[0], plan_type)) fail(PyExc_TypeError, "a steady step is made of plans");
+  made.object = Owned::share(parts[0]);
+  made.plan = &value_of<Plan>(parts[0]);
+  const int states = made.plan->scalar_states;
+  made.layout = made.plan->layout;
+  made.scalars = scalars_of(parts[1]);
+  for_each_item(parts[2], [&](PyObject* input) {
+    PyObject** const pair = items_of(input, 2);
+    made.inputs.emplace_back(integer(pair[0], -1, 1 + states), integer(pair[1], -1, numbers));
+    if ((made.inputs.back().first < 0) == (made.inputs.back().second < 0)) fail(PyExc_ValueError, "an input of a row or a number");
+  });
+  for_each_item(parts[3], [&](PyObject* row) {
+    PyObject** const pair = items_of(row, 2);
+    const Group& group = groups[integer(pair[0], 0, groups.size())];
+    made.groups.push_back(static_cast<int>(&group - groups.data()));
+    for (const auto& [place, number] : made.inputs)
+      if (number >= 0 && !group.given[number]) fail(PyExc_ValueError, "a group lacks a number that its parameters are updated by");
+    items_of(pair[1], states);
+    for_each_item(pair[1], [&](PyObject* value) { made.states.push_back(floating(value)); });
+  });
+  made.rounded = parts[4] == Py_True;
+  const Plan& plan = *made.plan;
+  if (!plan.kernel || plan.device_scalars || plan.most_row >= static_cast<int64_t>(made.groups.size()) ||
+      static_cast<int64_t>(made.inputs.size()) != made.scalars.inputs || static_cast<int>(made.scalars.states.size()) != states ||
+      static_cast<int>(made.scalars.columns.size()) != plan.columns)
+    fail(PyExc_ValueError, "the scalar part or the rows do not fit the plan");
+  made.table.resize(made.groups.size() * plan.width());
+  return made;
+}
+
+Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type) {
+  static const char* names[] = {"attributes", "modules", "empty", "param_groups", "params", "state", "states",
+                                "waiting", "threads", "numbers", "groups", "parts", nullptr};
+  PyObject *attributes, *modules, *empty, *list, *params, *state, *states, *waiting, *threads, *groups, *parts;
+  int numbers;
+  Steady made;
+  require(PyArg_ParseTupleAndKeywords(args, named, "$OOOO!O!O!O!O!OiOO", const_cast<char**>(names), &attributes, &modules, &empty,
+                                      &PyList_Type, &list, &PyList_Type, &params, &PyDict_Type, &state, &PyList_Type, &states,
+                                      &PyList_Type, &waiting, &threads, &numbers, &groups, &parts));
+  made.attributes = attributes_of(attributes);
+  for_each_item(modules, [&](PyObject* module) {
+    PyObject** const pair = items_of(module, 2);
+    if (!PyDict_Check(pair[0])) fail(PyExc_TypeError, "modules are given by their dicts");
+    made.modules.emplace_back(Owned::share(pair[0]), attributes_of(pair[1]));
+  });
+  for_each_item(empty, [&](PyObject* dict) {
+    if (!PyDict_Check(dict)) fail(PyExc_TypeError, "hooks are kept in dicts");
+    made.empty.push_back(Owned::share(dict));
+  });
+  made.list = Owned::share(list);
+  made.params = Owned::share(params);
+  made.state = Owned::share(state);
+  made.states = Owned::share(states);
+  made.waiting = Owned::share(waiting);
+  made.threads = Owned::share(threads);
+  for_each_item(groups, [&](PyObject* group) { made.groups.push_back(group_of(group, numbers)); });
+  for_each_item(parts, [&](PyObject* part) { made.parts.push_back(part_of(part, plan_type, made.groups, numbers)); });
+  return made;
+}
+
+PyTypeObject* plan_type_object = nullptr;
+
+PyObject* steady_new(PyTypeObject* type, PyObject* args, PyObject* named) {
+  return guarded([&] { return object_of(type, steady_described(args, named, plan_type_object)); });
+}
+
+PyType_Slot steady_slots[] = {{Py_tp_new, reinterpret_cast<void*>(steady_new)},
+                              {Py_tp_dealloc, reinterpret_cast<void*>(dealloc<Steady>)},
+                              {Py_tp_traverse, reinterpret_cast<void*>(steady_traverse)},
+                              {Py_tp_clear, reinterpret_cast<void*>(steady_clear)},
+                              {Py_tp_methods, steady_methods},
+                              {0, nullptr}};
+PyType_Spec steady_spec = {"compiledopt_launcher.Steady", sizeof(Object<Steady>), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                           steady_slots};
+
+}  // namespace

@@ -1,0 +1,77 @@
+"""The steady step: what it must know so that native code can take it (steady.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from compiledopt.backends.batch import Standing, Steady
+from compiledopt.backends.cpp.kernels import launcher
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.scalars import scalar_lines
+
+Numbers = dict[str, int]  # the numbers that scalar parts read, by their names in programs
+
+
+def steady(standing: Standing) -> Steady | None:
+    """One call for all further steps, or None where Python must take part."""
+    native, numbers = launcher(), Numbers()
+    parts = [_part(batch, numbers, native.OPERATIONS) for batch in standing.batches]
+    every = zip(standing.groups, standing.rules, standing.own, strict=True)
+    groups = [_group(group, rule, own, numbers) for group, rule, own in every]
+    if None in parts or None in groups:
+        return None
+    made = native.Steady(
+        attributes=standing.attributes,
+        modules=standing.modules,
+        empty=standing.empty,
+        param_groups=standing.groups,
+        params=standing.params,
+        state=standing.state,
+        states=standing.states,
+        waiting=standing.waiting,
+        threads=torch.get_num_threads,
+        numbers=len(numbers),
+        groups=groups,
+        parts=parts,
+    )
+    return made.step  # type: ignore[no-any-return]
+
+
+def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
+    """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded). Mutates: numbers."""
+    traced = batch.traced
+    first = not batch.rows or any(first for _, first, _ in batch.rows)
+    if first or batch.staged or batch.is_clipped or batch.sources is not None:
+        return None
+    lines = scalar_lines(traced.program, known)
+    if lines is None or tuple(traced.program.scalar_outputs) != traced.scalar_names:
+        return None
+    inputs = []
+    for place, of_step, name in traced.scalars.inputs:
+        if of_step:
+            return None
+        inputs.append((place, -1) if place >= 0 else (-1, numbers.setdefault(name, len(numbers))))
+    return batch.native, lines, inputs, [(group, states) for group, _, states in batch.rows], batch.rounded
+
+
+def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
+    """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
+    of a tuple or -1, number)]) of each entry). own: its rule before that: what else it asks for stands around it."""
+    entries = []
+    for name, value in dict.items(group):  # not what a group may compute
+        many = isinstance(value, tuple)
+        found = {f"{name}[{i}]": (i, one) for i, one in enumerate(value)} if many else {name: (-1, value)}
+        read = [
+            (element, numbers[key], one) for key, (element, one) in found.items() if key in numbers and name in rule.options
+        ]
+        if not all(isinstance(one, (float, int)) or _is_on_host(one) for *_, one in read):
+            return None
+        exchangeable = name in own.options and name not in rule.static
+        entries.append((exchangeable, name in rule.branches, [(element, number) for element, number, _ in read]))
+    return group, entries
+
+
+def _is_on_host(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.numel() == 1

@@ -1,0 +1,133 @@
+"""What a kernel over a whole model reads beside the tensors themselves, and its launch.
+
+The tables (pointers, lengths, rows, blocks) live on the device and are uploaded again only when they changed. All of it is
+asynchronous, on the current stream, and belongs to `prepare`, since it asks for memory: a launch writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
+from compiledopt.backends.triton.tuning import DEFAULT, Config
+
+Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or the only row
+
+
+class Tables:
+    """Of one kernel on one device.
+
+    Tables are exchanged rather than written to, since a captured graph may read them; `numbers`, the rows of a step whose
+    scalars are on the host, belong to no graph and stay where they are.
+    """
+
+    def __init__(self, kernel: triton.TritonKernel, device: torch.device, config: Config = DEFAULT) -> None:
+        self.kernel, self.device = kernel, device
+        self.block, self.warps = config
+        self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
+        self.pointers = self.lengths = self.rows = self.blocks = self.numbers = upload(b"", device)
+        self.filled: Sequence[float] = ()  # what `numbers` holds
+        self.reserve = upload(b"", torch.device("cpu"))
+        self.captured: dict[bytes, torch.Tensor] = {}  # the reserves that graphs copy their pointers from
+        self.kept: list[Any] = []  # what captured graphs read
+        self.streams = Streams(device)
+        self.compiled: dict[Any, Any] = {}  # what triton.jit gave for one row, and for a table
+        self.none: Sequence[float] = [0.0] * kernel.columns  # in the place of a row
+
+    @ordinary
+    def update(self, *contents: bytes) -> None:
+        """Upload what differs from the last call. contents: pointers, lengths, rows.
+
+        What is on the device is noted last: out of memory on the way, the tables are those of the last call, and known as such.
+        """
+        if 8 * self.reserve.numel() != len(contents[0]):
+            self.reserve = reserved(len(contents[0]) // 8, self.device)
+        if contents == self.known:
+            return
+        old = (self.pointers, self.lengths, self.rows)
+        same = [content == known for content, known in zip(contents, self.known, strict=True)]
+        tables = [t if is_same else upload(c, self.device) for t, c, is_same in zip(old, contents, same, strict=True)]
+        blocks = self.blocks if same[1] else upload(cut(as_numbers(contents[1]), self.block), self.device)
+        self.pointers, self.lengths, self.rows = tables
+        self.blocks = blocks
+        self.known = (contents[0], contents[1], contents[2])
+
+    @ordinary
+    def fill(self, values: Sequence[float]) -> torch.Tensor:
+        """The rows of scalars, on the device, in place."""
+        if len(self.filled) != len(values):
+            self.numbers = upload(values, self.device, self.kernel.scalar)
+        elif self.filled != values:
+            fresh = torch.tensor(values, dtype=self.kernel.scalar, device="cpu")
+            self.numbers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
+        self.filled = values
+        return self.numbers
+
+    @ordinary
+    def capture(self, pointers: bytes) -> torch.Tensor:
+        """The pointers for a graph that is being captured. Gradients made inside of it have new addresses, so it gets a table
+        of its own, which is filled by its replays alone, from pinned memory that was allocated before and is kept; steps
+        outside of it go on with theirs. The tables that it reads are kept too.
+
+        A copy outside of the graph could not be ordered before the first replay: no event or wait that would do so is allowed
+        during a capture, and nothing of ours runs after it.
+        """
+        table = self.pointers
+        if pointers != self.known[0]:
+            if pointers not in self.captured:
+                self.reserve.copy_(as_numbers(pointers))
+                self.captured[pointers], self.reserve = self.reserve, upload(b"", torch.device("cpu"))
+            table = torch.empty(len(pointers) // 8, dtype=torch.int64, device=self.device)
+            table.copy_(self.captured[pointers], non_blocking=True)
+        self.kept.append((table, self.lengths, self.rows, self.blocks))
+        return table
+
+    def unfit(self, pointers: bytes, lengths: bytes) -> bool:
+        """Whether a capture would need other tables than those on the device."""
+        there = pointers == self.known[0] or pointers in self.captured or 8 * self.reserve.numel() == len(pointers)
+        return not there or lengths != self.known[1]
+
+    def run(self, scalars: Scalars, pointers: torch.Tensor | None = None) -> None:
+        """pointers: those of a captured graph."""
+        if not self.blocks.shape[0]:
+            return
+        tensors = [self.pointers if pointers is None else pointers, self.lengths, self.rows, self.blocks]
+        table, row = (scalars, self.none) if isinstance(scalars, torch.Tensor) else (self.numbers, scalars)
+        constants = (row is not self.none, self.block)
+        with on_device(self.device):
+            self.streams.read(*tensors, table)
+            launch(self.kernel, self.compiled, self.blocks.shape[0], [*tensors, table], row, constants, self.warps)
+
+
+def launch(
+    kernel: triton.TritonKernel,
+    compiled: dict[Any, Any],
+    count: int,
+    tensors: Sequence[torch.Tensor],
+    numbers: Sequence[float],
+    constants: tuple[Any, ...],
+    warps: int,
+) -> None:
+    """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device.
+
+    From the second launch on without triton.jit, which looks at each argument to find what it compiled.
+    """
+    made = compiled.get(constants)
+    if made is not None:
+        made[(count, 1, 1)](*[tensor.data_ptr() for tensor in tensors], *numbers, *constants)
+        return
+    made = kernel.function[(count,)](*tensors, *numbers, *constants, num_warps=warps)
+    if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
+        compiled[constants] = made
+
+
+def cut(lengths: torch.Tensor, block: int) -> torch.Tensor:
+    """(tensor, part) for each block of the tensors, as int32."""
+    counts = (lengths + block - 1) // block
+    tensors = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), counts)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return torch.stack([tensors, torch.arange(len(tensors), device="cpu") - first], 1).to(torch.int32)

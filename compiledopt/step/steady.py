@@ -1,0 +1,65 @@
+"""One native call for a step, where the batches of a plan have that and nothing but tensors and numbers changes from now on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from compiledopt.backends.batch import Standing, Steady
+from compiledopt.step.plan import Plan
+from compiledopt.torch_private import observers
+
+LONGEST = 256  # steps between two attempts
+
+
+def never(optimizer: Any) -> bool:
+    return False
+
+
+class Steadying:
+    """When to make a steady step: after a plan ran again, and ever more seldom where one comes to nothing, as where a group
+    gets a new list at each step: making it takes as long as some steps of few parameters."""
+
+    def __init__(self) -> None:
+        self.steady: Steady | None = None
+        self.pause, self.left = 1, 1
+
+    def after(self, optimizer: Any, plan: Plan) -> Steady:
+        """Of a plan that just ran again, from Python."""
+        if self.steady is not None:
+            useful = self.steady.__self__.steps() > self.pause  # type: ignore[attr-defined]
+            self.pause = 1 if useful else min(2 * self.pause, LONGEST)
+            self.steady, self.left = None, self.pause
+        self.left -= 1
+        if self.left <= 0:
+            self.steady, self.left = made(optimizer, plan), LONGEST
+        return self.steady or never
+
+
+def made(optimizer: Any, plan: Plan) -> Steady | None:
+    """What takes further steps of a plan that just ran, or None where Python must take part."""
+    owner, ways = plan.owner, {batch.steady for batch in plan.batches}
+    around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None or plan.totals.exist
+    if (
+        around
+        or any(rule.every for rule in owner.rules)
+        or owner.fresh
+        or plan.shards.known
+        or len(plan.rounds) != 1
+        or not all(seen.fixed for seen in plan.seen)
+    ):
+        return None
+    # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
+    if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+        return None
+    (make,) = ways
+    if make is None:
+        return None
+    empty, modules = observers(optimizer)
+    hooks = [(name, getattr(optimizer, name)) for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")]
+    own = [("param_groups", owner.groups), ("state", owner.state), ("_swapped", False), ("_opt_called", True)]
+    attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
+    batches = list(plan.batches)
+    lists = plan.params, owner.state, plan.states, plan.waiting
+    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))
