@@ -33,6 +33,7 @@ from compiledopt.stats import compile_stats
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adamw_schedule_free import AdamWScheduleFree
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
@@ -47,7 +48,9 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.madgrad import MADGRAD
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
+    from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
+    from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.signum import Signum
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
@@ -71,6 +74,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "Combined",
@@ -86,9 +90,11 @@ __all__ = [
     "Prodigy",
     "QHAdam",
     "RAdam",
+    "RAdamScheduleFree",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
+    "SGDScheduleFree",
     "Signum",
     "SparseAdam",
     "StableAdamW",

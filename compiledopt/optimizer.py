@@ -20,7 +20,7 @@ from compiledopt.step.choose import check_options
 from compiledopt.step.in_graph import register, step_in_graph
 from compiledopt.step.loading import check_groups, check_states, own, own_numbers, restore_dtypes, tensor_scalars, tensors_of
 from compiledopt.step.plan import Plan
-from compiledopt.step.stepper import Stepper, supports_loss_scale
+from compiledopt.step.stepper import Stepper
 from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
 
 StateDict = dict[str, Any]
@@ -88,7 +88,7 @@ class Optimizer(torch.optim.Optimizer):
     def _begin(self, stepper: Stepper) -> None:
         self._number = register(self)
         self._stepper = stepper
-        self._swapped = False
+        self._swapped = self._evaluated = False
 
     @property
     def _plan(self) -> Plan | None:
@@ -121,6 +121,7 @@ class Optimizer(torch.optim.Optimizer):
             rules = [self.rule_of(group) for group in self.param_groups]
             tensor_scalars(rules, self.param_groups, self.state)
             self._stepper.share(self)
+            self._evaluated = any(group.get("train_mode") is False for group in self.param_groups)
 
     # ---- rules ----
 
@@ -219,6 +220,8 @@ class Optimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
 
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self._evaluated:
+            raise RuntimeError("step() in eval mode: the parameters are what is evaluated; call optimizer.train() before it")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -246,6 +249,37 @@ class Optimizer(torch.optim.Optimizer):
             elif param.grad is not None:
                 param.grad = torch.zeros_like(param.grad)
 
+    # ---- evaluating ----
+
+    def eval(self) -> None:
+        """Let the parameters be what the rule evaluates (Schedule-Free's average, Lookahead's slow weights), until `train`.
+        A rule that does not tell the two apart has nothing to do. `state_dict` has the mode, in `group["train_mode"]`.
+
+        Mutates: the parameters, and states that they are exchanged with. Raises: RuntimeError within use_ema().
+        """
+        self._set_mode(False)
+
+    def train(self) -> None:
+        """Let the parameters be what the steps update again: see `eval`."""
+        self._set_mode(True)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """`eval` within, and what was before at the end: `with optimizer.evaluating(): evaluate(model)`."""
+        was_training = not self._evaluated
+        self.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.train()
+
+    def _set_mode(self, training: bool) -> None:
+        if self._swapped:
+            raise RuntimeError("train() or eval() within use_ema(): the parameters hold their averages; leave it first")
+        if self._has_rules:
+            self._evaluated = self._stepper.set_mode(self, training)
+
     def _update(self) -> None:
         self._opt_called = True
         if self._swapped:
@@ -269,8 +303,10 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: the parameters and state["ema"], exchanged in place, and back at the end. Raises: RuntimeError for a step
         or state_dict within.
         """
-        if self._swapped:
-            raise RuntimeError("use_ema() within use_ema()")
+        if self._swapped or self._evaluated:
+            raise RuntimeError(
+                "use_ema() within use_ema()" if self._swapped else "use_ema() in eval mode: call train() before it"
+            )
         with around.swapped(self.param_groups, self.state):
             self._swapped = True
             try:
@@ -282,7 +318,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by torch.amp.GradScaler: whether the step divides by the scale and leaves out what is not finite, without
         waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
-        return supports_loss_scale(self)
+        return self._stepper.supports_loss_scale(self)
 
     def make_states(self) -> None:
         """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""

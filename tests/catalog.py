@@ -344,13 +344,17 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
-# Those that sum over the whole model: tests/test_whole_model.py has the authors' algorithms, over all groups at once.
+# Those that sum over the whole model or share states: tests/test_whole_model.py and test_evaluation.py have the authors'
+# algorithms, over all groups at once.
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
+        Algorithm(compiledopt.AdamWScheduleFree),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
         Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.RAdamScheduleFree),
+        Algorithm(compiledopt.SGDScheduleFree),
     )
 }
 MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))

@@ -34,7 +34,7 @@ def Whitened(param, grad, gram, root, *, lr=0.1, often=4, refresh):
     gram = gram + grad @ grad.mT if grad.ndim == 2 else gram
     if refresh:
         CALLS.append(tuple(param.shape))
-        root = torch.linalg.qr(gram + torch.eye(gram.shape[-1], dtype=gram.dtype)).Q
+        root = torch.linalg.qr(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).Q
     return param - lr * (root @ grad), gram, root
 
 

@@ -19,6 +19,7 @@ import compiledopt
 from compiledopt.backends import cache, gathered
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp import reducing
+from compiledopt.backends.cpp.batch import squares_kernel
 from compiledopt.rules import program, reductions
 
 HERE = Path(__file__).parent
@@ -275,7 +276,7 @@ def test_the_last_of_many_parameters_is_updated(threads):
 def native_calls(example):
     """(function, arguments) of every entry of a plan that asks for memory, in an order in which they succeed."""
     plan, table = example.plan, example.table(0)
-    summed = cpp.squares_kernel(torch.float32).address
+    summed = squares_kernel(torch.float32).address
     return {
         "gather": (plan.gather, (table, 2, None)),
         "active": (plan.active, ()),

@@ -41,6 +41,9 @@ class Rule:
     every: {flag: (option, first)}: the option `flag` is not the group's: it is True at step `first`, counted from 1, and
         every `option` steps from there, and False otherwise.
 
+    evaluated: how a parameter is evaluated, where that is not how it is trained: the name of a state that it is exchanged with,
+        or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
+
     added: those of the states that a transformation of the rule brought along (around/).
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -62,6 +65,7 @@ class Rule:
     added: frozenset[str] = frozenset()
     shared: Mapping[str, str] = field(default_factory=dict)
     every: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -112,6 +116,11 @@ def _check_meaning(
             )
 
 
+def _read_by(functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """The names of the arguments after the first."""
+    return [name for function in functions for name in list(inspect.signature(function).parameters)[1:]]
+
+
 def rule(
     *,
     scalars: Iterable[str] = (),
@@ -124,6 +133,7 @@ def rule(
     dense: bool = True,
     shared: Iterable[str] | Mapping[str, str] = (),
     every: Mapping[str, str | tuple[str, int]] | None = None,
+    evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
@@ -158,6 +168,7 @@ def rule(
             ("initial", [v for v in initial.values() if isinstance(v, str)], options),
             ("branches", branches, options),
             ("static", static, options),
+            ("evaluated", [evaluated] if isinstance(evaluated, str) else _read_by(evaluated or ()), (*states, *options)),
             ("every", turns, options),
             ("every", [option for option, _ in turns.values()], options),
         ):
@@ -165,7 +176,7 @@ def rule(
                 if name not in known:
                     raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
         _check_meaning(function.__name__, (*scalars, *scopes), initial, {"branches": branches, "static": static})
-        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes, turns)
+        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes, turns, evaluated)
         return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
 
     return wrap

@@ -9,8 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import traced
+from compiledopt.rules.traced import Traced, traced
 from compiledopt.step import choose
 from compiledopt.step.decide import decide
 from compiledopt.step.plan import Plan
@@ -36,3 +37,20 @@ def foresee(
             choice = settled.get(param) or decide(program, group, param, known)
             entries.append(Entry(param, known, index, program, choice))
     return entries
+
+
+def program_of(optimizer: Any, group: Mapping[str, Any]) -> Traced:
+    """What a group's parameters are updated by."""
+    return traced(around.derived(optimizer.rule_of(group), group), group)
+
+
+def supports_loss_scale(optimizer: Any) -> bool:
+    """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
+    for group in optimizer.param_groups:
+        on_device = group.get("capturable") or group.get("fused")
+        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
+            return False
+        for param in group["params"]:
+            if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
+                return False
+    return True

@@ -11,6 +11,8 @@ import torch
 from compiledopt import around
 from compiledopt.backends.batch import Batch
 from compiledopt.rules.rule import Rule
+from compiledopt.step.evaluating import give_modes
+from compiledopt.step.totals import give_shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +54,14 @@ class Owner:
         if self.clipping is not None:
             scale = None if self.scaling is None else self.scaling.last[0]
             self.clipping.measure(batches, scale, again=again)
+
+
+def share(optimizer: Any) -> None:
+    """Give the groups of an optimizer what stands in them beside options: states that parameters share, counts, the mode.
+
+    Mutates: the groups, where one lacks them.
+    """
+    groups = optimizer.param_groups
+    rules = [optimizer.rule_of(group) for group in groups]
+    give_modes(rules, groups)
+    give_shared(rules, [around.derived(rule, group) for rule, group in zip(rules, groups, strict=True)], groups)

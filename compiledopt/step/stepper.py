@@ -9,15 +9,13 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
-from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
-from compiledopt.step.foresee import foresee
-from compiledopt.step.owner import Owner
+from compiledopt.step.evaluating import is_evaluated, set_mode
+from compiledopt.step.foresee import foresee, program_of, supports_loss_scale
+from compiledopt.step.owner import Owner, share
 from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
 from compiledopt.step.steady import Steadying, never
-from compiledopt.step.totals import give_shared
 from compiledopt.torch_private import watched_by
 
 # Plans beside the one at work: of 300 tensors, one takes 10 ms to make and some 0.5 MB.
@@ -119,7 +117,7 @@ class Stepper:
         around.tell_ended(optimizer.param_groups, self.told)
         name, groups = type(optimizer).__name__, optimizer.param_groups
         rules = [optimizer.rule_of(group) for group in groups]
-        self.share(optimizer)  # a number may have been put in the place of one by hand
+        share(optimizer)  # a number may have been put in the place of one by hand
         owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
         return Plan(owner)
 
@@ -175,10 +173,19 @@ class Stepper:
     # ---- knowing ----
 
     def share(self, optimizer: Stepped) -> None:
-        """Give the groups the states that parameters share."""
-        groups = optimizer.param_groups
-        rules = [optimizer.rule_of(group) for group in groups]
-        give_shared(rules, [around.derived(rule, group) for rule, group in zip(rules, groups, strict=True)], groups)
+        """Give the groups what stands in them beside options: states that parameters share, counts, the mode."""
+        share(optimizer)
+
+    def set_mode(self, optimizer: Stepped, training: bool) -> bool:
+        """Let the parameters be what is trained, or what is evaluated; whether they are the latter now."""
+        self.steady = never
+        set_mode(
+            [optimizer.rule_of(group) for group in optimizer.param_groups], optimizer.param_groups, optimizer.state, training
+        )
+        return is_evaluated(optimizer.param_groups)
+
+    def supports_loss_scale(self, optimizer: Stepped) -> bool:
+        return supports_loss_scale(optimizer)
 
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
@@ -200,20 +207,3 @@ class Stepper:
     def grad_norm(self) -> torch.Tensor | None:
         norm = None if self.clipping is None else self.clipping.norm
         return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
-
-
-def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
-    """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule_of(group), group), group)
-
-
-def supports_loss_scale(optimizer: Stepped) -> bool:
-    """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
-    for group in optimizer.param_groups:
-        on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
-            return False
-        for param in group["params"]:
-            if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
-                return False
-    return True

@@ -9,7 +9,7 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
-from compiledopt.backends.cpp.batch import CppBatch, totals_kernel
+from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
 from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.layout import kernel_dtypes
@@ -39,7 +39,7 @@ class CppBackend(GatheredBackend):
             return reason
         try:
             if runs.is_clipped:
-                kernels.squares_kernel(dtypes[1].to_real())
+                squares_kernel(dtypes[1].to_real())
             for measure in runs.measures:
                 totals_kernel(measure, dtypes)
             if isinstance(runs, Variant):

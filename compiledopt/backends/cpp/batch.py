@@ -13,9 +13,15 @@ from compiledopt.backends.cpp import kernels
 from compiledopt.backends.cpp.steady import steady
 from compiledopt.backends.gathered import GatheredBatch
 from compiledopt.backends.layout import kernel_dtypes
+from compiledopt.rules.totals import SQUARES
 from compiledopt.rules.traced import Measurement
 
 GRAD = 1  # among the operands
+
+
+def squares_kernel(dtype: torch.dtype) -> kernels.Kernel:
+    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
+    return kernels.totals_kernel(SQUARES, (dtype,))
 
 
 def totals_kernel(measure: Measurement, dtypes: Sequence[torch.dtype]) -> kernels.Kernel:
@@ -29,7 +35,7 @@ class CppBatch(GatheredBatch):
     def _plan(self) -> Any:
         self.kernel = kernels.kernel(self.traced.program, kernel_dtypes(self.dtypes))
         if self.is_clipped:
-            self.squared = kernels.squares_kernel(self.dtypes[1].to_real())
+            self.squared = squares_kernel(self.dtypes[1].to_real())
         self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
         return self._native_plan(self.kernel.address, self.dtypes)
 

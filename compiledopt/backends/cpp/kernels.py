@@ -23,7 +23,6 @@ from compiledopt.backends import cache
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
-from compiledopt.rules.totals import SQUARES
 from compiledopt.stats import STATS, timed
 
 HERE = Path(__file__).parent
@@ -126,16 +125,11 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
 
 
-def _prefix() -> str:
-    return (HERE / "prefix.h").read_text()
+def _read(name: str) -> str:
+    return (HERE / name).read_text()
 
 
-def _totals() -> str:
-    return (HERE / "totals.h").read_text()
-
-
-def _loops() -> str:
-    return (HERE / "loops.h").read_text()
+_prefix, _loops, _totals = (functools.partial(_read, f"{name}.h") for name in ("prefix", "loops", "totals"))
 
 
 def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
@@ -197,17 +191,12 @@ def passes_driver() -> Kernel:
     return _remembered(("passes", ()), find)
 
 
-def squares_kernel(dtype: torch.dtype) -> Kernel:
-    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
-    return totals_kernel(SQUARES, (dtype,))
-
-
 def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The kernel that sums what a program computes for each element. dtypes: of the tensors that it reads; those that it writes
     follow them. Raises: CompileError with the reason."""
     source = functools.partial(totals_source, program, tuple(dtypes))
-    name = _name(f"totals of {program.kernel_text}", dtypes, _totals())
-    return _remembered((f"totals of {program.kernel_text}", tuple(dtypes)), lambda: _find_kernel(name, source))
+    text = f"totals of {program.kernel_text}"
+    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, _totals()), source))
 
 
 def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -402,10 +391,6 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
     if not module.probe(example, example.data_ptr(), torch.Tensor, torch.nn.Parameter):
         raise CompileError(f"torch {torch.__version__} keeps its tensors in a way the launcher does not know")
     return module
-
-
-def supports_dtype(dtype: torch.dtype) -> bool:
-    return dtype in _C_TYPES
 
 
 def platform_reason() -> str | None:
