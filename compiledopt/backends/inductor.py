@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import Argument, Node, Program
 
 
@@ -56,13 +56,28 @@ def evaluate(
         if product is not None:
             values[node] = _multiply_add(node, product, argument, tensors[0])
             continue
-        args = [argument(arg) for arg in node.args]
-        if node.op == "where" and args[0].dtype is not torch.bool:
-            args[0] = args[0] != 0  # a truth among the columns is a number
-        if node.op in ("maximum", "minimum"):
-            args = [_as_tensor(arg, tensors[0].device, compute) for arg in args]
-        values[node] = OPS[node.op].tensor(*args)
+        values[node] = _computed(OPS[node.op], [argument(arg) for arg in node.args], tensors[0].device, compute)
     return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+
+
+def _computed(op: Op, args: list[Any], device: torch.device, compute: torch.dtype) -> torch.Tensor:
+    """An operation on tensors and numbers. A truth among the columns is a number."""
+    if op.truths or op.name == "where":
+        args[0] = _as_truth(args[0], device)
+    if op.truths:
+        args[1:] = [_as_truth(arg, device) for arg in args[1:]]
+    elif op.name == "where":
+        args[1:] = [_as_tensor(arg, device, compute) for arg in args[1:]]
+    elif not op.numbers or not (op.first or isinstance(args[0], torch.Tensor)):
+        args = [_as_tensor(arg, device, compute) for arg in args]
+    result: torch.Tensor = op.tensor(*args)
+    return result
+
+
+def _as_truth(value: Any, device: torch.device) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        return torch.full((), bool(value), dtype=torch.bool, device=device)
+    return value if value.dtype is torch.bool else value != 0
 
 
 def _as_tensor(value: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -91,13 +91,23 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "reciprocal": lambda a: 1 / a,
     "square": lambda a: a**2,
     "exp": sympy.exp,
+    "exp2": lambda a: 2**a,
+    "expm1": lambda a: sympy.exp(a) - 1,
     "log": sympy.log,
+    "log2": lambda a: sympy.log(a) / sympy.log(2),
+    "log10": lambda a: sympy.log(a) / sympy.log(10),
+    "log1p": lambda a: sympy.log(1 + a),
     "tanh": sympy.tanh,
     "sin": sympy.sin,
     "cos": sympy.cos,
+    "hypot": lambda a, b: sympy.sqrt(a**2 + b**2),
     "floor": sympy.floor,
+    "remainder": lambda a, b: a - b * sympy.floor(a / b),
+    "floor_divide": lambda a, b: sympy.floor(a / b),
     "maximum": sympy.Max,
     "minimum": sympy.Min,
+    "xlogy": lambda a, b: a * sympy.log(b),
+    "logaddexp": lambda a, b: sympy.log(sympy.exp(a) + sympy.exp(b)),
     "lerp": lambda a, b, weight: _rest(weight) * a + weight * b,
     "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
     "gt": sympy.Gt,
@@ -108,6 +118,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "ne": sympy.Ne,
     "logical_and": sympy.And,
     "logical_or": sympy.Or,
+    "logical_xor": sympy.Xor,
     "logical_not": sympy.Not,
 }
 
@@ -208,10 +219,19 @@ def _operation(node: Node) -> Callable[..., Any]:
     """A reduction is a function named for what it gives: mean, or mean_row where there is one per row; total, over all
     parameters, or total_group."""
     if node.op == "total":
-        return sympy.Function("total_group" if node.is_of_group else "total", real=True)  # type: ignore[no-any-return]
-    if node.op not in REDUCTIONS:
+        return _function("total_group" if node.is_of_group else "total")
+    if node.op in REDUCTIONS:
+        return _function(node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}")
+    if node.op in _SYMPY:
         return _SYMPY[node.op]
-    name = node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}"
+    op = OPS[node.op]
+    if op.boolean:  # a condition to sympy: a function that is not zero
+        return lambda *args: sympy.Ne(_function(op.name)(*args), 0)
+    return getattr(sympy, op.formula) if op.formula else _function(op.name)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """One that sympy knows no rules of."""
     return sympy.Function(name, real=True)  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,7 @@
-"""The operations a rule may use, each described once: for tensors, for lists of tensors, and for Python numbers.
+"""The operations a rule may use, each described once: for tensors, for lists of tensors, for Python numbers and for formulas.
 
-A rule's 0-dim values (learning rates, bias corrections) are computed in Python floats, which raise where IEEE arithmetic
-returns an infinity or a NaN; the `number` functions below follow IEEE, as tensors do.
+A rule's 0-dim values (learning rates, bias corrections) are computed in Python floats by the `number` functions, which follow
+IEEE as tensors do. What else torch has is spelled by these in rules/spellings.py.
 """
 
 from __future__ import annotations
@@ -14,67 +14,7 @@ from typing import Any
 
 import torch
 
-
-def _divide(a: float, b: float) -> float:
-    try:
-        return a / b
-    except ZeroDivisionError:
-        if a == 0 or a != a:
-            return math.nan
-        return math.copysign(math.inf, a) * math.copysign(1.0, b)
-
-
-def _power(a: float, b: float) -> float:
-    try:
-        value = a**b
-    except ZeroDivisionError:
-        return math.inf
-    except OverflowError:
-        if a < 0 and b % 1:  # of a complex number
-            return math.nan
-        return math.inf if a > 0 or b % 2 == 0 else -math.inf
-    return math.nan if isinstance(value, complex) else value
-
-
-def _guarded(function: Callable[[float], float], at_zero: float, overflow: float = math.inf) -> Callable[[float], float]:
-    def guarded(a: float) -> float:
-        try:
-            return function(a)
-        except ValueError:
-            return at_zero if a == 0 else math.nan
-        except OverflowError:
-            return overflow
-
-    return guarded
-
-
-def _sign(a: float) -> float:
-    return float((a > 0) - (a < 0))  # 0 for NaN, as torch
-
-
-def _maximum(a: float, b: float) -> float:
-    return a if a != a or a >= b else b
-
-
-def _minimum(a: float, b: float) -> float:
-    return a if a != a or a <= b else b
-
-
-def _floor(a: float) -> float:
-    return float(math.floor(a)) if math.isfinite(a) else a
-
-
-def _lerp(a: float, b: float, weight: float) -> float:
-    return a + weight * (b - a) if abs(weight) < 0.5 else b - (b - a) * (1 - weight)
-
-
-def _where(condition: Any, a: float, b: float) -> float:
-    return a if condition else b
-
-
-_sqrt = _guarded(math.sqrt, 0.0)
-_log = _guarded(math.log, -math.inf)
-_exp = _guarded(math.exp, 1.0)
+from compiledopt.rules import casts, ieee
 
 
 @dataclass(frozen=True)
@@ -82,7 +22,9 @@ class Op:
     """One pointwise operation.
 
     tensor: the torch function; number: the same on Python floats; foreach: the name after `torch._foreach_`, if torch
-    has one; in_place: whether `Tensor.<name>_` writes into its first operand; boolean: whether the result is a truth.
+    has one; in_place: whether `Tensor.<name>_` writes into its first operand; boolean: whether the result is a truth;
+    truths: whether its operands are; numbers: whether the torch function takes Python numbers beside tensors, and first:
+    also before them; formula: the function of sympy, where it is not one of rules/formula.py.
     """
 
     name: str
@@ -92,47 +34,106 @@ class Op:
     foreach: str | None = None
     in_place: bool = True
     boolean: bool = False
+    truths: bool = False
     infix: str | None = None
+    numbers: bool = True
+    first: bool = False
+    formula: str | None = None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """As torch calls them."""
+        return _ARGUMENTS.get(self.name, ("input", "other")[: self.arity])
 
 
-def _table() -> dict[str, Op]:
-    ops = [
-        Op("add", 2, torch.add, operator.add, "add", infix="+"),
-        Op("sub", 2, torch.sub, operator.sub, "sub", infix="-"),
-        Op("mul", 2, torch.mul, operator.mul, "mul", infix="*"),
-        Op("div", 2, torch.div, _divide, "div"),
-        Op("pow", 2, torch.pow, _power, "pow"),
-        Op("neg", 1, torch.neg, operator.neg, "neg"),
-        Op("abs", 1, torch.abs, abs, "abs"),
-        Op("sign", 1, torch.sign, _sign, "sign"),
-        Op("sqrt", 1, torch.sqrt, _sqrt, "sqrt"),
-        Op("rsqrt", 1, torch.rsqrt, lambda a: _divide(1.0, _sqrt(a)), "rsqrt"),
-        Op("reciprocal", 1, torch.reciprocal, lambda a: _divide(1.0, a), "reciprocal"),
-        Op("square", 1, torch.square, lambda a: a * a),
-        Op("exp", 1, torch.exp, _exp, "exp"),
-        Op("log", 1, torch.log, _log, "log"),
-        Op("tanh", 1, torch.tanh, math.tanh, "tanh"),
-        Op("sin", 1, torch.sin, _guarded(math.sin, 0.0), "sin"),
-        Op("cos", 1, torch.cos, _guarded(math.cos, 1.0), "cos"),
-        Op("floor", 1, torch.floor, _floor, "floor"),
-        Op("maximum", 2, torch.maximum, _maximum, "maximum", in_place=False),
-        Op("minimum", 2, torch.minimum, _minimum, "minimum", in_place=False),
-        Op("lerp", 3, torch.lerp, _lerp, "lerp"),
-        Op("where", 3, torch.where, _where, in_place=False),
-        Op("gt", 2, torch.gt, operator.gt, in_place=False, boolean=True),
-        Op("ge", 2, torch.ge, operator.ge, in_place=False, boolean=True),
-        Op("lt", 2, torch.lt, operator.lt, in_place=False, boolean=True),
-        Op("le", 2, torch.le, operator.le, in_place=False, boolean=True),
-        Op("eq", 2, torch.eq, operator.eq, in_place=False, boolean=True),
-        Op("ne", 2, torch.ne, operator.ne, in_place=False, boolean=True),
-        Op("logical_and", 2, torch.logical_and, lambda a, b: bool(a and b), in_place=False, boolean=True),
-        Op("logical_or", 2, torch.logical_or, lambda a, b: bool(a or b), in_place=False, boolean=True),
-        Op("logical_not", 1, torch.logical_not, operator.not_, in_place=False, boolean=True),
-    ]
-    return {op.name: op for op in ops}
+_ARGUMENTS = {
+    "pow": ("input", "exponent"),
+    "lerp": ("input", "end", "weight"),
+    "where": ("condition", "input", "other"),
+    "heaviside": ("input", "values"),
+}
 
 
-OPS: dict[str, Op] = _table()
+def _compared(name: str) -> Op:
+    return Op(name, 2, getattr(torch, name), getattr(operator, name), in_place=False, boolean=True)
+
+
+def _asked(name: str, number: Callable[[float], bool]) -> Op:
+    return Op(name, 1, getattr(torch, name), number, in_place=False, boolean=True)
+
+
+def _logical(name: str, arity: int, number: Callable[..., bool]) -> Op:
+    tensor = getattr(torch, name)
+    return Op(name, arity, tensor, number, in_place=False, boolean=True, truths=True, numbers=False)
+
+
+_TABLE = (
+    Op("add", 2, torch.add, operator.add, "add", infix="+", first=True),
+    Op("sub", 2, torch.sub, operator.sub, "sub", infix="-", first=True),
+    Op("mul", 2, torch.mul, operator.mul, "mul", infix="*", first=True),
+    Op("div", 2, torch.div, ieee.divide, "div", first=True),
+    Op("pow", 2, torch.pow, ieee.power, "pow", first=True),
+    Op("neg", 1, torch.neg, operator.neg, "neg"),
+    Op("abs", 1, torch.abs, abs, "abs"),
+    Op("sign", 1, torch.sign, ieee.sign, "sign"),
+    Op("sqrt", 1, torch.sqrt, ieee.sqrt, "sqrt"),
+    Op("rsqrt", 1, torch.rsqrt, lambda a: ieee.divide(1.0, ieee.sqrt(a)), "rsqrt"),
+    Op("reciprocal", 1, torch.reciprocal, lambda a: ieee.divide(1.0, a), "reciprocal"),
+    Op("square", 1, torch.square, lambda a: a * a),
+    Op("exp", 1, torch.exp, ieee.exp, "exp"),
+    Op("exp2", 1, torch.exp2, lambda a: ieee.power(2.0, a)),
+    Op("expm1", 1, torch.expm1, ieee.guarded(math.expm1), "expm1"),
+    Op("log", 1, torch.log, ieee.log, "log"),
+    Op("log2", 1, torch.log2, ieee.guarded(math.log2, -math.inf), "log2"),
+    Op("log10", 1, torch.log10, ieee.guarded(math.log10, -math.inf), "log10"),
+    Op("log1p", 1, torch.log1p, ieee.log1p, "log1p"),
+    Op("sigmoid", 1, torch.sigmoid, ieee.sigmoid, "sigmoid"),
+    Op("tanh", 1, torch.tanh, math.tanh, "tanh"),
+    Op("sinh", 1, torch.sinh, ieee.sinh, "sinh", formula="sinh"),
+    Op("cosh", 1, torch.cosh, ieee.guarded(math.cosh), "cosh", formula="cosh"),
+    Op("sin", 1, torch.sin, ieee.guarded(math.sin), "sin"),
+    Op("cos", 1, torch.cos, ieee.guarded(math.cos), "cos"),
+    Op("tan", 1, torch.tan, ieee.guarded(math.tan), "tan", formula="tan"),
+    Op("asin", 1, torch.asin, ieee.guarded(math.asin), "asin", formula="asin"),
+    Op("acos", 1, torch.acos, ieee.guarded(math.acos), "acos", formula="acos"),
+    Op("atan", 1, torch.atan, math.atan, "atan", formula="atan"),
+    Op("asinh", 1, torch.asinh, math.asinh, formula="asinh"),
+    Op("acosh", 1, torch.acosh, ieee.guarded(math.acosh), formula="acosh"),
+    Op("atanh", 1, torch.atanh, ieee.atanh, formula="atanh"),
+    Op("atan2", 2, torch.atan2, math.atan2, numbers=False, formula="atan2"),
+    Op("hypot", 2, torch.hypot, math.hypot, numbers=False),
+    Op("erf", 1, torch.erf, math.erf, "erf", formula="erf"),
+    Op("erfc", 1, torch.erfc, math.erfc, "erfc", formula="erfc"),
+    Op("lgamma", 1, torch.lgamma, ieee.lgamma, "lgamma", formula="loggamma"),
+    Op("floor", 1, torch.floor, ieee.floor, "floor"),
+    Op("ceil", 1, torch.ceil, ieee.whole(math.ceil), "ceil", formula="ceiling"),
+    Op("round", 1, torch.round, ieee.whole(round), "round"),
+    Op("trunc", 1, torch.trunc, ieee.whole(math.trunc), "trunc"),
+    Op("fmod", 2, torch.fmod, ieee.fmod),
+    Op("remainder", 2, torch.remainder, ieee.remainder),
+    Op("floor_divide", 2, torch.floor_divide, ieee.floor_divide),
+    Op("maximum", 2, torch.maximum, ieee.maximum, "maximum", in_place=False, numbers=False),
+    Op("minimum", 2, torch.minimum, ieee.minimum, "minimum", in_place=False, numbers=False),
+    Op("copysign", 2, torch.copysign, math.copysign),
+    Op("heaviside", 2, torch.heaviside, ieee.heaviside, numbers=False),
+    Op("xlogy", 2, torch.xlogy, ieee.xlogy),
+    Op("logaddexp", 2, torch.logaddexp, ieee.logaddexp, in_place=False, numbers=False),
+    Op("lerp", 3, torch.lerp, ieee.lerp, "lerp"),
+    Op("nan_to_num", 1, torch.nan_to_num, ieee.nan_to_num),
+    Op("float16", 1, casts.float16, ieee.rounded_to(torch.float16), in_place=False),
+    Op("bfloat16", 1, casts.bfloat16, ieee.rounded_to(torch.bfloat16), in_place=False),
+    Op("where", 3, torch.where, ieee.where, in_place=False),
+    *map(_compared, ("gt", "ge", "lt", "le", "eq", "ne")),
+    _asked("isnan", math.isnan),
+    _asked("isinf", math.isinf),
+    _asked("isfinite", math.isfinite),
+    _asked("signbit", ieee.signbit),
+    _logical("logical_and", 2, lambda a, b: bool(a and b)),
+    _logical("logical_or", 2, lambda a, b: bool(a or b)),
+    _logical("logical_xor", 2, lambda a, b: bool(a) is not bool(b)),
+    _logical("logical_not", 1, operator.not_),
+)
+OPS: dict[str, Op] = {op.name: op for op in _TABLE}
 
 
 def apply(name: str, *args: Any) -> Any:

@@ -139,44 +139,69 @@ def rule(
 
     Raises: TypeError where the signature does not fit, naming the argument.
     """
-    optional, initial, scalars, branches = dict(optional or {}), dict(initial or {}), tuple(scalars), tuple(branches)
-    static = tuple(static)
+    if sparse not in (None, "rows", "linear"):
+        raise TypeError(f'sparse must be "rows", "linear" or None, got {sparse!r}')
     turns = {flag: (one, 0) if isinstance(one, str) else one for flag, one in (every or {}).items()}
     scopes = dict(shared) if isinstance(shared, Mapping) else dict.fromkeys(shared, "model")
     if odd := sorted(set(scopes.values()) - {"model", "group"}):
         raise TypeError(f'shared says of a state whether it is the "model"\'s or the "group"\'s, got {odd[0]!r}')
-    if sparse not in (None, "rows", "linear"):
-        raise TypeError(f'sparse must be "rows", "linear" or None, got {sparse!r}')
 
     def wrap(function: Callable[..., Any]) -> Rule:
-        parameters = inspect.signature(function).parameters
-        positional = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-        options = tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
-        if positional[:2] != ("param", "grad"):
-            raise TypeError(f"rule {function.__name__}: the first two arguments must be (param, grad), got {positional[:2]}")
-        if len(positional) + len(options) != len(parameters):
-            raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
-        states = positional[2:]
-        if "dtype" in options and elementwise:
-            raise TypeError(f"rule {function.__name__}: the option `dtype` is for rules with elementwise=False")
-        for kind, names, known in (
-            ("scalars", scalars, [state for state in states if state not in scopes]),
-            ("shared", scopes, states),
-            ("optional", optional, states),
-            ("optional", optional.values(), options),
-            ("initial", initial, states),
-            ("initial", [v for v in initial.values() if isinstance(v, str)], options),
-            ("branches", branches, options),
-            ("static", static, options),
-            ("evaluated", [evaluated] if isinstance(evaluated, str) else _read_by(evaluated or ()), (*states, *options)),
-            ("every", turns, options),
-            ("every", [option for option, _ in turns.values()], options),
-        ):
-            for name in names:
-                if name not in known:
-                    raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
-        _check_meaning(function.__name__, (*scalars, *scopes), initial, {"branches": branches, "static": static})
-        flags = (frozenset(static), elementwise, sparse, dense, frozenset[str](), scopes, turns, evaluated)
-        return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
+        states, options = _arguments(function)
+        made = Rule(
+            function=function,
+            states=states,
+            options=options,
+            scalars=frozenset(scalars),
+            optional=dict(optional or {}),
+            initial=dict(initial or {}),
+            branches=frozenset(branches),
+            static=frozenset(static),
+            elementwise=elementwise,
+            sparse=sparse,
+            dense=dense,
+            shared=scopes,
+            every=turns,
+            evaluated=evaluated,
+        )
+        _check_names(made)
+        _check_meaning(made.name, (*made.scalars, *scopes), made.initial, {"branches": made.branches, "static": made.static})
+        return made
 
     return wrap
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(states, options) of a signature. Raises: TypeError where it is not that of a rule."""
+    parameters = inspect.signature(function).parameters
+    positional = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    options = tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
+    if positional[:2] != ("param", "grad"):
+        raise TypeError(f"rule {function.__name__}: the first two arguments must be (param, grad), got {positional[:2]}")
+    if len(positional) + len(options) != len(parameters):
+        raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
+    return positional[2:], options
+
+
+def _check_names(rule: Rule) -> None:
+    """Refuse declarations of arguments that the function does not have. Raises: TypeError, naming the argument."""
+    states, options = rule.states, rule.options
+    if "dtype" in options and rule.elementwise:
+        raise TypeError(f"rule {rule.name}: the option `dtype` is for rules with elementwise=False")
+    evaluated = [rule.evaluated] if isinstance(rule.evaluated, str) else _read_by(rule.evaluated or ())
+    for kind, names, known in (
+        ("scalars", sorted(rule.scalars), tuple(state for state in states if state not in rule.shared)),
+        ("shared", rule.shared, states),
+        ("optional", rule.optional, states),
+        ("optional", rule.optional.values(), options),
+        ("initial", rule.initial, states),
+        ("initial", [v for v in rule.initial.values() if isinstance(v, str)], options),
+        ("branches", sorted(rule.branches), options),
+        ("static", sorted(rule.static), options),
+        ("evaluated", evaluated, (*states, *options)),
+        ("every", rule.every, options),
+        ("every", [option for option, _ in rule.every.values()], options),
+    ):
+        for name in names:
+            if name not in known:
+                raise TypeError(f"rule {rule.name}: {kind} names {name!r}, which is none of {known}")

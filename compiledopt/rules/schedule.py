@@ -10,7 +10,8 @@ from typing import Any
 
 from compiledopt.rules.program import Node, Program
 from compiledopt.rules.scalars import scalar_function
-from compiledopt.rules.trace import Symbol, Tracer
+from compiledopt.rules.symbol import Symbol
+from compiledopt.rules.trace import Tracer
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*"}
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from compiledopt.rules.author import TraceError, author_line
 from compiledopt.rules.program import Argument, Node, Program, node_args
-from compiledopt.rules.trace import Symbol, TraceError, author_line
+from compiledopt.rules.symbol import Symbol
 
 SCOPES = ("model", "group")
 

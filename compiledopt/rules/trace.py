@@ -7,27 +7,22 @@ must not depend on.
 
 from __future__ import annotations
 
-import os
-import sys
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
 from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program, depends_on
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
+from compiledopt.rules.symbol import Symbol, Zero
 
-# Rules pass through these; algorithms/ is an author like any other.
-PACKAGE = os.path.dirname(os.path.dirname(__file__))
-HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "backends"))
 T = TypeVar("T")
-
-
-class TraceError(TypeError):
-    """A rule does what a rule must not; the message names its line and the mend."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +36,7 @@ class Shape:
     turned: bool = False  # whether it lies in memory column after column
 
 
-# Names for operations that are others in OPS, or made of them.
-ALIASES = {"true_divide": "div", "divide": "div", "subtract": "sub", "rsub": "sub", "multiply": "mul", "negative": "neg"}
 NORMS = ("norm", "linalg_vector_norm", "vector_norm")
-ALIASES |= {"addcmul": "", "addcdiv": "", "clamp_min": "", "clamp_max": ""}
-
-
-def _unknown(name: str) -> str:
-    return f"{author_line()}: {name} is not a pointwise operation that compiledopt knows"
-
-
-def author_line() -> str:
-    """Where the rule's author stands: the innermost frame that is neither the compiler's nor torch's."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(HERE) and "/torch/" not in file:
-            break
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-class NotElementwise(TraceError):
-    """A rule uses an operation that is not pointwise: no fault, but no kernel either."""
 
 
 class Tracer:
@@ -105,7 +78,7 @@ class Tracer:
     def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
         """A sum or the like over all of a value, or over its rows or columns. Raises: NotElementwise for anything else."""
         if self.dims is None or value.node.scalar:
-            raise NotElementwise(_unknown(op))
+            raise not_compiled(unknown(op))
         dims = [dim] if isinstance(dim, int) else range(self.dims) if dim is None else dim
         gone = {index + self.dims if index < 0 else index for index in dims}
         known = set(range(self.dims)) if len(gone) == self.dims else set(range(max(self.dims - 2, 0), self.dims))
@@ -131,30 +104,74 @@ class Tracer:
         if name in REDUCTIONS or name in NORMS:
             kwargs = _of_reduction(name, kwargs)
             return self.norm(*args, **kwargs) if name in NORMS else self.reduce(name, *args, **kwargs)
-        if name not in OPS and name not in ALIASES:
-            raise NotElementwise(_unknown(name))
-        scale = kwargs.get("alpha", kwargs.get("value"))
-        extra = set(kwargs) - {"alpha", "value", "other", "end", "weight", "exponent", "input"}
-        args = (*args, *(v for k, v in kwargs.items() if k not in ("alpha", "value")))
-        if extra:
-            raise TraceError(f"{author_line()}: {name} with {sorted(extra)} is not supported in a rule")
-        if name in ("addcmul", "addcdiv"):
-            first = args[1] if scale is None else scale * args[1]
-            return args[0] + self.apply("mul" if name == "addcmul" else "div", (first, args[2]), {})
-        if name in ("clamp_min", "clamp_max"):
-            return self.apply("maximum" if name == "clamp_min" else "minimum", args, {})
-        if name == "rsub":
-            args = (args[1], args[0])
-        name = ALIASES.get(name) or name
+        name = ALIASES.get(name, name)
+        if kwargs.get("out") is not None or kwargs.get("inplace"):
+            raise TraceError(
+                f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
+            )
+        if name in SPELLINGS:
+            return self._bound(SPELLINGS[name], name, args, kwargs)
+        if name not in OPS:
+            raise not_compiled(unknown(name))
+        return self.operation(name, args, dict(kwargs))
+
+    def _bound(self, function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A spelling, called. Raises: TraceError where torch has no such arguments."""
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TraceError(f"{author_line()}: {name}: {error}") from error
+        return function(*bound.args, **bound.kwargs)
+
+    def operation(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One of OPS, with the keywords that torch gives it."""
+        op, scale, mode = OPS[name], kwargs.pop("alpha", None), kwargs.pop("rounding_mode", None)
+        for argument in op.arguments[len(args) :]:
+            if argument in kwargs:
+                args = (*args, kwargs.pop(argument))
+        if kwargs or (scale is not None and name not in ("add", "sub")) or (mode is not None and name != "div"):
+            extra = sorted([*kwargs, *["alpha"] * (scale is not None), *["rounding_mode"] * (mode is not None)])
+            raise TraceError(f"{author_line()}: {name} with {', '.join(extra)} is not supported in a rule; leave it out")
+        if len(args) != op.arity:
+            raise TraceError(f"{author_line()}: {name} takes {op.arity} arguments here, got {len(args)}")
         if scale is not None:
             args = (args[0], scale * args[1])
-        if len(args) != OPS[name].arity:
-            raise TraceError(f"{author_line()}: {name} takes {OPS[name].arity} arguments here, got {len(args)}")
-        return self.record(name, tuple(self.argument(arg) for arg in args))
+        if mode is not None:
+            return self.apply("floor_divide", args, {}) if mode == "floor" else self.apply("div", args, {}).trunc()
+        nodes = [self._typed(op, place, self.argument(arg)) for place, arg in enumerate(args)]
+        if name == "lerp" and not all(map(_is_scalar, nodes)) and any(map(_is_scalar, nodes[:2])):
+            return args[0] + args[2] * (args[1] - args[0])  # torch has no lerp from or to a number
+        return self.record(name, tuple(nodes))
+
+    def _typed(self, op: Op, place: int, arg: Argument) -> Argument:
+        """A truth where numbers are wanted is 1 or 0; a number where truths are wanted is whether it is not 0."""
+        if not isinstance(arg, Node):
+            return arg
+        if op.truths or (op.name == "where" and place == 0):
+            return arg if self.is_truth(arg) else self.record("ne", (arg, 0.0)).node
+        return self.number(arg)
+
+    def number(self, node: Node) -> Node:
+        """1 or 0 for a truth; else the node itself."""
+        return self.record("where", (node, 1.0, 0.0)).node if self.is_truth(node) else node
+
+    @staticmethod
+    def is_truth(node: Node) -> bool:
+        return node.op in OPS and OPS[node.op].boolean
+
+    def knows(self, name: str) -> bool:
+        """Whether there is an operation of this name."""
+        return name in OPS or name in ALIASES or name in SPELLINGS or name in REDUCTIONS or name in NORMS
+
+    def constant(self, value: Any) -> Symbol:
+        """A number that stands for a tensor full of it."""
+        return self.record("add", (float(value), 0.0))
 
     def argument(self, value: Any) -> Argument:
         if isinstance(value, Symbol):
-            return value.node
+            node = value.node
+            constant = node.op in OPS and not any(isinstance(arg, Node) for arg in node.args)
+            return OPS[node.op].number(*node.args) if constant else node
         if isinstance(value, (bool, int, float)):
             return value if isinstance(value, bool) else float(value)
         raise TraceError(
@@ -182,121 +199,6 @@ def _is_scalar(arg: Argument) -> bool:
 
 def _is_number(arg: Argument) -> bool:
     return not isinstance(arg, Node) or arg.axes == NUMBER
-
-
-class Symbol:
-    """Stands for a tensor or a number while a rule is traced."""
-
-    __slots__ = ("branch", "node", "tracer")
-
-    def __init__(self, tracer: Tracer, node: Node, branch: bool = False) -> None:
-        self.tracer = tracer
-        self.node = node
-        self.branch = branch
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tracer = next(arg.tracer for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, Symbol))
-        return tracer.apply(func.__name__, args, kwargs or {})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name.endswith("_"):
-            raise TraceError(f"{author_line()}: {name} mutates its operand; a rule returns new values: write {name[:-1]}")
-        if name in ("item", "tolist", "numpy"):
-            raise TraceError(f"{author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
-        if name in ("ndim", "dim") and self.tracer.dims is not None:
-            return self.tracer.dims if name == "ndim" else lambda: self.tracer.dims
-        if name not in OPS and name not in ALIASES and name not in REDUCTIONS and name not in NORMS:
-            raise NotElementwise(_unknown(name))
-        return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
-
-    def __bool__(self) -> bool:
-        if self.branch:
-            return True
-        raise TraceError(
-            f"{author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
-            "number that is compared with zero in branches=(...)"
-        )
-
-    def __floordiv__(self, other: Any) -> Any:
-        return self.tracer.apply("div", (self, other), {}).floor()
-
-    def __mod__(self, other: Any) -> Any:
-        return self.tracer.apply("sub", (self, other * (self // other)), {})
-
-    def __getitem__(self, key: Any) -> Any:
-        raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
-
-    def __float__(self) -> float:
-        raise TraceError(
-            f"{author_line()}: float() and the functions of math read a value; use torch's, as in torch.cos(x), torch.where"
-        )
-
-    def __index__(self) -> int:
-        raise TraceError(
-            f"{author_line()}: range(), int() and the like read a value; declare a number that the rule takes as it is in "
-            "static=(...)"
-        )
-
-    def __pos__(self) -> Symbol:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise TraceError(f"{author_line()}: assigning to elements mutates; use torch.where")
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: Any) -> Any:
-        return self.tracer.apply("eq", (self, other), {})
-
-    def __ne__(self, other: Any) -> Any:
-        return (
-            True
-            if self.branch and isinstance(other, (int, float)) and other == 0
-            else self.tracer.apply("ne", (self, other), {})
-        )
-
-
-class Zero(float):
-    """A number of `branches` while it is zero. What would fail when it is not fails now, and not in the middle of training."""
-
-    def _compared(self, other: Any) -> bool:
-        raise TraceError(
-            f"{author_line()}: a number in branches=(...) may be compared with zero by == and != alone, since zero and not "
-            "zero are two programs; write != 0, or use torch.where for its sign or size"
-        )
-
-    __lt__ = __le__ = __gt__ = __ge__ = _compared
-
-
-def _binary(name: str, reflected: bool = False) -> Any:
-    def method(self: Symbol, other: Any) -> Any:
-        return self.tracer.apply(name, (other, self) if reflected else (self, other), {})
-
-    return method
-
-
-def _mutation(name: str) -> Any:
-    def method(self: Symbol, other: Any) -> Any:
-        raise TraceError(f"{author_line()}: {name} mutates a tensor in place; write x = x {name[0]} y")
-
-    return method
-
-
-for _dunder, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow"}.items():
-    setattr(Symbol, f"__{_dunder}__", _binary(_op))
-    setattr(Symbol, f"__r{_dunder}__", _binary(_op, reflected=True))
-for _dunder, _op in {"gt": "gt", "ge": "ge", "lt": "lt", "le": "le", "and": "logical_and", "or": "logical_or"}.items():
-    setattr(Symbol, f"__{_dunder}__", _binary(_op))
-for _dunder in ("matmul", "rmatmul"):
-    setattr(Symbol, f"__{_dunder}__", _binary("matmul"))
-for _dunder, _sign in {"iadd": "+=", "isub": "-=", "imul": "*=", "itruediv": "/="}.items():
-    setattr(Symbol, f"__{_dunder}__", _mutation(_sign))
-for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
-    setattr(Symbol, f"__{_dunder}__", (lambda op: lambda self: self.tracer.apply(op, (self,), {}))(_op))
 
 
 def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) -> Program:
@@ -376,5 +278,5 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
             )
         if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
             raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
-        outputs[name] = value.node
+        outputs[name] = value.tracer.number(value.node)
     return outputs

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.rules.author import NotElementwise
 from compiledopt.rules.options import STEP_NUMBERS, as_float, truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -24,7 +25,7 @@ from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_function
 from compiledopt.rules.totals import Measure, measures
-from compiledopt.rules.trace import NotElementwise, Shape, trace
+from compiledopt.rules.trace import Shape, trace
 from compiledopt.stats import STATS, timed
 
 Numbers = Mapping[str, Any]

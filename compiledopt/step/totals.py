@@ -11,9 +11,9 @@ import torch
 from compiledopt.around.every import STEPS
 from compiledopt.backends.batch import Batch, Context, TotalOf, Value
 from compiledopt.backends.eager.direct import scalar_values
+from compiledopt.rules.author import TraceError
 from compiledopt.rules.options import as_float
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.trace import TraceError
 from compiledopt.rules.traced import Traced
 
 Group = dict[str, Any]

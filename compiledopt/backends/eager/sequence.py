@@ -7,7 +7,7 @@ for-loop (Tensor methods) and foreach (torch._foreach_*), and `explain --source`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,11 +18,23 @@ from compiledopt.rules.ops import OPS
 from compiledopt.rules.program import Argument, Node, Program, node_args
 from compiledopt.rules.scalars import literal
 
+COMMUTE = ("add", "mul", "maximum", "minimum")
+
 
 def select(condition: float, a: Any, b: Any) -> torch.Tensor:
     """where() for a 0-dim condition: a copy of one branch, since what follows may write into it."""
     chosen, other = (a, b) if condition else (b, a)
     return chosen.clone() if isinstance(chosen, torch.Tensor) else torch.full_like(other, chosen)
+
+
+def choose(condition: Any, a: float, b: float, like: torch.Tensor) -> torch.Tensor:
+    """where() between two numbers, in the dtype of a tensor."""
+    return torch.where(condition, number(a, like), number(b, like))
+
+
+def number(value: float, like: torch.Tensor) -> torch.Tensor:
+    """A number for what takes tensors alone."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +181,7 @@ class _Sequence:
         tensors = [arg for arg in step.args if isinstance(arg, Node) and not arg.scalar]
         if step.scale is None and (not OPS[step.op].in_place or not tensors):
             return tensors[0] if step.op in ("maximum", "minimum") and len(tensors) == 2 else None
-        if step.op in ("sub", "div", "pow") and tensors[0] is not step.args[0]:
-            return None
-        return tensors[0]
+        return tensors[0] if step.op in COMMUTE or tensors[0] is step.args[0] else None
 
     def argument(self, arg: Argument) -> str:
         if isinstance(arg, Node):
@@ -186,7 +196,7 @@ class _Sequence:
 
     def _emit(self, index: int, step: Step) -> None:
         target = self._target(step)
-        commutes = step.op in ("mul", "maximum", "minimum") or (step.op == "add" and step.scale is None)
+        commutes = step.op in COMMUTE and step.scale is None
         options = [a for a in step.args if isinstance(a, Node) and not a.scalar] if commutes else [target]
         into = next((a for a in options if a is not None and target and self._may_overwrite(a, index, step.result)), None)
         if into is not None and into is not step.args[0]:
@@ -220,15 +230,28 @@ class _Sequence:
                 self.lines.append(f"del {name}")
             self.last_use[arg] = -1
 
-    def _each(self, call: str, args: list[str], step: Step) -> str:
-        """foreach where torch has none: one call per tensor."""
-        lists = [a for a, arg in zip(args, step.args, strict=True) if isinstance(arg, Node) and not arg.scalar]
-        lists = list(dict.fromkeys(lists))
+    def _each(self, call: str, args: list[str], step: Step, *more: str) -> str:
+        """foreach where torch has none: one call per tensor. more: further lists that `call` reads, after the arguments."""
+        lists = self._lists(args, step, *more)
         inner = {name: f"x{i}" for i, name in enumerate(lists)}
-        body = call.format(*(inner.get(a, a) for a in args))
+        body = call.format(*(inner.get(a, a) for a in (*args, *more)))
         pairs = ", ".join(inner[name] for name in lists)
         over = lists[0] if len(lists) == 1 else f"zip({', '.join(lists)})"
         return f"[{body} for {pairs} in {over}]"
+
+    @staticmethod
+    def _lists(args: list[str], step: Step, *more: str) -> list[str]:
+        """The arguments that are tensors, each once."""
+        tensors = [a for a, arg in zip(args, step.args, strict=True) if isinstance(arg, Node) and not arg.scalar]
+        return list(dict.fromkeys((*tensors, *more)))
+
+    def _form(self, step: Step) -> str:
+        """How an operation is called that torch has no list of. A number is a tensor where torch takes no other."""
+        op, tensors = OPS[step.op], [isinstance(a, Node) and not a.scalar for a in step.args]
+        wrapped = not op.numbers or not (op.first or tensors[0])
+        like = tensors.index(True)
+        form = [f"{{{i}}}" if tensor or not wrapped else f"number({{{i}}}, {{{like}}})" for i, tensor in enumerate(tensors)]
+        return ", ".join(form)
 
     def _fresh(self, step: Step, args: list[str], scale: str | None) -> str:
         op, tensors = step.op, [isinstance(a, Node) and not a.scalar for a in step.args]
@@ -237,21 +260,26 @@ class _Sequence:
             if self.foreach:
                 return f"_foreach_{op}({', '.join(args)}, {keyword}={scale})"
             return f"{op}({', '.join(args)}, {keyword}={scale})"
-        form = "{}".join(["", *[", "] * (len(args) - 1), ""])
-        if op in ("add", "mul", "maximum", "minimum") and not tensors[0]:
+        if op in COMMUTE and not tensors[0]:
             args, tensors = args[::-1], tensors[::-1]
             step = Step(op, step.args[::-1], step.result)
-        if op in ("sub", "div", "pow") and not tensors[0]:
-            call = {"sub": "rsub({1}, {0})", "div": "mul(reciprocal({1}), {0})", "pow": "pow({0}, {1})"}[op]
-            return self._each(call, args, step) if self.foreach else call.format(*args)
-        if op == "where" and not tensors[0]:
-            call = "select({}, {}, {})"
-            return self._each(call, args, step) if self.foreach else call.format(*args)
-        if self.foreach and OPS[op].foreach and all(tensors[:1]):
+        if self.foreach and OPS[op].foreach and tensors[0]:
             return f"_foreach_{OPS[op].foreach}({', '.join(args)})"
-        if op in ("maximum", "minimum") and not tensors[1]:
-            op = "clamp_min" if op == "maximum" else "clamp_max"
-        return self._each(f"{op}({form})", args, step) if self.foreach else f"{op}({form.format(*args)})"
+        call = f"{op}({self._form(step)})"
+        more: list[str] = []
+        if op in ("sub", "div") and not tensors[0]:
+            call = {"sub": "rsub({1}, {0})", "div": "mul(reciprocal({1}), {0})"}[op]
+        elif op == "where":
+            call, more = self._where(tensors)
+        elif op in ("maximum", "minimum") and not tensors[1]:
+            call = f"clamp_{'min' if op == 'maximum' else 'max'}({{0}}, {{1}})"
+        return self._each(call, args, step, *more) if self.foreach else call.format(*args, *more)
+
+    def _where(self, tensors: Sequence[bool]) -> tuple[str, list[str]]:
+        """How where() is called, and what is read besides."""
+        if not tensors[0]:
+            return "select({0}, {1}, {2})", []
+        return ("where({0}, {1}, {2})", []) if any(tensors[1:]) else ("choose({0}, {1}, {2}, {3})", [self.home["param"]])
 
     def _in_place(self, step: Step, args: list[str], scale: str | None) -> str:
         op = step.op
@@ -263,15 +291,15 @@ class _Sequence:
             return f"_foreach_{OPS[op].foreach}_({', '.join(args)})"
         if op in ("maximum", "minimum"):
             return f"{op}({', '.join(args)}, out={args[0]})"
-        call = f"{args[0]}.{op}_({', '.join(args[1:])})"
+        first, _, rest = self._form(step).partition(", ")
+        call = f"{first}.{op}_({rest})"
         if not self.foreach:
-            return call
-        lists = list(
-            dict.fromkeys(a for a, arg in zip(args, step.args, strict=True) if isinstance(arg, Node) and not arg.scalar)
-        )
+            return call.format(*args)
+        lists = self._lists(args, step)
         inner = {name: f"x{i}" for i, name in enumerate(lists)}
-        body = f"{inner[args[0]]}.{op}_({', '.join(inner.get(a, a) for a in args[1:])})"
-        return f"for {', '.join(inner.values())} in zip({', '.join(lists)}): {body}"
+        body = call.format(*(inner.get(a, a) for a in args))
+        over = lists[0] if len(lists) == 1 else f"zip({', '.join(lists)})"
+        return f"for {', '.join(inner.values())} in {over}: {body}"
 
     def _store(self) -> None:
         """Bring every new value home, where it is not there already."""
@@ -303,7 +331,7 @@ def eager(program: Program, *, foreach: bool, compute: torch.dtype | None) -> Ea
     columns = ", ".join(sequence.columns.values())
     unpack = [f"{columns}{',' if len(sequence.columns) == 1 else ''} = columns"] if columns else []
     source = "\n    ".join([f"def update(columns, {tensors}):", *unpack, *body])
-    namespace: dict[str, Any] = {"compute": compute, "select": select}
+    namespace: dict[str, Any] = {"compute": compute, "select": select, "choose": choose, "number": number}
     namespace |= {name: op.tensor for name, op in OPS.items()}
     namespace |= {name: getattr(torch, name) for name in ("rsub", "clamp_min", "clamp_max", "addcmul", "addcdiv")}
     namespace |= {name: getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")}

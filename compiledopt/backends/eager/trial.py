@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from compiledopt.rules.author import TraceError, author_line
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.trace import TraceError, author_line, named
+from compiledopt.rules.trace import named
 
 Operands = Mapping[str, torch.Tensor | None]
 

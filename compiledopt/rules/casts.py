@@ -1,0 +1,35 @@
+"""Rounding to the half types by arithmetic on bits.
+
+Inductor leaves out a cast to a half type and back, where it computes in float32 (so do C++ and Triton kernels), unless
+`emulate_precision_casts` is on, which would change every kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bfloat16(x: Tensor) -> Tensor:
+    """The nearest bfloat16, ties to even, in the dtype of x."""
+    single = x.to(torch.float32)
+    rounded = _nearest(single, 16)
+    return torch.where(torch.isnan(single), single, rounded).to(x.dtype)
+
+
+def float16(x: Tensor) -> Tensor:
+    """The nearest float16, ties to even, in the dtype of x."""
+    single = x.to(torch.float32)
+    size = torch.abs(single)
+    # Below 2^-14 float16 has multiples of 2^-24, and so has float32 between 0.5 and 1.
+    small = torch.copysign((size + 0.75) - 0.75, single)
+    rounded = torch.where(size < 2.0**-14, small, _nearest(single, 13))
+    rounded = torch.where(torch.abs(rounded) > 65504.0, torch.copysign(torch.full_like(size, float("inf")), single), rounded)
+    return torch.where(torch.isnan(single), single, rounded).to(x.dtype)
+
+
+def _nearest(x: Tensor, places: int) -> Tensor:
+    """float32 without its last binary places."""
+    bits = x.view(torch.int32)
+    half = (1 << (places - 1)) - 1 + ((bits >> places) & 1)
+    return ((bits + half) & -(1 << places)).view(torch.float32)
