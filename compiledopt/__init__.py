@@ -28,6 +28,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
+from compiledopt.sam import SAM
 from compiledopt.stats import compile_stats
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
@@ -64,6 +65,7 @@ __all__ = [
     "LARS",
     "LBFGS",
     "MADGRAD",
+    "SAM",
     "SGD",
     "SGDW",
     "AdEMAMix",

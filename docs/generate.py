@@ -31,7 +31,7 @@ from differences import DIFFERS, WORKS_HERE, Difference  # noqa: E402
 def algorithms() -> list[str]:
     """Those of torch.optim."""
     found = [name for name in compiledopt.__all__ if name not in MENU and isinstance(getattr(compiledopt, name), type)]
-    return [name for name in found if name not in ("Optimizer", "Combined")]
+    return [name for name in found if name not in ("Optimizer", "Combined", "SAM")]
 
 
 def program_of(name: str, options: dict[str, Any]) -> Program | None:

@@ -279,4 +279,10 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
         if value.tracer.dims is not None and value.node.axes != inputs[name].node.axes:
             raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
         outputs[name] = value.tracer.number(value.node)
-    return outputs
+    return {name: _before(name, node, outputs) for name, node in outputs.items()}
+
+
+def _before(name: str, node: Node, outputs: Mapping[str, Node]) -> Node:
+    """What becomes of `name`: where that is another operand as it was, which is written to as well, a value of its own."""
+    taken = node.op == "input" and not node.scalar and node.name != name and outputs.get(node.name, node) is not node
+    return Node("mul", (node, 1.0), False, line=node.line, axes=node.axes) if taken else node
