@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
-from compiledopt.around.average import EMA
-from compiledopt.around.clip import CLIP
+from compiledopt import around
 from compiledopt.around.transformation import check_one_element as check_one_element
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
@@ -23,10 +22,14 @@ LearningRate = float | Tensor | Schedule
 
 
 class Extras(TypedDict, total=False):
-    """What every optimizer takes beside torch's arguments, as keywords or in a group; `DESCRIBED` says what they do."""
+    """What every optimizer takes beside torch's arguments, as keywords or in a group: the options of `around`."""
 
     max_grad_norm: float | None
     ema_decay: float | None
+    cautious: bool | None
+    corrected_decay: bool | float | None
+    update_clipping: float | None
+    gradient_centralization: bool | None
 
 
 def at_start(lr: Any) -> Any:
@@ -58,7 +61,7 @@ class Bound:
         return replace(self, index=index, words=f"{self.words} at index {index}")
 
     def check(self, value: Any) -> None:
-        """Refuse a number outside. Raises: ValueError; TypeError for a schedule where there can be none."""
+        """Refuse a number outside. Raises: ValueError; TypeError for what is none, and for a schedule that cannot be."""
         if isinstance(value, Schedule) and self.option != "lr":
             raise TypeError(f"{self.option} is {value}: only lr can be a schedule; change others in param_groups between steps")
         number = at_start(value)
@@ -66,7 +69,12 @@ class Bound:
             return
         ends = (self.least, operator.ge), (self.above, operator.gt), (self.below, operator.lt), (self.most, operator.le)
         for end, holds in ends:
-            if end is not None and not holds(number, end):
+            try:
+                inside = end is None or holds(number, end)
+            except TypeError as error:
+                mend = f"; float({number!r}) makes one" if isinstance(number, str) else ""
+                raise TypeError(f"{self.option} must be a number, got {number!r} ({type(number).__name__}){mend}") from error
+            if not inside:
                 raise ValueError(f"{self.words}: {number}")
 
     def __str__(self) -> str:
@@ -91,7 +99,11 @@ def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
     for bound in bounds:
         if bound.option in options:
             value = options[bound.option]
-            bound.check(value if bound.index is None else value[bound.index])
+            try:
+                number = value if bound.index is None else value[bound.index]
+            except (TypeError, IndexError) as error:
+                raise type(error)(f"{bound.option} must be a pair of numbers, got {value!r}") from error
+            bound.check(number)
 
 
 # ---- what a signature says ----
@@ -114,9 +126,8 @@ DESCRIBED = {
     "compiled": "True wants one kernel over the whole model or an error; None falls back with a warning; False declines it",
     "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
     "differentiable": "let autograd differentiate through the step",
-    CLIP: "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm",
-    EMA: 'keep an average of each parameter, made in the same pass, in `state[param]["ema"]`; see `use_ema`',
 }
+DESCRIBED |= around.described()
 
 
 def flags_off(constructor: Any, rule: Rule | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from compiledopt import around
+from compiledopt.arguments import Extras, Unpack
 from compiledopt.optimizer import Optimizer, StateDict
 
 ALGORITHM = "algorithm"
@@ -19,8 +20,9 @@ class Combined(Optimizer):
         for each group:  (θ, states) ← rule of group["algorithm"](θ, g, states, options of the group)
 
     optimizers: of this library, made as usual, none of them LBFGS, and no parameter in two. Their groups, in order, with their
-        options and what states they have, become this one's; they are not to be stepped any more. max_grad_norm, ema_decay: for
-        all groups, in place of what theirs say; the norm is over all gradients of the groups that are clipped.
+        options and what states they have, become this one's; they are not to be stepped any more. extras: what every optimizer
+        takes beside torch's arguments (max_grad_norm, ema_decay, ...), for all groups, in place of what theirs say; the norm is
+        over all gradients of the groups that are clipped.
     Groups say whose they are in `group["algorithm"]`, by the class's name; `add_param_group` takes that name.
     State: as the algorithms have it.
     Mutates: the parameters and the state, never a gradient.
@@ -28,15 +30,14 @@ class Combined(Optimizer):
     option that an algorithm refuses, and a state_dict whose groups are other algorithms'.
     """
 
-    def __init__(self, *optimizers: Optimizer, max_grad_norm: float | None = None, ema_decay: float | None = None) -> None:
+    def __init__(self, *optimizers: Optimizer, **extras: Unpack[Extras]) -> None:
         self._algorithms: dict[str, type[Optimizer]] = {}
         groups: list[dict[str, Any]] = []
         for optimizer in optimizers:
             groups += self._groups_of(optimizer)
-        extras = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
         for group in groups:
             group.update({name: value for name, value in extras.items() if value is not None})
-        super().__init__(groups, {})
+        super().__init__(groups, {"extras": extras})
         for optimizer in optimizers:
             self.state.update(optimizer.state)
             self._stepper.fresh |= optimizer._stepper.fresh

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compiledopt import around
 from compiledopt.backends.batch import Entry
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
@@ -71,28 +72,33 @@ class Explanation:
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        calls, least = ("launches", "") if self.executor == "compiled" else ("calls", "at least ")
+        compiled = self.executor == "compiled"
+        calls, least = _counted(self.launches_per_step, "launch" if compiled else "call"), "" if compiled else "at least "
         lines = [
-            f"{self.optimizer}: {self.executor}, {self.tensors} tensors, {self.elements:,} elements, "
-            f"{self.launches_per_step} {calls} per step, {self.kernels} kernels",
+            f"{self.optimizer}: {self.executor}, {_counted(self.tensors, 'tensor')}, {_counted(self.elements, 'element')}, "
+            f"{calls} per step, {_counted(self.kernels, 'kernel')}",
             f"memory: {least}{self.bytes_per_step / 1e6:.1f} MB per step, {self.floor_seconds * 1e3:.3f} ms at the "
             f"{self.memory_bandwidth / 1e9:.1f} GB/s that an addition in place reaches here; no step out of cache is faster",
-            f"torch {self.torch}, {self.threads} threads",
+            f"torch {self.torch}, {_counted(self.threads, 'thread')}",
         ]
         for part in self.parts:
             lines += ["", *_describe(part)]
         return "\n".join(lines)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
+
+
 def _describe(part: Part) -> list[str]:
-    calls = "launches" if part.executor == "compiled" else "calls of torch operations"
+    calls, of = ("launch", "") if part.executor == "compiled" else ("call", " of torch operations")
     # Each operation of an eager executor reads and writes its operands again.
     least = "" if part.executor == "compiled" else "at least "
     if not part.elementwise_part:
-        calls = "calls of the rule at least"
+        calls, of = "call", " of the rule at least"
     lines = [
-        f"{part.executor} ({part.reason}): {part.tensors} tensors of {', '.join(part.dtypes)}",
-        f"  {part.calls_per_step} {calls} per step, {part.rows} rows of scalars",
+        f"{part.executor} ({part.reason}): {_counted(part.tensors, 'tensor')} of {', '.join(part.dtypes)}",
+        f"  {_counted(part.calls_per_step, calls)}{of} per step, {_counted(part.rows, 'row')} of scalars",
         f"  per element: {least}{part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
     ]
     if part.passes > 1:
@@ -214,7 +220,7 @@ def _read_for_totals(entry: Entry) -> int:
 def _formula(program: Program | None) -> Formula:
     from compiledopt.rules.formula import Formula, formula  # sympy takes 0.2 s to import
 
-    return formula(program) if program else Formula((), {})
+    return formula(program, around.letters()) if program else Formula((), {})
 
 
 def _steps(entry: Entry) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.around import derived
+from compiledopt import around
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.rule import Rule
@@ -62,7 +62,7 @@ def explain_gpu(
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
     from compiledopt.rules.formula import formula
 
-    known = traced(derived(rule, group), group)
+    known = traced(around.derived(rule, group), group)
     program = known.program
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
@@ -84,7 +84,7 @@ def explain_gpu(
         vector_stores=built[0].vector_stores,
         registers=max(one.registers for one in built),
         spills=sum(one.spills for one in built),
-        formula=formula(program).text,
+        formula=formula(program, around.letters()).text,
         source=text if source else "",
         ptx=built[0].ptx if ptx else "",
         clipped=known.is_clipped,

@@ -49,7 +49,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if str(cls.__module__).startswith(f"{__package__}.algorithms."):
+        if (cls.__module__ or "").startswith(f"{__package__}.algorithms."):
             cls.__module__ = __package__  # which pickles name: files may move
         constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if constructor is not None:
@@ -149,6 +149,8 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
+            if self._has_rules:
+                around.complete(self.rule_of(group), group)
             around.schedule_groups(self)
             if self._has_rules:
                 self._stepper.share(self)

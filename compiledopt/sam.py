@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.arguments import Extras, Unpack
 from compiledopt.combined import Combined
 from compiledopt.optimizer import Optimizer, StateDict
 from compiledopt.own import define
@@ -41,7 +42,7 @@ class SAM(Combined):
     Deviations from davda54/sam: it takes optimizers, not a class.
     """
 
-    def __init__(self, *optimizers: Optimizer, rho: float = 0.05, adaptive: bool = False, **extras: float | None) -> None:
+    def __init__(self, *optimizers: Optimizer, rho: float = 0.05, adaptive: bool = False, **extras: Unpack[Extras]) -> None:
         if not rho >= 0.0:
             raise ValueError(f"Invalid rho, should be non-negative: {rho}")
         super().__init__(*optimizers, **extras)

@@ -44,7 +44,7 @@ def _at_most(step: Any, most: float) -> Any:
 
 
 def _made(function: Callable[..., Any], *args: Any) -> Schedule:
-    return Schedule(partial(function, *args), f"{function.__name__.strip('_')}{args}")
+    return Schedule(partial(function, *args), f"{function.__name__.strip('_')}({', '.join(map(repr, args))})")
 
 
 # ---- factors: 1 is the rate that they are multiplied with ----

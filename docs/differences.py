@@ -82,6 +82,13 @@ WORKS_HERE = [
         "test_around.py::test_all_three_against_torch",
     ),
     Difference(
+        "`cautious`, `corrected_decay`, `update_clipping`, `gradient_centralization`",
+        "no such options",
+        "transformations of any rule",
+        "timm and others write them into each algorithm; [training-loop.md](training-loop.md)",
+        "test_update.py::test_against_torch",
+    ),
+    Difference(
         "`zero_grad` and `step` in `torch.compile(fullgraph=True)`",
         "`zero_grad` refuses to be traced; a scheduler hides `step`",
         "one graph",

@@ -13,6 +13,7 @@ from published import written
 
 import compiledopt
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import traced
 
 EXECUTORS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
@@ -35,6 +36,7 @@ class Algorithm:
     sharded: the options under which tests/ranks.py shards it.
     tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
     moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
+    multiplies: whether it multiplies matrices, in bfloat16 as torch's does: runs differ by the rounding of those.
     """
 
     ours: type[compiledopt.Optimizer]
@@ -51,10 +53,14 @@ class Algorithm:
     moves_without_rate: bool = False
     states_at_once: bool = False
     takes_empty: bool = True
+    multiplies: bool = False
 
     @property
     def name(self) -> str:
         return self.ours.__name__
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def in_torch(self) -> bool:
@@ -74,8 +80,39 @@ class Algorithm:
         return self.rule is not None and self.rule.elementwise and self.rule.dense
 
     @property
+    def counts(self) -> bool:
+        """Whether each parameter has a count of its own updates."""
+        return self.rule is not None and "step" in self.rule.scalars
+
+    @property
     def sparse_only(self) -> bool:
         return self.rule is not None and not self.rule.dense
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it is compiled into passes between its reductions, for matrices."""
+        if self.rule is None or not self.rule.dense:
+            return False
+        param = torch.nn.Parameter(torch.ones(2, 3))
+        found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
+        return not found.elementwise and not isinstance(found.variant(param), str)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether a parameter may be anything but a matrix."""
+        try:
+            return bool(self.ours([torch.nn.Parameter(torch.ones(3))], **self.promised))
+        except ValueError:
+            return False
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is not mathematics: which way it runs, how many 0-dim states it has, whether it asks for the first update,
+        whether a state starts from more than a number."""
+        assert self.rule is not None
+        made = any(not isinstance(value, float) for name, value in self.rule.initial.items() if name not in self.rule.scalars)
+        way = (self.elementwise, self.rule.dense, self.reduces)
+        return (*way, min(len(self.rule.scalars), 2), "first" in self.rule.options, made)
 
     def takes(self, option: str) -> bool:
         return option in inspect.signature(self.ours).parameters
@@ -104,7 +141,8 @@ class Case:
         options = self.options()
         # As torch's own database: 1e-8 is zero in float16, and the quotient infinite.
         if dtype in (torch.float16, torch.bfloat16) and self.of.takes("eps"):
-            options.setdefault("eps", 1e-3)
+            usual = inspect.signature(self.of.ours).parameters["eps"].default
+            options.setdefault("eps", (1e-3, *usual[1:]) if isinstance(usual, tuple) else 1e-3)
         return options
 
     def ours(self, params: Any, executor: str = "compiled", dtype: torch.dtype = torch.float32, **more: Any) -> Any:
@@ -256,7 +294,7 @@ CATALOG: dict[str, Algorithm] = {
         ),
         Algorithm(compiledopt.Rprop, _RPROP, unrolled=[{}], moves_without_rate=True),  # its first steps are of size lr
         Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False),
-        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False),
+        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, multiplies=True),
         Algorithm(compiledopt.LBFGS, promised={"lr": 0.5, "max_iter": 4}, measured=None),
         Algorithm(
             compiledopt.SparseAdam,
@@ -380,3 +418,25 @@ def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list
 def one_per_algorithm() -> list[Case]:
     """The richest configuration of each, for tests that need not see all."""
     return [next(case for case in reversed(CASES) if case.algorithm == name and case.label == "all") for name in ALGORITHMS]
+
+
+def one_per_kind(wanted: Callable[[Algorithm], Any] = lambda one: True) -> list[Algorithm]:
+    """The first of each kind among those that are wanted, for tests of what is alike for all of a kind."""
+    found: dict[tuple[Any, ...], Algorithm] = {}
+    for one in CATALOG.values():
+        if one.rule is not None and wanted(one):
+            found.setdefault(one.kind, one)
+    return list(found.values())
+
+
+def by_kind(subjects: Iterable[Case | Algorithm] | None = None) -> list[Any]:
+    """The cases or algorithms (else a case per algorithm), for tests of machinery: the first of each kind; the others among the
+    slow tests."""
+    import pytest
+
+    first = {one.name for one in one_per_kind()}
+    subjects, found = one_per_algorithm() if subjects is None else subjects, []
+    for one in subjects:
+        name = one.name if isinstance(one, Algorithm) else one.algorithm
+        found.append(pytest.param(one, marks=[] if name in first else [pytest.mark.slow], id=str(one)))
+    return found

@@ -210,7 +210,7 @@ def test_the_verdict_of_a_scaler_is_read_on_the_device():
 def test_explain_tells_of_the_kernel_that_runs():
     optimizer = compiledopt.AdamW(model(), lr=0.01)
     told = optimizer.explain(source=True)
-    assert "whole_model(pointers" in told and "1 launches per step" in told and optimizer.executor == "compiled"
+    assert "whole_model(pointers" in told and "1 launch per step" in told and optimizer.executor == "compiled"
 
 
 @pytest.mark.parametrize("capturable", [False, True])

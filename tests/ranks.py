@@ -1,4 +1,4 @@
-"""What one process of a distributed run does: python ranks.py SCENARIO RANK WORLD FOLDER, started by test_distributed.py."""
+"""What one process of a distributed run does: python ranks.py SCENARIO,... RANK WORLD FOLDER, by test_distributed.py."""
 
 import copy
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from catalog import CATALOG, EXECUTORS
+from catalog import CATALOG, EXECUTORS, one_per_kind
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -70,28 +70,31 @@ def assert_same_training(net, optimizer, alone, reference, start, tolerance=1e-6
 
 
 def fsdp(rank, world, folder):
-    """Every algorithm and executor, against one process that sees the whole batch."""
-    whole_models = [one for one in CATALOG.values() if one.elementwise]
-    runs = [(one.name, how, {"lr": 0.05, **one.sharded}) for one in whole_models for how in EXECUTORS.values()]
+    """Every algorithm compiled, and one of each kind by every executor, against one process that sees the whole batch."""
+    kinds = one_per_kind(lambda one: one.elementwise)
+    whole_models = [(one, EXECUTORS["compiled"]) for one in CATALOG.values() if one.elementwise]
+    whole_models += [(one, how) for one in kinds for how in EXECUTORS.values() if how != EXECUTORS["compiled"]]
+    runs = [(one, how, {"lr": 0.05, **one.sharded}) for one, how in whole_models]
     around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
-    runs += [(name, how, around) for name in ("AdamW", "SGD") for how in EXECUTORS.values()]
-    runs += [(name, how, {"lr": 0.05}) for name in ("Adafactor", "Muon") for how in ({}, {"foreach": False})]
-    runs += [("Adafactor", {}, {"lr": 0.05, "max_grad_norm": 0.1})]
-    for name, how, more in runs:
-        net, alone = sharded(network(name != "Muon")), network(name != "Muon")
-        start = whole(network(name != "Muon").parameters())
-        optimizer, reference = (getattr(compiledopt, name)(one.parameters(), **more, **how) for one in (net, alone))
+    runs += [(one, how, around) for one in kinds[:2] for how in EXECUTORS.values()]
+    gathered = one_per_kind(lambda one: one.rule.dense and not one.elementwise)
+    runs += [(one, how, {"lr": 0.05}) for one in gathered for how in ({}, {"foreach": False})]
+    runs += [(one, {}, {"lr": 0.05, "max_grad_norm": 0.1}) for one in gathered if one.reduces]
+    for of, how, more in runs:
+        net, alone = sharded(network(of.takes_vectors)), network(of.takes_vectors)
+        start = whole(network(of.takes_vectors).parameters())
+        optimizer, reference = (of.ours(one.parameters(), **more, **how) for one in (net, alone))
         train(net, optimizer, range(STEPS), mine(rank, world))
         train(alone, reference, range(STEPS))
-        # Muon multiplies in bfloat16, where the last bit of a gradient may be another one.
-        assert_same_training(net, optimizer, alone, reference, start, 0.05 if name == "Muon" else 1e-5)
+        # Products are in bfloat16, where the last bit of a gradient may be another one.
+        assert_same_training(net, optimizer, alone, reference, start, 0.05 if of.multiplies else 1e-5)
         whole_matrices = {"foreach": "foreach", "for-loop": "for-loop", "compiled": "foreach"}  # they are gathered
-        assert optimizer.executor == (whole_matrices[reference.executor] if name == "Adafactor" else reference.executor)
+        assert optimizer.executor == (whole_matrices[reference.executor] if of.reduces else reference.executor)
         for param in net.parameters():
             for key, value in optimizer.state[param].items():
                 if key not in (*optimizer.rule.scalars, "step", "n_averaged"):
-                    assert isinstance(value, DTensor), (name, key)
-                    assert value.shape != param.shape or value.placements == param.placements, (name, key)
+                    assert isinstance(value, DTensor), (of.name, key)
+                    assert value.shape != param.shape or value.placements == param.placements, (of.name, key)
         if "max_grad_norm" in more:
             assert abs(optimizer.grad_norm.item() / reference.grad_norm.item() - 1) < 1e-9
         if "ema_decay" in more:
@@ -190,12 +193,13 @@ def load(rank, world, folder):
 
 
 def main():
-    scenario, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store-{scenario}-{world}")
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{folder}/store-{scenarios}-{world}")
     init_device_mesh("cpu", (world,))
-    globals()[scenario](rank, world, folder)
-    dist.barrier()
+    for scenario in scenarios.split(","):
+        globals()[scenario](rank, world, folder)
+        dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads end a process with SIGABRT now and then, also without us
 

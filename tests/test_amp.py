@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from catalog import EXECUTORS, one_per_algorithm
+from catalog import EXECUTORS, by_kind
 from helpers import Gradients, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -21,7 +21,7 @@ def scaled_run(scaler, optimizer, params, steps, bad=()):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_as_if_there_were_no_scale(case, executor):
     """A power of two as scale changes no bit of a gradient, so results are those without a scaler, steps left out included."""
     plain, mine = parameters(), parameters()

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from catalog import BASELINE, CASES, EXECUTORS, in_every_dtype, one_per_algorithm
+from catalog import BASELINE, CASES, CATALOG, EXECUTORS, by_kind, in_every_dtype, one_per_kind
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 from torch.optim import lr_scheduler as torchs
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,6 +18,7 @@ from compiledopt import schedules
 from compiledopt.schedules import Schedule
 
 DECAY, MOST, STEPS = 0.9, 1.5, 12
+ELEMENTWISE = one_per_kind(lambda one: one.elementwise)
 WITH_RATE = [case for case in CASES if case.label in ("default", "all", "capturable", "momentum", "amsgrad", "centered")]
 
 
@@ -79,7 +80,7 @@ def test_all_three_against_torch(case, executor, dtype):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_absent_gradients(case, executor):
     """A parameter without a gradient stands still with its average and its place in the schedule."""
     mine = parameters()
@@ -100,15 +101,18 @@ def test_absent_gradients(case, executor):
     assert optimizer.param_groups[0]["lr"] == warmup_cosine(0.1)(max(counts))
 
 
+ON_TENSORS = [one for one in CATALOG.values() if one.rule is not None and one.rule.dense and not one.elementwise]
+
+
 @pytest.mark.parametrize(
-    ("name", "executor"), [(n, e) for n in ("Adafactor", "Muon") for e in EXECUTORS if (n, e) != ("Muon", "compiled")]
+    ("of", "executor"), [(of, each) for of in ON_TENSORS for each in EXECUTORS if of.reduces or each != "compiled"], ids=str
 )
-def test_rules_that_are_not_elementwise(name, executor):
+def test_rules_that_are_not_elementwise(of, executor):
     shapes = [(8, 6), (8, 6), (5, 9)]
     theirs, mine = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
-    baseline = getattr(torch.optim, name)(theirs, lr=0.1)
+    baseline = of.counterpart(theirs, lr=0.1)
     scheduler = torchs_warmup_cosine(baseline)
-    optimizer = getattr(compiledopt, name)(mine, lr=warmup_cosine(0.1), max_grad_norm=MOST, **EXECUTORS[executor])
+    optimizer = of.ours(mine, lr=warmup_cosine(0.1), max_grad_norm=MOST, **EXECUTORS[executor])
     for step in range(STEPS):
         Gradients(torch.float64).set(theirs, step)
         Gradients(torch.float64).set(mine, step)
@@ -119,10 +123,10 @@ def test_rules_that_are_not_elementwise(name, executor):
         assert optimizer.grad_norm.item() == pytest.approx(norm.item(), rel=1e-9)
     effect = rms(flat(theirs) - flat(parameters(torch.float64, shapes)))
     assert effect > 1e-3
-    # Muon multiplies in bfloat16, in stacks or one by one: chaotic in the last bits.
-    assert rms(flat(mine) - flat(theirs)) <= (0.1 if name == "Muon" else 1e-5) * effect
+    # Products in bfloat16, of stacks or one by one, are chaotic in the last bits.
+    assert rms(flat(mine) - flat(theirs)) <= (0.1 if of.multiplies else 1e-5) * effect
     with pytest.raises(ValueError, match=r"ema_decay is for rules that are elementwise, .* is not; use compiledopt\.swa_utils"):
-        getattr(compiledopt, name)(mine, ema_decay=0.9)
+        of.ours(mine, ema_decay=0.9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -307,12 +311,11 @@ def test_averages_of_a_parameter_listed_twice():
     assert torch.equal(param.detach(), kept)
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_an_average_begun_later(name):
+@pytest.mark.parametrize("of", ELEMENTWISE, ids=str)
+def test_an_average_begun_later(of):
     """It starts at the parameter, and the states of the rule stay as they are (SGD's momentum most of all)."""
     theirs, mine = parameters(), parameters()
-    more = {"momentum": 0.9} if name == "SGD" else {}
-    baseline, optimizer = (getattr(compiledopt, name)(p, lr=0.1, **more) for p in (theirs, mine))
+    baseline, optimizer = (of.ours(p, **{**of.promised, "lr": 0.1}) for p in (theirs, mine))
     run(baseline, theirs, Gradients(), range(3))
     run(optimizer, mine, Gradients(), range(3))
     optimizer.param_groups[0]["ema_decay"] = 0.9
@@ -492,7 +495,7 @@ def test_what_cannot_be():
         optimizer = compiledopt.SGD(params, **more)
         params[0].grad = torch.ones(40, 50).to_sparse()
         before = snapshot(optimizer)
-        with pytest.raises(RuntimeError, match="does not support sparse gradients with `ema_decay` or `max_grad_norm`"):
+        with pytest.raises(RuntimeError, match="does not support sparse gradients with `" + next(iter(more)) + "`"):
             optimizer.step()
         assert same(before, snapshot(optimizer))
     optimizer = compiledopt.SGD(params)
@@ -504,10 +507,10 @@ def test_what_cannot_be():
 # ---- states ----
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_resumes_in_the_middle(name):
+@pytest.mark.parametrize("of", ELEMENTWISE, ids=str)
+def test_resumes_in_the_middle(of):
     def make(params):
-        return getattr(compiledopt, name)(params, lr=warmup_cosine(0.1), max_grad_norm=MOST, ema_decay=DECAY)
+        return of.ours(params, lr=warmup_cosine(0.1), max_grad_norm=MOST, ema_decay=DECAY)
 
     mine = parameters()
     optimizer = make(mine)
@@ -528,7 +531,7 @@ def test_resumes_in_the_middle(name):
         assert same([p.detach() for p in mine], [p.detach() for p in other.param_groups[0]["params"]])
         assert same(optimizer.ema_parameters(), other.ema_parameters())
         assert other.param_groups[0]["lr"] == warmup_cosine(0.1)(9)
-    torchs_own = getattr(torch.optim, name)(copies(mine), lr=0.1)
+    torchs_own = of.counterpart(copies(mine), lr=0.1)
     torchs_own.load_state_dict(resumed.state_dict())
     run(torchs_own, torchs_own.param_groups[0]["params"], Gradients(), range(2))
 

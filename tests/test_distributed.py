@@ -35,11 +35,14 @@ def run(scenario, world, folder):
     assert codes == [0] * world, "\n".join(log.read()[-3000:] for log in logs)
 
 
-@pytest.mark.parametrize("scenario", ["fsdp", "between_steps", "ddp", "zero"])
-def test_two_processes(scenario, tmp_path):
-    run(scenario, 2, tmp_path)
+@pytest.mark.processes
+@pytest.mark.parametrize("scenarios", ["fsdp", "between_steps,ddp,zero"])
+def test_two_processes(scenarios, tmp_path):
+    """One after the other in the same two: starting them takes longer."""
+    run(scenarios, 2, tmp_path)
 
 
+@pytest.mark.processes
 def test_distributed_checkpoints(tmp_path):
     """Saved by two processes, loaded by two and by one, and going on equal."""
     run("save", 2, tmp_path)

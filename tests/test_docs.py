@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ["migrate-from-torch.md", "training-loop.md", "meta-learning.md", "../CONTRIBUTING.md"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
     if not DOCS.exists():

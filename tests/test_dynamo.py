@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+from catalog import one_per_kind
 from torch._dynamo.utils import counters
 
 import compiledopt
@@ -28,15 +29,15 @@ def fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
+@pytest.mark.parametrize("of", one_per_kind(lambda one: one.rule.dense and one.takes_vectors), ids=str)
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_compiled_training_step_under_a_schedule(name, tensor_lr):
+def test_compiled_training_step_under_a_schedule(of, tensor_lr):
     model, x, y = problem()
     twin = copy.deepcopy(model)
     runs = []
     for net, compiled in ((model, False), (twin, True)):
         lr = torch.tensor(0.01) if tensor_lr else 0.01
-        optimizer = getattr(compiledopt, name)(net.parameters(), lr=lr)
+        optimizer = of.ours(net.parameters(), lr=lr)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
 
         def train(net=net, optimizer=optimizer):

@@ -27,7 +27,9 @@ def test_numbers_of_adamw(monkeypatch):
     run(optimizer, params, Gradients(), range(2))
     assert optimizer._explanation().launches_per_step == len(optimizer._plan.batches) == 1
     text = optimizer.explain(source=True)
-    assert "compiled (the default): 2 tensors of float32" in text and " kernel(" in text and "def scalars(" in text
+    assert text.startswith("AdamW: compiled, 2 tensors, 150 elements, 1 launch per step, 1 kernel\n")
+    assert "compiled (the default): 2 tensors of float32\n  1 launch per step, 1 row of scalars\n" in text
+    assert " kernel(" in text and "def scalars(" in text
 
 
 def test_parts_are_apart():

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from catalog import EXECUTORS, one_per_algorithm
+from catalog import EXECUTORS, by_kind
 from helpers import Gradients, parameters, run, same, snapshot
 
 import compiledopt
@@ -40,7 +40,7 @@ BAD_GRADIENTS = {
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", BAD_GRADIENTS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_bad_gradients(case, bad, mode, warm):
     params = parameters()
     params = [p.detach() for p in params] if mode == "differentiable" else params

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from catalog import CATALOG, one_per_kind
 from helpers import Gradients, parameters, run
 
 import compiledopt
@@ -17,17 +18,19 @@ MODES = {"compiled": {"compiled": True}, "foreach": {"foreach": True}, "for-loop
 MODES["differentiable"] = {"differentiable": True}
 
 
-CASES = [(name, mode) for name in ("SGD", "AdamW", "Adafactor") for mode in MODES]
+DECAYING = one_per_kind(lambda one: one.takes("weight_decay") and one.takes_vectors)
 
 
-@pytest.mark.parametrize(("name", "mode"), [case for case in CASES if case != ("Adafactor", "differentiable")])
-def test_numpys_numbers_are_numbers(name, mode):
+@pytest.mark.parametrize(
+    ("of", "mode"), [(of, mode) for of in DECAYING for mode in MODES if of.elementwise or mode != "differentiable"], ids=str
+)
+def test_numpys_numbers_are_numbers(of, mode):
     """Entries of the table like others: each a program of its own it was, and an array could be none."""
     results = []
     for lr in (0.125, *NUMBERS):
         params = parameters(shapes=[(3,), (4, 5)])
         params = [param.detach() for param in params] if mode == "differentiable" else params
-        optimizer = getattr(compiledopt, name)(params, lr=lr, weight_decay=lr, **MODES[mode])
+        optimizer = of.ours(params, lr=lr, weight_decay=lr, **MODES[mode])
         before = STATS.programs_traced
         run(optimizer, params, Gradients(), range(2))
         results.append(torch.cat([param.detach().flatten() for param in params]))
@@ -36,12 +39,12 @@ def test_numpys_numbers_are_numbers(name, mode):
     assert all(torch.equal(results[0], result) for result in results)
 
 
-def test_numpys_numbers_in_lbfgs_muon_and_between_steps():
+def test_numpys_numbers_everywhere_and_between_steps():
     for value in NUMBERS:
-        for name in ("LBFGS", "Muon"):
+        for of in CATALOG.values():
             param = torch.nn.Parameter(torch.ones(3, 3))
-            param.grad = torch.ones(3, 3)
-            getattr(compiledopt, name)([param], lr=value).step(*[lambda p=param: (p * p).sum()] * (name == "LBFGS"))
+            param.grad = torch.ones(3, 3).to_sparse() if of.sparse_only else torch.ones(3, 3)
+            of.ours([param], lr=value).step(*[lambda p=param: (p * p).sum()] * (of.rule is None))
             assert param.isfinite().all()
     params = parameters(shapes=[(3,)])
     optimizer = compiledopt.AdamW(params, compiled=True)
@@ -53,10 +56,10 @@ def test_numpys_numbers_in_lbfgs_muon_and_between_steps():
     assert STATS.kernels_lowered == kernels
 
 
-@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam", "SGD", "AdamW"])
+@pytest.mark.parametrize("name", [one.name for one in CATALOG.values() if one.in_torch])
 def test_groups_keep_their_keys(name):
     """A load, a copy or a pickle adds none."""
-    made = [getattr(library, name)([torch.nn.Parameter(torch.ones(3))], lr=0.1) for library in (compiledopt, torch.optim)]
+    made = [getattr(library, name)([torch.nn.Parameter(torch.ones(3, 3))], lr=0.1) for library in (compiledopt, torch.optim)]
     optimizer, theirs = made
     keys = set(optimizer.param_groups[0])
     optimizer.load_state_dict(theirs.state_dict())

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from catalog import EXECUTORS, one_per_algorithm
+from catalog import CATALOG, EXECUTORS, by_kind
 from helpers import Gradients, flat, run
 
 import compiledopt
@@ -61,7 +61,7 @@ def pair_of_runs(case, executor, make, steps=6, gradient=None, **more):
 
 
 @pytest.mark.parametrize("executor", ["default", "foreach", "for-loop"])
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 @pytest.mark.filterwarnings("ignore:compiledopt")
 def test_every_layout_in_one_optimizer(case, executor):
     optimizer = pair_of_runs(case, executor, lambda: [make() for make in LAYOUTS])
@@ -90,7 +90,7 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_gradients_of_another_layout(case, executor, gradient):
     def make():
         return [leaf(torch.randn(5, 6)), leaf(torch.randn(9)), transposed(), leaf(torch.randn(3, 2, 2))]
@@ -101,7 +101,7 @@ def test_gradients_of_another_layout(case, executor, gradient):
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_conjugate_gradients(executor):
-    case = next(c for c in one_per_algorithm() if c.algorithm == "SGD")
+    case = CATALOG["SGD"].cases[0]
     results = []
     for library in ("torch", "ours"):
         torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_conjugate_gradients(executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_mixed_dtypes_in_one_optimizer(case, executor):
     dtypes = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
     results = []
@@ -149,7 +149,7 @@ def test_gradients_of_another_dtype(executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_tensors_that_change_between_steps(case, executor):
     """p.data replaced, moved into channels_last, gradients accumulated into: pointers are read anew at each step."""
 
@@ -210,7 +210,7 @@ SEEDS = [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ran
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_random_models(case, seed, executor):
     """Random shapes, layouts, groups, absent gradients and thread counts, against torch."""
     results = []

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import math
+import re
 import warnings
 
 import pytest
@@ -283,7 +284,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), WRONG, ids=str)
+@pytest.mark.parametrize(("name", "options"), WRONG, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)))
 def test_errors_are_torchs(name, options):
     raised = []
     for module in (ours, torchs):

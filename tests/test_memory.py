@@ -36,6 +36,7 @@ def measured(*what):
 
 @pytest.mark.skipif(not PERF.exists(), reason="the tests run without the repository around them")
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from Linux")
+@pytest.mark.processes
 def test_extra_memory():
     """Compiled: nothing, where torch's foreach takes as much as the model; ours keeps to its limit."""
     flat, matrix, foreach = [300_000], [600, 500], {"foreach": True}

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from catalog import CATALOG
+from catalog import CATALOG, by_kind
 from helpers import copies, flat, parameters, rms, same
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,7 +18,7 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.swa_utils import AveragedModel
 
-DENSE = [name for name in CATALOG if name not in ("LBFGS", "SparseAdam")]
+DENSE = by_kind(one for one in CATALOG.values() if one.rule is not None and one.rule.dense)
 
 
 class Watch(TorchDispatchMode):
@@ -42,10 +42,10 @@ def with_gradients(shapes=((3, 4), (5, 2))):
 
 
 @pytest.mark.filterwarnings("ignore:compiledopt")
-@pytest.mark.parametrize("name", DENSE)
-def test_a_mode_sees_every_write_and_the_numbers_are_the_same(name):
+@pytest.mark.parametrize("of", DENSE)
+def test_a_mode_sees_every_write_and_the_numbers_are_the_same(of):
     start, outside, inside = (with_gradients() for _ in range(3))
-    optimizers = [getattr(compiledopt, name)(params, max_grad_norm=1.0) for params in (outside, inside)]
+    optimizers = [of.ours(params, max_grad_norm=1.0) for params in (outside, inside)]
     for _ in range(2):
         optimizers[0].step()
         with Watch() as watch:
@@ -55,8 +55,8 @@ def test_a_mode_sees_every_write_and_the_numbers_are_the_same(name):
     optimizers[1].step()  # without the mode, the compiled executor goes on from there
     effect = rms(flat(start) - flat(outside))
     assert effect > 0
-    # Muon's products are in bfloat16, and stacked outside of the mode.
-    assert rms(flat(outside) - flat(inside)) <= (1e-2 if name == "Muon" else 1e-4) * effect
+    # Products in bfloat16 are of stacks outside of the mode.
+    assert rms(flat(outside) - flat(inside)) <= (1e-2 if of.multiplies else 1e-4) * effect
     assert optimizers[1].executor == optimizers[0].executor
 
 
@@ -124,18 +124,17 @@ def stepped(weights):
 EXPECTED = 1 - 0.1 * (1 + 1.5 + 1.75)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_torch_func(again):
-    """First in a process with nothing compiled yet, where the plan's own tensors are made inside of the level."""
+def test_torch_func():
+    """First in a process with nothing compiled yet, where the plan's own tensors are made inside of the level; then again."""
     code = inspect.getsource(stepped) + (
         "import torch, compiledopt\n"
-        f"{'stepped(torch.ones(3))' if again else ''}\n"
         "ones, expected = torch.ones(3), torch.full((3,), 1 - 0.1 * (1 + 1.5 + 1.75))\n"
-        "torch.testing.assert_close(torch.func.grad(stepped)(ones), expected)\n"
-        "torch.testing.assert_close(torch.func.jvp(stepped, (ones,), (ones,))[1], expected.sum())\n"
-        "torch.testing.assert_close(torch.func.functionalize(stepped)(ones), expected.sum())\n"
-        "torch.testing.assert_close(torch.func.vmap(torch.func.grad(stepped))(torch.ones(2, 3)), expected.expand(2, 3))\n"
-        "torch.testing.assert_close(stepped(ones), expected.sum())\n"
+        "for _ in range(2):\n"
+        "    torch.testing.assert_close(torch.func.grad(stepped)(ones), expected)\n"
+        "    torch.testing.assert_close(torch.func.jvp(stepped, (ones,), (ones,))[1], expected.sum())\n"
+        "    torch.testing.assert_close(torch.func.functionalize(stepped)(ones), expected.sum())\n"
+        "    torch.testing.assert_close(torch.func.vmap(torch.func.grad(stepped))(torch.ones(2, 3)), expected.expand(2, 3))\n"
+        "    torch.testing.assert_close(stepped(ones), expected.sum())\n"
     )
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -185,21 +184,20 @@ def test_jit_trace_records_the_update():
 
 
 @pytest.mark.parametrize("more", [{}, {"foreach": True}, {"foreach": False}, {"capturable": True}], ids=str)
-@pytest.mark.parametrize("name", DENSE)
-def test_another_default_device(name, more):
+@pytest.mark.parametrize("of", DENSE)
+def test_another_default_device(of, more):
     """What the library makes for itself is where it belongs, whatever torch.set_default_device says."""
-    takes = inspect.signature(getattr(compiledopt, name)).parameters
-    if not set(more) <= set(takes):
+    if not all(map(of.takes, more)):
         return
     here, there = with_gradients(), with_gradients()
-    optimizer = getattr(compiledopt, name)(here, max_grad_norm=1.0, **more)
+    optimizer = of.ours(here, max_grad_norm=1.0, **more)
     optimizer.step()
     optimizer.step()
     with torch.device("meta"):
-        other = getattr(compiledopt, name)(there, max_grad_norm=1.0, **more)
+        other = of.ours(there, max_grad_norm=1.0, **more)
         other.step()
         saved = other.state_dict()
-        loaded = getattr(compiledopt, name)(there, max_grad_norm=1.0, **more)
+        loaded = of.ours(there, max_grad_norm=1.0, **more)
         loaded.load_state_dict(saved)
         loaded.step()
         assert loaded.explain()

@@ -22,12 +22,19 @@ CASES = [(name, label) for name, labels in CONFIGURATIONS.items() for label in l
 EXECUTORS = {"foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 COMPILED = {"compiled": {"compiled": True, "foreach": None}}
 EVERY = {**EXECUTORS, **COMPILED}
-RUNS = [(*case, executor) for case in CASES for executor in EVERY if case[0] == "Adafactor" or executor != "compiled"]
+REDUCING = [one.name for one in OTHERS if one.reduces]
+
+
+def executors(name):
+    return EVERY if name in REDUCING else EXECUTORS
+
+
+RUNS = [(*case, executor) for case in CASES for executor in EVERY if executor in executors(case[0])]
 NAMES = [one.name for one in OTHERS]
 
 
 def shapes_of(name):
-    return ADAFACTOR_SHAPES if name == "Adafactor" else MUON_SHAPES
+    return ADAFACTOR_SHAPES if CATALOG[name].takes_vectors else MUON_SHAPES
 
 
 def of_products(name):
@@ -35,7 +42,7 @@ def of_products(name):
     test_muon_against_its_definition says what a step is."""
     from compiledopt.algorithms.muon import product_dtype
 
-    return 0.5 if name == "Muon" and product_dtype("cpu") is not torch.bfloat16 else 0.0
+    return 0.5 if CATALOG[name].multiplies and product_dtype("cpu") is not torch.bfloat16 else 0.0
 
 
 def made(module, name, label, params, **more):
@@ -47,7 +54,7 @@ def made(module, name, label, params, **more):
 def test_error_against_the_oracle(name, label, executor, dtype):
     start = parameters(dtype, shapes_of(name))
     theirs, oracle, mine = copies(start), copies(start, torch.float64), copies(start)
-    more = {"eps": (torch.finfo(dtype).eps, 1e-3)} if name == "Adafactor" and label != "all" else {}
+    more = {"eps": (torch.finfo(dtype).eps, 1e-3)} if name in REDUCING and label != "all" else {}
     if label == "tensor_lr":  # torch computes its scalars in the tensor's float32
         more["lr"] = CONFIGURATIONS[name][label]["lr"].item()
     steps = range(40)
@@ -59,7 +66,7 @@ def test_error_against_the_oracle(name, label, executor, dtype):
     effect = rms(flat(oracle) - flat(start))
     error, torch_error = flat(mine) - flat(oracle), flat(theirs) - flat(oracle)
     assert effect > 0.01
-    if name == "Muon":
+    if CATALOG[name].multiplies:
         # Both multiply in bfloat16, the oracle included, so no run is nearer to the truth: all lie within its rounding.
         assert rms(error) <= 1.1 * rms(torch_error) + 0.05 * effect
         return
@@ -185,7 +192,7 @@ def test_products_are_in_the_dtype_that_is_fast(monkeypatch):
 def test_stacked_and_one_by_one_agree(name):
     """Two groups that differ, gradients that come and go, steps that fall apart."""
     results = []
-    for options in (EVERY if name == "Adafactor" else EXECUTORS).values():
+    for options in executors(name).values():
         params = parameters(shapes=shapes_of(name))
         groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.1, "weight_decay": 0.2}]
         optimizer = getattr(compiledopt, name)(groups, **options)
@@ -248,7 +255,7 @@ def test_clones_go_on_alone(name, clone):
     assert same(snapshot(original), snapshot(twin))
 
 
-@pytest.mark.parametrize(("name", "executor"), [("Adafactor", each) for each in EVERY] + [("Muon", each) for each in EXECUTORS])
+@pytest.mark.parametrize(("name", "executor"), [(name, each) for name in CONFIGURATIONS for each in executors(name)])
 def test_a_bad_gradient_changes_nothing(name, executor):
     params = parameters(shapes=shapes_of(name))
     optimizer = getattr(compiledopt, name)(params, **EVERY[executor])

@@ -1,11 +1,12 @@
 """What torch's Optimizer promises beyond the update: groups, names, hooks, closures, errors, schedulers, choice."""
 
 import inspect
+import re
 import warnings
 
 import pytest
 import torch
-from catalog import ALGORITHMS, EXECUTORS, one_per_algorithm
+from catalog import ALGORITHMS, EXECUTORS, by_kind, one_per_algorithm
 from helpers import Gradients, flat, parameters, run
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
@@ -75,8 +76,15 @@ def test_signature_is_torchs(name):
 def test_nan_and_type_errors():
     with pytest.raises(ValueError, match="Invalid learning rate: nan"):
         compiledopt.SGD(parameters(), lr=float("nan"))
-    with pytest.raises(TypeError):
-        compiledopt.AdamW(parameters(), lr="fast")
+    for options, words in (
+        ({"lr": "1e-3"}, r"lr must be a number, got '1e-3' (str); float('1e-3') makes one"),  # as YAML reads it
+        ({"lr": None}, "lr must be a number, got None (NoneType)"),
+        ({"betas": 0.9}, "betas must be a pair of numbers, got 0.9"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(words)):
+            compiledopt.AdamW(parameters(), **options)
+    with pytest.raises(IndexError, match=r"betas must be a pair of numbers, got \(0\.9,\)"):
+        compiledopt.AdamW(parameters(), betas=(0.9,))
     with pytest.raises(ValueError, match="Invalid epsilon value: -1"):
         compiledopt.Adam(parameters(), eps=-1)
     with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
@@ -85,7 +93,7 @@ def test_nan_and_type_errors():
         compiledopt.SGD(parameters(), nesterov=True)
 
 
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_named_parameters_and_new_groups(case):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     optimizer = case.ours(model[0].named_parameters())
@@ -142,7 +150,7 @@ def test_hooks_and_closure(executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_gradients_are_never_written(case, executor):
     params = parameters()
     optimizer = case.ours(params, executor)

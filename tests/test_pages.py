@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from catalog import CATALOG
 from helpers import parameters
 
 import compiledopt
@@ -63,7 +64,7 @@ def step_with(name, feature):
         options = {}
     dtype = torch.complex64 if feature == "complex" else torch.float32
     param = parameters(dtype, [(4, 3)])[0]
-    sparse = feature == "sparse" or (name == "SparseAdam" and feature != "foreach")
+    sparse = feature == "sparse" or (CATALOG[name].sparse_only and feature != "foreach")
     grad = torch.ones(4, 3, dtype=dtype)
     param.grad = torch.sparse_coo_tensor([[0, 1, 2, 3]], grad, (4, 3), check_invariants=True) if sparse else grad
     target = param
@@ -74,7 +75,7 @@ def step_with(name, feature):
     before = target.detach().clone()
     optimizer = getattr(compiledopt, name)([target], **options)
     for _ in range(2):
-        optimizer.step(lambda: 0.5) if name == "LBFGS" else optimizer.step()
+        optimizer.step(*[lambda: 0.5] * (CATALOG[name].rule is None))
     if feature in ("compiled", "foreach", "for-loop"):
         assert optimizer.executor == feature
     return target.detach() - before

@@ -12,12 +12,6 @@ import pytest
 PERF = Path(__file__).parent.parent / "perf"
 
 
-def test_page_is_generated():
-    if not PERF.exists():
-        pytest.skip("the tests run without the repository around them")
-    assert subprocess.run([sys.executable, str(PERF / "report.py"), "--check"]).returncode == 0
-
-
 def test_the_newest_row_of_each_case_is_on_the_page():
     """Each pair of the compiled step: its ratio stands in the line of its algorithm and shapes, and no older one does."""
     if not PERF.exists():
@@ -39,7 +33,7 @@ def test_the_newest_row_of_each_case_is_on_the_page():
     assert len(shown) == len(newest) and set(TORCHS) <= {against for _, _, against in newest}
 
 
-def test_a_stale_page_and_a_missing_picture_are_noticed(tmp_path):
+def test_the_page_is_generated_and_a_stale_one_or_a_missing_picture_noticed(tmp_path):
     if not PERF.exists():
         pytest.skip("the tests run without the repository around them")
     shutil.copytree(PERF, tmp_path / "perf")
@@ -103,12 +97,17 @@ def test_a_step_inside_training_is_measured():
     assert done.stdout.count(" ratio ") == done.stdout.count("; steps alone ") == 3
 
 
-@pytest.mark.parametrize("against", ["torch fused", pytest.param("torch for-loop", marks=pytest.mark.slow)])
-def test_the_measurement_runs(against):
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("against", "more"),
+    [("torch fused", []), pytest.param("torch for-loop", ["--with-memory"], marks=pytest.mark.slow)],
+    ids=["time", "memory"],
+)
+def test_the_measurement_runs(against, more):
     if not PERF.exists():
         pytest.skip("the tests run without the repository around them")
     command = [sys.executable, str(PERF / "step.py"), "--shapes", "tiny", "--against", against, "--seconds", "0.1", "--no-save"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*command, "--with-memory"], capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run([*command, *more], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "ratio" in done.stdout

@@ -3,10 +3,11 @@
 import copy
 import io
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
-from catalog import BASELINE, CASES, EXECUTORS, one_per_algorithm
+from catalog import BASELINE, CASES, CATALOG, EXECUTORS, by_kind, one_per_algorithm, one_per_kind
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -52,7 +53,7 @@ def test_from_torch_and_back(case, executor):
 
 @pytest.mark.parametrize("into", EXECUTORS)
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 def test_between_executors(case, executor, into):
     params, straight = parameters(), parameters()
     first = case.ours(params, executor)
@@ -68,7 +69,7 @@ def test_between_executors(case, executor, into):
     assert (flat(params) - flat(straight)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("case", one_per_algorithm(), ids=str)
+@pytest.mark.parametrize("case", by_kind())
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_clones_go_on_alone(case, clone):
     params = parameters()
@@ -85,16 +86,16 @@ def test_clones_go_on_alone(case, clone):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("algorithm", ["Adam", "AdamW"])
-def test_old_checkpoints_with_a_number_as_step(algorithm, executor):
-    case = next(c for c in CASES if c.algorithm == algorithm and c.label == "default")
+@pytest.mark.parametrize("of", one_per_kind(lambda one: one.elementwise and one.counts), ids=str)
+def test_old_checkpoints_with_a_number_as_step(of, executor):
+    case = of.cases[0]
     params, straight = parameters(), parameters()
     first = case.ours(params, executor)
     run(first, params, Gradients(), range(4))
     state = first.state_dict()
     state["state"] = {k: {**v, "step": int(v["step"])} for k, v in state["state"].items()}
     for group in state["param_groups"]:
-        for name in ("maximize", "capturable", "differentiable", "fused", "amsgrad", "compiled"):
+        for name in {"maximize", "capturable", "differentiable", "fused", "amsgrad", "compiled"} & set(group):
             del group[name]
     second = case.ours(params, executor)
     second.load_state_dict(state)
@@ -108,7 +109,7 @@ def test_old_checkpoints_with_a_number_as_step(algorithm, executor):
 def test_state_is_torchs():
     """Names, order, shapes and dtypes, and step as a 0-dim tensor of its own for each parameter."""
     params = parameters()
-    optimizer = one_per_algorithm()[1].ours(params)
+    optimizer = compiledopt.Adam(params, amsgrad=True)
     run(optimizer, params, Gradients(), range(1))
     assert list(optimizer.state[params[0]]) == ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     steps = [optimizer.state[p]["step"] for p in params]
@@ -165,15 +166,12 @@ def test_a_state_changed_by_hand_is_seen(executor, change):
     assert [baseline.state[p]["step"] for p in theirs] == [optimizer.state[p]["step"] for p in mine]
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("of", one_per_kind(lambda one: one.elementwise), ids=str)
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_a_gradient_that_comes_back(executor, name):
+def test_a_gradient_that_comes_back(executor, of):
     """After a step without it, in which nothing else changed; absent in the first step too; with states and without."""
     theirs, mine = parameters(), parameters()
-    baseline, optimizer = (
-        getattr(torch.optim, name)(theirs, lr=0.1),
-        getattr(compiledopt, name)(mine, lr=0.1, **EXECUTORS[executor]),
-    )
+    baseline, optimizer = of.counterpart(theirs, lr=0.1), of.ours(mine, lr=0.1, **EXECUTORS[executor])
     for absent in (2, None, 1, None, 4, 4, None):
         for one, params in ((baseline, theirs), (optimizer, mine)):
             Gradients().set(params, 0)
@@ -181,20 +179,19 @@ def test_a_gradient_that_comes_back(executor, name):
                 params[absent].grad = None
             one.step()
     assert (flat(theirs) - flat(mine)).abs().max() < 1e-5
-    if name == "AdamW":
+    if of.counts:
         assert [optimizer.state[param]["step"].item() for param in mine] == [7, 6, 6, 7, 5]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor"])
-def test_half_types_are_computed_in_float32(name, executor, dtype):
+@pytest.mark.parametrize("of", one_per_kind(lambda one: one.rule.dense and not one.multiplies), ids=str)
+def test_half_types_are_computed_in_float32(of, executor, dtype):
     """And rounded once, where torch's for-loop rounds each operation: a step is that of float32, rounded."""
     shapes = [(40, 50), (3001,)]
-    options = {"lr": 0.1, "weight_decay": 0.1, **({"momentum": 0.9} if name == "SGD" else {})}
-    options |= {"eps": (1e-3, 1e-3)} if name == "Adafactor" else {}
+    options = {**of.cases[0].kwargs(dtype), **of.promised, "lr": 0.1, "weight_decay": 0.1, **EXECUTORS[executor]}
     half, wide = parameters(dtype, shapes), copies(parameters(dtype, shapes), torch.float32)
-    optimizer, exact = (getattr(compiledopt, name)(p, **options, **EXECUTORS[executor]) for p in (half, wide))
+    optimizer, exact = (of.ours(p, **options) for p in (half, wide))
     run(optimizer, half, Gradients(dtype), range(1))
     run(exact, wide, Gradients(dtype), range(1))
     for p, q in zip(half, wide, strict=True):
@@ -221,7 +218,7 @@ def test_default_dtype_float64_makes_wide_steps(fused):
 
 def test_loading_casts_as_torch():
     """A float32 state into a bfloat16 model becomes bfloat16, step stays."""
-    case = one_per_algorithm()[2]
+    case = next(c for c in CASES if str(c) == "AdamW-all")
     wide = parameters()
     first = case.ours(wide)
     run(first, wide, Gradients(), range(3))
@@ -292,8 +289,15 @@ def test_a_state_that_does_not_fit_changes_nothing(spoil, words):
     assert optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == 3
 
 
-OTHERS = [("SGD", "Adam"), ("Adam", "SGD"), ("Adam", "Adamax"), ("Adamax", "Adam"), ("RMSprop", "Adadelta"), ("RAdam", "NAdam")]
-OTHERS += [("Adagrad", "AdamW"), ("Rprop", "ASGD"), ("AdamW", "Adafactor")]
+def lacks(saved, into):
+    """Whether what one saves has not all that the other wants: an option, or a state."""
+    first, second = (one.ours(parameters(shapes=[(4, 3)])).param_groups[0] for one in (saved, into))
+    return set(second) - set(first) or set(into.rule.states_for(second)) - set(saved.rule.states_for(first))
+
+
+STATED = [one for one in CATALOG.values() if one.rule is not None and one.rule.dense and not one.multiplies]
+NEXT = [*pairwise([*STATED, STATED[0]])]
+OTHERS = [(a.name, b.name) for a, b in (*NEXT, *(pair[::-1] for pair in NEXT)) if lacks(a, b)]
 
 
 @pytest.mark.parametrize(("saved", "into"), OTHERS)
@@ -312,24 +316,26 @@ def leaves(value):
     return [leaf for part in parts for leaf in leaves(part)]
 
 
-@pytest.mark.parametrize("name", ["Adam", "SGD", "Adafactor", "LBFGS"])
-def test_loading_shares_no_memory(name):
-    if name == "LBFGS":
-        first, second = (compiledopt.LBFGS(parameters(shapes=[(5,)])) for _ in range(2))
+WITHOUT_RULE = [one for one in CATALOG.values() if one.rule is None]
+
+
+@pytest.mark.parametrize("of", [*one_per_kind(STATED.__contains__), *WITHOUT_RULE], ids=str)
+def test_loading_shares_no_memory(of):
+    if of.rule is None:
+        first, second = (of.ours(parameters(shapes=[(5,)])) for _ in range(2))
         losses = iter(range(100, 0, -1))
         for step in range(2):
             Gradients().set(first.param_groups[0]["params"], step)
             first.step(lambda: float(next(losses)))
         assert first.state_dict()["state"][0]["old_dirs"]
     else:
-        options = {"momentum": 0.9} if name == "SGD" else {}
-        first, second = trained(name, **options), trained(name, **options)
+        first, second = trained(of.name, **of.promised), trained(of.name, **of.promised)
     state = first.state_dict()
     kept = copy.deepcopy(state["state"])
     second.load_state_dict(state)
     theirs, ours = ({t.data_ptr() for t in leaves(values)} for values in (state["state"], dict(second.state)))
     assert theirs and not (theirs & ours) - {0}
-    if name != "LBFGS":
+    if of.rule is not None:
         run(second, second.param_groups[0]["params"], Gradients(), range(2, 4))
         assert same(kept, state["state"]), "a step of the one changed the states of the other"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalog import CASES
+from catalog import CASES, CATALOG, one_per_kind
 from helpers import parameters
 
 import compiledopt
@@ -165,6 +165,7 @@ def test_lowering_leaves_torch_as_it_was():
     assert before == after
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py"])
 def test_in_the_interpreter(file):
     """In a process of its own, since triton reads TRITON_INTERPRET when it is imported."""
@@ -184,7 +185,7 @@ def test_in_the_interpreter(file):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Rprop"])
+@pytest.mark.parametrize("name", [one.name for one in one_per_kind(lambda one: one.elementwise)])
 def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_90", "--json", "--ptx", "--source"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -193,7 +194,7 @@ def test_explain_for_a_gpu(name, capsys):
     assert ".target sm_90" in told["ptx"] and "whole_model" in told["source"] and not told["measured"]
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
-    assert __main__.main(["explain", "Adafactor", "--device", "cuda"]) == 1
+    assert __main__.main(["explain", next(one.name for one in CATALOG.values() if one.reduces), "--device", "cuda"]) == 1
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])
@@ -254,11 +255,11 @@ def test_numbers_on_a_device_are_not_read_for_branches():
     """Where a plan is asked whether it fits, at every step; a tensor of the meta device cannot be read at all."""
     there = torch.tensor(0.0, device="meta")
     assert truthy(there) and truthy(torch.tensor(0.5)) and not truthy(torch.tensor(0.0)) and not truthy(0)
-    for name, branch in (("AdamW", "weight_decay"), ("SGD", "momentum"), ("RMSprop", "momentum")):
-        optimizer = getattr(compiledopt, name)([torch.nn.Parameter(torch.ones(1))])
-        group, rule = optimizer.param_groups[0], optimizer.rule
-        group[branch] = there
-        assert rule.read(group).flags and branch in [node.name for node in traced(rule, group).program.inputs]
+    for of in CATALOG.values():
+        for branch in of.rule.branches if of.elementwise else ():
+            group = of.ours([torch.nn.Parameter(torch.ones(1))]).param_groups[0]
+            group[branch] = there
+            assert of.rule.read(group).flags and branch in [node.name for node in traced(of.rule, group).program.inputs]
 
 
 def test_the_operator_is_left_out_of_cuda_graphs():

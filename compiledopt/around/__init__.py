@@ -1,4 +1,4 @@
-"""What stands around a rule, one file each: a schedule of the rate, an average, clipping, and the loss scale."""
+"""What stands around a rule, one file each: an option of a group asks for it, and a rule is made of the rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from compiledopt.around.average import Averaged, averages, swapped
+from compiledopt.around.cautious import Cautious
+from compiledopt.around.centralize import Centralized
 from compiledopt.around.clip import Clipped, Clipping
+from compiledopt.around.corrected_decay import CorrectedDecay
 from compiledopt.around.every import Due, count, due
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
@@ -19,25 +22,26 @@ from compiledopt.around.schedule import (
     without_schedule,
 )
 from compiledopt.around.transformation import Transformation
+from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
 
-__all__ = [
-    "Clipping",
-    "Ended",
-    "Scaling",
-    "adopt_groups",
-    "averages",
-    "check",
-    "count",
-    "derived",
+__all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived", "described"]
+__all__ += [
     "due",
+    "letters",
+    "options",
     "schedule_groups",
     "schedule_of",
+    "swapped",
+    "tell_ended",
+    "wanted",
+    "without_schedule",
 ]
-__all__ += ["options", "swapped", "tell_ended", "wanted", "without_schedule"]
 
-# In the order in which they are put around, the first next to the rule.
-TRANSFORMATIONS: list[Transformation] = [Due(), ScheduledRate(), Averaged(), Clipped()]
+# In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
+# word on what is written. docs/training-loop.md says what follows from that.
+TRANSFORMATIONS: list[Transformation] = [Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
+TRANSFORMATIONS += [Centralized(), Clipped()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]
@@ -47,6 +51,16 @@ _derived: dict[tuple[Rule, Wanted, bool], Rule] = {}
 def options() -> list[str]:
     """What a group may ask for by name, beside the options of its rule."""
     return [one.option for one in TRANSFORMATIONS if one.option is not None]
+
+
+def described() -> dict[str, str]:
+    """{such an option: what help() says of it}."""
+    return {one.option: one.described for one in TRANSFORMATIONS if one.option is not None}
+
+
+def letters() -> dict[str, str]:
+    """{a name in a derived rule: its letter in formulas}."""
+    return {name: letter for one in TRANSFORMATIONS for name, letter in one.letters.items()}
 
 
 def wanted(rule: Rule, group: Mapping[str, Any]) -> Wanted:
@@ -69,3 +83,9 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
     for transformation in TRANSFORMATIONS:
         transformation.check(rule, group)
+
+
+def complete(rule: Rule, group: dict[str, Any]) -> None:
+    """Fill in what a group that was added leaves open. Mutates: `group`."""
+    for transformation in TRANSFORMATIONS:
+        group.update(transformation.completed(rule, group))

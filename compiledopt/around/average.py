@@ -21,6 +21,8 @@ class Averaged(Transformation):
     """a ← a + w·(θ − a) after the update, with w = 1 at first, as AveragedModel copies then, and 1 − ema_decay later."""
 
     option = EMA
+    described = 'keep an average of each parameter, made in the same pass, in `state[param]["ema"]`; see `use_ema`'
+    letters = {"ema": "a", EMA: "d", "n_averaged": "n"}
 
     def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
         return asked(rule, group, EMA) or None
@@ -39,32 +41,27 @@ class Averaged(Transformation):
             )
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
-        return _averaged(rule)
+        def averaged(param: Any, grad: Any, *states: Any, ema_decay: Any, **options: Any) -> tuple[Any, ...]:
+            *own, count, average = states
+            new, *kept = results(rule, param, grad, tuple(own), options)
+            weight = apply("where", count == 0, 1.0, 1 - ema_decay)
+            return (new, *kept, count + 1, towards(average, new, weight))
+
+        made = replace(
+            rule,
+            function=averaged,
+            states=(*rule.states, "n_averaged", "ema"),
+            options=(*rule.options, EMA),
+            scalars=rule.scalars | {"n_averaged"},
+            added=rule.added | {"n_averaged", "ema"},
+            dense_alone=(*rule.dense_alone, EMA),
+        )
+        return named(made, rule)
 
 
 def towards(average: Any, current: Any, weight: Any) -> Any:
     """a + w·(θ − a): what every running average is."""
     return average.lerp(current, weight)
-
-
-def _averaged(rule: Rule) -> Rule:
-    """a ← a + w·(θ − a) after the update, with w = 1 at first, as AveragedModel copies then, and 1 − ema_decay later."""
-
-    def averaged(param: Any, grad: Any, *states: Any, ema_decay: Any, **options: Any) -> tuple[Any, ...]:
-        *own, count, average = states
-        new, *kept = results(rule, param, grad, tuple(own), options)
-        weight = apply("where", count == 0, 1.0, 1 - ema_decay)
-        return (new, *kept, count + 1, towards(average, new, weight))
-
-    made = replace(
-        rule,
-        function=averaged,
-        states=(*rule.states, "n_averaged", "ema"),
-        options=(*rule.options, EMA),
-        scalars=rule.scalars | {"n_averaged"},
-        added=rule.added | {"n_averaged", "ema"},
-    )
-    return named(made, rule)
 
 
 # ---- evaluating with them ----

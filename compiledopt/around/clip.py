@@ -24,6 +24,8 @@ class Clipped(Transformation):
     """g ← min(1, max_grad_norm / (‖all g‖ + 1e-6))·g, as torch.nn.utils.clip_grad_norm_."""
 
     option = CLIP
+    described = "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm"
+    letters = {CLIP: "G", "grad_norm": "N"}
 
     def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
         return asked(rule, group, CLIP) or None
@@ -36,17 +38,12 @@ class Clipped(Transformation):
                 raise ValueError(f"Invalid {CLIP} value: {group[CLIP]}")
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
-        return _clipped(rule)
+        def clipped(param: Any, grad: Any, *states: Any, max_grad_norm: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:
+            share = max_grad_norm / (grad_norm + 1e-6)
+            return results(rule, param, grad * apply("where", share > 1.0, 1.0, share), states, options)
 
-
-def _clipped(rule: Rule) -> Rule:
-    """g ← min(1, max_grad_norm / (‖all g‖ + 1e-6))·g, as torch.nn.utils.clip_grad_norm_."""
-
-    def clipped(param: Any, grad: Any, *states: Any, max_grad_norm: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:
-        share = max_grad_norm / (grad_norm + 1e-6)
-        return results(rule, param, grad * apply("where", share > 1.0, 1.0, share), states, options)
-
-    return named(replace(rule, function=clipped, options=(*rule.options, CLIP, "grad_norm")), rule)
+        options = (*rule.options, CLIP, "grad_norm")
+        return named(replace(rule, function=clipped, options=options, dense_alone=(*rule.dense_alone, CLIP)), rule)
 
 
 class Clipping:

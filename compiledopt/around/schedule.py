@@ -33,7 +33,24 @@ class ScheduledRate(Transformation):
             raise ValueError("a schedule as lr is for optimizers that are one rule for each parameter, which this one is not")
 
     def derive(self, rule: Rule, wanted: Schedule) -> Rule:
-        return _scheduled(rule, wanted)
+        counts = "step" in (*rule.scalars, *rule.shared)
+        at = rule.states.index("step") if counts else len(rule.states)
+        options = tuple(name for name in rule.options if name != "lr")
+
+        def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+            step = states[at]
+            own = states if counts else states[:-1]
+            new = results(rule, param, grad, own, {**options, "lr": wanted.function(step)})
+            return new if counts else (*new, step + 1)
+
+        made = replace(rule, function=scheduled, options=options)
+        if not counts:
+            made = replace(made, states=(*rule.states, "step"), added=rule.added | {"step"})
+            if rule.shared:  # these may follow from the rate, so parameters share its count
+                made = replace(made, shared={**rule.shared, "step": "group"})
+            else:
+                made = replace(made, scalars=rule.scalars | {"step"})
+        return named(made, rule)
 
 
 class Grouped(Protocol):
@@ -191,27 +208,3 @@ def scheduled(group: dict[str, Any], schedule: Schedule, optimizer: Grouped) -> 
     made = ScheduledGroup({**group, "lr": schedule(0), SCHEDULE: schedule})
     made.owner = ref(optimizer)
     return made
-
-
-def _scheduled(rule: Rule, schedule: Schedule) -> Rule:
-    """lr ← schedule(step), from the rule's own step count, or one that is added. Where parameters share states, which may
-    follow from the rate, they share that count."""
-    counts = "step" in (*rule.scalars, *rule.shared)
-    at = rule.states.index("step") if counts else len(rule.states)
-    options = tuple(name for name in rule.options if name != "lr")
-
-    def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
-        step = states[at]
-        own = states if counts else states[:-1]
-        new = results(rule, param, grad, own, {**options, "lr": schedule.function(step)})
-        return new if counts else (*new, step + 1)
-
-    if counts:
-        return named(replace(rule, function=scheduled, options=options), rule)
-    more: dict[str, Any] = {"scalars": rule.scalars | {"step"}}
-    if rule.shared:
-        more = {"shared": {**rule.shared, "step": "group"}}
-    made = replace(
-        rule, function=scheduled, options=options, states=(*rule.states, "step"), added=rule.added | {"step"}, **more
-    )
-    return named(made, rule)

@@ -14,10 +14,13 @@ from compiledopt.rules.rule import Rule
 class Transformation(ABC):
     """Makes a rule of a rule: every executor, the formula and explain then have it without knowing of it.
 
-    option: the option of a group that asks for it, where there is one.
+    option: the option of a group that asks for it, where there is one; described: what help() says of that.
+    letters: {a name in the derived rule: the letter for it in formulas}.
     """
 
     option: str | None = None
+    described: str = ""
+    letters: Mapping[str, str] = {}
 
     @abstractmethod
     def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
@@ -32,10 +35,15 @@ class Transformation(ABC):
         if rule is None and self.option is not None and group.get(self.option) is not None:
             raise ValueError(f"{self.option} is for optimizers that are one rule for each parameter, which this one is not")
 
+    def completed(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a group that was just added, and checked, leaves open: options with their values."""
+        return {}
+
 
 def asked(rule: Rule | None, group: Mapping[str, Any], name: str) -> bool:
     """Whether a group asks for what an option switches on; not where the rule has an option of that name itself."""
-    return group.get(name) is not None and (rule is None or name not in rule.options)
+    value = group.get(name)
+    return value is not None and value is not False and (rule is None or name not in rule.options)
 
 
 def results(rule: Rule, param: Any, grad: Any, states: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -49,6 +57,18 @@ def named(made: Rule, rule: Rule) -> Rule:
     made.function.__name__ = rule.function.__name__
     made.function.__wrapped__ = rule.function  # type: ignore[attr-defined]
     return made
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Refuse what is neither True nor False. Raises: ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"Invalid {name} value: {value}; it is True or False")
+
+
+def check_dense(rule: Rule | None, name: str) -> None:
+    """Refuse a rule that takes sparse gradients alone. Raises: ValueError."""
+    if rule is not None and not rule.dense:
+        raise ValueError(f"{name} is for rules that take dense gradients, {rule.name} does not")
 
 
 def check_one_element(value: Any, name: str) -> None:

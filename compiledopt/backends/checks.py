@@ -15,8 +15,8 @@ def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str
     if not is_sparse(grad):
         if not rule.dense:
             raise RuntimeError(f"{owner} does not support dense gradients, please consider Adam instead")
-    elif "ema" in rule.added or "grad_norm" in rule.options:
-        raise RuntimeError(f"{owner} does not support sparse gradients with `ema_decay` or `max_grad_norm`")
+    elif rule.dense_alone:
+        raise RuntimeError(f"{owner} does not support sparse gradients with `{'` or `'.join(rule.dense_alone)}`")
     elif rule.sparse is None or grad.layout is not torch.sparse_coo:
         raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
     elif param.is_complex():
@@ -29,7 +29,8 @@ def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owne
     if traced.measures and is_sparse(grad):
         raise RuntimeError(f"{owner} does not support sparse gradients: it sums over all parameters")
     if param.is_complex() and not traced.elementwise:
-        raise RuntimeError(f"{owner} does not support complex parameters")
+        named = [f" with `{name}`" for name in traced.rule.dense_alone if traced.rule.elementwise]
+        raise RuntimeError(f"{owner} does not support complex parameters{''.join(named[:1])}")
     if not (param.is_floating_point() or param.is_complex()):
         raise TypeError(f"{owner}: parameters must be floating point or complex, got {param.dtype}; convert them with .float()")
     if grad.shape != param.shape:

@@ -50,11 +50,6 @@ LETTERS = {
     "variance": "v",
     "beta2_decay": "tau",
     "eps[1]": "epsilon_2",
-    "ema": "a",
-    "ema_decay": "d",
-    "n_averaged": "n",
-    "max_grad_norm": "G",
-    "grad_norm": "N",
     "beta": "beta",
     "exp_avg_var": "s",
     "max_exp_avg_var": "s_max",
@@ -77,6 +72,7 @@ LETTERS = {
     "clip_exp": "p",
     "trust_coeff": "tau",
 }
+NO_LETTERS: Mapping[str, str] = {}
 _SYMPY: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -152,10 +148,10 @@ class Formula:
         return [f"{printer.doprint(left)} = {printer.line(right, self.numbers, old.get(left))}" for left, right in self.lines]
 
 
-def symbols_of(program: Program) -> dict[Node, sympy.Symbol]:
-    """A real symbol for each input, by the field's letter where no other input has the same."""
+def symbols_of(program: Program, more: Mapping[str, str] = NO_LETTERS) -> dict[Node, sympy.Symbol]:
+    """A real symbol for each input, by the field's letter where no other input has the same. more: letters beside LETTERS."""
     inputs = [node for node in program.inputs if node.op == "input"]
-    letters = [LETTERS.get(node.name, node.name) for node in inputs]
+    letters = [{**LETTERS, **more}.get(node.name, node.name) for node in inputs]
     names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(inputs, letters, strict=True)]
     return {node: sympy.Symbol(name, real=True) for node, name in zip(inputs, names, strict=True)}
 
@@ -166,9 +162,12 @@ def expressions(program: Program) -> dict[str, Any]:
     return {name: _expression(node, known) for name, node in program.outputs.items()}
 
 
-def formula(program: Program) -> Formula:
-    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there."""
-    symbols = symbols_of(program)
+def formula(program: Program, more: Mapping[str, str] = NO_LETTERS) -> Formula:
+    """The update line by line: what several lines share gets a name, and a new value stands for itself once it is there.
+
+    more: letters beside LETTERS.
+    """
+    symbols = symbols_of(program, more)
     by_name = {node.name: symbol for node, symbol in symbols.items()}
     named = {node: _primed(by_name[name]) for name, node in program.outputs.items() if node.op != "input"}
     shared = [node for node in program.nodes if node not in named and _is_shared(program, node, symbols)]

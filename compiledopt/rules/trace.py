@@ -20,6 +20,7 @@ from compiledopt.rules.options import RESERVED, is_number, truthy
 from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program, depends_on
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
+from compiledopt.rules.stand_in import StandIn
 from compiledopt.rules.symbol import Symbol, Zero
 
 T = TypeVar("T")
@@ -101,6 +102,8 @@ class Tracer:
 
     def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """An operation by its torch name, with the keywords that torch gives it."""
+        if (other := next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, StandIn)), None)) is not None:
+            return other.__torch_function__(getattr(torch, name), (), args, kwargs)
         if name in REDUCTIONS or name in NORMS:
             kwargs = _of_reduction(name, kwargs)
             return self.norm(*args, **kwargs) if name in NORMS else self.reduce(name, *args, **kwargs)

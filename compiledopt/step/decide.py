@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +20,13 @@ from compiledopt.step import choose
 from compiledopt.torch_private import is_known_tracer
 
 
-def decide(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> Choice:
+def decide(traced: Traced, group: Mapping[str, Any], param: torch.Tensor, state: MutableMapping[str, Any]) -> Choice:
     """The executor of a parameter; its kernel is compiled if it is to have one.
 
     Raises: CompileError, where compiled=True or fused=True cannot be had.
     """
     wish = choose.wanted(group, param.device)
-    entry = Entry(param, dict(state), 0, traced, wish)
+    entry = Entry(param, state, 0, traced, wish)
     choice = _special(entry, group)
     if choice is None and wish.executor == "compiled":
         choice = _compiled(entry, group)

@@ -84,7 +84,9 @@ class Plan:
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
-    def _choose(self, program: Traced, group: Mapping[str, Any], param: torch.Tensor, known: Mapping[str, Any]) -> Choice:
+    def _choose(
+        self, program: Traced, group: Mapping[str, Any], param: torch.Tensor, known: MutableMapping[str, Any]
+    ) -> Choice:
         if self.owner.watched is None:
             return decide(program, group, param, known)
         return decide_watched(self.owner.watched, program, group, param)
