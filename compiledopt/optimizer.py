@@ -18,7 +18,18 @@ from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options
 from compiledopt.step.in_graph import register, step_in_graph
-from compiledopt.step.loading import check_groups, check_states, own, own_numbers, restore_dtypes, tensor_scalars, tensors_of
+from compiledopt.step.loading import (
+    check_groups,
+    check_states,
+    converted,
+    in_precision,
+    keep_as_now,
+    own,
+    own_numbers,
+    restore_dtypes,
+    tensor_scalars,
+    tensors_of,
+)
 from compiledopt.step.plan import Plan
 from compiledopt.step.stepper import Stepper
 from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
@@ -106,9 +117,12 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in {**own_class.missing, **kept}.items():
                 group.setdefault(name, value)
             group.update(own_class.fixed)
+            if theirs is not None:
+                keep_as_now(group, now)
         if theirs is not None:
             if self._has_rules:
                 rules = [self.rule_of(group) for group in state["param_groups"]]
+                theirs = converted(rules, state["param_groups"], state["state"], theirs)
                 check_groups(rules, state["param_groups"], type(self).__name__)
                 check_states(rules, state["param_groups"], state["state"], type(self).__name__)
                 restore_dtypes(rules, state["param_groups"], state["state"], theirs)
@@ -168,16 +182,25 @@ class Optimizer(torch.optim.Optimizer):
         whenever one changed."""
         self._traceable = [param for group in self.param_groups for param in group["params"]]
 
-    def state_dict(self) -> StateDict:
-        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave."""
+    def state_dict(self, *, precision: Any = None) -> StateDict:
+        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave.
+
+        precision: what states are converted to, as `state_dtype` says it; "float32" is what torch.optim loads. None leaves
+        them as they are kept.
+        """
         if self._swapped:
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
-        for index, group in enumerate(packed["param_groups"]):
-            rule = self.rule_of(group) if self._has_rules else None
-            packed["param_groups"][index] = own_numbers(around.without_schedule(group), rule)
-        return packed
+        if not self._has_rules:
+            packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
+            return packed
+        rules = [self.rule_of(group) for group in self.param_groups]
+        groups = [
+            own_numbers(around.without_schedule(group), rule) for rule, group in zip(rules, packed["param_groups"], strict=True)
+        ]
+        packed["param_groups"] = groups
+        return packed if precision is None else in_precision(rules, self.param_groups, packed, precision)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """As torch's, but tensors are copied, never shared with `state_dict`, and what does not fit is refused before

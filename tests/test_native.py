@@ -65,6 +65,8 @@ class Example:
             "scalar_names": ("step",),
             "examples": tuple(torch.empty(0) for _ in range(3)),
             "axes": (program.ELEMENTS,) * 3,
+            "block": 0,
+            "places": bytes(16 * len(self.params)),
             "order": program.ANY_ORDER,
             "kernel": ctypes.cast(self.kernel, ctypes.c_void_p).value,
             "columns": 1,

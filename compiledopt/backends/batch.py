@@ -43,7 +43,8 @@ class Choice:
 
 @dataclass(eq=False)
 class Entry:
-    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step; number: of
+    the parameter in its optimizer; offset: of the first of its elements that are here, where it is a shard."""
 
     param: torch.Tensor
     state: MutableMapping[str, Any]
@@ -52,6 +53,8 @@ class Entry:
     choice: Choice
     first: bool = False
     whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+    number: int = 0
+    offset: int = 0
 
     @property
     def runs(self) -> Traced | Variant:

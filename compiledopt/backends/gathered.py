@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -133,6 +134,8 @@ class GatheredBatch(Batch):
             scalar_names=self.traced.scalar_names,
             examples=examples,
             axes=self.traced.axes,
+            block=next(iter(self.traced.program.blocks), 0),
+            places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
             order=self.traced.order,
             kernel=address,
             columns=len(self.traced.program.columns),

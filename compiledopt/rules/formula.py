@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 
+from compiledopt.rules.composed import COMPOSED
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
@@ -223,6 +224,8 @@ def _operation(node: Node) -> Callable[..., Any]:
         return _function(node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}")
     if node.op in _SYMPY:
         return _SYMPY[node.op]
+    if node.op in COMPOSED:
+        return _function(node.op)
     op = OPS[node.op]
     if op.boolean:  # a condition to sympy: a function that is not zero
         return lambda *args: sympy.Ne(_function(op.name)(*args), 0)

@@ -9,12 +9,21 @@ from functools import cached_property
 
 import torch
 
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
 MATRICES, ROWS, COLUMNS = 1, 2, 4
 ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
-AXES = {ELEMENTS: "element", MATRICES | ROWS: "row", MATRICES | COLUMNS: "column", MATRICES: "matrix", NUMBER: "parameter"}
+BLOCKS = 8  # of as many neighbours in a row as share a scale (storage/)
+AXES = {
+    ELEMENTS: "element",
+    MATRICES | ROWS: "row",
+    MATRICES | COLUMNS: "column",
+    MATRICES: "matrix",
+    NUMBER: "parameter",
+    BLOCKS: "block",
+}
 # How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
 # the rest calls rows, so that neighbours in memory always differ in COLUMNS.
 ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
@@ -171,7 +180,24 @@ class Program:
             lines.append(f"%{index} = {node.op}({args})")
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in COMPOSED)
+        lines += [f"{op} is {COMPOSED[op].definition}" for op in made]
         return "\n".join(lines)
+
+    @cached_property
+    def is_composed(self) -> bool:
+        """Whether it has operations that are made of others: no sequence in place is derived from such a program."""
+        return any(node.op in COMPOSED for node in self.nodes)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """How many elements share a scale, where values are kept in blocks; several where those differ."""
+        return tuple({int(node.args[1]): None for node in self.nodes if node.op == LARGEST})  # type: ignore[arg-type]
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether it reads random numbers, for which it must know the parameter and the places of its elements."""
+        return any(node.op == RANDOM for node in self.nodes)
 
 
 def _remark(node: Node) -> str:

@@ -45,6 +45,7 @@ class Rule:
         or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
 
     added: those of the states that a transformation of the rule brought along (around/).
+    in_blocks: of the states, the scales of others that are kept in blocks (storage/).
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -64,6 +65,7 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
+    in_blocks: frozenset[str] = frozenset()
     dense_alone: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     every: Mapping[str, tuple[str, int]] = field(default_factory=dict)

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program, depends_on
+from compiledopt.rules.program import BLOCKS, COLUMNS, ELEMENTS, NUMBER, REDUCTIONS, ROWS, Argument, Node, Program, depends_on
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
 from compiledopt.rules.stand_in import StandIn
@@ -70,10 +71,9 @@ class Tracer:
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
-            axes = 0
-            for arg in args:
-                axes |= arg.axes if isinstance(arg, Node) else NUMBER
-            self.known[key] = Node(op, args, all(_is_scalar(arg) for arg in args), line=author_line(), axes=axes)
+            axes = _axes_of(op, args)
+            scalar = all(_is_scalar(arg) for arg in args) and op != RANDOM
+            self.known[key] = Node(op, args, scalar, line=author_line(), axes=axes)
         return Symbol(self, self.known[key])
 
     def reduce(self, op: str, value: Symbol, dim: Any = None, keepdim: bool = False) -> Symbol:
@@ -112,6 +112,8 @@ class Tracer:
             raise TraceError(
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
+        if name in COMPOSED:
+            return self.record(name, tuple(map(self.argument, args)))
         if name in SPELLINGS:
             return self._bound(SPELLINGS[name], name, args, kwargs)
         if name not in OPS:
@@ -196,6 +198,16 @@ def _of_reduction(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+def _axes_of(op: str, args: tuple[Argument, ...]) -> int:
+    """Along which axes the result of a pointwise operation varies."""
+    if op in (RANDOM, LARGEST):
+        return ELEMENTS if op == RANDOM else BLOCKS
+    axes = 0
+    for arg in args:
+        axes |= arg.axes if isinstance(arg, Node) else NUMBER
+    return ELEMENTS if axes > ELEMENTS and axes != BLOCKS else axes
+
+
 def _is_scalar(arg: Argument) -> bool:
     return not isinstance(arg, Node) or arg.scalar
 
@@ -217,7 +229,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     axes = dict(shape.axes) if shape else {}
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
-        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else axes.get(name, ELEMENTS)))
+        kept = BLOCKS if name in rule.in_blocks else axes.get(name, ELEMENTS)
+        inputs.append(Node("input", (), scalar, name, axes=NUMBER if scalar else kept))
         return Symbol(tracer, inputs[-1], branch)
 
     numbers = {*rule.scalars, *rule.shared}

@@ -123,8 +123,8 @@ class Traced(Runnable):
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
         self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
-        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
-        self.order = ANY_ORDER
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names)) if program is None else tuple(n.axes for n in program.tensors)
+        self.order = ANY_ORDER if program is None or not program.blocks else ROW_AFTER_ROW
         self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
         # For variants to be traced later: what the options are called, and which of them are flags.
         self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}

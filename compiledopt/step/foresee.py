@@ -11,7 +11,6 @@ from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry
 from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
 from compiledopt.step import choose
 from compiledopt.step.decide import decide
 from compiledopt.step.plan import Plan
@@ -29,26 +28,26 @@ def foresee(
     settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
     for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
         choose.check_options(group)
-        program = traced(around.derived(rule, group), group)
+        programs = around.Programs(rule, group)
         for param in group["params"]:
             if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
                 continue
-            known = state.get(param, {})
+            known, program = state.get(param, {}), programs.of(param)
             choice = settled.get(param) or decide(program, group, param, known)
             entries.append(Entry(param, known, index, program, choice))
     return entries
 
 
-def program_of(optimizer: Any, group: Mapping[str, Any]) -> Traced:
+def programs_of(optimizer: Any, group: Mapping[str, Any]) -> around.Programs:
     """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule_of(group), group), group)
+    return around.Programs(optimizer.rule_of(group), group)
 
 
 def supports_loss_scale(optimizer: Any) -> bool:
     """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
     for group in optimizer.param_groups:
         on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
+        if not (group.get("fused") or group.get("compiled")) or not programs_of(optimizer, group).bare.elementwise:
             return False
         for param in group["params"]:
             if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from compiledopt import around
+from compiledopt import around, storage
 from compiledopt.around.every import STEPS
 from compiledopt.backends.distributed import local
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.options import RESERVED
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.traced import Traced
+from compiledopt.step.precision import converted as converted
+from compiledopt.step.precision import in_precision as in_precision
 
 Group = Mapping[str, Any]
 
@@ -34,10 +36,10 @@ def check_states(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[
     """Refuse states that are not what the rule has for a parameter. Raises: ValueError."""
     number = 0
     for rule, group in zip(rules, groups, strict=True):
-        program = traced(around.derived(rule, group), group)
+        programs = around.Programs(rule, group)
         for param in group["params"]:
             if state.get(param):
-                _check(program, param, state[param], f"state of parameter {_name(group, param, number)}", owner)
+                _check(programs.of(param), param, state[param], f"state of parameter {_name(group, param, number)}", owner)
             number += 1
 
 
@@ -74,10 +76,11 @@ def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mappin
     """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
     them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
     for rule, group, theirs in zip(rules, groups, saved["param_groups"], strict=True):
-        program = traced(around.derived(rule, group), group)
+        programs = around.Programs(rule, group)
         on_device = group.get("capturable") or group.get("fused")
         for param, number in zip(group["params"], theirs["params"], strict=True):
             values, found = state.get(param, {}), saved["state"].get(number, {})
+            program = programs.of(param)
             for name, dtype in program.dtypes_of(param).items():
                 if isinstance(found.get(name), torch.Tensor) and values[name].dtype != dtype:
                     values[name] = found[name].to(param.device, dtype)
@@ -85,6 +88,14 @@ def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mappin
                 value = found.get(name)
                 if isinstance(value, torch.Tensor) and values[name].dtype not in (torch.float32, torch.float64):
                     values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
+
+
+def keep_as_now(group: dict[str, Any], now: Group) -> None:
+    """A loaded group keeps its values as the optimizer does that loads it. Mutates: `group`."""
+    for name in (storage.STATE_DTYPE, storage.ROUNDING):
+        group.pop(name, None)
+        if name in now:
+            group[name] = now[name]
 
 
 def tensor_scalars(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any]) -> None:

@@ -33,7 +33,12 @@ class Owner:
     def derived(self) -> list[Rule]:
         """The rule of each group, with what the group and the step ask for around it."""
         scaled = self.scaling is not None
-        return [around.derived(rule, group, scaled) for rule, group in zip(self.rules, self.groups, strict=True)]
+        return [around.reading(rule, group, scaled) for rule, group in zip(self.rules, self.groups, strict=True)]
+
+    def programs(self) -> list[around.Programs]:
+        """What updates the parameters of each group."""
+        scaled = self.scaling is not None
+        return [around.Programs(rule, group, scaled) for rule, group in zip(self.rules, self.groups, strict=True)]
 
     def step_on(self, device: torch.device) -> dict[str, Any]:
         """The step's own numbers for batches on a device, kept up to date in place."""

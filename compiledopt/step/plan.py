@@ -15,7 +15,7 @@ import torch
 
 from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step.decide import decide, decide_watched, fall_back, kind_of, warn_of_fallbacks
 from compiledopt.step.owner import Owner
@@ -37,7 +37,7 @@ class Plan:
         self.numbers: list[dict[str, Any]] = []
         self.main = Context(owner.name, list(owner.groups), self.rules, {}, self.numbers)
         self.flags = self.main.read()
-        self.programs = [traced(rule, group) for rule, group in zip(self.rules, owner.groups, strict=True)]
+        self.programs = owner.programs()
         self.totals = Totals(self.main, self.programs, owner.watched is not None or self._is_captured())
         self.params = [param for group in owner.groups for param in group["params"]]
         self.waiting: list[torch.Tensor] = []
@@ -65,22 +65,25 @@ class Plan:
     def _entries(self) -> list[Entry]:
         """Every parameter with a gradient, checked, with its executor; kernels are compiled here."""
         owner, entries = self.owner, []
-        for index, (group, program) in enumerate(zip(owner.groups, self.programs, strict=True)):
+        numbers = {param: number for number, param in reversed(list(enumerate(self.params)))}
+        for index, (group, programs) in enumerate(zip(owner.groups, self.programs, strict=True)):
             decided: dict[Any, Choice] = {}
             for param in group["params"]:
                 known = owner.state.get(param, {})
+                program = programs.of(param)
                 if param.grad is not None:
                     check_gradient(program, param, param.grad, owner.name)
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
                 kind = kind_of(param, known)
+                kind = kind if kind is None else (program, kind)
                 choice = decided.get(kind)
                 if choice is None:
                     choice = self._choose(program, group, param, known)
                     if kind is not None:
                         decided[kind] = choice
-                entries.append(Entry(param, known, index, program, choice))
+                entries.append(Entry(param, known, index, program, choice, number=numbers[param]))
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 

@@ -11,7 +11,7 @@ from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import is_evaluated, set_mode
-from compiledopt.step.foresee import foresee, program_of, supports_loss_scale
+from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
 from compiledopt.step.owner import Owner, share
 from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
@@ -190,8 +190,8 @@ class Stepper:
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
         self.steady = never
-        groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
-        wanted = [(program, param, group) for program, group in groups for param in group["params"]]
+        groups = [(programs_of(optimizer, group), group) for group in optimizer.param_groups]
+        wanted = [(programs.of(param), param, group) for programs, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)
         self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.around import Programs
 from compiledopt.around.every import STEPS
 from compiledopt.backends.batch import Batch, Context, TotalOf, Value
 from compiledopt.backends.eager.direct import scalar_values
@@ -25,10 +26,17 @@ class Totals:
     Where a value is on a device, it stays there.
     """
 
-    def __init__(self, context: Context, programs: Sequence[Traced], tensors: bool) -> None:
-        """context: the one that reads the groups; programs: of each; tensors: whether no value may be read on the host.
-        Raises: RuntimeError, where a rule cannot sum over parameters."""
-        self.context, self.programs, self.tensors = context, programs, tensors
+    def __init__(self, context: Context, kinds: Sequence[Programs], tensors: bool) -> None:
+        """context: the one that reads the groups; kinds: the programs of each; tensors: whether no value may be read on the
+        host. Raises: RuntimeError, where a rule cannot sum over parameters."""
+        self.context, self.tensors = context, tensors
+        self.programs = programs = [each.bare for each in kinds]
+        for each, program in zip(kinds, programs, strict=True):
+            if program.measures and not each.is_one:
+                raise RuntimeError(
+                    f"{context.owner} sums over all parameters, and then their values cannot be kept in another precision; "
+                    "leave out what the group says of that"
+                )
         self.steps: list[dict[str, Any]] = []
         self.fresh: list[tuple[torch.Tensor, Any]] = []  # shared states, and their new values
         self.exist = any(program.measures or program.rule.shared for program in programs)

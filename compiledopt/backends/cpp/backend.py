@@ -10,7 +10,7 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
 from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
-from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.distributed import is_distributed, local
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
@@ -35,6 +35,8 @@ class CppBackend(GatheredBackend):
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         runs, dtypes = entry.runs, entry.dtypes()
+        if runs.program.blocks and not local(entry.param).is_contiguous():
+            return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
         if (reason := too_many(entry)) is not None:
             return reason
         try:

@@ -151,6 +151,9 @@ bool lies_in(const TensorImpl* param, int order) {
   return true;
 }
 
+// The length of what no block reaches across.
+int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
+
 // Whether a tensor has one value for each row or the like of its parameter, one after the other.
 bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
   const auto sizes = param->sizes(), own = impl->sizes();
@@ -221,6 +224,11 @@ struct Found {
 // The operand that is read only.
 constexpr int kGrad = 1;
 
+// Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it.
+struct Place {
+  int64_t number, offset;
+};
+
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
 
@@ -241,7 +249,9 @@ struct Plan {
   std::array<int64_t, kMostTensors> itemsize{};
   std::vector<Owned> keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry> entries;
+  std::vector<Place> places;
   int most_row = -1;
+  int64_t block = 0;  // elements that share a scale, where values are kept in blocks
   int64_t layout = 0;  // another one after each change of the rows
 
   // What `gather` found, for `launch`.
@@ -335,6 +345,12 @@ class Table : public Rows {
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
   if (!lies_in(found.param(), plan.order)) return false;
   for (int k = 1; k < plan.operands; ++k) {
+    if (plan.axes[k] == kBlocks) {
+      const TensorImpl *const param = found.param(), *const scales = found.operand(k);
+      const int64_t rows = param->dim() ? param->size(0) : 1, per_row = (row_of(param) + plan.block - 1) / plan.block;
+      if (!scales->is_contiguous() || scales->numel() != rows * per_row) return false;
+      continue;
+    }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
                                                 : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
     if (!fits) return false;
@@ -480,17 +496,45 @@ void fetch_data(const Plan& plan, size_t i) {
   }
 }
 
+// The elements [begin, end) of a parameter whose values are kept in blocks: each end is moved on to where whole blocks, or rows
+// that are no whole number of blocks, begin; so the neighbouring share begins there.
+void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end) {
+  const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(plan.found(i).param()), block = plan.block;
+  const bool flat = row % block == 0;
+  const int64_t unit = flat ? std::max(kAlignment, block) : row, per_row = (row + block - 1) / block;
+  const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
+  begin = edge(begin), end = edge(end);
+  const double* const columns = table.columns(plan.entries[i].row);
+  for (int64_t at = begin, n; at < end; at += n) {
+    n = flat ? end - at : row;
+    void* pieces[kMostTensors + 1];
+    for (int k = 0; k < plan.operands; ++k)
+      pieces[k] = plan.data(i, k) + (plan.axes[k] == kBlocks ? at / row * per_row + at % row / block : at) * plan.itemsize[k];
+    int32_t place[] = {static_cast<int32_t>(plan.places[i].offset + at), static_cast<int32_t>(plan.places[i].number)};
+    pieces[plan.operands] = place;
+    plan.kernel(pieces, columns, n);
+  }
+}
+
 // The share [begin, end) of the concatenation of all tensors, piece by piece.
 void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
   const auto& starts = plan.starts;
   size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-  void* pieces[kMostTensors];
+  void* pieces[kMostTensors + 1];
   for (; begin < end; ++i) {
     const int64_t stop = std::min(end, starts[i + 1]);
     if (stop <= begin) continue;
+    if (plan.block) {
+      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
+      begin = stop;
+      continue;
+    }
     if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
     const int64_t offset = begin - starts[i];
     for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
+    const Place& place = plan.places[i];
+    int32_t at[] = {static_cast<int32_t>(place.offset + offset), static_cast<int32_t>(place.number)};
+    pieces[plan.operands] = at;  // for kernels that read random numbers
     plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
     begin = stop;
   }
@@ -847,13 +891,20 @@ void add_entries(Plan& plan, PyObject* params, PyObject* states) {
   }
 }
 
+// places: (number, offset) of each entry, as bytes.
+void add_places(Plan& plan, PyObject* places) {
+  if (PyBytes_GET_SIZE(places) != plan.count() * int64_t{sizeof(Place)}) fail(PyExc_ValueError, "places: two for each entry");
+  plan.places.resize(plan.count());
+  if (plan.count()) std::memcpy(plan.places.data(), PyBytes_AS_STRING(places), PyBytes_GET_SIZE(places));
+}
+
 void add_axes(Plan& plan, PyObject* axes) {
   if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
   plan.alike = plan.order == kAnyOrder;
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kElements) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > kBlocks) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -874,16 +925,17 @@ void add_types(Plan& plan, PyObject* examples) {
 }
 
 Plan described(PyObject* args, PyObject* named) {
-  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "order",
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "block", "order",
                                 "kernel", "columns", "scale", "device_scalars", nullptr};
-  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes;
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *places;
   unsigned long long kernel;
+  long long block;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!iKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SLiKiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
-                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &plan.order, &kernel, &plan.columns,
-                                      &plan.scale, &device_scalars));
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &block, &plan.order, &kernel,
+                                      &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
@@ -892,6 +944,7 @@ Plan described(PyObject* args, PyObject* named) {
   if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
     fail(PyExc_ValueError, "columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
+  plan.block = block;
   plan.device_scalars = device_scalars;
   plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
   plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));
@@ -900,6 +953,7 @@ Plan described(PyObject* args, PyObject* named) {
   add_axes(plan, axes);
   add_types(plan, examples);
   add_entries(plan, params, states);
+  add_places(plan, places);
   return plan;
 }
 

@@ -8,7 +8,7 @@ constexpr int kMostOperands = 64;            // of a pass: MOST_OPERANDS in kern
 constexpr int64_t kWorkPerThread = 1 << 18;  // elements: 0.1 ms of work; waking a thread took up to 0.15 ms
 
 // The axes along which a value varies, as rules/program.py numbers them; all of them for most.
-enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7 };
+enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8 };
 // What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
 enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
 

@@ -10,9 +10,9 @@ import torch
 
 from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.eager.evaluated import new_values
 from compiledopt.backends.eager.rows import EagerBatch, totals_of
 from compiledopt.backends.eager.stacked import given_to
-from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
@@ -84,12 +84,10 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
     tensors = [as_real(operands[node.name]) for node in program.tensors]
-    wide = compute_dtype([tensor.dtype for tensor in tensors])
-    tensors = [tensor.to(wide, copy=True) for tensor in tensors]
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
-    columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False), strict=True))
+    numbers = [_on(values[node], entry.param.device) for node in program.columns]
+    results = dict(zip(program.tensor_outputs, new_values(entry, tensors, numbers), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 

@@ -40,6 +40,10 @@ class TritonBackend(GatheredBackend):
             return reason
         if traced.measures or traced.rule.shared:
             return f"{traced.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
+        if traced.program.is_random:
+            return "values are rounded with random bits, which the Triton kernel does not have"
+        if traced.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)
