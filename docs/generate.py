@@ -128,7 +128,7 @@ def menu_page() -> str:
         "| name | good for | bytes of state per parameter | to start with | paper |",
         "|---|---|---|---|---|",
     ]
-    about = {name: said(name) for name in MENU}
+    about = {name: said(name) for name in sorted(MENU, key=str.lower)}
     for name, each in about.items():
         cells = (f"[{name}](#{name.lower()})", each["Good for"], bytes_of_state(name), each["Start"], linked(each["Source"]))
         lines.append(f"| {' | '.join(cell.rstrip('.').replace('|', chr(92) + '|') for cell in cells)} |")

@@ -197,6 +197,7 @@ FIRST = """Seconds from making the optimizer to the end of its first step, impor
 dtypes, so the number of tensors hardly matters (`python perf/compile_time.py`)."""
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
+PUBLISHED = "[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py --save`)."
 SHARDED = (
     "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
 )
@@ -230,6 +231,11 @@ def bandwidth() -> str:
     return plain("Bandwidth", BANDWIDTH, "bandwidth.csv", ["optimizer", "options", "shapes"], columns)
 
 
+def published() -> str:
+    columns = {"optimizer": "optimizer", "shapes": "tensors", "against": "against", "executor": "ours runs", **PAIR}
+    return plain("Published optimizers", PUBLISHED, "menu.csv", ["optimizer", "shapes"], columns)
+
+
 def sharded() -> str:
     return plain(
         "Sharded parameters", SHARDED, "sharded.csv", ["shapes", "against"], {"shapes": "tensors", "against": "against", **PAIR}
@@ -246,7 +252,7 @@ def pictures() -> str:
 
 
 PARTS: list[Callable[[], str]] = [pictures, in_training, alone, cold, libraries, around, averages]
-PARTS += [first_step, host_time, bandwidth, sharded, memory, eager, gpu]
+PARTS += [published, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
 def page() -> str:

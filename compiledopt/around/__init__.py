@@ -119,7 +119,12 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     in torch's words where torch has them."""
     for transformation in TRANSFORMATIONS:
         transformation.check(rule, group)
-    storage.check(rule if rule is None else derived(rule, group), group)
+    if rule is not None:
+        whole = dict(group)
+        for transformation in TRANSFORMATIONS:
+            whole |= transformation.completed(rule, group)
+        rule = derived(rule, whole)
+    storage.check(rule, group)
 
 
 def complete(rule: Rule, group: dict[str, Any]) -> None:
