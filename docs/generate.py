@@ -18,6 +18,7 @@ from compiledopt.rules.formula import formula
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex
 from compiledopt.rules.program import REDUCTIONS, Program
+from compiledopt.rules.reduced import REDUCED
 from compiledopt.rules.spellings import ALIASES, MENDS, SPELLINGS
 from compiledopt.rules.traced import Variant, traced
 
@@ -173,6 +174,7 @@ def operations_page() -> str:
     for alias, name in ALIASES.items():
         names[name].append(alias)
     made = sorted(name for name in SPELLINGS if name not in MENDS and not name.startswith(("_", "special_")))
+    sums = [f"`{name}`" for name in (*REDUCTIONS, *REDUCED) if not name.startswith("linalg_")]
     mends = [f"| `{name}` | {mend} |" for name, mend in MENDS.items()]
     known = sorted(f"`{name}`" + (f" ({', '.join(others)})" if others else "") for name, others in names.items())
     return "\n".join(
@@ -184,6 +186,12 @@ def operations_page() -> str:
             "",
             f"- **Operations** (and their other names): {', '.join(known)}.",
             f"- **Made of those**, with torch's arguments: {', '.join(f'`{name}`' for name in made)}.",
+            "- **Sums and the like**, over all, the last, the last but one, or all but the first dimensions:",
+            f"  {', '.join(sums)}.",
+            "- **Shapes** of what was reduced: `keepdim=True`, `unsqueeze`, `squeeze`, `[:, None]`, `view`, `reshape`,",
+            "  `flatten`, `expand`, `expand_as`, `view_as`; sizes are 1, -1 and `param.shape[i]`.",
+            "- **Numbers of the parameter**: `numel()`, `shape[i]`, `size(i)`; entries of a table: another shape is no kernel.",
+            "  `ndim` is a number that is known: `if grad.ndim > 1` and `range(1, grad.ndim)` may be written.",
             "- **Truths** (comparisons, `&`, `|`, `^`, `~`) are 1 and 0 in arithmetic, as masks are in torch.",
             "- **Casts**: arithmetic is float32, or float64 where a tensor is; `half` and `bfloat16` round, `int`, `long` cut.",
             "",

@@ -30,11 +30,14 @@ def test_both_sides_have_the_same_numbers():
     header = (cpp.HERE / "shared.h").read_text()
     found = {name: int(value) for name, value in re.findall(r"\b(k\w+) = (-?\d+)[,; ](?! ?<<|<<)", header)}
     expected = {"kMostTensors": gathered.MOST_TENSORS, "kMostOperands": cpp.MOST_OPERANDS}
-    expected |= {f"k{name.title()}": getattr(program, name) for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER")}
+    expected |= {
+        f"k{name.title()}": getattr(program, name) for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER", "BLOCKS")
+    }
     expected |= {"kAnyOrder": program.ANY_ORDER, "kRowAfterRow": program.ROW_AFTER_ROW}
     expected |= {"kColumnAfterColumn": program.COLUMN_AFTER_COLUMN, "kReady": gathered.READY, "kRegroup": gathered.REGROUP}
     expected |= {f"k{name.title()}": getattr(reductions, name) for name in ("TENSOR", "BUFFER", "TILE", "SLOT")}
     expected |= {f"k{op.title()}": index for index, op in enumerate(program.REDUCTIONS)}
+    expected |= {"kOuter": program.OUTER}
     expected |= {"kDone": reducing.DONE, "kNoMemory": reducing.NO_MEMORY}
     assert found == {**expected, "kRebuild": 2, "kFailed": -2}
 

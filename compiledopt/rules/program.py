@@ -27,8 +27,12 @@ AXES = {
 # How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
 # the rest calls rows, so that neighbours in memory always differ in COLUMNS.
 ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
+# Shifted by so many bits: how many dimensions, from the first, make up a row each, where not the last two are rows and columns.
+OUTER = 2
 REDUCTIONS = ("sum", "mean", "amax", "amin")
 GIVEN = ("input", "total")  # what a program does not compute
+# Numbers of the parameter, as inputs: how many elements it has, and, followed by [i], one of its sizes.
+SIZES = ("param.numel", "param.shape")
 
 
 @dataclass(frozen=True, eq=False)

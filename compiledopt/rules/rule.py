@@ -9,7 +9,7 @@ from typing import Any
 
 from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
 
-Initial = float | str | Callable[[Any], Any]
+Initial = float | str | Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,9 @@ class Rule:
     options: its keyword-only names, read from the parameter group by the same names.
     scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
     optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
-    initial: {state: a number, the name of an option, or a function of the parameter}: what the state starts from; zero
-        for those not named. A function makes the tensor itself, of any shape, or None where a parameter has no such state.
+    initial: {state: a number, the name of an option, or a function of the parameter, or of the parameter and {option: value}}:
+        what the state starts from; zero for those not named. A function makes the tensor itself, or None
+        where a parameter has no such state; its shape may depend on flags and static options alone.
     branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
         are two programs. All other numbers are entries of a table, and changing them costs nothing.
     static: numbers that the function takes as they are, such as a count of iterations: each value is another program.
@@ -94,13 +95,31 @@ class Rule:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
 
-    def maker(self, state: str) -> Callable[[Any], Any] | None:
-        """The function that makes a state of its parameter, if one was given."""
+    def maker(self, state: str) -> Callable[..., Any] | None:
+        """The function that makes a state of its parameter and, where `is_made_of_options`, of the group; if one was given."""
         value = self.initial.get(state)
-        return value if callable(value) else None
+        if not callable(value):
+            return None
+        if _takes_options(value):
+            return lambda param, group: value(param, {name: group[name] for name in self.options if name in group})
+        return lambda param, group=None: value(param)
+
+    def is_made_of_options(self, state: str) -> bool:
+        value = self.initial.get(state)
+        return callable(value) and _takes_options(value)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
+
+
+def _takes_options(function: Callable[..., Any]) -> bool:
+    """Whether a function has a second argument that must be given."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # one of C's
+        return False
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 2
 
 
 def _check_meaning(

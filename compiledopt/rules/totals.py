@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiledopt.rules.author import TraceError, author_line
-from compiledopt.rules.program import Argument, Node, Program, node_args
+from compiledopt.rules.program import SIZES, Argument, Node, Program, node_args
 from compiledopt.rules.symbol import Symbol
 
 SCOPES = ("model", "group")
@@ -73,7 +73,8 @@ def _measure(program: Program, totals: tuple[Node, ...]) -> Measure:
         same = Node("eq", (anchor, anchor), False)
         outputs = {name: Node("where", (same, value, value), False) for name, value in outputs.items()}
     tensors = tuple(program.tensors[index] for index in reads)
-    numbers = (node for node in program.scalars if node in used)
+    # With all sizes of the parameter, so that they have the places that they have for the update.
+    numbers = (node for node in program.scalars if node in used or node.name.startswith(SIZES))
     made = Program(f"{program.rule}_totals", (*tensors, *places, *numbers), outputs)
     return Measure(made, reads, totals)
 

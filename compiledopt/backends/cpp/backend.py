@@ -11,7 +11,7 @@ from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes
 from compiledopt.backends.cpp import kernels, reducing
 from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
 from compiledopt.backends.distributed import is_distributed, local
-from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
+from compiledopt.backends.gathered import GatheredBackend, bucket_of, operand_dtypes, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -20,6 +20,8 @@ from compiledopt.rules.traced import Variant
 
 class CppBackend(GatheredBackend):
     """Kernels in C++, and a native launcher that runs one over a whole model."""
+
+    takes_any_frame = True
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
@@ -34,7 +36,7 @@ class CppBackend(GatheredBackend):
         return f"{name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        runs, dtypes = entry.runs, entry.dtypes()
+        runs, dtypes = entry.runs, operand_dtypes(entry)
         if runs.program.blocks and not local(entry.param).is_contiguous():
             return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
         if (reason := too_many(entry)) is not None:
@@ -63,7 +65,7 @@ class CppBackend(GatheredBackend):
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         first = entries[0]
-        runs, dtypes = first.runs, first.dtypes()
+        runs, dtypes = first.runs, operand_dtypes(first)
         scalars = scalar_source(runs.program)
         if isinstance(runs, Variant):
             kernel, passes = reducing.kernel(runs, dtypes), len(runs.passes.sweeps)

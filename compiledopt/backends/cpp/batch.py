@@ -50,13 +50,13 @@ class CppBatch(GatheredBatch):
     def totals(self, round: int) -> dict[TotalOf, Value]:
         measure = self.traced.measures[round]
         table, step = array("d"), self.context.step
-        for group, first, states in self.rows:
-            table.extend(measure.scalars(self.context.numbers[group], step, (first, *states))[0])
+        for group, first, states, sizes in self.rows:
+            table.extend(measure.scalars(self.context.numbers[group], step, (first, *states, *sizes))[0])
         width, count = len(measure.program.columns), len(measure.totals)
         where = measure.reads, count, table, width, torch.get_num_threads()
         sums = self.native.sums(self.summing[round].address, *where) if self.rows else []
         found: dict[TotalOf, float] = {}
-        for row, (group, _, _) in enumerate(self.rows):
+        for row, (group, *_) in enumerate(self.rows):
             for node, value in zip(measure.totals, sums[row * count : (row + 1) * count], strict=True):
                 key = total_of(node, group)
                 found[key] = found.get(key, 0.0) + value

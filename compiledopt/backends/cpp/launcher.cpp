@@ -136,11 +136,21 @@ inline __attribute__((always_inline)) bool same_layout(const TensorImpl* a, cons
   return strides || a->numel() == 0;
 }
 
-// Whether a parameter lies in memory as the plan was made for.
-bool lies_in(const TensorImpl* param, int order) {
-  if (order == kAnyOrder) return true;
+// Whether a parameter lies in memory as the plan was made for. outer: how many dimensions, from the first, must lie around all
+// others, in their order.
+bool lies_in(const TensorImpl* param, int order, int outer) {
   const auto sizes = param->sizes(), strides = param->strides();
   const int64_t dims = param->dim();
+  if (outer > 0) {
+    if (outer >= dims) return false;
+    int64_t expected = 1;
+    for (int64_t d = outer; d < dims; ++d) expected *= sizes[d];
+    for (int64_t d = outer - 1; d >= 0; --d) {
+      if (sizes[d] != 1 && strides[d] != expected && param->numel() != 0) return false;
+      expected *= sizes[d];
+    }
+  }
+  if (order == kAnyOrder) return true;
   int64_t expected = 1;
   for (int64_t i = 0; i < dims; ++i) {
     int64_t d = dims - 1 - i;
@@ -154,16 +164,22 @@ bool lies_in(const TensorImpl* param, int order) {
 // The length of what no block reaches across.
 int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
 
-// Whether a tensor has one value for each row or the like of its parameter, one after the other.
-bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
+// Whether a tensor has one value for each row or the like of its parameter, one after the other, with or without dimensions of
+// size 1 for the others.
+bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order, int outer) {
   const auto sizes = param->sizes(), own = impl->sizes();
   const int64_t dims = param->dim();
-  if (impl->dim() != dims || !impl->is_contiguous()) return false;
+  if (!impl->is_contiguous()) return false;
+  size_t at = 0;
   for (int64_t d = 0; d < dims; ++d) {
-    const bool kept = d + 2 < dims || axes & ((d + 1 == dims) == (order == kColumnAfterColumn) ? kRows : kColumns);
-    if (own[d] != (kept ? sizes[d] : 1)) return false;
+    const bool is_row = outer > 0 ? d < outer : (d + 1 == dims) == (order == kColumnAfterColumn);
+    const bool is_matrix = outer == 0 && d + 2 < dims;
+    if (!(axes & (is_matrix ? kMatrices : is_row ? kRows : kColumns)) || sizes[d] == 1) continue;
+    while (at < own.size() && own[at] == 1) ++at;
+    if (at == own.size() || own[at++] != sizes[d]) return false;
   }
-  return true;
+  while (at < own.size() && own[at] == 1) ++at;
+  return at == own.size();
 }
 
 // TensorImpl::data() without its out-of-line checks: a plain dense tensor (`is_plain`) has a storage.
@@ -240,6 +256,7 @@ struct Plan {
   int columns = 0;          // scalars the kernel reads, per row
   int scale = 1;            // 2 where a complex tensor is two reals
   int order = kAnyOrder;
+  int outer = 0;            // how many dimensions, from the first, make up a row each; 0: the last two are rows and columns
   bool alike = true;            // all operands have the parameter's shape, and any dense order of it will do
   bool device_scalars = false;  // the 0-dim states live on the device: their pointers are gathered, nothing is read
   uint64_t dispatch_keys = 0;   // of a plain tensor on the plan's device
@@ -343,7 +360,7 @@ class Table : public Rows {
 
 // For a plan in which operands differ in shape, or that asks for an order in memory.
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
-  if (!lies_in(found.param(), plan.order)) return false;
+  if (!lies_in(found.param(), plan.order, plan.outer)) return false;
   for (int k = 1; k < plan.operands; ++k) {
     if (plan.axes[k] == kBlocks) {
       const TensorImpl *const param = found.param(), *const scales = found.operand(k);
@@ -352,7 +369,7 @@ __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& fou
       continue;
     }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
-                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
+                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order, plan.outer);
     if (!fits) return false;
   }
   return true;
@@ -773,6 +790,11 @@ Owned plan_shapes(Plan& plan, PyObject*) {
     const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
     int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
     if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
+    if (plan.outer > 0) {
+      rows = 1;
+      for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
+      columns = rows ? length / rows : 0;
+    }
     shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
   }
   return bytes_of(shapes);
@@ -900,7 +922,7 @@ void add_places(Plan& plan, PyObject* places) {
 
 void add_axes(Plan& plan, PyObject* axes) {
   if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
-  plan.alike = plan.order == kAnyOrder;
+  plan.alike = plan.order == kAnyOrder && plan.outer == 0;
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
@@ -941,7 +963,8 @@ Plan described(PyObject* args, PyObject* named) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
     throw PythonError();
   }
-  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+  plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
+  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
     fail(PyExc_ValueError, "columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
   plan.block = block;

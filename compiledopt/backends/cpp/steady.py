@@ -42,8 +42,8 @@ def steady(standing: Standing) -> Steady | None:
 def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
     """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded). Mutates: numbers."""
     traced = batch.traced
-    first = not batch.rows or any(first for _, first, _ in batch.rows)
-    if first or batch.staged or batch.is_clipped or batch.sources is not None:
+    first = not batch.rows or any(first for _, first, *_ in batch.rows)
+    if first or traced.scalars.size_names or batch.staged or batch.is_clipped or batch.sources is not None:
         return None
     lines = scalar_lines(traced.program, known)
     if lines is None or tuple(traced.program.scalar_outputs) != traced.scalar_names:
@@ -53,7 +53,7 @@ def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
         if of_step:
             return None
         inputs.append((place, -1) if place >= 0 else (-1, numbers.setdefault(name, len(numbers))))
-    return batch.native, lines, inputs, [(group, states) for group, _, states in batch.rows], batch.rounded
+    return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded
 
 
 def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:

@@ -94,6 +94,8 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
 def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
     if name == "first":
         return float(entry.first)
+    if name in entry.traced.scalars.size_names:
+        return entry.traced.scalars.size(name, (entry.param if entry.whole is None else entry.whole).shape)
     value = entry.state[name] if name in entry.traced.scalar_names else context.number(entry.group, name)
     return _wide(value) if isinstance(value, torch.Tensor) else float(value)
 

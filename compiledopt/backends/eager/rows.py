@@ -32,6 +32,7 @@ class Row:
         self.grads: list[torch.Tensor] = []
         self.columns: list[float] = []
         self.fresh: list[float] = []
+        self.sizes: tuple[float, ...] = ()
         self.room: int | None = None
         self.bounds: dict[int, list[int]] = {}  # where foreach cuts, by number of temporaries
 
@@ -78,7 +79,7 @@ class Row:
         return True
 
     def evaluate(self, context: Context) -> None:
-        row = (float(self.first), *self.values)
+        row = (float(self.first), *self.values, *self.sizes)
         self.columns, self.fresh = self.traced.scalars(context.numbers[self.group], context.step, row)
 
     def tensors(self) -> list[list[torch.Tensor]]:
@@ -144,9 +145,11 @@ class EagerBatch(Batch):
             check_state(entry, self.context.owner)
             dtypes = (param.dtype, grad.dtype, *[state[name].dtype for name in traced.state_names])
             values = tuple([state[name].item() for name in traced.scalar_names])
-            key = (traced, entry.group, entry.first, param.device, dtypes, values)
+            sizes = traced.scalars.sizes(param.shape if entry.whole is None else entry.whole.shape)
+            key = (traced, entry.group, entry.first, param.device, dtypes, values, sizes)
             if key not in rows:
                 rows[key] = Row(entry, values, dtypes)
+                rows[key].sizes = sizes
             rows[key].add(entry, grad)
         self.rows = list(rows.values())
         for row in self.rows:
@@ -160,7 +163,7 @@ class EagerBatch(Batch):
             if round >= len(row.traced.measures):
                 continue
             measure = row.traced.measures[round]
-            known = self.context.numbers[row.group], self.context.step, (float(row.first), *row.values)
+            known = self.context.numbers[row.group], self.context.step, (float(row.first), *row.values, *row.sizes)
             columns = measure.scalars(*known)[0]
             for tensors in zip(*row.tensors(), strict=True):
                 for node, value in zip(measure.totals, totals_of(measure, tensors, columns), strict=True):
