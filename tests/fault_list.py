@@ -975,7 +975,7 @@ fault(
     "cpp:column-scalars-in-float",
     "sources.py",
     "    scalar = C_TYPES[compute_dtype(dtypes)]",
-    'scalar = "float"',
+    '    scalar = "float"',
     oracle("Adam-default", dtype="float64"),
 )
 
