@@ -13,8 +13,8 @@ from compiledopt.backends.cpp import kernels
 from compiledopt.backends.cpp.steady import steady
 from compiledopt.backends.gathered import GatheredBatch
 from compiledopt.backends.layout import kernel_dtypes
+from compiledopt.rules.scalar_part import Measurement
 from compiledopt.rules.totals import SQUARES
-from compiledopt.rules.traced import Measurement
 
 GRAD = 1  # among the operands
 

@@ -17,7 +17,7 @@ from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, ov
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_sparse
-from compiledopt.rules.traced import Measurement
+from compiledopt.rules.scalar_part import Measurement
 
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
 
