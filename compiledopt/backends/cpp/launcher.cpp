@@ -926,7 +926,7 @@ void add_axes(Plan& plan, PyObject* axes) {
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kBlocks) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > (plan.block > 0 ? kBlocks : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -964,8 +964,8 @@ Plan described(PyObject* args, PyObject* named) {
     throw PythonError();
   }
   plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
-  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
-    fail(PyExc_ValueError, "columns, scale or order is none that there is");
+  if (block < 0 || plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "block, columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
   plan.block = block;
   plan.device_scalars = device_scalars;
