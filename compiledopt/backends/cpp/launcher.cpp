@@ -147,11 +147,21 @@ inline __attribute__((always_inline)) bool same_layout(const TensorImpl* a, cons
   return strides || a->numel() == 0;
 }
 
-// Whether a parameter lies in memory as the plan was made for.
-bool lies_in(const TensorImpl* param, int order) {
-  if (order == kAnyOrder) return true;
+// Whether a parameter lies in memory as the plan was made for. outer: how many dimensions, from the first, must lie around all
+// others, in their order.
+bool lies_in(const TensorImpl* param, int order, int outer) {
   const auto sizes = param->sizes(), strides = param->strides();
   const int64_t dims = param->dim();
+  if (outer > 0) {
+    if (outer >= dims) return false;
+    int64_t expected = 1;
+    for (int64_t d = outer; d < dims; ++d) expected *= sizes[d];
+    for (int64_t d = outer - 1; d >= 0; --d) {
+      if (sizes[d] != 1 && strides[d] != expected && param->numel() != 0) return false;
+      expected *= sizes[d];
+    }
+  }
+  if (order == kAnyOrder) return true;
   int64_t expected = 1;
   for (int64_t i = 0; i < dims; ++i) {
     int64_t d = dims - 1 - i;
@@ -165,16 +175,22 @@ bool lies_in(const TensorImpl* param, int order) {
 // The length of what no block reaches across.
 int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
 
-// Whether a tensor has one value for each row or the like of its parameter, one after the other.
-bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
+// Whether a tensor has one value for each row or the like of its parameter, one after the other, with or without dimensions of
+// size 1 for the others.
+bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order, int outer) {
   const auto sizes = param->sizes(), own = impl->sizes();
   const int64_t dims = param->dim();
-  if (impl->dim() != dims || !impl->is_contiguous()) return false;
+  if (!impl->is_contiguous()) return false;
+  size_t at = 0;
   for (int64_t d = 0; d < dims; ++d) {
-    const bool kept = d + 2 < dims || axes & ((d + 1 == dims) == (order == kColumnAfterColumn) ? kRows : kColumns);
-    if (own[d] != (kept ? sizes[d] : 1)) return false;
+    const bool is_row = outer > 0 ? d < outer : (d + 1 == dims) == (order == kColumnAfterColumn);
+    const bool is_matrix = outer == 0 && d + 2 < dims;
+    if (!(axes & (is_matrix ? kMatrices : is_row ? kRows : kColumns)) || sizes[d] == 1) continue;
+    while (at < own.size() && own[at] == 1) ++at;
+    if (at == own.size() || own[at++] != sizes[d]) return false;
   }
-  return true;
+  while (at < own.size() && own[at] == 1) ++at;
+  return at == own.size();
 }
 
 // TensorImpl::data() without its out-of-line checks: a plain dense tensor (`is_plain`) has a storage.
@@ -252,6 +268,7 @@ struct Plan {
   int columns = 0;          // scalars the kernel reads, per row
   int scale = 1;            // 2 where a complex tensor is two reals
   int order = kAnyOrder;
+  int outer = 0;            // how many dimensions, from the first, make up a row each; 0: the last two are rows and columns
   bool alike = true;            // all operands have the parameter's shape, and any dense order of it will do
   bool device_scalars = false;  // the 0-dim states live on the device: their pointers are gathered, nothing is read
   uint64_t dispatch_keys = 0;   // of a plain tensor on the plan's device
@@ -359,7 +376,7 @@ class Table : public Rows {
 
 // For a plan in which operands differ in shape, or that asks for an order in memory.
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
-  if (!lies_in(found.param(), plan.order)) return false;
+  if (!lies_in(found.param(), plan.order, plan.outer)) return false;
   for (int k = 1; k < plan.operands; ++k) {
     if (plan.axes[k] == kBlocks) {
       const TensorImpl *const param = found.param(), *const scales = found.operand(k);
@@ -368,7 +385,7 @@ __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& fou
       continue;
     }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
-                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
+                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order, plan.outer);
     if (!fits) return false;
   }
   return true;
@@ -606,20 +623,33 @@ void run_all(const Plan& plan, const Rows& table, int threads) {
   for_each_share(threads, [&](int64_t t) { run_share(plan, table, t == 0, edge(t), edge(t + 1)); });
 }
 
-// The sum of a kernel's results over blocks of all gradients. The blocks and the order of their sum are the same for every
-// number of threads, so that the norm is the same bit for bit.
-double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
+// What a kernel sums over all parameters: which operands it reads, and how many sums it makes of a piece.
+struct Sums {
+  Kernel kernel = nullptr;
+  int reads = 0, count = 1;
+  std::array<int, kMostTensors> operands{};
+  const double* columns = nullptr;  // rows of `width` numbers that the kernel reads, or null where it reads none
+  int64_t width = 0, rows = 1;
+};
+
+// For each row of the columns, the sums of a kernel's results over blocks of all parameters of that row. The blocks and the
+// order of their sum are the same for every number of threads, so that they are the same bit for bit.
+std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, int threads) {
   std::vector<std::pair<int64_t, int64_t>> blocks;
   for (int64_t i = 0; i < plan.count(); ++i)
     for (int64_t offset = 0; offset < plan.lengths[i]; offset += kBlock) blocks.emplace_back(i, offset);
-  std::vector<double> sums(blocks.size());
+  std::vector<double> sums(blocks.size() * wanted.count), totals(wanted.rows * wanted.count);
   const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
-      void* const pointers[] = {plan.data(i, kGrad) + offset * plan.itemsize[kGrad], &sums[b]};
-      kernel(pointers, nullptr, std::min(kBlock, plan.lengths[i] - offset));
+      void* pointers[kMostTensors + 1];
+      for (int k = 0; k < wanted.reads; ++k)
+        pointers[k] = plan.data(i, wanted.operands[k]) + offset * plan.itemsize[wanted.operands[k]];
+      pointers[wanted.reads] = &sums[b * wanted.count];
+      const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
+      wanted.kernel(pointers, columns, std::min(kBlock, plan.lengths[i] - offset));
     }
   };
   if (threads == 1) {
@@ -627,9 +657,11 @@ double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
   } else {
     for_each_share(threads, [&](int64_t t) { run(count * t / threads, count * (t + 1) / threads); });
   }
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
+  for (int64_t b = 0; b < count; ++b) {
+    double* const total = &totals[wanted.columns ? plan.entries[blocks[b].first].row * wanted.count : 0];
+    for (int k = 0; k < wanted.count; ++k) total[k] += sums[b * wanted.count + k];
+  }
+  return totals;
 }
 
 // Lets the GIL go, with every tensor held, for as long as it lives.
@@ -699,14 +731,52 @@ Owned plan_launch(Plan& plan, PyObject* args) {
   return none();
 }
 
-Owned plan_sum(Plan& plan, PyObject* args) {
+// A view of a buffer of float64.
+class Numbers {
+ public:
+  explicit Numbers(PyObject* object) { require(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0); }
+  Numbers(const Numbers&) = delete;
+  ~Numbers() { PyBuffer_Release(&view_); }
+
+  const double* data() const { return static_cast<const double*>(view_.buf); }
+  int64_t count() const { return view_.len / int64_t{sizeof(double)}; }
+
+ private:
+  Py_buffer view_{};
+};
+
+void add_reads(const Plan& plan, PyObject* reads, Sums& wanted) {
+  for (wanted.reads = 0; wanted.reads < PyTuple_GET_SIZE(reads); ++wanted.reads) {
+    const long operand = PyLong_AsLong(PyTuple_GET_ITEM(reads, wanted.reads));
+    require(operand != -1 || !PyErr_Occurred());
+    if (operand < 0 || operand >= plan.operands || wanted.reads == kMostTensors) fail(PyExc_ValueError, "reads: of the operands");
+    wanted.operands[wanted.reads] = static_cast<int>(operand);
+  }
+}
+
+Owned plan_sums(Plan& plan, PyObject* args) {
   unsigned long long address;
-  int threads;
-  require(PyArg_ParseTuple(args, "Ki", &address, &threads));
-  require_stage(plan, kSeen, "sum");
-  double sum = 0;
-  run_long(plan, [&] { sum = sum_over_gradients(plan, reinterpret_cast<Kernel>(address), threads); });
-  return Owned::checked(PyFloat_FromDouble(sum));
+  PyObject *reads, *table;
+  int threads, width;
+  Sums wanted;
+  require(PyArg_ParseTuple(args, "KO!iOii", &address, &PyTuple_Type, &reads, &wanted.count, &table, &width, &threads));
+  const bool has_columns = table != Py_None;
+  require_stage(plan, has_columns ? kInRows : kSeen, "sums");
+  if (wanted.count < 1 || width < 0) fail(PyExc_ValueError, "count or width is none that there is");
+  add_reads(plan, reads, wanted);
+  wanted.kernel = reinterpret_cast<Kernel>(address);
+  Owned empty = has_columns ? Owned() : Owned::checked(PyBytes_FromStringAndSize(nullptr, 0));
+  const Numbers columns(has_columns ? table : empty.get());
+  if (has_columns) {
+    wanted.columns = columns.data(), wanted.width = width, wanted.rows = plan.most_row + int64_t{1};
+    if (columns.count() < wanted.rows * width) fail(PyExc_ValueError, "columns: of every row");
+  }
+  std::vector<double> totals;
+  run_long(plan, [&] { totals = sums_over_parameters(plan, wanted, threads); });
+  Owned list = Owned::checked(PyList_New(totals.size()));
+  for (size_t i = 0; i < totals.size(); ++i)
+    PyList_SET_ITEM(list.get(), i, Owned::checked(PyFloat_FromDouble(totals[i])).release());
+  return list;
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
@@ -759,6 +829,11 @@ Owned plan_shapes(Plan& plan, PyObject*) {
     const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
     int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
     if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
+    if (plan.outer > 0) {
+      rows = 1;
+      for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
+      columns = rows ? length / rows : 0;
+    }
     shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
   }
   return bytes_of(shapes);
@@ -886,11 +961,11 @@ void add_places(Plan& plan, PyObject* places) {
 
 void add_axes(Plan& plan, PyObject* axes) {
   if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
-  plan.alike = plan.order == kAnyOrder;
+  plan.alike = plan.order == kAnyOrder && plan.outer == 0;
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kBlocks) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > (plan.block > 0 ? kBlocks : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -927,8 +1002,9 @@ Plan described(PyObject* args, PyObject* named) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
     throw PythonError();
   }
-  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
-    fail(PyExc_ValueError, "columns, scale or order is none that there is");
+  plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
+  if (block < 0 || plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "block, columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
   plan.block = block;
   plan.device_scalars = device_scalars;
@@ -959,7 +1035,8 @@ PyMethodDef plan_methods[] = {
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
-    {"sum", plan_method<plan_sum>, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
+    {"sums", plan_method<plan_sums>, METH_VARARGS,
+     "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},
     {"release", plan_method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -14,6 +14,8 @@ constexpr int64_t kWorkPerThread = 1 << 15;
 enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8 };
 // What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
 enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
+// Shifted by so many bits, beside the order: how many dimensions, from the first, make up a row each.
+constexpr int kOuter = 2;
 
 // What a gather says: the kernel may run; other rows of the table are needed; the plan no longer fits.
 enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };
