@@ -294,7 +294,7 @@ fault(
 fault(
     "optimizer:loading-casts-states",
     "optimizer.py",
-    '                restore_dtypes(rule, state["param_groups"], state["state"], theirs)\n',
+    '                restore_dtypes(rules, state["param_groups"], state["state"], theirs)\n',
     "",
     "test_state.py::test_states_keep_the_dtype_that_their_rule_makes",
 )
@@ -922,9 +922,9 @@ fault(
 fault("cpp:row-spread-stands", "passes.cpp", "from = row_by_row ? from + 1 :", "from = row_by_row ? from :", reducing("Rows"))
 fault("cpp:column-as-row-in-turned-memory", "passes.cpp", "if (row == shape->rows) row = 0, ++matrix;", "", reducing("Rows"))
 fault(
-    "cpp:squares-without-remainder",
-    "squares.h",
-    "for (int64_t i = whole; i < count; ++i) sums[i - whole] += A(piece[i]) * A(piece[i]);",
+    "cpp:totals-without-remainder",
+    "totals.h",
+    "for (int64_t i = whole; i < length; ++i) sums[i - whole] += values[i];",
     "",
     "test_around.py::test_groups_with_bounds_of_their_own[compiled]",
 )

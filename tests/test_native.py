@@ -19,6 +19,7 @@ import compiledopt
 from compiledopt.backends import cache, gathered
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp import reducing
+from compiledopt.backends.cpp.batch import squares_kernel
 from compiledopt.rules import program, reductions
 
 HERE = Path(__file__).parent
@@ -125,7 +126,14 @@ def test_wrong_plans_are_refused(wrong):
 def test_wrong_calls_are_refused():
     example = Example()
     plan, ready = example.plan, "without a gather before it that said 0"
-    calls = {"launch": (example.table(0), 1), "active": (), "tables": (), "shapes": (), "hold": (), "sum": (0, 1)}
+    calls = {
+        "launch": (example.table(0), 1),
+        "active": (),
+        "tables": (),
+        "shapes": (),
+        "hold": (),
+        "sums": (0, (1,), 1, None, 0, 1),
+    }
     for name, arguments in {**calls, "commit": (example.table(0),)}.items():
         with pytest.raises(RuntimeError, match=f"{name} {ready}"):
             getattr(plan, name)(*arguments)
@@ -273,14 +281,14 @@ def test_the_last_of_many_parameters_is_updated(threads):
 def native_calls(example):
     """(function, arguments) of every entry of a plan that asks for memory, in an order in which they succeed."""
     plan, table = example.plan, example.table(0)
-    summed = cpp.squares_kernel(torch.float32).address
+    summed = squares_kernel(torch.float32).address
     return {
         "gather": (plan.gather, (table, 2, None)),
         "active": (plan.active, ()),
         "tables": (plan.tables, ()),
         "shapes": (plan.shapes, ()),
         "hold": (plan.hold, ()),
-        "sum": (plan.sum, (summed, 2)),
+        "sums": (plan.sums, (summed, (1,), 1, None, 0, 2)),
         "launch": (plan.launch, (table, 2)),
     }
 

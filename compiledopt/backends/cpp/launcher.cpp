@@ -584,20 +584,33 @@ void run_all(const Plan& plan, const Rows& table, int threads) {
   });
 }
 
-// The sum of a kernel's results over blocks of all gradients. The blocks and the order of their sum are the same for every
-// number of threads, so that the norm is the same bit for bit.
-double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
+// What a kernel sums over all parameters: which operands it reads, and how many sums it makes of a piece.
+struct Sums {
+  Kernel kernel = nullptr;
+  int reads = 0, count = 1;
+  std::array<int, kMostTensors> operands{};
+  const double* columns = nullptr;  // rows of `width` numbers that the kernel reads, or null where it reads none
+  int64_t width = 0, rows = 1;
+};
+
+// For each row of the columns, the sums of a kernel's results over blocks of all parameters of that row. The blocks and the
+// order of their sum are the same for every number of threads, so that they are the same bit for bit.
+std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, int threads) {
   std::vector<std::pair<int64_t, int64_t>> blocks;
   for (int64_t i = 0; i < plan.count(); ++i)
     for (int64_t offset = 0; offset < plan.lengths[i]; offset += kBlock) blocks.emplace_back(i, offset);
-  std::vector<double> sums(blocks.size());
+  std::vector<double> sums(blocks.size() * wanted.count), totals(wanted.rows * wanted.count);
   const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
-      void* const pointers[] = {plan.data(i, kGrad) + offset * plan.itemsize[kGrad], &sums[b]};
-      kernel(pointers, nullptr, std::min(kBlock, plan.lengths[i] - offset));
+      void* pointers[kMostTensors + 1];
+      for (int k = 0; k < wanted.reads; ++k)
+        pointers[k] = plan.data(i, wanted.operands[k]) + offset * plan.itemsize[wanted.operands[k]];
+      pointers[wanted.reads] = &sums[b * wanted.count];
+      const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
+      wanted.kernel(pointers, columns, std::min(kBlock, plan.lengths[i] - offset));
     }
   };
   if (threads == 1) {
@@ -605,9 +618,11 @@ double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
   } else {
     for_each_share(threads, [&](int64_t t) { run(count * t / threads, count * (t + 1) / threads); });
   }
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
+  for (int64_t b = 0; b < count; ++b) {
+    double* const total = &totals[wanted.columns ? plan.entries[blocks[b].first].row * wanted.count : 0];
+    for (int k = 0; k < wanted.count; ++k) total[k] += sums[b * wanted.count + k];
+  }
+  return totals;
 }
 
 // Lets the GIL go, with every tensor held, for as long as it lives.
@@ -677,14 +692,52 @@ Owned plan_launch(Plan& plan, PyObject* args) {
   return none();
 }
 
-Owned plan_sum(Plan& plan, PyObject* args) {
+// A view of a buffer of float64.
+class Numbers {
+ public:
+  explicit Numbers(PyObject* object) { require(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0); }
+  Numbers(const Numbers&) = delete;
+  ~Numbers() { PyBuffer_Release(&view_); }
+
+  const double* data() const { return static_cast<const double*>(view_.buf); }
+  int64_t count() const { return view_.len / int64_t{sizeof(double)}; }
+
+ private:
+  Py_buffer view_{};
+};
+
+void add_reads(const Plan& plan, PyObject* reads, Sums& wanted) {
+  for (wanted.reads = 0; wanted.reads < PyTuple_GET_SIZE(reads); ++wanted.reads) {
+    const long operand = PyLong_AsLong(PyTuple_GET_ITEM(reads, wanted.reads));
+    require(operand != -1 || !PyErr_Occurred());
+    if (operand < 0 || operand >= plan.operands || wanted.reads == kMostTensors) fail(PyExc_ValueError, "reads: of the operands");
+    wanted.operands[wanted.reads] = static_cast<int>(operand);
+  }
+}
+
+Owned plan_sums(Plan& plan, PyObject* args) {
   unsigned long long address;
-  int threads;
-  require(PyArg_ParseTuple(args, "Ki", &address, &threads));
-  require_stage(plan, kSeen, "sum");
-  double sum = 0;
-  run_long(plan, [&] { sum = sum_over_gradients(plan, reinterpret_cast<Kernel>(address), threads); });
-  return Owned::checked(PyFloat_FromDouble(sum));
+  PyObject *reads, *table;
+  int threads, width;
+  Sums wanted;
+  require(PyArg_ParseTuple(args, "KO!iOii", &address, &PyTuple_Type, &reads, &wanted.count, &table, &width, &threads));
+  const bool has_columns = table != Py_None;
+  require_stage(plan, has_columns ? kInRows : kSeen, "sums");
+  if (wanted.count < 1 || width < 0) fail(PyExc_ValueError, "count or width is none that there is");
+  add_reads(plan, reads, wanted);
+  wanted.kernel = reinterpret_cast<Kernel>(address);
+  Owned empty = has_columns ? Owned() : Owned::checked(PyBytes_FromStringAndSize(nullptr, 0));
+  const Numbers columns(has_columns ? table : empty.get());
+  if (has_columns) {
+    wanted.columns = columns.data(), wanted.width = width, wanted.rows = plan.most_row + int64_t{1};
+    if (columns.count() < wanted.rows * width) fail(PyExc_ValueError, "columns: of every row");
+  }
+  std::vector<double> totals;
+  run_long(plan, [&] { totals = sums_over_parameters(plan, wanted, threads); });
+  Owned list = Owned::checked(PyList_New(totals.size()));
+  for (size_t i = 0; i < totals.size(); ++i)
+    PyList_SET_ITEM(list.get(), i, Owned::checked(PyFloat_FromDouble(totals[i])).release());
+  return list;
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
@@ -873,7 +926,7 @@ void add_axes(Plan& plan, PyObject* axes) {
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kBlocks) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > (plan.block > 0 ? kBlocks : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -911,8 +964,8 @@ Plan described(PyObject* args, PyObject* named) {
     throw PythonError();
   }
   plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
-  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
-    fail(PyExc_ValueError, "columns, scale or order is none that there is");
+  if (block < 0 || plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "block, columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
   plan.block = block;
   plan.device_scalars = device_scalars;
@@ -943,7 +996,8 @@ PyMethodDef plan_methods[] = {
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
-    {"sum", plan_method<plan_sum>, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
+    {"sums", plan_method<plan_sums>, METH_VARARGS,
+     "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},
     {"release", plan_method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -18,7 +18,8 @@ def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
     native, numbers = launcher(), Numbers()
     parts = [_part(batch, numbers, native.OPERATIONS) for batch in standing.batches]
-    groups = [_group(*pair, standing.rule, numbers) for pair in zip(standing.groups, standing.rules, strict=True)]
+    every = zip(standing.groups, standing.rules, standing.own, strict=True)
+    groups = [_group(group, rule, own, numbers) for group, rule, own in every]
     if None in parts or None in groups:
         return None
     made = native.Steady(
@@ -57,7 +58,7 @@ def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
 
 def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
     """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
-    of a tuple or -1, number)]) of each entry). own: the optimizer's rule: what else a group asks for stands around it."""
+    of a tuple or -1, number)]) of each entry). own: its rule before that: what else it asks for stands around it."""
     entries = []
     for name, value in dict.items(group):  # not what a group may compute
         many = isinstance(value, tuple)
