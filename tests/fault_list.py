@@ -1347,9 +1347,9 @@ fault(
 )
 fault(
     "rules:norm-without-root",
-    "trace.py",
-    "value * value, dim, keepdim).sqrt()",
-    "value * value, dim, keepdim)",
+    "rules/reduced.py",
+    "(input * input).sum(dim, keepdim).sqrt()",
+    "(input * input).sum(dim, keepdim)",
     reducing("Lars"),
 )
 fault(
@@ -1383,8 +1383,8 @@ fault(
 fault(
     "rules:variant-of-another-dtype",
     "traced.py",
-    "key = (param.dim(), param.dtype, order_of(param))",
-    "key = (param.dim(), torch.float32, order_of(param))",
+    "key = (param.dim(), param.dtype, order_of(param), outer_of(param))",
+    "key = (param.dim(), torch.float32, order_of(param), outer_of(param))",
     "test_not_elementwise.py::test_adafactors_epsilon_is_its_dtypes",
 )
 fault(
