@@ -400,6 +400,20 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
+# Those that sum over the whole model or share states: tests/test_whole_model.py and test_evaluation.py have the authors'
+# algorithms, over all groups at once.
+WHOLE_MODEL: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(compiledopt.AdamWScheduleFree),
+        Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
+        Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.RAdamScheduleFree),
+        Algorithm(compiledopt.SGDScheduleFree),
+    )
+}
+MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
 CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))

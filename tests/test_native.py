@@ -19,6 +19,7 @@ import compiledopt
 from compiledopt.backends import cache, gathered
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp import reducing
+from compiledopt.backends.cpp.batch import squares_kernel
 from compiledopt.rules import program, reductions
 
 HERE = Path(__file__).parent
@@ -107,7 +108,7 @@ WRONG_PLANS = {
     "no example": ({"examples": ()}, ValueError, "examples: one for each operand"),
     "examples that are no tensors": ({"examples": (1, 2, 3)}, TypeError, "examples are tensors"),
     "axes that are no numbers": ({"axes": ("a", "b", "c")}, TypeError, "integer"),
-    "axes that there are not": ({"axes": (8, 7, 7)}, ValueError, "axes: of program.py"),
+    "axes that there are not": ({"axes": (9, 7, 7)}, ValueError, "axes: of program.py"),
     "too few axes": ({"axes": (7,)}, ValueError, "axes: of each operand"),
     "an order that there is not": ({"order": 3}, ValueError, "columns, scale or order"),
     "a scale of 0": ({"scale": 0}, ValueError, "columns, scale or order"),
@@ -125,7 +126,14 @@ def test_wrong_plans_are_refused(wrong):
 def test_wrong_calls_are_refused():
     example = Example()
     plan, ready = example.plan, "without a gather before it that said 0"
-    calls = {"launch": (example.table(0), 1), "active": (), "tables": (), "shapes": (), "hold": (), "sum": (0, 1)}
+    calls = {
+        "launch": (example.table(0), 1),
+        "active": (),
+        "tables": (),
+        "shapes": (),
+        "hold": (),
+        "sums": (0, (1,), 1, None, 0, 1),
+    }
     for name, arguments in {**calls, "commit": (example.table(0),)}.items():
         with pytest.raises(RuntimeError, match=f"{name} {ready}"):
             getattr(plan, name)(*arguments)
@@ -273,14 +281,14 @@ def test_the_last_of_many_parameters_is_updated(threads):
 def native_calls(example):
     """(function, arguments) of every entry of a plan that asks for memory, in an order in which they succeed."""
     plan, table = example.plan, example.table(0)
-    summed = cpp.squares_kernel(torch.float32).address
+    summed = squares_kernel(torch.float32).address
     return {
         "gather": (plan.gather, (table, 2, None)),
         "active": (plan.active, ()),
         "tables": (plan.tables, ()),
         "shapes": (plan.shapes, ()),
         "hold": (plan.hold, ()),
-        "sum": (plan.sum, (summed, 2)),
+        "sums": (plan.sums, (summed, (1,), 1, None, 0, 2)),
         "launch": (plan.launch, (table, 2)),
     }
 

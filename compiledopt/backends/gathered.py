@@ -163,7 +163,7 @@ class GatheredBatch(Batch):
         staged = self._stage()
         status = REGROUP
         if self.rows:
-            self._fill_table() if not self.is_clipped else self._expect()
+            self._fill_table() if not self.is_measured else self._expect()
             status = self.native.gather(self.table, threads, staged)
         if status == REGROUP:
             status = self.native.gather(None, threads, staged)
@@ -178,6 +178,10 @@ class GatheredBatch(Batch):
     @property
     def is_clipped(self) -> bool:
         return self.traced.is_clipped
+
+    @property
+    def is_measured(self) -> bool:
+        return self.traced.is_measured
 
     def renew(self) -> None:
         self._fill_table()
@@ -217,7 +221,7 @@ class GatheredBatch(Batch):
         self.table = array("d", values)
 
     def _expect(self) -> None:
-        """The table with nothing but the states that must be found: the columns follow when the norm is known (`renew`)."""
+        """The table with nothing but the states that must be found: the columns follow when sums are known (`renew`)."""
         values: list[float] = []
         for _, _, states, _ in self.rows:
             values += [0.0] * len(self.traced.program.columns)

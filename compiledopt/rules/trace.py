@@ -17,7 +17,7 @@ from compiledopt.rules.author import NotElementwise, TraceError, author_line, no
 from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program
+from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program, depends_on
 from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
@@ -28,7 +28,25 @@ T = TypeVar("T")
 
 
 class Tracer(Reducer):
-    """Makes the nodes of one program; the same operation on the same values is one node."""
+    """Makes the nodes of one program; the same operation on the same values is one node. name: of the rule."""
+
+    def __init__(self, shape: Shape | None = None, name: str = "") -> None:
+        super().__init__(shape)
+        self.name = name
+        self.totals: list[Node] = []
+
+    def total(self, value: Symbol, over: str) -> Symbol:
+        """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""
+        if self.frame is not None:
+            raise TraceError(
+                f"{author_line()}: total(...) in a rule that reduces over its own parameter, which is not compiled"
+            )
+        key = ("total", value.node, over)
+        if key not in self.known:
+            name = f"{self.name}.{over}_total[{len(self.totals)}]"
+            self.known[key] = Node("total", (value.node,), True, name, author_line(), NUMBER)
+            self.totals.append(self.known[key])
+        return Symbol(self, self.known[key])
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
@@ -160,8 +178,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     Raises: TraceError, naming the line, where the rule mutates, branches on a value, or returns the wrong things;
     NotElementwise, where it uses an operation that is not pointwise, and no reduction that `shape` allows.
     """
-    tracer, inputs = Tracer(shape), list[Node]()
-    numbers = rule.scalars if shape is None else rule.scalars - shape.fed
+    tracer, inputs = Tracer(shape, rule.name), list[Node]()
+    numbers = {*rule.scalars, *rule.shared} - (frozenset() if shape is None else shape.fed)
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
         shaped = tracer.shape_of(name, () if scalar or name in rule.scalars else None)
@@ -171,8 +189,10 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         inputs.append(Node("input", (), scalar, name, axes=axes))
         return Symbol(tracer, inputs[-1], branch, shaped)
 
-    present = tuple(n for n in rule.states_for(options) if shape is None or n in tracer.views or n in rule.scalars)
-    states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars}
+    present = tuple(
+        n for n in rule.states_for(options) if shape is None or n in tracer.views or n in rule.scalars or n in rule.shared
+    )
+    states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars and n not in rule.shared}
     states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
     states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
@@ -192,7 +212,21 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = symbol(name, True, name in rule.branches)
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
     outputs = _outputs(rule, present, returned, states)
-    return Program(rule.name, (*inputs, *tracer.sizes.values()), outputs)
+    shared = frozenset(rule.shared) & set(present)
+    for name in shared:
+        _check_shared(rule, name, outputs[name], tracer)
+    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared)
+
+
+def _check_shared(rule: Rule, name: str, value: Node, tracer: Tracer) -> None:
+    """Refuse a shared state that follows from what is a parameter's own. Raises: TraceError."""
+    owned = ("first", *sorted(rule.scalars), *(node.name for node in tracer.sizes.values()))
+    own = next((one for one in owned if depends_on(value, one, into_totals=False)), None)
+    if own is not None:
+        raise TraceError(
+            f"{value.line or rule.place}: rule {rule.name} computes the shared state {name} from {own!r}, which each parameter "
+            "has for itself; a shared state follows from numbers of the group, from shared states and from total(...)"
+        )
 
 
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
@@ -221,7 +255,13 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
                 raise TraceError(words)
             raise FedByTensors(name, words) if value.node.axes == NUMBER else NotElementwise(words)
         outputs[name] = _fitted(rule, name, value, home)
-    return outputs
+    return {name: _before(name, node, outputs) for name, node in outputs.items()}
+
+
+def _before(name: str, node: Node, outputs: Mapping[str, Node]) -> Node:
+    """What becomes of `name`: where that is another operand as it was, which is written to as well, a value of its own."""
+    taken = node.op == "input" and not node.scalar and node.name != name and outputs.get(node.name, node) is not node
+    return Node("mul", (node, 1.0), False, line=node.line, axes=node.axes) if taken else node
 
 
 def _fitted(rule: Rule, name: str, value: Symbol, home: Symbol) -> Node:

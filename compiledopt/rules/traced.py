@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import NotElementwise
-from compiledopt.rules.options import STEP_NUMBERS, as_float, truthy
+from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
     COLUMN_AFTER_COLUMN,
@@ -20,60 +20,24 @@ from compiledopt.rules.program import (
     MATRICES,
     OUTER,
     ROW_AFTER_ROW,
-    SIZES,
     Program,
 )
 from compiledopt.rules.reducer import FedByTensors, Shape
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.scalars import scalar_function
+from compiledopt.rules.scalar_part import Measurement, ScalarPart, measurements
 from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
-Numbers = Mapping[str, Any]
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
-
-
-class ScalarPart:
-    """The scalar part of a program as a function of floats."""
-
-    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
-        self.program = program
-        self.scalar_names = scalar_names
-        # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
-        places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
-        self.size_names = tuple(node.name for node in program.scalars if node.name.startswith(SIZES))
-        places |= {name: 1 + len(scalar_names) + index for index, name in enumerate(self.size_names)}
-        self.inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
-
-    @cached_property
-    def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
-        return scalar_function(self.program)
-
-    def sizes(self, shape: Sequence[int]) -> tuple[float, ...]:
-        """Of a parameter, those that are read."""
-        return tuple(self.size(name, shape) for name in self.size_names)
-
-    @staticmethod
-    def size(name: str, shape: Sequence[int]) -> float:
-        """A number of a parameter, by its name in programs. A parameter without dimensions has one of size 1."""
-        if name == SIZES[0]:
-            return float(math.prod(shape))
-        return float((shape or (1,))[int(name[len(SIZES[1]) + 1 : -1])])
-
-    def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
-        """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states,
-        *sizes)."""
-        return self._function(
-            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self.inputs]
-        )
 
 
 class Runnable:
     """What a batch runs."""
 
     rule: Rule
+    measures: tuple[Measurement, ...] = ()
 
     @cached_property
     def reads_first(self) -> bool:
@@ -82,6 +46,11 @@ class Runnable:
     @cached_property
     def is_clipped(self) -> bool:
         return "grad_norm" in self.rule.options
+
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether something must be summed over all parameters before the update."""
+        return self.is_clipped or bool(self.measures)
 
 
 class Variant(Runnable):
@@ -117,7 +86,7 @@ class Traced(Runnable):
     ) -> None:
         self.rule = rule
         self.reason = reason
-        self.state_names = tuple(name for name in present if name not in rule.scalars)
+        self.state_names = tuple(name for name in present if name not in rule.scalars and name not in rule.shared)
         self.scalar_names = tuple(name for name in present if name in rule.scalars)
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
@@ -172,6 +141,18 @@ class Traced(Runnable):
     @cached_property
     def scalars(self) -> ScalarPart:
         return ScalarPart(self.program, self.scalar_names)
+
+    @cached_property
+    def measures(self) -> tuple[Measurement, ...]:  # type: ignore[override]
+        """What is summed over all parameters before the update: those first that others are computed from."""
+        if self._program is None:
+            return ()
+        return measurements(self._program, self.scalar_names)
+
+    @cached_property
+    def shared(self) -> ScalarPart:
+        """The new shared states."""
+        return ScalarPart(self.program.shared_part, ())
 
     def variant(self, param: torch.Tensor) -> Variant | str:
         """What to run in passes for a parameter like this one, or the reason why that cannot be."""

@@ -9,7 +9,7 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
-from compiledopt.backends.cpp.batch import CppBatch
+from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
 from compiledopt.backends.distributed import is_distributed, local
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, operand_dtypes, too_many
 from compiledopt.backends.layout import kernel_dtypes
@@ -43,7 +43,9 @@ class CppBackend(GatheredBackend):
             return reason
         try:
             if runs.is_clipped:
-                kernels.squares_kernel(dtypes[1].to_real())
+                squares_kernel(dtypes[1].to_real())
+            for measure in runs.measures:
+                totals_kernel(measure, dtypes)
             if isinstance(runs, Variant):
                 reducing.kernel(runs, dtypes)
             else:
@@ -55,7 +57,7 @@ class CppBackend(GatheredBackend):
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         # Norms of parameters that are spread over processes in one way are summed in one way.
-        return (spread_of(entry) if entry.traced.is_clipped else None, *bucket_of(entry))
+        return (spread_of(entry) if entry.traced.is_measured else None, *bucket_of(entry))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         kind = CppBatch if entries[0].traced.elementwise else reducing.ReducingBatch

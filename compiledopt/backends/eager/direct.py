@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Context, Entry
+from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.eager.evaluated import new_values
-from compiledopt.backends.eager.rows import EagerBatch
+from compiledopt.backends.eager.rows import EagerBatch, totals_of
 from compiledopt.backends.eager.stacked import given_to
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
@@ -44,6 +44,26 @@ class DirectBatch(EagerBatch):
                 )
             self.pending.append(entry)
         return True
+
+    @torch.no_grad()
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        found: dict[TotalOf, Value] = {}
+        for entry in self.pending:
+            if round >= len(entry.traced.measures):
+                continue
+            measure = entry.traced.measures[round]
+            operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
+            tensors = [as_real(operands[node.name]) for node in entry.traced.program.tensors]
+            given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
+            values = scalar_values(measure.program, given, entry.param.device)
+            columns = [values[node] for node in measure.program.columns]
+            for node, value in zip(measure.totals, totals_of(measure, tensors, columns), strict=True):
+                key = total_of(node, entry.group)
+                found[key] = found.get(key, 0.0) + over_processes(value, entry)
+        return found
+
+    def renew(self) -> None:
+        """Nothing is known before the launch."""
 
     def launch(self) -> None:
         for entry in self.pending:
