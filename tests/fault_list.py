@@ -785,9 +785,22 @@ fault(
 fault(
     "cpp:last-parameter-not-committed",
     "launcher.cpp",
-    "commit_range(plan, table, count * t / threads, count * (t + 1) / threads)",
-    "commit_range(plan, table, count / threads * t, count / threads * (t + 1))",
+    "if (stop == starts[i + 1]) commit_entry(plan, table, i);",
+    "if (stop == starts[i + 1] && i + 1 < count) commit_entry(plan, table, i);",
     MANY,
+)
+SEEN = "test_steady.py::test_a_change_is_seen"
+fault("cpp:hooks-not-seen", "steady.cpp", "return !PyDict_GET_SIZE(one.get());", "return true;", f"{SEEN}[hooked0]")
+fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)", f"{SEEN}[watched]")
+fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
+fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is;", "(void)is;", f"{SEEN}[other_rate]")
+fault("cpp:rows-not-seen", "steady.cpp", " && plan->layout == layout; }", "; }", f"{SEEN}[regrouped]")
+fault(
+    "cpp:states-not-rounded",
+    "steady.cpp",
+    "rounded ? static_cast<float>(scalars.values[value])",
+    "false ? static_cast<float>(scalars.values[value])",
+    "test_steady.py::test_every_algorithm_as_from_python[NAdam-all]",
 )
 fault(
     "cpp:last-block-not-summed",
@@ -1334,9 +1347,9 @@ fault(
 )
 fault(
     "rules:norm-without-root",
-    "trace.py",
-    "value * value, dim, keepdim).sqrt()",
-    "value * value, dim, keepdim)",
+    "rules/reduced.py",
+    "(input * input).sum(dim, keepdim).sqrt()",
+    "(input * input).sum(dim, keepdim)",
     reducing("Lars"),
 )
 fault(
@@ -1370,8 +1383,8 @@ fault(
 fault(
     "rules:variant-of-another-dtype",
     "traced.py",
-    "key = (param.dim(), param.dtype, order_of(param))",
-    "key = (param.dim(), torch.float32, order_of(param))",
+    "key = (param.dim(), param.dtype, order_of(param), outer_of(param))",
+    "key = (param.dim(), torch.float32, order_of(param), outer_of(param))",
     "test_not_elementwise.py::test_adafactors_epsilon_is_its_dtypes",
 )
 fault(

@@ -108,7 +108,7 @@ WRONG_PLANS = {
     "no example": ({"examples": ()}, ValueError, "examples: one for each operand"),
     "examples that are no tensors": ({"examples": (1, 2, 3)}, TypeError, "examples are tensors"),
     "axes that are no numbers": ({"axes": ("a", "b", "c")}, TypeError, "integer"),
-    "axes that there are not": ({"axes": (8, 7, 7)}, ValueError, "axes: of program.py"),
+    "axes that there are not": ({"axes": (9, 7, 7)}, ValueError, "axes: of program.py"),
     "too few axes": ({"axes": (7,)}, ValueError, "axes: of each operand"),
     "an order that there is not": ({"order": 3}, ValueError, "columns, scale or order"),
     "a scale of 0": ({"scale": 0}, ValueError, "columns, scale or order"),

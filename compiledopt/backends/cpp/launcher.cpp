@@ -27,13 +27,15 @@ using c10::TensorImpl;
 using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t length);
 
 constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
-constexpr int64_t kEntriesPerThread = 2048; // parameters: waking a thread takes as long as that many
+// Parameters: likewise (perf/step.py --between emptied --shapes tiny many_small).
+constexpr int64_t kEntriesPerThread = 128;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
 constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;
 constexpr int64_t kSmall = 256;             // elements
 constexpr int64_t kBlock = 1 << 16;         // elements: a sum's parts, however many threads there are
-constexpr int64_t kAhead = 4;               // parameters whose memory is asked for early
+constexpr int64_t kAhead = 4;               // parameters: how early memory is asked for
+constexpr int64_t kDataAhead = 4;           // parameters, of their elements
 
 // ---- Python's objects and errors ----
 
@@ -91,6 +93,15 @@ template <class F> PyObject* guarded(F&& body) noexcept {
   }
   return nullptr;
 }
+
+// Before Python 3.13 a dict has a number that no other has, and that is another one after each change.
+#if PY_VERSION_HEX < 0x030D0000
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+bool has_version(PyObject* dict, uint64_t version) { return version_of(dict) == version; }
+#else
+uint64_t version_of(PyObject*) { return 0; }
+bool has_version(PyObject*, uint64_t) { return false; }
+#endif
 
 // ---- tensors ----
 
@@ -214,6 +225,7 @@ bool is_scalar(const TensorImpl* impl) {
 struct Entry {
   Owned param, state;
   int32_t row = -1;
+  uint64_t version = 0;  // of the state dict, when its tensors were looked up
 
   TensorImpl* impl() const { return impl_at(param.get(), tensor_offset); }
 };
@@ -289,10 +301,13 @@ struct Plan {
   char* data(int64_t entry, int operand) const { return static_cast<char*>(data_[entry * operands + operand]); }
   // Of the last gather, to ask the memory for it early.
   const void*& storage(int64_t entry, int tensor) { return storages_[entry * tensors() + tensor]; }
+  // The state's Python objects, which live for as long as the dict has the entry's version.
+  PyObject*& object(int64_t entry, int key) { return objects_[entry * (tensors() - 2) + key]; }
 
   void make_room(size_t entry_count) {
     found_.resize(entry_count * tensors());
     storages_.resize(entry_count * tensors());
+    objects_.resize(entry_count * (tensors() - 2));
     data_.resize(entry_count * operands);
     lengths.assign(entry_count, -1);
     starts.reserve(entry_count + 1);
@@ -321,6 +336,7 @@ struct Plan {
   std::vector<TensorImpl*> found_;
   std::vector<void*> data_;
   std::vector<const void*> storages_;
+  std::vector<PyObject*> objects_;
 };
 
 // The scalars of a step. A row is [columns the kernel reads | scalar states as they must be | scalar states as they become].
@@ -377,11 +393,12 @@ __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& fou
 
 // The state tensors in the plan's order. A dict filled in that order is walked (12 ns for three tensors); one in
 // another order is looked up (40 ns), which is for the thread that holds the GIL alone: a look-up may set an error.
-bool find_states(const Plan& plan, PyObject* state, bool alone, const Found& found) {
+bool look_up_states(Plan& plan, int64_t index, bool alone) {
+  Entry& entry = plan.entries[index];
+  PyObject* const state = entry.state.get();
   Py_ssize_t position = 0;
   PyObject *key, *value;
-  const int scalars = plan.scalar_states, count = scalars + plan.operands - 2;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < plan.tensors() - 2; ++i) {
     PyObject* wanted = plan.keys[i].get();
     if (!PyDict_Next(state, &position, &key, &value) || key != wanted) {
       value = alone ? PyDict_GetItemWithError(state, wanted) : nullptr;
@@ -390,28 +407,51 @@ bool find_states(const Plan& plan, PyObject* state, bool alone, const Found& fou
         return false;
       }
     }
-    TensorImpl* impl = tensor_impl(value);
+    plan.object(index, i) = value;
+  }
+  entry.version = version_of(state);
+  return true;
+}
+
+bool find_states(Plan& plan, int64_t index, bool alone, const Found& found) {
+  const Entry& entry = plan.entries[index];
+  if (!has_version(entry.state.get(), entry.version) && !look_up_states(plan, index, alone)) {
+    plan.entries[index].version = 0;
+    return false;
+  }
+  const int scalars = plan.scalar_states;
+  for (int i = 0; i < plan.tensors() - 2; ++i) {
+    TensorImpl* impl = tensor_impl(plan.object(index, i));
     if (!impl) return false;
     (i < scalars ? found.scalar(i) : found.state(i - scalars)) = impl;
   }
   return true;
 }
 
+void fetch(const void* address, int lines) {
+  const auto first = reinterpret_cast<uintptr_t>(address);
+  for (int i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + 64 * i));
+}
+
 // Asks the memory early for what `gather_entry` will read. Between two steps a whole model ran through the caches, and a
-// gather is one long chain of misses: 2000 parameters took 8% longer without this. The addresses are
-// those of the last gather; if one is gone by now, fetching it does no harm.
+// gather is one long chain of misses. The addresses are those of the last gather; if one is gone by now, fetching it does
+// no harm.
 void fetch_entry(Plan& plan, int64_t index) {
   const Entry& entry = plan.entries[index];
-  const auto fetch = [](const void* address, int lines) {
-    const auto first = reinterpret_cast<uintptr_t>(address);
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + 64 * i));
-  };
   fetch(entry.param.get(), 1);
   fetch(entry.state.get(), 1);
   for (int t = 0; t < plan.tensors(); ++t) {
     fetch(plan.found(index).tensors[t], 4);
     fetch(plan.storage(index, t), 1);
+    if (t >= 2) fetch(plan.object(index, t - 2), 1);
   }
+}
+
+// And what only those tell the addresses of: where a parameter has its gradient, and the entries of a dict that is walked.
+void fetch_behind(const Entry& entry) {
+  const TensorImpl* const param = entry.impl();
+  fetch(param->autograd_meta(), 2);
+  if (!entry.version) fetch(reinterpret_cast<PyDictObject*>(entry.state.get())->ma_keys, 3);
 }
 
 // Whether the 0-dim states can be used, and are what their row of the table says.
@@ -448,7 +488,7 @@ Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
   const Found found = plan.found(index);
   found.param() = param;
   found.grad() = grad;
-  if (!find_states(plan, entry.state.get(), alone, found)) return kRebuild;
+  if (!find_states(plan, index, alone, found)) return kRebuild;
   const bool alike = plan.alike;
   for (int k = 0; k < plan.operands; ++k) {
     const TensorImpl* operand = found.operand(k);
@@ -468,7 +508,8 @@ Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
 
 Status gather_range(Plan& plan, const Given& given, bool alone, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    if (i + kAhead < end) fetch_entry(plan, i + kAhead);
+    if (i + 2 * kAhead < end) fetch_entry(plan, i + 2 * kAhead);
+    if (i + kAhead < end) fetch_behind(plan.entries[i + kAhead]);
     const Status status = gather_entry(plan, i, given, alone);
     if (status != kReady) return status;
   }
@@ -504,7 +545,7 @@ Status gather_all(Plan& plan, const Given& given, int threads) {
 
 // ---- launch ----
 
-// The memory of the next tensor, while a kernel runs on a small one: too short for the processor to see a stream.
+// The memory of a tensor, while kernels run on those before it: too short for the processor to see a stream.
 void fetch_data(const Plan& plan, size_t i) {
   const int64_t length = std::min(plan.starts[i + 1] - plan.starts[i], kSmall);
   for (int k = 0; k < plan.operands; ++k) {
@@ -533,55 +574,53 @@ void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, in
   }
 }
 
-// The share [begin, end) of the concatenation of all tensors, piece by piece.
-void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
-  const auto& starts = plan.starts;
-  size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-  void* pieces[kMostTensors + 1];
-  for (; begin < end; ++i) {
-    const int64_t stop = std::min(end, starts[i + 1]);
-    if (stop <= begin) continue;
-    if (plan.block) {
-      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
-      begin = stop;
-      continue;
-    }
-    if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
-    const int64_t offset = begin - starts[i];
-    for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
-    const Place& place = plan.places[i];
-    int32_t at[] = {static_cast<int32_t>(place.offset + offset), static_cast<int32_t>(place.number)};
-    pieces[plan.operands] = at;  // for kernels that read random numbers
-    plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
-    begin = stop;
-  }
+// The new 0-dim states, and the version counters that tell autograd of a write.
+void commit_entry(const Plan& plan, const Rows& table, int64_t i) {
+  if (!plan.has_gradient(i)) return;
+  const Found found = plan.found(i);
+  for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
+    write_scalar(found.scalar(k), table.fresh(plan.entries[i].row, k));
+  for (int t = 0; t < plan.tensors(); ++t)
+    if (t != kGrad) found.tensors[t]->bump_version();
 }
 
-// The new 0-dim states, and the version counters that tell autograd of a write.
-void commit_range(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (!plan.has_gradient(i)) continue;
-    const Found found = plan.found(i);
-    for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
-      write_scalar(found.scalar(k), table.fresh(plan.entries[i].row, k));
-    for (int t = 0; t < plan.tensors(); ++t)
-      if (t != kGrad) found.tensors[t]->bump_version();
+void commit_all(const Plan& plan, const Rows& table) {
+  for (int64_t i = 0; i < plan.count(); ++i) commit_entry(plan, table, i);
+}
+
+// The share [begin, end) of the concatenation of all tensors, piece by piece. A parameter is committed with its last element,
+// while its tensors are in the caches still, and those without elements with what stands before them. first: whether
+// nothing does.
+void run_share(const Plan& plan, const Rows& table, bool first, int64_t begin, int64_t end) {
+  const auto& starts = plan.starts;
+  const size_t count = starts.size() - 1;
+  size_t i = first ? 0 : std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+  void* pieces[kMostTensors + 1];
+  for (; i < count && starts[i] <= end; ++i) {
+    const int64_t stop = std::min(end, starts[i + 1]);
+    if (plan.block && stop > begin) {
+      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
+      begin = stop;
+    } else if (stop > begin) {
+      if (i + kDataAhead < count && stop - begin < kSmall) fetch_data(plan, i + kDataAhead);
+      const int64_t offset = begin - starts[i];
+      for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
+      const Place& place = plan.places[i];
+      int32_t at[] = {static_cast<int32_t>(place.offset + offset), static_cast<int32_t>(place.number)};
+      pieces[plan.operands] = at;  // for kernels that read random numbers
+      plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
+      begin = stop;
+    }
+    if (stop == starts[i + 1]) commit_entry(plan, table, i);
   }
 }
 
 void run_all(const Plan& plan, const Rows& table, int threads) {
-  const int64_t total = plan.elements(), count = plan.count();
-  threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, count / kEntriesPerThread)));
-  if (threads <= 1) {
-    run_share(plan, table, 0, total);
-    commit_range(plan, table, 0, count);
-    return;
-  }
+  const int64_t total = plan.elements();
+  threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, plan.count() / kEntriesPerThread)));
+  if (threads <= 1) return run_share(plan, table, true, 0, total);
   const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
-  for_each_share(threads, [&](int64_t t) {
-    run_share(plan, table, edge(t), edge(t + 1));
-    commit_range(plan, table, count * t / threads, count * (t + 1) / threads);
-  });
+  for_each_share(threads, [&](int64_t t) { run_share(plan, table, t == 0, edge(t), edge(t + 1)); });
 }
 
 // What a kernel sums over all parameters: which operands it reads, and how many sums it makes of a piece.
@@ -811,7 +850,7 @@ Owned plan_hold(Plan& plan, PyObject*) {
 Owned plan_commit(Plan& plan, PyObject* table) {
   require_stage(plan, plan.device_scalars ? kSeen : kInRows, "commit");
   const Table rows(plan, table);
-  commit_range(plan, rows, 0, plan.count());
+  commit_all(plan, rows);
   plan.release();
   return none();
 }

@@ -17,11 +17,15 @@ Numbers = dict[str, int]  # the numbers that scalar parts read, by their names i
 def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
     native, numbers = launcher(), Numbers()
-    parts = [_part(batch, numbers, native.OPERATIONS) for batch in standing.batches]
+    parts = [part for batch in standing.batches if (part := _part(batch, numbers, native.OPERATIONS)) is not None]
     every = zip(standing.groups, standing.rules, standing.own, strict=True)
-    groups = [_group(group, rule, own, numbers) for group, rule, own in every]
-    if None in parts or None in groups:
+    groups = [group for one in every if (group := _group(*one, numbers)) is not None]
+    if len(parts) != len(standing.batches) or len(groups) != len(standing.groups):
         return None
+    given = [{number for *_, read in entries for _, number in read} for _, entries in groups]
+    for _, _, inputs, rows, _ in parts:
+        if not all({number for _, number in inputs if number >= 0} <= given[group] for group, _ in rows):
+            return None
     made = native.Steady(
         attributes=standing.attributes,
         modules=standing.modules,
