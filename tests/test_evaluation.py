@@ -97,7 +97,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if "-" not in name else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_steps_and_evaluation_are_the_papers(name, executor):
     ours, written, options = CASES[name]

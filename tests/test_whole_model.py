@@ -169,7 +169,7 @@ def descend(optimizer, params, steps, start=0):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if "-" not in name else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_against_the_authors(name, executor):
     ours, plain, options = CASES[name]
@@ -194,8 +194,17 @@ def test_against_the_authors(name, executor):
             assert group["rbar"].item() == pytest.approx(other["r"], rel=1e-9) and group["k"] == STEPS
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
-@pytest.mark.parametrize("name", ["Prodigy", "DoG"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("DoG", torch.float32),
+        *[
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name in ("Prodigy", "DoG")
+            for dtype in (torch.float32, torch.bfloat16, torch.complex64)
+        ],
+    ],
+)
 def test_dtypes(name, dtype):
     """Executors agree to the rounding of a dtype, and compiled is the same for any number of threads."""
     ours, _, options = CASES[name]
