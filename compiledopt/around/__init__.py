@@ -14,6 +14,7 @@ from compiledopt.around.cautious import Cautious
 from compiledopt.around.centralize import Centralized
 from compiledopt.around.clip import Clipped, Clipping
 from compiledopt.around.corrected_decay import CorrectedDecay
+from compiledopt.around.every import Due, count, due
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
     Ended,
@@ -29,13 +30,13 @@ from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 
-__all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "derived", "described"]
-__all__ += ["letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended", "wanted"]
-__all__ += ["without_schedule"]
+__all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
+__all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
+__all__ += ["wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
-TRANSFORMATIONS: list[Transformation] = [Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
+TRANSFORMATIONS: list[Transformation] = [Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
 TRANSFORMATIONS += [Centralized(), Clipped()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
@@ -118,7 +119,12 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     in torch's words where torch has them."""
     for transformation in TRANSFORMATIONS:
         transformation.check(rule, group)
-    storage.check(rule if rule is None else derived(rule, group), group)
+    if rule is not None:
+        whole = dict(group)
+        for transformation in TRANSFORMATIONS:
+            whole |= transformation.completed(rule, group)
+        rule = derived(rule, whole)
+    storage.check(rule, group)
 
 
 def complete(rule: Rule, group: dict[str, Any]) -> None:

@@ -13,13 +13,13 @@ from compiledopt.rules.rule import Rule
 Group = Mapping[str, Any]
 
 
-def converted(rule: Rule, groups: Sequence[Group], state: dict[Any, Any], saved: dict[str, Any]) -> dict[str, Any]:
+def converted(rules: Sequence[Rule], groups: Sequence[Group], state: dict[Any, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """What was saved, with states kept as the groups ask. groups: those to be loaded into; saved: as its own groups say.
 
     Mutates: `state`, by parameter, where that is another way.
     """
     packed = dict(saved["state"])
-    for group, theirs in zip(groups, saved["param_groups"], strict=True):
+    for rule, group, theirs in zip(rules, groups, saved["param_groups"], strict=True):
         if not storage.is_asked(group) and not storage.is_asked(theirs):
             continue
         for param, number in zip(group["params"], theirs["params"], strict=True):
@@ -31,13 +31,13 @@ def converted(rule: Rule, groups: Sequence[Group], state: dict[Any, Any], saved:
     return {**saved, "state": packed}
 
 
-def in_precision(rule: Rule, groups: Sequence[Group], packed: dict[str, Any], precision: Any) -> dict[str, Any]:
+def in_precision(rules: Sequence[Rule], groups: Sequence[Group], packed: dict[str, Any], precision: Any) -> dict[str, Any]:
     """A state_dict with its states kept as `precision` says, and groups that ask for nothing. groups: the optimizer's own.
 
     Raises: ValueError for a precision that there is not.
     """
     state, plain = dict(packed["state"]), []
-    for group, theirs in zip(groups, packed["param_groups"], strict=True):
+    for rule, group, theirs in zip(rules, groups, packed["param_groups"], strict=True):
         asked = {**group, storage.STATE_DTYPE: precision, storage.ROUNDING: None}
         for param, number in zip(group["params"], theirs["params"], strict=True):
             found = _in_another_way(rule, group, asked, param, state[number]) if number in state else None

@@ -127,7 +127,13 @@ def kept(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Kept | No
         codec = CODECS.get(asked.get(name, asked.get("*", "") if name not in rule.added else ""))
         if codec is not None and codec.unsigned and name in positive:
             codec = CODECS[codec.unsigned]
-        if name in rule.scalars or codec is None or not _is_like(rule, name, param) or codec.objection(param) is not None:
+        if (
+            name in rule.scalars
+            or codec is None
+            or rule.is_made_of_options(name)
+            or not _is_like(rule, name, param)
+            or codec.objection(param) is not None
+        ):
             continue
         if codec.block and rule.maker(name) is not None:
             continue

@@ -21,7 +21,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks
-from compiledopt.backends.cpp.sources import C_TYPES, HERE, kernel_source, loops, passes_source, prefix
+from compiledopt.backends.cpp.sources import C_TYPES, HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
@@ -138,16 +138,12 @@ def passes_driver() -> Kernel:
     return _remembered(("passes", ()), find)
 
 
-def squares_kernel(dtype: torch.dtype) -> Kernel:
-    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
-    wide = "double" if dtype is torch.float64 else "float"
-    types = f"using T = {C_TYPES[dtype]};\nusing A = {wide};"
-
-    def find() -> Kernel:
-        source = "\n".join([prefix(), types, (HERE / "squares.h").read_text()])
-        return _find_kernel(cache.key("cpu", source, KERNEL_FLAGS), lambda: source)
-
-    return _remembered(("squares", (dtype,)), find)
+def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The kernel that sums what a program computes for each element. dtypes: of the tensors that it reads; those that it writes
+    follow them. Raises: CompileError with the reason."""
+    source = functools.partial(totals_source, program, tuple(dtypes))
+    text = f"totals of {program.kernel_text}"
+    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals()), source))
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
@@ -180,8 +176,9 @@ def _from_disk(name: str) -> Kernel | None:
     return found
 
 
-def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, loops(), prefix(), blocks.TEXT)
+def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
+    parts = (loops(), prefix(), blocks.TEXT, more)
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:

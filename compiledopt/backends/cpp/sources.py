@@ -41,6 +41,21 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
 
 
+def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
+    """The C++ file of a kernel that sums."""
+    from compiledopt.backends.inductor import compute_dtype
+
+    wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
+    values = _function(program, (*dtypes, *[wide] * count), "_values")
+    sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
+    types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
+    return "\n".join([loops(), prefix(), *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
+
+
+def totals() -> str:
+    return (HERE / "totals.h").read_text()
+
+
 def prefix() -> str:
     return (HERE / "prefix.h").read_text()
 

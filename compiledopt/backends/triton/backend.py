@@ -39,6 +39,10 @@ class TritonBackend(GatheredBackend):
         runs, param = entry.runs, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
+        if runs.measures or runs.rule.shared:
+            return f"{runs.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
+        if runs.scalars.size_names and is_on_device(runs, group, param, entry.state):
+            return f"{runs.rule.name} reads {runs.scalars.size_names[0]}, which a table on the device has not"
         if runs.program.is_random:
             return "values are rounded with random bits, which the Triton kernel does not have"
         if runs.program.blocks:

@@ -41,7 +41,7 @@ class TritonBatch(GatheredBatch):
         if not super().prepare():
             return False
         pointers, lengths, rows, _ = self.native.tables()
-        self.tables.update(pointers, self._sizes(lengths), rows)
+        self.tables.update(pointers, self._extents(lengths), rows)
         if not self.is_clipped:
             self.columns = self._columns()
         return True
@@ -50,7 +50,7 @@ class TritonBatch(GatheredBatch):
         """Read and check every tensor, whatever its row of scalars."""
         return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
 
-    def _sizes(self, lengths: bytes) -> bytes:
+    def _extents(self, lengths: bytes) -> bytes:
         return self.native.shapes() if isinstance(self.traced, Variant) else lengths  # type: ignore[no-any-return]
 
     def renew(self) -> None:

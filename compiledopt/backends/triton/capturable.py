@@ -225,7 +225,7 @@ class CapturableBatch(TritonBatch):
         key = self.key_of(pointers, states)
         if key != self.key:
             self._point(key, states)
-        self.tables.update(pointers, self._sizes(lengths), self.order)
+        self.tables.update(pointers, self._extents(lengths), self.order)
 
     def key_of(self, pointers: bytes, states: bytes) -> Key:
         """What the table of addresses depends on: who has a gradient, wherever that lies; states, numbers, and `first`."""
@@ -297,7 +297,7 @@ def check_capture(batch: CapturableBatch, ready: bool) -> None:
         key = batch.key_of(pointers, states)
         if key[2] == batch.key[2] and batch.mirror.stale():
             raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
-        if key == batch.key and not batch.tables.unfit(pointers, batch._sizes(lengths)):
+        if key == batch.key and not batch.tables.unfit(pointers, batch._extents(lengths)):
             return
     raise RuntimeError(
         "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): "
