@@ -20,17 +20,18 @@ from compiledopt.around.schedule import (
     tell_ended,
     without_schedule,
 )
+from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
 
 __all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "complete", "derived", "described", "letters"]
-__all__ += ["options", "schedule_groups", "schedule_of", "swapped", "tell_ended", "wanted", "without_schedule"]
+__all__ += ["options", "schedule_groups", "schedule_of", "skipped", "swapped", "tell_ended", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
 TRANSFORMATIONS: list[Transformation] = [Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
-TRANSFORMATIONS += [Centralized(), Clipped()]
+TRANSFORMATIONS += [Centralized(), Clipped(), Skipping()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]

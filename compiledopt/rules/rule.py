@@ -35,6 +35,7 @@ class Rule:
     dense: whether dense gradients are taken.
 
     added: those of the states that a transformation of the rule brought along (around/).
+    follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -55,6 +56,7 @@ class Rule:
     dense: bool = True
     added: frozenset[str] = frozenset()
     dense_alone: tuple[str, ...] = ()
+    follows_norm: bool = False
 
     @property
     def name(self) -> str:
