@@ -511,8 +511,8 @@ fault(
 fault(
     "around:schedule-a-step-early",
     "around/schedule.py",
-    "schedule.function(step)",
-    "schedule.function(step + 1)",
+    "wanted.function(step)",
+    "wanted.function(step + 1)",
     "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
 )
 fault(
@@ -1282,45 +1282,55 @@ fault(
 
 fault(
     "rules:lerp-turned",
-    "ops.py",
+    "ieee.py",
     "b - (b - a) * (1 - weight)",
     "b - (b - a) * weight",
     "test_source.py::test_numbers_follow_ieee[lerp]",
 )
 fault(
     "rules:maximum-of-nan",
-    "ops.py",
+    "ieee.py",
     "return a if a != a or a >= b else b",
     "return a if a >= b else b",
     "test_source.py::test_numbers_follow_ieee[maximum]",
 )
 fault(
     "rules:power-overflow-sign",
-    "ops.py",
+    "ieee.py",
     "math.inf if a > 0 or b % 2 == 0 else -math.inf",
     "math.inf",
     "test_source.py::test_numbers_follow_ieee[pow]",
 )
 fault(
     "rules:floor-of-infinity",
-    "ops.py",
+    "ieee.py",
     "float(math.floor(a)) if math.isfinite(a) else a",
     "float(math.floor(a))",
     "test_source.py::test_numbers_follow_ieee[floor]",
 )
 SPELLED = "test_source.py::test_operations_as_torch_spells_them"
-fault("rules:rsub-turned", "trace.py", "            args = (args[1], args[0])\n", "            pass\n", SPELLED)
+fault("rules:rsub-turned", "spellings.py", 'op("sub", other, input if alpha', 'op("sub", input, other if alpha', SPELLED)
 fault("rules:alpha-lost", "trace.py", "args = (args[0], scale * args[1])", "args = (args[0], args[1])", SPELLED)
-fault("rules:remainder", "trace.py", "(self, other * (self // other)), {})", "(self, self // other), {})", SPELLED)
+fault(
+    "rules:remainder",
+    "ieee.py",
+    "return rest + b if rest != 0 and",
+    "return rest + b if rest == 1 and",
+    "test_source.py::test_numbers_follow_ieee[remainder]",
+)
 fault(
     "rules:clamp-turned",
-    "trace.py",
-    '"maximum" if name == "clamp_min" else "minimum", args',
-    '"minimum" if name == "clamp_min" else "maximum", args',
+    "spellings.py",
+    "def clamp_min(input: Any, min: Any) -> Any:\n    return maximum(",
+    "def clamp_min(input: Any, min: Any) -> Any:\n    return minimum(",
     SPELLED,
 )
 fault(
-    "rules:addcdiv-value-lost", "trace.py", "first = args[1] if scale is None else scale * args[1]", "first = args[1]", SPELLED
+    "rules:addcdiv-value-lost",
+    "spellings.py",
+    "(tensor1 if value is None else value * tensor1) / tensor2",
+    "tensor1 / tensor2",
+    SPELLED,
 )
 fault(
     "rules:norm-without-root",
@@ -1331,7 +1341,7 @@ fault(
 )
 fault(
     "rules:branch-on-the-sign",
-    "trace.py",
+    "symbol.py",
     "__lt__ = __le__ = __gt__ = __ge__ = _compared",
     "__lt__ = __le__ = __ge__ = _compared",
     "test_own.py::test_a_branch_that_would_fail_later_fails_at_once",
