@@ -79,8 +79,9 @@ def test_with_all_that_may_stand_around(executor):
     run(reference, plain, Gradients(), range(7))
     optimizer = compiledopt.AdamW(mine, lr=lr, skip_nonfinite=True, **options)
     interrupted(optimizer, mine)
-    torch.testing.assert_close(flat(mine), flat(plain), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(flat(optimizer.ema_parameters()), flat(reference.ema_parameters()), rtol=1e-5, atol=1e-7)
+    effect = rms(flat(plain) - flat(parameters(shapes=SHAPES[:2])))
+    assert rms(flat(mine) - flat(plain)) <= 1e-4 * effect
+    assert rms(flat(optimizer.ema_parameters()) - flat(reference.ema_parameters())) <= 1e-4 * effect
     assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"]
     Gradients().set(mine, 0)
     spoil(mine, math.nan)
