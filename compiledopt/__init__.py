@@ -23,28 +23,47 @@ from compiledopt.algorithms.sgd import SGD
 from compiledopt.algorithms.sparse_adam import SparseAdam
 from compiledopt.around import schedule as _schedule
 from compiledopt.around.schedule import ScheduledGroup
+from compiledopt.combined import Combined, hidden_matrices
+from compiledopt.menu import create_optimizer, list_optimizers
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
 from compiledopt.rules.rule import rule
+from compiledopt.rules.totals import total
+from compiledopt.sam import SAM
 from compiledopt.stats import compile_stats
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adam_mini import AdamMini
+    from compiledopt.algorithms.published.adamp import SGDP, AdamP
+    from compiledopt.algorithms.published.adamuon import AdaMuon
+    from compiledopt.algorithms.published.adamw_schedule_free import AdamWScheduleFree
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
+    from compiledopt.algorithms.published.came import CAME
+    from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
     from compiledopt.algorithms.published.diffgrad import DiffGrad
+    from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.grams import Grams
     from compiledopt.algorithms.published.lamb import LAMB
     from compiledopt.algorithms.published.laprop import LaProp
     from compiledopt.algorithms.published.lars import LARS
     from compiledopt.algorithms.published.lion import Lion
     from compiledopt.algorithms.published.madgrad import MADGRAD
+    from compiledopt.algorithms.published.mars import MARS
+    from compiledopt.algorithms.published.normuon import NorMuon
+    from compiledopt.algorithms.published.novograd import NovoGrad
+    from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
+    from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
+    from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.signum import Signum
+    from compiledopt.algorithms.published.sm3 import SM3
+    from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.tiger import Tiger
     from compiledopt.algorithms.published.yogi import Yogi
@@ -52,45 +71,67 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
 __all__ = [
     "ADOPT",
     "ASGD",
+    "CAME",
     "LAMB",
     "LARS",
     "LBFGS",
     "MADGRAD",
+    "MARS",
+    "SAM",
     "SGD",
+    "SGDP",
     "SGDW",
+    "SM3",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
+    "AdaMuon",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
+    "AdamMini",
+    "AdamP",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
+    "Combined",
+    "DAdaptAdam",
     "DiffGrad",
+    "DoG",
     "Grams",
     "LaProp",
     "Lion",
     "Muon",
     "NAdam",
+    "NorMuon",
+    "NovoGrad",
     "Optimizer",
+    "Prodigy",
     "QHAdam",
     "RAdam",
+    "RAdamScheduleFree",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
+    "SGDScheduleFree",
     "Signum",
+    "SophiaG",
     "SparseAdam",
     "StableAdamW",
     "Tiger",
     "Yogi",
     "compile_stats",
+    "create_optimizer",
     "define",
+    "hidden_matrices",
+    "list_optimizers",
     "lr_scheduler",
     "rule",
     "schedules",
     "swa_utils",
+    "total",
 ]
 if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.13
     from torch.optim import swap_in_optimizer_params_and_state

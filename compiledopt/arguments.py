@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT as ParamsT
 from typing_extensions import Unpack as Unpack
 
-from compiledopt import around
+from compiledopt import around, storage
 from compiledopt.around.transformation import check_one_element as check_one_element
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
@@ -26,6 +27,9 @@ class Extras(TypedDict, total=False):
 
     max_grad_norm: float | None
     ema_decay: float | None
+    state_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None
+    rounding: str | None
+    seed: int | None
     cautious: bool | None
     corrected_decay: bool | float | None
     update_clipping: float | None
@@ -127,6 +131,7 @@ DESCRIBED = {
     "compiled": "True wants one kernel over the whole model or an error; None falls back with a warning; False declines it",
     "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
     "differentiable": "let autograd differentiate through the step",
+    **storage.DESCRIBED,
 }
 DESCRIBED |= around.described()
 

@@ -43,6 +43,7 @@ class Part:
     formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
     latex: list[str] = field(default_factory=list)
     clipped: bool = False  # whether the norm over all gradients is measured first
+    totals: int = 0  # rounds in which the rule sums over all parameters first
     source: str = ""
 
     @property
@@ -104,6 +105,10 @@ def _describe(part: Part) -> list[str]:
         lines.append(f"  in {part.passes} passes, over all elements or over what they were reduced to")
     if part.clipped:
         lines.append("  the norm over all gradients is measured first: one of the calls, and one more read of them")
+    if part.totals:
+        lines.append(
+            f"  what it sums over all parameters is measured first: {part.totals} of the calls, and as many more reads"
+        )
     if part.elementwise_part:
         lines += ["  formula, with ' for new values:", *[f"    {line}" for line in part.formula]]
         lines += ["  in LaTeX:", *[f"    {line}" for line in part.latex]]
@@ -138,7 +143,7 @@ def _wait(device: str) -> None:
 
 def explain(
     name: str,
-    rule: Rule,
+    rules: Sequence[Rule],
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[Any, Any],
     plan: Plan | None,
@@ -148,7 +153,7 @@ def explain(
 
     Mutates: nothing of the optimizer.
     """
-    entries = foresee(rule, groups, state, plan)
+    entries = foresee(rules, groups, state, plan)
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         runs = entry.runs if entry.choice.executor == "compiled" else entry.traced
@@ -194,16 +199,22 @@ def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> P
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=told.kernels,
         passes=told.passes,
-        calls_per_step=told.calls + clipped,
-        bytes_read_per_element=told.read + clipped * dtypes[1].itemsize,
+        calls_per_step=told.calls + clipped + len(first.traced.measures),
+        bytes_read_per_element=told.read + clipped * dtypes[1].itemsize + _read_for_totals(first),
         bytes_written_per_element=told.written,
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,
         latex=written_out.latex,
         clipped=clipped,
+        totals=len(first.traced.measures),
         source=told.source() if source else "",
     )
+
+
+def _read_for_totals(entry: Entry) -> int:
+    dtypes = entry.dtypes()
+    return sum(dtypes[index].itemsize for measure in entry.traced.measures for index in measure.reads)
 
 
 def _formula(program: Program | None) -> Formula:

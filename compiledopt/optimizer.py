@@ -18,9 +18,20 @@ from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options
 from compiledopt.step.in_graph import register, step_in_graph
-from compiledopt.step.loading import check_groups, check_states, own, restore_dtypes, tensor_scalars, tensors_of
+from compiledopt.step.loading import (
+    check_groups,
+    check_states,
+    converted,
+    in_precision,
+    keep_as_now,
+    own,
+    own_numbers,
+    restore_dtypes,
+    tensor_scalars,
+    tensors_of,
+)
 from compiledopt.step.plan import Plan
-from compiledopt.step.stepper import Stepper, supports_loss_scale
+from compiledopt.step.stepper import Stepper
 from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
 
 StateDict = dict[str, Any]
@@ -88,7 +99,7 @@ class Optimizer(torch.optim.Optimizer):
     def _begin(self, stepper: Stepper) -> None:
         self._number = register(self)
         self._stepper = stepper
-        self._swapped = False
+        self._swapped = self._evaluated = False
 
     @property
     def _plan(self) -> Plan | None:
@@ -99,25 +110,47 @@ class Optimizer(torch.optim.Optimizer):
         """Take over groups and states, as torch's, when unpickled, copied or loaded; loading checks them before."""
         theirs: StateDict | None = self.__dict__.pop("_loading", None)
         for index, group in enumerate(state["param_groups"]):
+            own_class = self._class_of(group)
             now = self.param_groups[index] if theirs is not None else {}
             # What torch's checkpoints do not know stays as it is.
             kept = {name: now[name] for name in (*around.options(), "compiled") if name in now}
-            for name, value in {**self.missing, **kept}.items():
+            for name, value in {**own_class.missing, **kept}.items():
                 group.setdefault(name, value)
-            group.update(self.fixed)
+            group.update(own_class.fixed)
+            if theirs is not None:
+                keep_as_now(group, now)
         if theirs is not None:
-            rule = getattr(type(self), "rule", None)
-            if rule is not None:
-                check_groups(rule, state["param_groups"], type(self).__name__)
-                check_states(rule, state["param_groups"], state["state"], type(self).__name__)
-                restore_dtypes(rule, state["param_groups"], state["state"], theirs)
+            if self._has_rules:
+                rules = [self.rule_of(group) for group in state["param_groups"]]
+                theirs = converted(rules, state["param_groups"], state["state"], theirs)
+                check_groups(rules, state["param_groups"], type(self).__name__)
+                check_states(rules, state["param_groups"], state["state"], type(self).__name__)
+                restore_dtypes(rules, state["param_groups"], state["state"], theirs)
             own(state["state"], tensors_of(theirs))
         super().__setstate__(state)
         self._begin(self._stepper.again() if theirs is not None else Stepper())
         self._list_parameters()
         around.adopt_groups(self)
-        if hasattr(type(self), "rule"):
-            tensor_scalars(type(self).rule, self.param_groups, self.state)
+        if self._has_rules:
+            rules = [self.rule_of(group) for group in self.param_groups]
+            tensor_scalars(rules, self.param_groups, self.state)
+            self._stepper.share(self)
+            self._evaluated = any(group.get("train_mode") is False for group in self.param_groups)
+
+    # ---- rules ----
+
+    def _class_of(self, group: Mapping[str, Any]) -> type[Optimizer]:
+        """Whose group it is."""
+        return type(self)
+
+    def rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """The rule by which a group is updated, before anything stands around it."""
+        return self._class_of(group).rule
+
+    @property
+    def _has_rules(self) -> bool:
+        """Whether it is one rule for each parameter, as LBFGS is not."""
+        return hasattr(type(self), "rule")
 
     # ---- groups ----
 
@@ -130,9 +163,11 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_group(group)
-            if hasattr(type(self), "rule"):
-                around.complete(type(self).rule, group)
+            if self._has_rules:
+                around.complete(self.rule_of(group), group)
             around.schedule_groups(self)
+            if self._has_rules:
+                self._stepper.share(self)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -140,21 +175,32 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
-        around.check(getattr(type(self), "rule", None), group)
+        around.check(self.rule_of(group) if self._has_rules else None, group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again
         whenever one changed."""
         self._traceable = [param for group in self.param_groups for param in group["params"]]
 
-    def state_dict(self) -> StateDict:
-        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave."""
+    def state_dict(self, *, precision: Any = None) -> StateDict:
+        """As torch's. A schedule is code and is not in it: `lr` is the number that it gave.
+
+        precision: what states are converted to, as `state_dtype` says it; "float32" is what torch.optim loads. None leaves
+        them as they are kept.
+        """
         if self._swapped:
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
-        packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
-        return packed
+        if not self._has_rules:
+            packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
+            return packed
+        rules = [self.rule_of(group) for group in self.param_groups]
+        groups = [
+            own_numbers(around.without_schedule(group), rule) for rule, group in zip(rules, packed["param_groups"], strict=True)
+        ]
+        packed["param_groups"] = groups
+        return packed if precision is None else in_precision(rules, self.param_groups, packed, precision)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """As torch's, but tensors are copied, never shared with `state_dict`, and what does not fit is refused before
@@ -199,6 +245,8 @@ class Optimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
 
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
+        if self._evaluated:
+            raise RuntimeError("step() in eval mode: the parameters are what is evaluated; call optimizer.train() before it")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -225,6 +273,37 @@ class Optimizer(torch.optim.Optimizer):
                 param.grad = None
             elif param.grad is not None:
                 param.grad = torch.zeros_like(param.grad)
+
+    # ---- evaluating ----
+
+    def eval(self) -> None:
+        """Let the parameters be what the rule evaluates (Schedule-Free's average, Lookahead's slow weights), until `train`.
+        A rule that does not tell the two apart has nothing to do. `state_dict` has the mode, in `group["train_mode"]`.
+
+        Mutates: the parameters, and states that they are exchanged with. Raises: RuntimeError within use_ema().
+        """
+        self._set_mode(False)
+
+    def train(self) -> None:
+        """Let the parameters be what the steps update again: see `eval`."""
+        self._set_mode(True)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """`eval` within, and what was before at the end: `with optimizer.evaluating(): evaluate(model)`."""
+        was_training = not self._evaluated
+        self.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.train()
+
+    def _set_mode(self, training: bool) -> None:
+        if self._swapped:
+            raise RuntimeError("train() or eval() within use_ema(): the parameters hold their averages; leave it first")
+        if self._has_rules:
+            self._evaluated = self._stepper.set_mode(self, training)
 
     def _update(self) -> None:
         self._opt_called = True
@@ -254,8 +333,10 @@ class Optimizer(torch.optim.Optimizer):
         Mutates: the parameters and state["ema"], exchanged in place, and back at the end. Raises: RuntimeError for a step
         or state_dict within.
         """
-        if self._swapped:
-            raise RuntimeError("use_ema() within use_ema()")
+        if self._swapped or self._evaluated:
+            raise RuntimeError(
+                "use_ema() within use_ema()" if self._swapped else "use_ema() in eval mode: call train() before it"
+            )
         with around.swapped(self.param_groups, self.state):
             self._swapped = True
             try:
@@ -267,7 +348,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by torch.amp.GradScaler: whether the step divides by the scale and leaves out what is not finite, without
         waiting for the device. Where not, the scaler does it before, as for torch's foreach."""
-        return supports_loss_scale(self)
+        return self._stepper.supports_loss_scale(self)
 
     def make_states(self) -> None:
         """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""
@@ -303,7 +384,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _explanation(self, source: bool = False) -> Explanation:
         plan = self._stepper.current_plan(self)
-        return explain(type(self).__name__, self.rule, self.param_groups, self.state, plan, source)
+        rules = [self.rule_of(group) for group in self.param_groups]
+        return explain(type(self).__name__, rules, self.param_groups, self.state, plan, source)
 
 
 _observed_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

@@ -107,3 +107,11 @@ def is_stacked(tensor: torch.Tensor) -> bool:
     product."""
     known: Any = getattr(torch._C._functorch, IS_BATCHED, None)
     return True if known is None else bool(known(tensor))
+
+
+def first_row(tensor: Any) -> int:
+    """Of a distributed tensor, which of its rows comes first in the part that is here."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0] if offset else 0

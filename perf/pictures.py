@@ -32,10 +32,14 @@ def style(theme: str) -> dict[str, Any]:
     return found | {"svg.hashsalt": "compiledopt"}
 
 
+def warm_steps() -> list[dict[str, str]]:
+    return [row for row in steps("compiled", TORCHS) if row["caches"] == "warm"]
+
+
 def alone() -> Times:
     """AdamW's steps one right after the other, by shapes."""
     found: Times = {}
-    for row in steps("warm", "compiled", TORCHS):
+    for row in warm_steps():
         if row["optimizer"] == "AdamW" and row["shapes"] in ("many_small", "tiny", "even"):
             pair = float(row["their_ms"]), float(row["our_ms"])
             found.setdefault(f"{SHAPES[row['shapes']]} elements", {})[row["against"]] = pair
@@ -97,7 +101,7 @@ def algorithms_picture(theme: str) -> Any:
     """The ratio to torch's executors for every algorithm, on many small tensors and on few large ones."""
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.6), sharey=True)
     panels = ("many_small", "even")
-    rows = [row for row in steps("warm", "compiled", TORCHS) if row["shapes"] in panels]
+    rows = [row for row in warm_steps() if row["shapes"] in panels]
     names = sorted({row["optimizer"] for row in rows}, reverse=True)
     for each, shapes in zip(axes, panels, strict=True):
         for row in (row for row in rows if row["shapes"] == shapes):

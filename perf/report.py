@@ -43,6 +43,8 @@ MODELS = {
     "lora": "LoRA on a transformer",
     "embedding": "embedding table, MLP",
 }
+BETWEEN = {"warm": "nothing", "cold": "caches emptied"}
+STEP = ("optimizer", "tensors", "between steps", "our ms")
 TORCHS = ("torch fused", "torch foreach", "torch for-loop")
 OTHERS = ("torch.compile(step)", "optimi", "heavyball", "torchao")
 
@@ -55,10 +57,10 @@ def latest(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
     return list(found.values())
 
 
-def steps(caches: str, ours: str, against: Sequence[str]) -> list[Row]:
-    """Of each algorithm, shapes and contender the newest row."""
-    rows = [r for r in read("step.csv") if (r["caches"], r["ours"]) == (caches, ours) and r["against"] in against]
-    return latest(rows, ["optimizer", "shapes", "against"])
+def steps(ours: str, against: Sequence[str]) -> list[Row]:
+    """Of each algorithm, shapes, contender and what happens between steps the newest row."""
+    rows = [row for row in read("step.csv") if row["ours"] == ours and row["against"] in against]
+    return latest(rows, ["optimizer", "shapes", "against", "caches"])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -117,50 +119,49 @@ def in_training() -> str:
 
 
 def pivot(rows: Sequence[Row], against: Sequence[str]) -> list[list[str]]:
-    """A line per algorithm and shapes: our newest time, and the ratio to each contender in its own pair."""
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    """A line per algorithm, shapes and what happens between steps: our newest time, and the ratio to each contender in its own
+    pair."""
+    found: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row["optimizer"], row["shapes"]), {})[row["against"]] = row
+        found.setdefault((row["optimizer"], row["shapes"], row["caches"]), {})[row["against"]] = row
+    shapes_first = {shapes: index for index, shapes in enumerate(dict.fromkeys(shapes for _, shapes, _ in found))}
     lines = []
-    for (optimizer, shapes), pairs in sorted(found.items(), key=lambda one: (one[0][0] != "AdamW", one[0][0])):
+    for (optimizer, shapes, caches), pairs in sorted(
+        found.items(), key=lambda one: (one[0][0] != "AdamW", one[0][0], shapes_first[one[0][1]], one[0][2] != "warm")
+    ):
         newest = max(pairs.values(), key=lambda row: row["date"])
         ratios = [pairs[name]["ratio"] if name in pairs else "–" for name in against]
-        lines.append([optimizer, words(shapes), newest["our_ms"], *ratios])
+        lines.append([optimizer, words(shapes), BETWEEN[caches], newest["our_ms"], *ratios])
     return lines
 
 
 def alone() -> str:
-    rows = steps("warm", "compiled", TORCHS)
-    text = "Steps one right after the other, against torch's executors (`python perf/step.py`): the ratio for each.\n"
-    text += "A dash: not measured, or torch has none."
-    return section("A step alone", text, rows, ["optimizer", "tensors", "our ms", *TORCHS], pivot(rows, TORCHS))
-
-
-def cold() -> str:
-    rows = steps("cold", "compiled", TORCHS)
-    text = "The caches emptied before each step."
-    return section("With cold caches", text, rows, ["optimizer", "tensors", "our ms", *TORCHS], pivot(rows, TORCHS))
+    rows = steps("compiled", TORCHS)
+    text = "Steps without a model around them, one right after the other or each with the caches emptied before it, against\n"
+    text += "torch's executors (`python perf/step.py`): the ratio for each. A dash: not measured, or torch has none."
+    return section("A step alone", text, rows, [*STEP, *TORCHS], pivot(rows, TORCHS))
 
 
 def libraries() -> str:
-    rows = steps("warm", "compiled", OTHERS)
+    rows = steps("compiled", OTHERS)
     text = "The same against `torch.compile` of torch's step and against other libraries."
-    return section("Against others", text, rows, ["optimizer", "tensors", "our ms", *OTHERS], pivot(rows, OTHERS))
+    return section("Against others", text, rows, [*STEP, *OTHERS], pivot(rows, OTHERS))
 
 
 def eager() -> str:
     pairs = {"foreach": "torch foreach", "for-loop": "torch for-loop"}
-    rows = [row for ours, theirs in pairs.items() for row in steps("warm", ours, [theirs])]
-    rows += [row for ours in pairs for row in steps("warm", ours, ["torch"])]
+    rows = [row for ours, theirs in pairs.items() for row in steps(ours, [theirs])]
+    rows += [row for ours in pairs for row in steps(ours, ["torch"])]
     cells = [
-        [r["optimizer"], words(r["shapes"]), r["against"], r["their_ms"], r["ours"], r["our_ms"], r["ratio"]] for r in rows
+        [r["optimizer"], words(r["shapes"]), BETWEEN[r["caches"]]]
+        + [r[name] for name in ("against", "their_ms", "ours", "our_ms", "ratio")]
+        for r in rows
     ]
     text = (
         "Where nothing is compiled: foreach against torch's foreach, the for-loop against torch's; Muon against what torch has."
     )
-    return section(
-        "The eager executors", text, rows, ["optimizer", "tensors", "against", "its ms", "ours", "our ms", "ratio"], cells
-    )
+    header = [*STEP[:-1], "against", "its ms", "ours", "our ms", "ratio"]
+    return section("The eager executors", text, rows, header, cells)
 
 
 def memory() -> str:
@@ -197,6 +198,7 @@ FIRST = """Seconds from making the optimizer to the end of its first step, impor
 dtypes, so the number of tensors hardly matters (`python perf/compile_time.py`)."""
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
+PUBLISHED = "[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py --save`)."
 SHARDED = (
     "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
 )
@@ -230,6 +232,11 @@ def bandwidth() -> str:
     return plain("Bandwidth", BANDWIDTH, "bandwidth.csv", ["optimizer", "options", "shapes"], columns)
 
 
+def published() -> str:
+    columns = {"optimizer": "optimizer", "shapes": "tensors", "against": "against", "executor": "ours runs", **PAIR}
+    return plain("Published optimizers", PUBLISHED, "menu.csv", ["optimizer", "shapes"], columns)
+
+
 def sharded() -> str:
     return plain(
         "Sharded parameters", SHARDED, "sharded.csv", ["shapes", "against"], {"shapes": "tensors", "against": "against", **PAIR}
@@ -245,8 +252,8 @@ def pictures() -> str:
     return "\n".join(shown)
 
 
-PARTS: list[Callable[[], str]] = [pictures, in_training, alone, cold, libraries, around, averages]
-PARTS += [first_step, host_time, bandwidth, sharded, memory, eager, gpu]
+PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, around, averages]
+PARTS += [published, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
 def page() -> str:

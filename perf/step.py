@@ -2,12 +2,13 @@
 
 Each contender runs against ours in turns of a few steps each, so that both see the same machine, its noise and its caches.
 Medians of all steps, the quartiles as spread, the ratio of the medians, and the memory that a step takes on top.
---cold empties the caches before each step, as a forward and backward pass does.
+Each case twice: with nothing between steps, and with the caches emptied, as a forward and backward pass does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -93,6 +94,8 @@ def contenders(name: str) -> dict[str, Callable[[Any], Any]]:
     }
 
 
+BETWEEN = {"nothing": "warm", "emptied": "cold"}  # what stands in rows
+
 OURS: dict[str, dict[str, Any]] = {"compiled": {}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 
 
@@ -159,9 +162,9 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     print(memory.extra_mib(optimizer.step))
 
 
-def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]:
+def rows_for(arguments: argparse.Namespace, shapes: str, caches: str) -> list[dict[str, Any]]:
     name, rows = arguments.optimizer, []
-    cold = torch.zeros(24 * 2**20) if arguments.cold else None
+    cold = torch.zeros(24 * 2**20) if caches == "cold" else None
     extra: dict[str, float] = {}
     for against in arguments.against:
         for executor in arguments.ours:
@@ -171,16 +174,17 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
             except Exception as error:
                 print(f"{against} on {shapes}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
                 break
-            ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor])
+            kept = {"state_dtype": arguments.state_dtype} if arguments.state_dtype else {}
+            ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor], **kept)
             a, b = compare(theirs, ours, arguments.seconds, cold)
             for who in (against, f"ours {executor}") if arguments.with_memory else ():
                 if who not in extra:
                     extra[who] = peak_memory(["--optimizer", name, "--shapes", shapes, "--memory", who])
             row = {
                 "optimizer": name,
-                "options": json.dumps(OPTIONS[name]),
+                "options": json.dumps({**OPTIONS[name], **kept}),
                 "shapes": shapes,
-                "caches": "cold" if arguments.cold else "warm",
+                "caches": caches,
                 "against": against,
                 "ours": ours.executor,
                 "their_ms": f"{statistics.median(a) * 1e3:.4g}",
@@ -194,9 +198,8 @@ def rows_for(arguments: argparse.Namespace, shapes: str) -> list[dict[str, Any]]
                 **circumstances(),
             }
             print(
-                "{optimizer:6} {shapes:16} {against:20} {their_ms:>9} ms, ours {ours:9} {our_ms:>9} ms, ratio {ratio}".format(
-                    **row
-                )
+                "{optimizer:6} {shapes:16} {caches:4} {against:20} {their_ms:>9} ms, "
+                "ours {ours:9} {our_ms:>9} ms, ratio {ratio}".format(**row)
             )
             rows.append(row)
             del theirs, ours
@@ -210,7 +213,8 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", default=["torch fused"], choices=sorted(contenders("AdamW")))
     parser.add_argument("--ours", nargs="+", default=["compiled"], choices=sorted(OURS))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each pair")
-    parser.add_argument("--cold", action="store_true", help="empty the caches before each step")
+    parser.add_argument("--state-dtype", help="how ours keeps its states: int8, bfloat16, ...")
+    parser.add_argument("--between", nargs="+", default=list(BETWEEN), choices=list(BETWEEN), help="what happens between steps")
     parser.add_argument("--with-memory", action="store_true", help="peak memory too, in processes of their own")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -218,8 +222,8 @@ def main() -> None:
     if arguments.memory:
         measure_memory(arguments)
         return
-    for shapes in arguments.shapes:
-        rows = rows_for(arguments, shapes)
+    for shapes, between in itertools.product(arguments.shapes, arguments.between):
+        rows = rows_for(arguments, shapes, BETWEEN[between])
         if rows and not arguments.no_save:
             append("step.csv", rows)
 

@@ -326,6 +326,24 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
+        _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
+        _published("AdamMini", {"weight_decay": 0.1}),
+        _published("AdamP", {"weight_decay": 0.1, "delta": 5.0, "nesterov": True}, more={"never": {"delta": 0.0}}),
+        _published("CAME", {"weight_decay": 0.1, "eps": (1e-8, 1e-6), "betas": (0.8, 0.9, 0.95)}),
+        _published(
+            "MARS",
+            {"weight_decay": 0.1, "gamma": 0.1},
+            more={"lion": {"mars_type": "lion", "optimize_1d": True}, "vectors": {"betas_1d": (0.8, 0.9), "lr_1d_factor": 0.5}},
+        ),
+        _published("NorMuon", {"weight_decay": 0.1, "nesterov": False}),
+        _published(
+            "NovoGrad",
+            {"weight_decay": 0.1, "amsgrad": True},
+            more={"averaged": {"weight_decay": 0.1, "grad_averaging": True, "decoupled_decay": True}},
+        ),
+        _published("SGDP", {"weight_decay": 0.1, "momentum": 0.5, "delta": 5.0}, more={"nesterov": {"nesterov": True}}),
+        _published("SM3", {"momentum": 0.9, "beta": 0.9}, lr=0.05, more={"sums": {"momentum": 0.5}}),
+        _published("SophiaG", {"weight_decay": 0.1, "bs": 16}),
         _published(
             "AdEMAMix",
             {"weight_decay": 0.1, "alpha": 5.0, "alpha_warmup": 20, "beta3_warmup": 30},
@@ -382,6 +400,20 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
+# Those that sum over the whole model or share states: tests/test_whole_model.py and test_evaluation.py have the authors'
+# algorithms, over all groups at once.
+WHOLE_MODEL: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(compiledopt.AdamWScheduleFree),
+        Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
+        Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.RAdamScheduleFree),
+        Algorithm(compiledopt.SGDScheduleFree),
+    )
+}
+MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
 CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))

@@ -24,8 +24,8 @@ p.mul(g)
 p.div(g.abs() + 1)
 p.clamp(-9, 9).div(s, rounding_mode="floor")
 torch.div(p.clamp(-9, 9), s, rounding_mode="trunc")
-p.clamp(-9, 9) // 0.3
-torch.floor_divide(p.clamp(-9, 9), 0.3)
+p.clamp(-9, 9) // 0.25
+torch.floor_divide(p.clamp(-9, 9), 0.25)
 p % 0.3
 torch.remainder(p, 0.3)
 p.fmod(0.3)
@@ -195,4 +195,106 @@ g / p.shape[0] ** 0.5
 g * max(1, 2) / p.size(-1)
 p * math.sqrt(2) / param.nelement()
 torch.numel(p) * p
+(p.shape[0] / p.shape[1]) ** 0.5 * g
+p.shape.numel() * g
 """.strip().splitlines()
+
+# Sums, norms and the like, over all of a parameter, its rows or columns, or all but its first dimensions.
+REDUCING = """
+g / g.norm()
+g / torch.norm(g)
+g / g.norm(p=1)
+g / g.norm(p=float("inf"))
+g / g.norm(0)
+g / g.norm(3)
+g / torch.linalg.vector_norm(g)
+g / torch.linalg.vector_norm(g, ord=1)
+g / torch.linalg.vector_norm(g, ord=float("inf"), dim=-1, keepdim=True)
+g / torch.linalg.norm(g)
+g / g.norm(dim=1, keepdim=True)
+g / torch.norm(g, p=2, dim=1, keepdim=True)
+g / g.norm(2, dim=1).unsqueeze(1)
+g * torch.dist(p, g)
+g - g.mean()
+g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True)
+g - g.mean(dim=list(range(1, g.dim())), keepdim=True)
+g - g.mean(-1, keepdim=True)
+g - g.mean(dim=1, keepdim=True)
+g - g.mean(dim=0, keepdim=True)
+g - g.mean(1)[:, None]
+g - g.sum(1).unsqueeze(-1)
+g - g.sum(dim=1).unsqueeze(1).expand_as(g)
+g - g.mean(1).reshape(-1, 1)
+g - g.mean(1).view(g.shape[0], 1)
+g.view(g.size(0), -1).mean(1).view(-1, 1) * p
+g * g.reshape(-1).norm()
+g * torch.dot(g.view(-1), p.view(-1))
+g * torch.dot(g.flatten(), p.flatten())
+g * (g.flatten(1) * p.flatten(1)).sum(1)[:, None]
+g * (p * g).sum()
+g.sum(0) + p
+g * g.amax()
+g * g.abs().max()
+g * g.min()
+g * torch.max(g.abs())
+g / g.abs().amax(dim=1, keepdim=True)
+g / (g.std() + 1e-8)
+g / g.std(dim=1, keepdim=True)
+g * g.var()
+g * g.var(unbiased=False)
+g * torch.var(g, dim=0, keepdim=True, correction=0)
+(g - torch.var_mean(g)[1]) / torch.var_mean(g)[0].sqrt()
+(g - torch.std_mean(g, dim=1, keepdim=True)[1]) / torch.std_mean(g, dim=1, keepdim=True)[0]
+g * (p * g > 0).sum()
+g * (p * g > 0).float().mean()
+g * (p * g > 0).to(g.dtype).mean().clamp_min(1e-3)
+g * torch.count_nonzero(g > 0)
+torch.where(torch.isfinite(g).all(), g, torch.zeros_like(g))
+torch.where((g > 2).any(), p, g)
+g * torch.nansum(g)
+g * torch.nanmean(g)
+torch.logsumexp(g, dim=1, keepdim=True) * p
+torch.softmax(g, dim=-1)
+F.softmax(g, dim=1) * p
+F.normalize(g, dim=1)
+F.cosine_similarity(g, p, dim=1, eps=1e-8).unsqueeze(1) * g
+F.cosine_similarity(g.view(-1), p.view(-1), dim=0) * g
+g * torch.where(g.norm() > 1, 1 / g.norm(), 1.0)
+g * (p.norm() / g.norm()).clamp(0.0, 10.0)
+g * torch.clamp(0.01 * p.norm() / (g.norm() + 1e-6), max=1.0)
+g * (g * g).mean().sqrt().clamp(min=1.0)
+g / torch.maximum(g.norm(dim=1, keepdim=True), torch.full_like(g, 0.1))
+g / g.square().sum().sqrt()
+g / (g.pow(2).mean(dim=(0, 1), keepdim=True) + 1e-8).sqrt()
+torch.zeros_like(g) + g.sum() / g.numel()
+(g - g.mean()) / math.sqrt(2) / g.shape[0]
+g.squeeze() - g.mean(0)[None]
+""".strip().splitlines()
+
+# What has no kernel, and what the message says instead.
+REFUSED = {
+    "g.add_(p)": "add_ mutates its operand; a rule returns new values: write add",
+    "torch.add(p, g, out=p)": "with out= or inplace=True mutates; a rule returns new values",
+    "F.relu(g, inplace=True)": "with out= or inplace=True mutates; a rule returns new values",
+    "g if g.sum() > 0 else p": "use torch.where",
+    "g * g.norm().item()": "reads a tensor's value; compute with the tensor itself",
+    "g * math.sqrt(lr)": "use torch's, as in torch.cos(x), torch.where",
+    "torch.rand_like(g)": "take the keyword argument `noise`",
+    "torch.empty_like(g)": "write torch.zeros_like",
+    "g.double()": "give a state that dtype",
+    "g.float_power(2)": "write **",
+    "g @ p.T": "transposes run on tensors",
+    "torch.matmul(g, g)": "products of matrices run on tensors",
+    "g.sort().values": "sorting runs on tensors",
+    "g.median() * g": "sorting runs on tensors",
+    "g.cumsum(0)": "running sums run on tensors",
+    "g.prod() * g": "a sum of logarithms",
+    "g.max(dim=1, keepdim=True)[0] * g": "write amax(dim, keepdim=True)",
+    "g.argmax(1, keepdim=True) * g": "write x == x.amax(dim, keepdim=True)",
+    "g[0] * g": "None, : and ... may stand there",
+    "g / g.norm(dim=1)": "reduce with keepdim=True, or unsqueeze",
+    "g * torch.tensor(2.0)": "with numbers, not with Tensor",
+    "g * g.norm('nuc')": "has no kernel; write elementwise=False",
+    "g.mul(p, q=2)": "mul with q is not supported in a rule; leave it out",
+    "torch.digamma(g)": "docs/operations.md lists those that are",
+}

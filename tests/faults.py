@@ -29,7 +29,7 @@ LEAST = 0.9  # of the faults, that must be noticed
 PATIENCE = 240  # seconds for the tests of one fault; longer ones hang
 FAILED, NONE_COLLECTED, NO_SUCH_TEST = 1, 5, 4  # exit statuses of pytest
 # What these files do to a kernel is not in its key: a fault there must not find kernels made without it, nor leave any.
-MAKERS = ("inductor.py", "kernels.py", "cache.py", "program.py", "ops.py", "reductions.py", "trace.py")
+MAKERS = ("inductor.py", "kernels.py", "sources.py", "cache.py", "program.py", "ops.py", "reductions.py", "trace.py")
 BUILD = "from compiledopt.backends.cpp import kernels; kernels.launcher(); kernels.passes_driver()"
 
 

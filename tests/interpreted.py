@@ -181,7 +181,8 @@ def test_offsets_beyond_int32():
 def test_the_verdict_of_a_scaler_is_read_on_the_device():
     """found_inf and grad_scale as tensors that the host does not read; nothing changes where found_inf is not 0."""
     from compiledopt.around.loss_scale import Scaling
-    from compiledopt.step.plan import Owner, Plan
+    from compiledopt.step.owner import Owner
+    from compiledopt.step.plan import Plan
 
     reference, mine = model(), model()
     expected = compiledopt.AdamW(reference, lr=0.01, foreach=False)
@@ -198,7 +199,7 @@ def test_the_verdict_of_a_scaler_is_read_on_the_device():
             run(expected, reference, Gradients(), [step])
         scaling.set(torch.tensor(4.0), torch.tensor(float(bad)))
         if plan is None:
-            plan = Plan(Owner("AdamW", optimizer.rule, optimizer.param_groups, optimizer.state, set(), set(), scaling))
+            plan = Plan(Owner("AdamW", [optimizer.rule], optimizer.param_groups, optimizer.state, set(), set(), scaling))
         before = snapshot(optimizer)
         assert plan.run() and type(plan.batches[0]) is CapturableBatch
         assert same([b[0::2] for b in before], [b[0::2] for b in snapshot(optimizer)]) is bad

@@ -34,6 +34,9 @@ mean = either(sympy.Function("mean", real=True), torch.mean)
 total = either(sympy.Function("sum", real=True), torch.sum)
 
 
+mean_row = either(sympy.Function("mean_row", real=True), lambda x: x.mean(-1, keepdim=True))
+mean_column = either(sympy.Function("mean_column", real=True), lambda x: x.mean(-2, keepdim=True))
+mean_matrix = either(sympy.Function("mean_matrix", real=True), lambda x: x.mean((-2, -1), keepdim=True))
 both = either(sympy.And, torch.logical_and)
 
 
@@ -279,9 +282,188 @@ def lars(x: Any) -> dict[str, Any]:
     return heavy_ball(x, x.param, g)
 
 
+def novograd(x: Any) -> dict[str, Any]:
+    v = where(x.first > 0, total(x.grad**2), average(x.betas1, x.exp_avg_sq, total(x.grad**2)))
+    new = {"step": x.step + 1, "exp_avg_sq": v}
+    if x.amsgrad:
+        new["max_exp_avg_sq"] = v = largest(x.max_exp_avg_sq, v)
+    decay = x.lr * x.weight_decay * x.param
+    scaled = x.grad / (sqrt(v) + x.eps) + (0 if x.decoupled_decay else x.weight_decay * x.param)
+    m = x.betas0 * x.exp_avg + (1 - x.betas0 if x.grad_averaging else 1) * scaled
+    return new | {"exp_avg": m, "param": x.param - (decay if x.decoupled_decay else 0) - x.lr * m}
+
+
+def adam_mini(x: Any) -> dict[str, Any]:
+    """Algorithm 2, with the rows of matrices and kernels as blocks."""
+    t, m = x.step + 1, average(x.betas0, x.m, x.grad)
+    if x.dims < 2:
+        square = mean(x.grad**2)
+    else:
+        square = x.grad.pow(2).flatten(1).mean(1).view(x.vmean.shape) if x.dims > 2 else mean_row(x.grad**2)
+    v = average(x.betas1, x.vmean, square)
+    update = m / (1 - x.betas0**t) / (sqrt(v / (1 - x.betas1**t)) + x.eps)
+    return {"step": t, "m": m, "vmean": v, "param": x.param - x.lr * (update + x.weight_decay * x.param)}
+
+
+def mars(x: Any) -> dict[str, Any]:
+    """Algorithm 2 and its instances, with timm's first step; vectors by AdamW."""
+    t, whole = x.step + 1, x.optimize_1d or x.dims > 1
+    beta1, beta2 = (x.betas0, x.betas1) if whole or x.betas_1d is None else (x.betas_1d0, x.betas_1d1)
+    c, last, rate = x.grad, x.last_grad, x.lr if whole else x.lr * x.lr_1d_factor
+    if whole:
+        c = where(x.first > 0, x.grad, x.grad + x.gamma * beta1 / (1 - beta1) * (x.grad - last))
+        c = c / largest(norm(c), 1)
+    m, v = average(beta1, x.exp_avg, c), average(beta2, x.exp_avg_sq, c**2)
+    new = {"step": t, "exp_avg": m, "last_grad": x.grad, "exp_avg_sq": v}
+    update = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + x.eps)
+    if whole and x.mars_type == "lion":
+        update, new["exp_avg_sq"] = sign(m), x.exp_avg_sq
+    return new | {"param": x.param - rate * (update + x.weight_decay * x.param)}
+
+
+def came(x: Any) -> dict[str, Any]:
+    """Algorithm 2."""
+    square = x.grad**2 + x.eps0
+    if x.dims < 2:
+        v = average(x.betas1, x.exp_avg_sq, square)
+        new, u = {"exp_avg_sq": v}, x.grad / sqrt(v)
+    else:
+        r, c = average(x.betas1, x.exp_avg_sq_row, mean_row(square)), average(x.betas1, x.exp_avg_sq_col, mean_column(square))
+        new, u = {"exp_avg_sq_row": r, "exp_avg_sq_col": c}, x.grad / sqrt(r * c / mean_matrix(r))
+    u = u / largest(1, sqrt(mean(u**2)) / x.clip_threshold)
+    m = average(x.betas0, x.exp_avg, u)
+    step = m
+    if x.dims > 1:
+        apart = (u - m) ** 2 + x.eps1
+        r = average(x.betas2, x.exp_avg_res_row, mean_row(apart))
+        c = average(x.betas2, x.exp_avg_res_col, mean_column(apart))
+        new |= {"exp_avg_res_row": r, "exp_avg_res_col": c}
+        step = m / sqrt(r * c / mean_matrix(r))
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * step
+    return new | {"step": x.step + 1, "exp_avg": m, "param": theta}
+
+
+def sophiag(x: Any) -> dict[str, Any]:
+    m = average(x.betas0, x.exp_avg, x.grad)
+    tiny = sympy.Rational(1, 10**15) if isinstance(x.step, sympy.Expr) else 1e-15
+    size = smallest(abs(m) / (x.rho * x.bs * x.hessian + tiny), 1)
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * sign(m) * size
+    return {"step": x.step + 1, "exp_avg": m, "hessian": x.hessian, "param": theta}
+
+
+def newton_schulz(g: torch.Tensor, steps: int) -> torch.Tensor:
+    x = (g.mT if g.size(0) > g.size(1) else g) / max(g.norm(), 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if g.size(0) > g.size(1) else x
+
+
+def muon_direction(x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    b = average(x.momentum, x.momentum_buffer, x.grad)
+    u = average(x.momentum, b, x.grad) if x.nesterov else b
+    return b, newton_schulz(u, int(x.ns_steps))
+
+
+def adamuon(x: Any) -> dict[str, Any]:
+    b, o = muon_direction(x)
+    t, v = x.step + 1, average(x.beta2, x.v_buffer, o**2)
+    u = o / (sqrt(v / (1 - x.beta2**t)) + x.eps)
+    u = u * min(u.shape) ** 0.5 / (u.norm() + x.eps) * 0.2 * max(u.shape) ** 0.5
+    return {"step": t, "momentum_buffer": b, "v_buffer": v, "param": x.param - x.lr * (u + x.weight_decay * x.param)}
+
+
+def normuon(x: Any) -> dict[str, Any]:
+    b, o = muon_direction(x)
+    v = average(x.beta2, x.second_momentum_buffer, mean_row(o**2))
+    u = o / (sqrt(v) + 1e-10)
+    u = u * o.norm() / (u.norm() + 1e-10) * max(1, o.size(0) / o.size(1)) ** 0.5
+    return {"momentum_buffer": b, "second_momentum_buffer": v, "param": x.param - x.lr * (u + x.weight_decay * x.param)}
+
+
+def without_radial_part(x: Any, u: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Equation 12 for each row, else for the whole: as the authors' code, on views of tensors alone."""
+    if x.param.ndim > 1:
+        for view in (lambda a: a.reshape(a.size(0), -1), lambda a: a.reshape(1, -1)):
+            w, g = view(x.param), view(x.grad)
+            cosine = torch.nn.functional.cosine_similarity(g, w, dim=1, eps=float(x.eps)).abs()
+            if cosine.max() < x.delta / w.size(1) ** 0.5:
+                unit = w / (w.norm(dim=1, keepdim=True) + x.eps)
+                flat = view(u)
+                return (flat - unit * (unit * flat).sum(1, keepdim=True)).reshape(u.shape), x.wd_ratio
+    return u, 1.0
+
+
+def adamp(x: Any) -> dict[str, Any]:
+    _, v_hat, t, new = adam_moments(x, x.grad)
+    m = average(x.betas0, new["exp_avg"], x.grad) if x.nesterov else new["exp_avg"]
+    u, ratio = without_radial_part(x, m / (sqrt(v_hat) + x.eps))
+    theta = x.param - x.lr * x.weight_decay * ratio * x.param
+    return new | {"param": theta - x.lr / (1 - x.betas0**t) * u}
+
+
+def sgdp(x: Any) -> dict[str, Any]:
+    b = x.momentum * x.momentum_buffer + (1 - x.dampening) * x.grad
+    u, ratio = without_radial_part(x, x.grad + x.momentum * b if x.nesterov else b)
+    theta = x.param - x.lr * x.weight_decay * ratio / (1 - x.momentum) * x.param
+    return {"momentum_buffer": b, "param": theta - x.lr * u}
+
+
+def sm3(x: Any) -> dict[str, Any]:
+    """SM3-II with the rows, columns and so on as cover, on tensors alone."""
+    dims = max(x.param.ndim, 1)
+    old = [getattr(x, f"accumulator_{index}") for index in range(dims)]
+    bound = old[0]
+    for each in old[1:]:
+        bound = torch.minimum(bound, each)
+    bound = (x.beta * bound if x.beta > 0 else bound) + (1 - x.beta) * x.grad**2
+    new, update = {}, x.grad / sqrt(bound + x.eps)
+    if x.momentum > 0:
+        new["momentum_buffer"] = update = average(x.momentum, x.momentum_buffer, update)
+    for index, each in enumerate(old):
+        found = bound
+        for dim in range(x.param.ndim):
+            found = found if dim == index or found.numel() == 0 else found.max(dim, keepdim=True).values
+        new[f"accumulator_{index}"] = torch.maximum(each, found) if x.beta > 0 else found
+    return new | {"param": x.param - x.lr * update}
+
+
+def per_row(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
+
+
+def single(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((1,) * param.ndim)
+
+
+def row(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*param.shape[:-1], 1)
+
+
+def column(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*param.shape[:-2], 1, param.size(-1))
+
+
+def along(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda param: torch.zeros([size if dim == index else 1 for dim, size in enumerate(param.shape)])
+
+
 # {class: (the update, {state: what it starts from: the name of an option, or a function of the parameter}, its 0-dim states)}
 PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "ADOPT": (adopt, {}),
+    "AdaMuon": (adamuon, {}),
+    "AdamMini": (adam_mini, {"vmean": per_row}),
+    "AdamP": (adamp, {}),
+    "CAME": (
+        came,
+        {"exp_avg_sq_row": row, "exp_avg_sq_col": column, "exp_avg_res_row": row, "exp_avg_res_col": column},
+    ),
+    "MARS": (mars, {}),
+    "NorMuon": (normuon, {"second_momentum_buffer": row}),
+    "NovoGrad": (novograd, {"exp_avg_sq": single, "max_exp_avg_sq": single}),
+    "SGDP": (sgdp, {}),
+    "SM3": (sm3, {f"accumulator_{index}": along(index) for index in range(4)}),
+    "SophiaG": (sophiag, {}),
     "AdEMAMix": (ademamix, {}),
     "AdaBelief": (adabelief, {}),
     "AdaBound": (adabound, {}),
@@ -309,7 +491,7 @@ class Quantities:
 
     def __init__(self, param: Any, grad: Any, group: Mapping[str, Any], state: dict[str, Any], initial: Any) -> None:
         self.param, self.grad, self.group, self.state, self.initial = param, grad, group, state, initial
-        self.first = torch.tensor(float(not state), dtype=torch.float64)
+        self.first, self.dims = torch.tensor(float(not state), dtype=torch.float64), param.ndim
 
     def __getattr__(self, name: str) -> Any:
         if name == "base_lr":  # a group's first lr, where nobody changed it
@@ -322,7 +504,7 @@ class Quantities:
             start = self.initial.get(name, 0.0)
             start = self.group[start] if isinstance(start, str) else start
             self.state[name] = (
-                start(self.param)
+                start(self.param).to(self.param.dtype)
                 if callable(start)
                 else torch.tensor(start)
                 if name in NUMBERS

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from catalog import CATALOG, EXECUTORS, one_per_kind
+from catalog import CATALOG, EXECUTORS, WHOLE_MODEL, one_per_kind
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -77,6 +77,7 @@ def fsdp(rank, world, folder):
     runs = [(one, how, {"lr": 0.05, **one.sharded}) for one, how in whole_models]
     around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
     runs += [(one, how, around) for one in kinds[:2] for how in EXECUTORS.values()]
+    runs += [(WHOLE_MODEL[name], how, WHOLE_MODEL[name].promised) for name in ("Prodigy", "DoG") for how in EXECUTORS.values()]
     gathered = one_per_kind(lambda one: one.rule.dense and not one.elementwise)
     runs += [(one, how, {"lr": 0.05}) for one in gathered for how in ({}, {"foreach": False})]
     runs += [(one, {}, {"lr": 0.05, "max_grad_norm": 0.1}) for one in gathered if one.reduces]

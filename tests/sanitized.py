@@ -125,12 +125,12 @@ def thread():
     build_with("-fsanitize=thread")
     with_own_team()
     expected = parameters(shapes=LARGE)
-    run(compiledopt.AdamW(expected, compiled=True), expected, Gradients(), range(3))
+    run(compiledopt.AdamW(expected, compiled=True), expected, Gradients(), range(6))
     errors = []
 
     def work(params, kind):
         try:
-            run(kind(params, compiled=True), params, Gradients(), range(3))
+            run(kind(params, compiled=True), params, Gradients(), range(6))  # the last four natively
         except BaseException as error:
             errors.append(error)
 
@@ -144,9 +144,36 @@ def thread():
     assert not errors, errors
     for params in found:
         assert torch.equal(flat(params), flat(expected))
+    at_once()
     compare(*case("Adafactor", "all"), shapes=LARGE, threads=2)
     compare(*case("AdamW", "all"), shapes=((3,),) * 5001, threads=2, skip=True)
     clipped(LARGE)
+
+
+def at_once():
+    """Several threads step one optimizer: each step is taken whole or refused."""
+    params = [torch.nn.Parameter(torch.zeros(1 << 22)), torch.nn.Parameter(torch.zeros(3))]
+    optimizer = compiledopt.SGD(params, lr=1.0, compiled=True)
+    for param in params:
+        param.grad = torch.full_like(param, -1.0)
+    for _ in range(4):
+        optimizer.step()
+    refused = []
+
+    def work():
+        for _ in range(10):
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all("another thread is in a step" in words for words in refused), refused
+    assert flat(params).unique().tolist() == [4.0 + 30 - len(refused)]
 
 
 # What each sanitizer must report, to show that it is at work.

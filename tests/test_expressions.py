@@ -1,11 +1,12 @@
 """What people write in an optimizer compiles, and gives what torch gives (tests/expressions.py)."""
 
 import math
+import re
 
 import pytest
 import torch
 from catalog import EXECUTORS
-from expressions import POINTWISE
+from expressions import POINTWISE, REDUCING, REFUSED, SIZES
 
 import compiledopt
 
@@ -65,3 +66,60 @@ def check(expressions, executor, shape=SHAPE, dtype=torch.float32):
 @pytest.mark.parametrize("expressions", batches(POINTWISE), ids=lambda expressions: expressions[0])
 def test_pointwise(expressions, executor):
     check(expressions, executor)
+
+
+def finite(expression, shape):
+    """p, g and the value of an expression, without special values."""
+    generator = torch.Generator().manual_seed(1)
+    p, g = (torch.randn(shape, generator=generator) for _ in range(2))
+    return p, g, expected(expression, p, g)
+
+
+def check_reducing(expressions, executor="compiled", shape=SHAPE):
+    optimizer, states = made(expressions)
+    p, g, _ = finite("p", shape)
+    param = torch.nn.Parameter(p.clone())
+    param.grad = g.clone()
+    optimizer = optimizer([param], **EXECUTORS[executor])
+    optimizer.step()
+    assert optimizer.executor == executor
+    for state, expression in zip(states, expressions, strict=True):
+        found, wanted = optimizer.state[param][state], expected(expression, p, g)
+        torch.testing.assert_close(found, wanted, rtol=2e-5, atol=1e-5, msg=lambda words, text=expression: f"{text}: {words}")
+
+
+@pytest.mark.parametrize("expressions", batches(REDUCING), ids=lambda expressions: expressions[0])
+def test_reducing(expressions):
+    check_reducing(expressions)
+
+
+def test_numbers_of_the_parameter_are_entries_of_the_table():
+    """Another shape compiles nothing."""
+    optimizer, states = made(SIZES)
+    shapes = [(9, 8), (3, 5), (2, 2), (9, 8)]
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    starts = [param.detach().clone() for param in params]
+    before = compiledopt.compile_stats()["kernels_lowered"]
+    for executor in EXECUTORS:
+        stepped = optimizer(params, **EXECUTORS[executor])
+        for _ in range(2):
+            for param, start in zip(params, starts, strict=True):
+                param.grad = torch.ones_like(start)
+            stepped.step()
+        assert stepped.executor == executor
+        for param, start in zip(params, starts, strict=True):
+            for state, expression in zip(states, SIZES, strict=True):
+                wanted = expected(expression, start, torch.ones_like(start))
+                torch.testing.assert_close(stepped.state[param][state], wanted)
+    assert compiledopt.compile_stats()["kernels_lowered"] <= before + 1
+
+
+@pytest.mark.parametrize("expression", REFUSED)
+def test_what_has_no_kernel_says_what_to_write(expression):
+    optimizer, _ = made([expression])
+    param = torch.nn.Parameter(torch.ones(SHAPE))
+    param.grad = torch.ones(SHAPE)
+    with pytest.raises((RuntimeError, TypeError), match=re.escape(REFUSED[expression])) as caught:
+        optimizer([param], compiled=True).step()
+    assert "author.py:3" in str(caught.value)
+    assert torch.equal(param.detach(), torch.ones(SHAPE))

@@ -10,6 +10,7 @@ from catalog import CASES, DTYPES
 from helpers import parameters, same
 
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import sources
 from compiledopt.backends.cpp.kernels import kernel
 from compiledopt.backends.inductor import lower_cpu
 from compiledopt.rules.rule import rule
@@ -169,8 +170,9 @@ def test_functions_of_the_math_library():
 def test_functions_that_our_prefix_lacks(monkeypatch, tmp_path):
     """torch's headers are the second try; they take seconds to compile."""
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
-    prefix = cpp._prefix().replace("#include <cmath>", "#define floor(x) there_is_none(x)")
-    monkeypatch.setattr(cpp, "_prefix", lambda: prefix)
+    prefix = cpp.prefix().replace("#include <cmath>", "#define floor(x) there_is_none(x)")
+    for module in (cpp, sources):
+        monkeypatch.setattr(module, "prefix", lambda: prefix)
     program = traced(with_functions, {"lr": 0.5}).program
     cpp._kernels.pop((program.kernel_text, (torch.float32, torch.float32)), None)
     try:

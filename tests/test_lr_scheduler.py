@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from catalog import CATALOG
 from torch.optim import lr_scheduler as torchs
 
 import compiledopt
@@ -56,6 +57,8 @@ SCHEDULES = {
 # torch's own form is the closed one there, or the inherited one.
 BIT_EQUAL = {n for n in SCHEDULES if n.startswith(("lambda", "multiplicative", "restarts", "cyclic", "one_cycle"))}
 PURE = [name for name in SCHEDULES if name != "multiplicative"]
+# What schedules cycle beside the rate: one with a momentum, one with betas.
+CYCLED = [next(one.name for one in CATALOG.values() if one.takes(option)) for option in ("momentum", "betas")]
 INHERITED = ("Reduce", "Multiplicative")
 
 
@@ -63,7 +66,7 @@ def make_optimizer(module=compiledopt, name="SGD", tensor_lr=False):
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
     rates = [torch.tensor(lr, dtype=torch.float64) if tensor_lr else lr for lr in (0.1, 0.05)]
     groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates, strict=True)]
-    return getattr(module, name)(groups, lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    return getattr(module, name)(groups, **{**CATALOG[name].promised, "lr": 0.1})
 
 
 def make(module, label, optimizer, **more):
@@ -99,7 +102,7 @@ def assert_equal(mine, theirs, exact):
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", CYCLED)
 @pytest.mark.parametrize("label", SCHEDULES)
 def test_against_torch(label, name, tensor_lr):
     mine, theirs = make_optimizer(compiledopt, name, tensor_lr), make_optimizer(torch.optim, name, tensor_lr)

@@ -19,6 +19,7 @@ import compiledopt
 from compiledopt.backends import cache, gathered
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp import reducing
+from compiledopt.backends.cpp.batch import squares_kernel
 from compiledopt.rules import program, reductions
 
 HERE = Path(__file__).parent
@@ -29,11 +30,14 @@ def test_both_sides_have_the_same_numbers():
     header = (cpp.HERE / "shared.h").read_text()
     found = {name: int(value) for name, value in re.findall(r"\b(k\w+) = (-?\d+)[,; ](?! ?<<|<<)", header)}
     expected = {"kMostTensors": gathered.MOST_TENSORS, "kMostOperands": cpp.MOST_OPERANDS}
-    expected |= {f"k{name.title()}": getattr(program, name) for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER")}
+    expected |= {
+        f"k{name.title()}": getattr(program, name) for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER", "BLOCKS")
+    }
     expected |= {"kAnyOrder": program.ANY_ORDER, "kRowAfterRow": program.ROW_AFTER_ROW}
     expected |= {"kColumnAfterColumn": program.COLUMN_AFTER_COLUMN, "kReady": gathered.READY, "kRegroup": gathered.REGROUP}
     expected |= {f"k{name.title()}": getattr(reductions, name) for name in ("TENSOR", "BUFFER", "TILE", "SLOT")}
     expected |= {f"k{op.title()}": index for index, op in enumerate(program.REDUCTIONS)}
+    expected |= {"kOuter": program.OUTER}
     expected |= {"kDone": reducing.DONE, "kNoMemory": reducing.NO_MEMORY}
     assert found == {**expected, "kRebuild": 2, "kFailed": -2}
 
@@ -64,6 +68,8 @@ class Example:
             "scalar_names": ("step",),
             "examples": tuple(torch.empty(0) for _ in range(3)),
             "axes": (program.ELEMENTS,) * 3,
+            "block": 0,
+            "places": bytes(16 * len(self.params)),
             "order": program.ANY_ORDER,
             "kernel": ctypes.cast(self.kernel, ctypes.c_void_p).value,
             "columns": 1,
@@ -102,7 +108,7 @@ WRONG_PLANS = {
     "no example": ({"examples": ()}, ValueError, "examples: one for each operand"),
     "examples that are no tensors": ({"examples": (1, 2, 3)}, TypeError, "examples are tensors"),
     "axes that are no numbers": ({"axes": ("a", "b", "c")}, TypeError, "integer"),
-    "axes that there are not": ({"axes": (8, 7, 7)}, ValueError, "axes: of program.py"),
+    "axes that there are not": ({"axes": (9, 7, 7)}, ValueError, "axes: of program.py"),
     "too few axes": ({"axes": (7,)}, ValueError, "axes: of each operand"),
     "an order that there is not": ({"order": 3}, ValueError, "columns, scale or order"),
     "a scale of 0": ({"scale": 0}, ValueError, "columns, scale or order"),
@@ -120,7 +126,14 @@ def test_wrong_plans_are_refused(wrong):
 def test_wrong_calls_are_refused():
     example = Example()
     plan, ready = example.plan, "without a gather before it that said 0"
-    calls = {"launch": (example.table(0), 1), "active": (), "tables": (), "shapes": (), "hold": (), "sum": (0, 1)}
+    calls = {
+        "launch": (example.table(0), 1),
+        "active": (),
+        "tables": (),
+        "shapes": (),
+        "hold": (),
+        "sums": (0, (1,), 1, None, 0, 1),
+    }
     for name, arguments in {**calls, "commit": (example.table(0),)}.items():
         with pytest.raises(RuntimeError, match=f"{name} {ready}"):
             getattr(plan, name)(*arguments)
@@ -268,14 +281,14 @@ def test_the_last_of_many_parameters_is_updated(threads):
 def native_calls(example):
     """(function, arguments) of every entry of a plan that asks for memory, in an order in which they succeed."""
     plan, table = example.plan, example.table(0)
-    summed = cpp.squares_kernel(torch.float32).address
+    summed = squares_kernel(torch.float32).address
     return {
         "gather": (plan.gather, (table, 2, None)),
         "active": (plan.active, ()),
         "tables": (plan.tables, ()),
         "shapes": (plan.shapes, ()),
         "hold": (plan.hold, ()),
-        "sum": (plan.sum, (summed, 2)),
+        "sums": (plan.sums, (summed, (1,), 1, None, 0, 2)),
         "launch": (plan.launch, (table, 2)),
     }
 

@@ -24,7 +24,7 @@ def test_the_pages_examples():
     if not PAGE.exists():
         pytest.skip("the tests run without the repository around them")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     namespace = {"__name__": "page"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -236,9 +236,8 @@ def test_bad_arguments():
 def authored(body, declared=False):
     """A function whose third line is the culprit; its second is neither pointwise nor a reduction that passes know."""
     namespace = {"torch": torch}
-    source = (
-        f"def Bad(param, grad, *, lr=0.1):\n    size = grad.reshape(-1).norm()\n    {body}\n    return param - lr * grad / size"
-    )
+    size = "grad.reshape(-1).sort().values.norm()"
+    source = f"def Bad(param, grad, *, lr=0.1):\n    size = {size}\n    {body}\n    return param - lr * grad / size"
     exec(compile(source, "author.py", "exec"), namespace)
     return compiledopt.define(elementwise=not declared)(namespace["Bad"])
 
@@ -272,13 +271,13 @@ def test_what_is_not_pointwise_falls_back_with_a_reason():
     params = parameters(shapes=[(4, 3), (4, 3), (5,)])
     optimizer = authored("pass")(params)
     Gradients().set(params, 0)
-    with pytest.warns(UserWarning, match=r"because author.py:2: reshape is not a pointwise operation"):
+    with pytest.warns(UserWarning, match=r"because author.py:2: sort is not a pointwise operation"):
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step()  # once is enough
         authored("pass")(params, foreach=False, compiled=False)
-    assert optimizer.executor == "foreach" and "author.py:2: reshape" in optimizer.explain()
+    assert optimizer.executor == "foreach" and "author.py:2: sort" in optimizer.explain()
     with pytest.raises(RuntimeError, match="compiled=True cannot be had"):
         authored("pass")(params, compiled=True).step()
 
@@ -375,3 +374,28 @@ def test_the_first_update_after_states_were_made_ahead(executor):
         params[1].grad = torch.ones(3) if late else None
         optimizer.step()
     assert all(torch.equal(optimizer.state[param]["count"], torch.ones(3)) for param in params)
+
+
+@compiledopt.define
+def Keeps(param, grad, old, older, *, lr=0.5):
+    return param - lr * grad, param, old
+
+
+@compiledopt.define
+def KeepsMean(param, grad, old, older, *, lr=0.5):
+    return param - lr * grad * grad.mean(), param, old
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("optimizer", [Keeps, KeepsMean], ids=["pointwise", "reducing"])
+def test_a_state_may_be_what_the_parameter_was(optimizer, executor, dtype):
+    """What is written first is not what the next one reads."""
+    param = torch.nn.Parameter(torch.arange(3.0, dtype=dtype))
+    mine = optimizer([param], **EXECUTORS[executor])
+    for _ in range(3):
+        param.grad = torch.ones(3, dtype=dtype)
+        mine.step()
+    state = mine.state[param]
+    found = [values.tolist() for values in (param.detach(), state["old"], state["older"])]
+    assert found == [[-1.5, -0.5, 0.5], [-1.0, 0.0, 1.0], [-0.5, 0.5, 1.5]]

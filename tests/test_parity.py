@@ -152,7 +152,7 @@ def test_asgds_average_of_an_infinite_parameter(executor):
 def test_two_groups_that_differ(case, executor):
     def groups(params, **flags):
         other = {"lr": 0.003, "weight_decay": 0.3, "maximize": not case.kwargs().get("maximize", False)}
-        if case.algorithm == "SGD":
+        if case.of.takes("dampening"):
             other |= {"momentum": 0.0 if case.kwargs().get("momentum") else 0.7, "dampening": 0.0}
         else:
             other |= {"betas": (0.5, 0.9), "eps": 1e-4, "amsgrad": not case.kwargs().get("amsgrad", False)}

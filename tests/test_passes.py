@@ -415,12 +415,12 @@ def test_states_that_the_passes_do_not_take():
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("grad.sum(-1)", "sum over -1 with keepdim=False"),
-        ("grad.sum(0, keepdim=True)", "sum over 0 with keepdim=True"),
-        ("grad.sum(5, keepdim=True)", "sum over 5 with keepdim=True"),
-        ("grad.amax(dim=(), keepdim=True)", r"amax over () with keepdim=True"),
-        ("grad.norm(1)", "a norm of order 1"),
-        ("grad.reshape(-1)", "reshape is not a pointwise operation"),
+        ("grad.sum((0, 2))", "sum over (0, 2) is not one over all, over rows or columns, or over all but the first"),
+        ("grad.sum(5, keepdim=True)", "dimension 5 of a value that has 3"),
+        ("grad - grad.sum(1)", "two values run over different dimensions; reduce with keepdim=True, or unsqueeze"),
+        ("grad.norm('nuc')", "a norm of order 'nuc' has no kernel"),
+        ("grad.reshape(3, -1)", "reshape to the size 3; write 1, -1 and param.shape[i]"),
+        ("grad.cumsum(0)", "cumsum is not a pointwise operation"),
         ("lr.mean()", "mean is not a pointwise operation"),
     ],
 )

@@ -5,26 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import factor, root_mean_square, unfactored
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-
-
-def _factor(other: int) -> Any:
-    """A state like a matrix, but for one element along dimension `other` (-1 or -2)."""
-
-    def make(param: Tensor) -> Tensor | None:
-        shape = [1 if i == param.dim() + other else n for i, n in enumerate(param.shape)]
-        return None if param.dim() < 2 else param.new_zeros(shape)
-
-    return make
-
-
-def _root_mean_square(tensor: Any) -> Any:
-    return (tensor * tensor).mean().sqrt()
 
 
 def _at_least(value: Any, least: Any) -> Any:
@@ -32,13 +18,9 @@ def _at_least(value: Any, least: Any) -> Any:
     return torch.where(value > least, value, least)
 
 
-def _variance(param: Tensor) -> Tensor | None:
-    return torch.zeros_like(param, memory_format=torch.preserve_format) if param.dim() < 2 else None
-
-
 @rule(
     scalars=("step",),
-    initial={"row_var": _factor(-1), "col_var": _factor(-2), "variance": _variance},
+    initial={"row_var": factor(-1), "col_var": factor(-2), "variance": unfactored},
     branches=("weight_decay",),
     elementwise=False,
 )
@@ -47,7 +29,7 @@ def adafactor(param, grad, step, row_var, col_var, variance, *, lr, beta2_decay,
     step = step + 1
     new = step**beta2_decay
     tiny = torch.finfo(dtype).eps if eps[0] is None else eps[0]
-    size = _at_least(_root_mean_square(param), eps[1]) * torch.minimum(lr, step.rsqrt())
+    size = _at_least(root_mean_square(param), eps[1]) * torch.minimum(lr, step.rsqrt())
     square = grad * grad
     if variance is None:
         row_var = row_var + new * (square.mean(-1, keepdim=True) - row_var)
@@ -60,7 +42,7 @@ def adafactor(param, grad, step, row_var, col_var, variance, *, lr, beta2_decay,
     update = update.clamp_max(1 / tiny) * grad
     if weight_decay != 0:
         param = param * (1 - lr * weight_decay)
-    update = update * (size / _at_least(_root_mean_square(update) / d, 1.0))
+    update = update * (size / _at_least(root_mean_square(update) / d, 1.0))
     return param - update, step, row_var, col_var, variance
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,8 @@ from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.products import add_product
 from compiledopt.rules.rule import rule
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x³ and x⁵
 
 
 @lru_cache
@@ -50,6 +53,13 @@ def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1, rows / columns))
+
+
+def check_matrices(name: str, params: Iterable[Tensor]) -> None:
+    """Refuse what is no matrix. Raises: ValueError in torch's words."""
+    for param in params:
+        if param.ndim != 2:
+            raise ValueError(f"{name} only supports 2D parameters whereas we found a parameter with size: {param.size()}")
 
 
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
@@ -92,7 +102,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
@@ -111,9 +121,7 @@ class Muon(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        odd = [param.size() for param in group["params"] if param.ndim != 2]
-        if odd:
-            raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {odd[0]}")
+        check_matrices("Muon", group["params"])
         if len(group["ns_coefficients"]) != 3:
             raise ValueError("Coefficients must be a tuple of exactly 3 values")
         if group["ns_steps"] >= 100:

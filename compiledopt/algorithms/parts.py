@@ -52,8 +52,3 @@ def rectification(step: Any, beta2: Any) -> tuple[Any, Any]:
     rectifier = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     # Negative at first, and its square root not a number: the branch is not taken then, but gradients pass through it.
     return (torch.where(length > 5, rectifier, 1.0) * correction) ** 0.5, length > 5
-
-
-def trust_ratio(wanted: Any, found: Any, more: Any = 0.0) -> Any:
-    """wanted / (found + more) of two norms, and 1 where either is 0."""
-    return torch.where((wanted > 0) & (found > 0), wanted / (found + more), 1.0)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import Any
 
+import torch
+
+from compiledopt import storage
 from compiledopt.around.average import Averaged, averages, swapped
 from compiledopt.around.cautious import Cautious
 from compiledopt.around.centralize import Centralized
 from compiledopt.around.clip import Clipped, Clipping
 from compiledopt.around.corrected_decay import CorrectedDecay
+from compiledopt.around.every import Due, count, due
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
     Ended,
@@ -24,23 +29,25 @@ from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.traced import Traced, traced
 
-__all__ = ["Clipping", "Ended", "Scaling", "adopt_groups", "averages", "check", "complete", "derived", "described", "letters"]
-__all__ += ["options", "schedule_groups", "schedule_of", "skipped", "swapped", "tell_ended", "wanted", "without_schedule"]
+__all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
+__all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
+__all__ += ["skipped", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
-TRANSFORMATIONS: list[Transformation] = [Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
+TRANSFORMATIONS: list[Transformation] = [Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
 TRANSFORMATIONS += [Centralized(), Clipped(), Skipping()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
-Wanted = tuple[Hashable | None, ...]
-_derived: dict[tuple[Rule, Wanted, bool], Rule] = {}
+Wanted = tuple[Hashable | None, ...]  # of each transformation, and of storage
+_derived: dict[tuple[Rule, Wanted, Hashable, bool], Rule] = {}
 
 
 def options() -> list[str]:
     """What a group may ask for by name, beside the options of its rule."""
-    return [one.option for one in TRANSFORMATIONS if one.option is not None]
+    return [*(one.option for one in TRANSFORMATIONS if one.option is not None), *storage.OPTIONS]
 
 
 def described() -> dict[str, str]:
@@ -54,28 +61,75 @@ def letters() -> dict[str, str]:
 
 
 def wanted(rule: Rule, group: Mapping[str, Any]) -> Wanted:
-    """What a group asks for around its rule."""
-    return tuple(one.wanted(rule, group) for one in TRANSFORMATIONS)
+    """What a group asks for around its rule, and of how its values are kept."""
+    return (*(one.wanted(rule, group) for one in TRANSFORMATIONS), storage.wanted(group))
 
 
-def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False) -> Rule:
-    """The rule with what the group asks for around it; one object for one choice."""
-    key = (rule, wanted(rule, group), scaled)
+def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: torch.Tensor | None = None) -> Rule:
+    """The rule with what the group asks for around it; one object for one choice. param: one whose values are kept as the
+    group asks; without it, what is said of the rule is what holds for all of the group's."""
+    asked = tuple(one.wanted(rule, group) for one in TRANSFORMATIONS)
+    kept = None if param is None else storage.kept(_around(rule, asked), group, param)
+    key = (rule, asked, kept, scaled)
     if key not in _derived:
-        made = rule
-        for transformation, answer in zip(TRANSFORMATIONS, key[1], strict=True):
-            made = made if answer is None else transformation.derive(made, answer)
+        made = _around(rule, asked)
+        made = made if kept is None else storage.keep(made, kept)
         _derived[key] = SCALED.derive(made, True) if scaled else made
     return _derived[key]
 
 
+def _around(rule: Rule, asked: Wanted) -> Rule:
+    key = (rule, asked, None, False)
+    if key not in _derived:
+        made = rule
+        for transformation, answer in zip(TRANSFORMATIONS, asked, strict=True):
+            made = made if answer is None else transformation.derive(made, answer)
+        _derived[key] = made
+    return _derived[key]
+
+
+class Programs:
+    """What updates the parameters of one group: a program for each kind of them that keeps its values in its own way."""
+
+    def __init__(self, rule: Rule, group: Mapping[str, Any], scaled: bool = False) -> None:
+        self.rule, self.group, self.scaled = rule, group, scaled
+        self.is_one = not storage.is_asked(group)
+        self.known: dict[Hashable, Traced] = {}
+
+    @cached_property
+    def bare(self) -> Traced:
+        """That of parameters whose values are kept as the rule makes them."""
+        return traced(derived(self.rule, self.group, self.scaled), self.group)
+
+    def of(self, param: torch.Tensor) -> Traced:
+        if self.is_one:
+            return self.bare
+        kind = storage.kind_of(self.group, param)
+        if kind not in self.known:
+            self.known[kind] = traced(derived(self.rule, self.group, self.scaled, param), self.group)
+        return self.known[kind]
+
+
+def reading(rule: Rule, group: Mapping[str, Any], scaled: bool = False) -> Rule:
+    """The rule as what reads every number of a group that any of its parameters needs."""
+    return storage.reading(derived(rule, group, scaled), group)
+
+
 def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
-    """Refuse what cannot stand around a rule. Raises: ValueError in torch's words where torch has them."""
+    """Refuse what cannot stand around a rule. Mutates: `group`, which gets the numbers that it did not say. Raises: ValueError
+    in torch's words where torch has them."""
     for transformation in TRANSFORMATIONS:
         transformation.check(rule, group)
+    if rule is not None:
+        whole = dict(group)
+        for transformation in TRANSFORMATIONS:
+            whole |= transformation.completed(rule, group)
+        rule = derived(rule, whole)
+    storage.check(rule, group)
 
 
 def complete(rule: Rule, group: dict[str, Any]) -> None:
     """Fill in what a group that was added leaves open. Mutates: `group`."""
     for transformation in TRANSFORMATIONS:
         group.update(transformation.completed(rule, group))
+    storage.complete(group)

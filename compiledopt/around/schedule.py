@@ -33,7 +33,7 @@ class ScheduledRate(Transformation):
             raise ValueError("a schedule as lr is for optimizers that are one rule for each parameter, which this one is not")
 
     def derive(self, rule: Rule, wanted: Schedule) -> Rule:
-        counts = "step" in rule.scalars
+        counts = "step" in (*rule.scalars, *rule.shared)
         at = rule.states.index("step") if counts else len(rule.states)
         options = tuple(name for name in rule.options if name != "lr")
 
@@ -45,8 +45,11 @@ class ScheduledRate(Transformation):
 
         made = replace(rule, function=scheduled, options=options)
         if not counts:
-            scalars, added = rule.scalars | {"step"}, rule.added | {"step"}
-            made = replace(made, states=(*rule.states, "step"), scalars=scalars, added=added)
+            made = replace(made, states=(*rule.states, "step"), added=rule.added | {"step"})
+            if rule.shared:  # these may follow from the rate, so parameters share its count
+                made = replace(made, shared={**rule.shared, "step": "group"})
+            else:
+                made = replace(made, scalars=rule.scalars | {"step"})
         return named(made, rule)
 
 
@@ -131,7 +134,10 @@ class ScheduledGroup(dict[str, Any]):
             self[key] = value
 
     def _step(self, state: Any) -> float:
-        """Of the parameter that took most of them; reads a device that holds the count."""
+        """Of the group, or of the parameter that took most of them; reads a device that holds the count."""
+        shared = super().get("step")
+        if isinstance(shared, torch.Tensor):
+            return float(shared)
         counted: dict[torch.device, list[torch.Tensor]] = {}
         for param in super().__getitem__("params"):
             step = state[param].get("step") if param in state else None

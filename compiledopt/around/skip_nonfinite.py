@@ -33,6 +33,8 @@ class Skipping(Transformation):
         if asked(rule, group, SKIP):
             check_flag(group[SKIP], SKIP)
             check_dense(rule, SKIP)
+            if rule is not None and (rule.shared or rule.every):
+                raise ValueError(f"{SKIP} is not for rules that share states or work every k steps, as {rule.name} does")
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         clips, waits = "grad_norm" in rule.options, "first" in rule.options

@@ -1,8 +1,8 @@
 """The interface between a step and what runs it: what a backend is asked, and what its batches promise.
 
 A step goes in two phases over all batches. `prepare` reads and checks: whatever can fail, fails there, with nothing written.
-`launch` writes, and must not fail for anything that `prepare` could have seen. Between the two, where gradients are clipped,
-`squares` is asked of every batch, and `renew` told that the norm is known.
+`launch` writes, and must not fail for anything that `prepare` could have seen. Between the two, where gradients are clipped or
+a rule sums over all parameters, `squares` and `totals` are asked of every batch, and `renew` told that the sums are known.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 
 from compiledopt.backends.distributed import local, placed, summed
 from compiledopt.backends.layout import as_real
-from compiledopt.rules.program import Program
+from compiledopt.rules.program import Node, Program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, Variant
 
 Value = torch.Tensor | float
+TotalOf = tuple[str, int | None]  # a total by its name, and the group that it is summed over, if it is one
 Unchanged = Callable[[Any, Any, Any, Any, Any], bool]
 Steady = Callable[[Any], bool]  # takes a step of an optimizer; False, with nothing written, where anything changed
 
@@ -42,7 +43,8 @@ class Choice:
 
 @dataclass(eq=False)
 class Entry:
-    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step."""
+    """A parameter with a gradient. group: the index of its group; first: whether its states are made in this step; number: of
+    the parameter in its optimizer; offset: of the first of its elements that are here, where it is a shard."""
 
     param: torch.Tensor
     state: MutableMapping[str, Any]
@@ -51,6 +53,8 @@ class Entry:
     choice: Choice
     first: bool = False
     whole: torch.Tensor | None = None  # the distributed parameter that `param` is the local shard of
+    number: int = 0
+    offset: int = 0
 
     @property
     def runs(self) -> Traced | Variant:
@@ -83,13 +87,19 @@ class Context:
     groups: Sequence[Mapping[str, Any]]
     rules: Sequence[Rule]
     step: Mapping[str, Any] = field(default_factory=dict)
-    numbers: list[Mapping[str, Any]] = field(default_factory=list)  # of each group, as its rule reads them
+    numbers: list[dict[str, Any]] = field(default_factory=list)  # of each group, as its rule reads them
+    more: list[dict[str, Any]] = field(default_factory=list)  # numbers of each group that are not in it: totals over it
 
     def read(self) -> list[tuple[Any, ...]]:
         """Read the groups again. Returns: what of each selects a program."""
         found = [rule.read(group) for rule, group in zip(self.rules, self.groups, strict=True)]
         self.numbers[:] = [read.numbers for read in found]
+        self.add_more()
         return [read.flags for read in found]
+
+    def add_more(self) -> None:
+        for numbers, more in zip(self.numbers, self.more, strict=False):
+            numbers.update(more)
 
     def number(self, group: int, name: str) -> Any:
         """A number by its name in a program, a float or a tensor as it stands."""
@@ -126,9 +136,22 @@ class Batch(ABC):
         """The sum of squares of the gradients that `prepare` read."""
         return sum_of_squares(self.entries)
 
+    @property
+    def is_measured(self) -> bool:
+        return any(entry.traced.is_measured for entry in self.entries)
+
+    @property
+    def rounds_of_totals(self) -> int:
+        """How often `totals` is to be asked: some are computed from others."""
+        return max((len(entry.traced.measures) for entry in self.entries), default=0)
+
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        """What the rule sums over the parameters that `prepare` read, in this round; the context has what came before."""
+        raise NotImplementedError
+
     @abstractmethod
     def renew(self) -> None:
-        """Compute again what depends on the norm, which the context has now; nothing is written."""
+        """Compute again what depends on what was measured, which the context has now; nothing is written."""
 
     def refresh(self) -> None:  # noqa: B027 - most have nothing to bring
         """Bring numbers that changed to where a captured graph reads them."""
@@ -162,13 +185,13 @@ def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -
 
 @dataclass(frozen=True)
 class Standing:
-    """A plan that just ran, and all that would make another step different, beside the tensors. rule: the optimizer's own;
-    rules: of each group, with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
+    """A plan that just ran, and all that would make another step different, beside the tensors. own: of each group,
+    its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
     attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
     empty: dicts that are empty while nobody looks at steps."""
 
     batches: Sequence[Batch]
-    rule: Rule
+    own: Sequence[Rule]
     rules: Sequence[Rule]
     groups: list[dict[str, Any]]
     params: list[torch.Tensor]
@@ -248,7 +271,12 @@ class Backend(ABC):
         """What a batch of these entries would do; kernels are compiled for that. Mutates: nothing."""
 
 
-# ---- the norm over all gradients ----
+# ---- what is summed over all parameters ----
+
+
+def total_of(node: Node, group: int) -> TotalOf:
+    """A total of a parameter of this group."""
+    return node.name, group if node.is_of_group else None
 
 
 def sum_of_squares(entries: Iterable[Entry]) -> Value:

@@ -26,6 +26,8 @@ def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str
 def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
     """Refuse what no executor can use. Raises: RuntimeError or TypeError with what, the bound, the value, the mend."""
     check_layout(traced.rule, param, grad, owner)
+    if traced.measures and is_sparse(grad):
+        raise RuntimeError(f"{owner} does not support sparse gradients: it sums over all parameters")
     if param.is_complex() and not traced.elementwise:
         named = [f" with `{name}`" for name in traced.rule.dense_alone if traced.rule.elementwise]
         raise RuntimeError(f"{owner} does not support complex parameters{''.join(named[:1])}")

@@ -53,3 +53,13 @@ def summed(value: Any, like: torch.Tensor) -> torch.Tensor:
 def placed(param: torch.Tensor) -> tuple[Any, ...] | None:
     """The mesh and the placements of a parameter, where it is distributed."""
     return (param.device_mesh, tuple(param.placements)) if is_distributed(param) else None  # type: ignore[attr-defined]
+
+
+def like_shards(param: torch.Tensor, shape: tuple[int, ...], value: float) -> torch.Tensor:
+    """A float32 tensor of one value with as many rows as `param`, placed as it is."""
+    from torch.distributed.tensor import DTensor
+
+    part, mesh, placements = local(param), param.device_mesh, param.placements  # type: ignore[attr-defined]
+    own = torch.full((part.shape[0], *shape[1:]), value, dtype=torch.float32, device=part.device)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(own, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar
 
 import torch
 
 from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.layout import same_layout
+from compiledopt.backends.layout import same_layout, scalar_dtype
+from compiledopt.rules.program import OUTER
 from compiledopt.rules.traced import Traced, Variant
 
 READY, REGROUP = 0, 1
 MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMostTensors in shared.h
 
-Row = tuple[int, float, tuple[float, ...]]  # index of the group, first, 0-dim states
+Row = tuple[int, float, tuple[float, ...], tuple[float, ...]]  # index of the group, first, 0-dim states, sizes
 
 
 def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
     """Whether a gradient must be brought into its parameter's layout first."""
     return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
+
+
+def operand_dtypes(entry: Entry) -> tuple[torch.dtype, ...]:
+    """Of the operands of `runs`; of states that are not made yet, what they will be."""
+    runs, own = entry.runs, entry.dtypes()
+    if not isinstance(runs, Variant) or not runs.fed:
+        return own
+    fed = [entry.state.get(name) for name in runs.fed]
+    return (*own, *[value.dtype if isinstance(value, torch.Tensor) else scalar_dtype({}) for value in fed])
 
 
 Bucket = tuple[Traced | Variant, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
@@ -32,8 +43,8 @@ def bucket_of(entry: Entry) -> Bucket:
     """What the parameters of one launch have in common."""
     param = entry.param
     grad = param if param.grad is None else param.grad
-    scalars = tuple(entry.state[name].dtype for name in entry.traced.scalar_names)
-    return entry.runs, entry.dtypes(), scalars, needs_staging(param, grad), param.device
+    scalars = tuple(entry.state[name].dtype for name in entry.runs.scalar_names)
+    return entry.runs, operand_dtypes(entry), scalars, needs_staging(param, grad), param.device
 
 
 def too_many(entry: Entry) -> str | None:
@@ -77,6 +88,8 @@ class GatheredBackend(Backend):
 
     executor = "compiled"
     takes_sources = True
+    # Whether its passes see a parameter in any rules.views.Frame, and write 0-dim states.
+    takes_any_frame: ClassVar[bool] = False
 
     def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
         if not is_distributed(entry.param):
@@ -87,6 +100,8 @@ class GatheredBackend(Backend):
         traced = entry.traced
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
+            if not self.takes_any_frame and (variant.order >> OUTER or variant.fed):
+                return f"{traced.rule.name} reduces over all but the first dimensions or into a 0-dim state: for the CPU alone"
             return self.objection_to_passes(entry, group)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 
@@ -134,6 +149,8 @@ class GatheredBatch(Batch):
             scalar_names=self.traced.scalar_names,
             examples=examples,
             axes=self.traced.axes,
+            block=next(iter(self.traced.program.blocks), 0),
+            places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
             order=self.traced.order,
             kernel=address,
             columns=len(self.traced.program.columns),
@@ -147,7 +164,7 @@ class GatheredBatch(Batch):
         staged = self._stage()
         status = REGROUP
         if self.rows:
-            self._fill_table() if not self.is_clipped else self._expect()
+            self._fill_table() if not self.is_measured else self._expect()
             status = self.native.gather(self.table, threads, staged)
         if status == REGROUP:
             status = self.native.gather(None, threads, staged)
@@ -162,6 +179,10 @@ class GatheredBatch(Batch):
     @property
     def is_clipped(self) -> bool:
         return self.traced.is_clipped
+
+    @property
+    def is_measured(self) -> bool:
+        return self.traced.is_measured
 
     def renew(self) -> None:
         self._fill_table()
@@ -178,16 +199,20 @@ class GatheredBatch(Batch):
         self.native.forget_rows()
         for index, *states in self.native.active():
             first = 1.0 if self.first[index] and self.traced.reads_first else 0.0
-            row = (self.entries[index].group, first, tuple(states))
+            row = (self.entries[index].group, first, tuple(states), self._sizes(self.entries[index]))
             self.native.set_row(index, rows.setdefault(row, len(rows)))
         self.rows = list(rows)
+
+    def _sizes(self, entry: Entry) -> tuple[float, ...]:
+        """The parameter's own numbers that the rule reads; of a shard, those of all of it."""
+        return self.traced.scalars.sizes(entry.param.shape if entry.whole is None else entry.whole.shape)
 
     def _fill_table(self) -> None:
         values: list[float] = []
         self.fresh = []
         numbers, step = self.context.numbers, self._step_numbers()
-        for group, first, states in self.rows:
-            columns, fresh = self.traced.scalars(numbers[group], step, (first, *states))
+        for group, first, states, sizes in self.rows:
+            columns, fresh = self.traced.scalars(numbers[group], step, (first, *states, *sizes))
             if self.rounded:
                 fresh = list(array("f", fresh))
             self.fresh.append(tuple(fresh))
@@ -197,9 +222,9 @@ class GatheredBatch(Batch):
         self.table = array("d", values)
 
     def _expect(self) -> None:
-        """The table with nothing but the states that must be found: the columns follow when the norm is known (`renew`)."""
+        """The table with nothing but the states that must be found: the columns follow when sums are known (`renew`)."""
         values: list[float] = []
-        for _, _, states in self.rows:
+        for _, _, states, _ in self.rows:
             values += [0.0] * len(self.traced.program.columns)
             values += states
             values += states
@@ -216,7 +241,7 @@ class GatheredBatch(Batch):
             self.first = [False] * len(self.entries)
             self.rows = []
         else:
-            self.rows = [(g, first, fresh) for (g, first, _), fresh in zip(self.rows, self.fresh, strict=True)]
+            self.rows = [(g, first, fresh, own) for (g, first, _, own), fresh in zip(self.rows, self.fresh, strict=True)]
 
     def _run(self) -> None:
         """Run the kernel on what was gathered, and commit the 0-dim states."""

@@ -18,14 +18,17 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
-from compiledopt.rules.program import Argument, Node, Program
+from compiledopt.rules.program import BLOCKS, Argument, Node, Program
+from compiledopt.rules.random import bits_at
 
 
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index) or ("length", 0); types: the C types of the arguments."""
+    order, ("tensor", input index), ("column", column index), ("place", 0) (three int32: the first element's place in its
+    parameter, and the key of its random bits) or ("length", 0); types: the C types of the arguments."""
 
     body: str
     arguments: tuple[tuple[str, int], ...]
@@ -38,10 +41,15 @@ def compute_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def evaluate(
-    program: Program, tensors: Sequence[torch.Tensor], columns: Sequence[torch.Tensor], fused: bool
+    program: Program,
+    tensors: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
+    fused: bool,
+    bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
+    bits: where the program is random, what gives 32 random bits for each element, of (seed, step).
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
     compute = tensors[0].dtype
@@ -56,8 +64,19 @@ def evaluate(
         if product is not None:
             values[node] = _multiply_add(node, product, argument, tensors[0])
             continue
-        values[node] = _computed(OPS[node.op], [argument(arg) for arg in node.args], tensors[0].device, compute)
-    return [values[node].expand_as(tensors[0]) for node in program.tensor_outputs.values()]
+        args = [argument(arg) for arg in node.args]
+        if node.op == RANDOM:
+            assert bits is not None
+            values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
+        elif node.op == LARGEST:
+            values[node] = COMPOSED[LARGEST].tensor(args[0], int(args[1]))
+        elif node.op in COMPOSED:
+            values[node] = COMPOSED[node.op].tensor(*args)
+        else:
+            values[node] = _computed(OPS[node.op], args, tensors[0].device, compute)
+    found = [values[node] for node in program.tensor_outputs.values()]
+    shapes = [node.axes for node in program.tensor_outputs.values()]
+    return [one if axes == BLOCKS else one.expand_as(tensors[0]) for one, axes in zip(found, shapes, strict=True)]
 
 
 def _computed(op: Op, args: list[Any], device: torch.device, compute: torch.dtype) -> torch.Tensor:
@@ -151,7 +170,7 @@ def _lower(
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
     if body is None:
         raise CompileError("Inductor's kernel definition has a form that is not known here")
-    known = {name: _kind(index, len(program.tensors)) for index, name in enumerate(names)}
+    known = {name: _kind(program, index) for index, name in enumerate(names)}
     given, types = calls[0]
     arguments = tuple(known.get(name, ("length", 0)) for name in given)
     if sum(kind == "length" for kind, _ in arguments) != 1:
@@ -239,7 +258,10 @@ def _no_compiler() -> Iterator[None]:
                     setattr(module, name, original)
 
 
-def _kind(index: int, tensors: int) -> tuple[str, int]:
+def _kind(program: Program, index: int) -> tuple[str, int]:
+    tensors, columns = len(program.tensors), len(program.columns)
+    if index >= tensors + columns:
+        return "place", 0
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
@@ -306,6 +328,7 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
+        fakes += [torch.empty(3, dtype=torch.int32, device=device)] * program.is_random
     return mode, fakes, shape_env
 
 
@@ -322,7 +345,14 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
 
     def body(*inputs: torch.Tensor) -> list[torch.Tensor]:
         tensors = [tensor.to(compute) for tensor in inputs[:count]]
-        results = evaluate(program, tensors, inputs[count:], fused)
+        columns = inputs[count : count + len(program.columns)]
+
+        def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
+            place = inputs[-1]
+            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
+            return bits_at((place[1], place[2]), element)
+
+        results = evaluate(program, tensors, columns, fused, bits)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
 
     with enable_python_dispatcher():

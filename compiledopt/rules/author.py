@@ -7,7 +7,7 @@ import sys
 
 # Rules pass through these; algorithms/ is an author like any other.
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
-HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "backends"))
+HERE = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("rules", "around", "storage", "backends"))
 
 
 class TraceError(TypeError):

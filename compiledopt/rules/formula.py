@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 
+from compiledopt.rules.composed import COMPOSED
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
@@ -50,6 +51,10 @@ LETTERS = {
     "variance": "v",
     "beta2_decay": "tau",
     "eps[1]": "epsilon_2",
+    "param.numel": "n_elements",
+    "param.shape[0]": "n_0",
+    "param.shape[1]": "n_1",
+    "param.shape[-1]": "n_last",
     "beta": "beta",
     "exp_avg_var": "s",
     "max_exp_avg_var": "s_max",
@@ -150,9 +155,10 @@ class Formula:
 
 def symbols_of(program: Program, more: Mapping[str, str] = NO_LETTERS) -> dict[Node, sympy.Symbol]:
     """A real symbol for each input, by the field's letter where no other input has the same. more: letters beside LETTERS."""
-    letters = [{**LETTERS, **more}.get(node.name, node.name) for node in program.inputs]
-    names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(program.inputs, letters, strict=True)]
-    return {node: sympy.Symbol(name, real=True) for node, name in zip(program.inputs, names, strict=True)}
+    inputs = [node for node in program.inputs if node.op == "input"]
+    letters = [{**LETTERS, **more}.get(node.name, node.name) for node in inputs]
+    names = [letter if letters.count(letter) == 1 else n.name for n, letter in zip(inputs, letters, strict=True)]
+    return {node: sympy.Symbol(name, real=True) for node, name in zip(inputs, names, strict=True)}
 
 
 def expressions(program: Program) -> dict[str, Any]:
@@ -214,11 +220,16 @@ def _expression(node: Node, known: Mapping[Node, Any]) -> Any:
 
 
 def _operation(node: Node) -> Callable[..., Any]:
-    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row."""
+    """A reduction is a function named for what it gives: mean, or mean_row where there is one per row; total, over all
+    parameters, or total_group."""
+    if node.op == "total":
+        return _function("total_group" if node.is_of_group else "total")
     if node.op in REDUCTIONS:
         return _function(node.op if node.axes == NUMBER else f"{node.op}_{AXES[node.axes]}")
     if node.op in _SYMPY:
         return _SYMPY[node.op]
+    if node.op in COMPOSED:
+        return _function(node.op)
     op = OPS[node.op]
     if op.boolean:  # a condition to sympy: a function that is not zero
         return lambda *args: sympy.Ne(_function(op.name)(*args), 0)

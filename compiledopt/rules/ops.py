@@ -39,6 +39,7 @@ class Op:
     numbers: bool = True
     first: bool = False
     formula: str | None = None
+    definition: str = ""  # of one that is made of others (rules/composed.py): what tells two of the same name apart
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -3,28 +3,43 @@ unless the rule reduces: then rules/reductions.py cuts it at its reductions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
+from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
 MATRICES, ROWS, COLUMNS = 1, 2, 4
 ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
-AXES = {ELEMENTS: "element", MATRICES | ROWS: "row", MATRICES | COLUMNS: "column", MATRICES: "matrix", NUMBER: "parameter"}
+BLOCKS = 8  # of as many neighbours in a row as share a scale (storage/)
+AXES = {
+    ELEMENTS: "element",
+    MATRICES | ROWS: "row",
+    MATRICES | COLUMNS: "column",
+    MATRICES: "matrix",
+    NUMBER: "parameter",
+    BLOCKS: "block",
+}
 # How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
 # the rest calls rows, so that neighbours in memory always differ in COLUMNS.
 ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
+# Shifted by so many bits: how many dimensions, from the first, make up a row each, where not the last two are rows and columns.
+OUTER = 2
 REDUCTIONS = ("sum", "mean", "amax", "amin")
+GIVEN = ("input", "total")  # what a program does not compute
+# Numbers of the parameter, as inputs: how many elements it has, and, followed by [i], one of its sizes.
+SIZES = ("param.numel", "param.shape")
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One value. op: a name in OPS or REDUCTIONS, or "input"; args: nodes and Python numbers; scalar: whether it is 0-dim
-    and known before any tensor is read; axes: those along which it varies, none for a scalar."""
+    """One value. op: a name in OPS or REDUCTIONS, "input", or "total", a sum over all parameters of its argument; args: nodes
+    and Python numbers; scalar: whether it is 0-dim and known before the update reads a tensor; axes: those along which it
+    varies, none for a scalar."""
 
     op: str
     args: tuple[Node | float, ...]
@@ -32,6 +47,11 @@ class Node:
     name: str = ""
     line: str = field(default="", repr=False)
     axes: int = ELEMENTS
+
+    @property
+    def is_of_group(self) -> bool:
+        """Of a total: whether it is summed over a group, and not over the model."""
+        return ".group_total[" in self.name
 
 
 Argument = Node | float
@@ -45,13 +65,14 @@ def node_args(node: Node) -> Iterable[Node]:
 class Program:
     """What a rule computes, under one choice of its flags.
 
-    inputs: the tensors (param, grad, states) and then the 0-dim values (states and numbers).
-    outputs: {"param" or a state's name: its new value}.
+    inputs: the tensors (param, grad, states) and then the 0-dim values (states, numbers and totals).
+    outputs: {"param" or a state's name: its new value}. shared: those of them that are not a parameter's own.
     """
 
     rule: str
     inputs: tuple[Node, ...]
     outputs: dict[str, Node]
+    shared: frozenset[str] = frozenset()
 
     @cached_property
     def nodes(self) -> list[Node]:
@@ -63,9 +84,9 @@ class Program:
             if node in seen:
                 return
             seen.add(node)
-            for arg in node_args(node):
-                visit(arg)
-            if node.op != "input":
+            if node.op not in GIVEN:
+                for arg in node_args(node):
+                    visit(arg)
                 ordered.append(node)
 
         for output in self.outputs.values():
@@ -105,21 +126,50 @@ class Program:
 
     @cached_property
     def scalar_outputs(self) -> dict[str, Node]:
-        tensors = {node.name for node in self.tensors}
-        return {name: node for name, node in self.outputs.items() if name not in tensors}
+        """The new 0-dim states of a parameter."""
+        own = {node.name for node in self.tensors} | self.shared
+        return {name: node for name, node in self.outputs.items() if name not in own}
+
+    @cached_property
+    def totals(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.inputs if node.op == "total")
+
+    @cached_property
+    def shared_part(self) -> Program:
+        """The new values of the shared states, from numbers alone."""
+        outputs = {name: self.outputs[name] for name in sorted(self.shared)}
+        used = [node for node in self.scalars if any(_follows_from(value, node) for value in outputs.values())]
+        return Program(f"{self.rule}_shared", tuple(used), outputs)
 
     @cached_property
     def text(self) -> str:
         """One line per operation. Two programs with the same text compute the same."""
-        names = {node: f"{'' if node.scalar else 'tensor '}{node.name}" for node in self.inputs}
+        known = [node for node in self.inputs if node.op == "input"]
+        names = {node: f"{'' if node.scalar else 'tensor '}{node.name}" for node in known}
         lines = [f"inputs {', '.join(names.values())}"]
-        names.update((node, node.name) for node in self.inputs)
-        for index, node in enumerate(self.nodes):
-            names[node] = f"%{index}"
+        names.update((node, node.name) for node in known)
+        for node in self._with_totals:
+            names[node] = node.name if node.op == "total" else f"%{len(lines) - 1}"
             args = ", ".join(names[arg] if isinstance(arg, Node) else repr(arg) for arg in node.args)
-            lines.append(f"%{index} = {node.op}({args}){_remark(node)}")
+            lines.append(f"{names[node]} = {node.op}({args}){_remark(node)}")
         lines += [f"{name} <- {names[node]}" for name, node in self.outputs.items()]
         return "\n".join(lines)
+
+    @property
+    def _with_totals(self) -> list[Node]:
+        """All operations, with those that totals are summed from, in an order that can be executed."""
+        seen: dict[Node, None] = {}
+
+        def visit(node: Node) -> None:
+            for arg in node_args(node):
+                if arg not in seen and arg.op != "input":
+                    visit(arg)
+            seen[node] = None
+
+        for node in (*self.totals, *self.nodes):
+            if node not in seen:
+                visit(node)
+        return list(seen)
 
     @cached_property
     def kernel_text(self) -> str:
@@ -134,7 +184,24 @@ class Program:
             lines.append(f"%{index} = {node.op}({args})")
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in COMPOSED)
+        lines += [f"{op} is {COMPOSED[op].definition}" for op in made]
         return "\n".join(lines)
+
+    @cached_property
+    def is_composed(self) -> bool:
+        """Whether it has operations that are made of others: no sequence in place is derived from such a program."""
+        return any(node.op in COMPOSED for node in self.nodes)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """How many elements share a scale, where values are kept in blocks; several where those differ."""
+        return tuple({int(node.args[1]): None for node in self.nodes if node.op == LARGEST})  # type: ignore[arg-type]
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether it reads random numbers, for which it must know the parameter and the places of its elements."""
+        return any(node.op == RANDOM for node in self.nodes)
 
 
 def _remark(node: Node) -> str:
@@ -143,9 +210,26 @@ def _remark(node: Node) -> str:
     return "" if node.axes == ELEMENTS else f"  # one per {AXES[node.axes]}"
 
 
-def depends_on(node: Node, name: str) -> bool:
-    """Whether an input of this name is among what a node is computed from."""
-    return node.name == name or any(depends_on(arg, name) for arg in node_args(node))
+def depends_on(node: Node, name: str, into_totals: bool = True) -> bool:
+    """Whether an input of this name is among what a node is computed from; into_totals: or what totals are summed from."""
+    return any(one.name == name for one in _sources(node, into_totals))
+
+
+def _follows_from(node: Node, source: Node) -> bool:
+    """Whether a node is computed from another, without what totals are summed from."""
+    return any(one is source for one in _sources(node, into_totals=False))
+
+
+def _sources(node: Node, into_totals: bool = True) -> Iterator[Node]:
+    """A node and all that it is computed from."""
+    seen: set[Node] = set()
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        if one not in seen:
+            seen.add(one)
+            yield one
+            pending += node_args(one) if into_totals or one.op != "total" else ()
 
 
 def value_of(node: Node, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -60,6 +60,11 @@ def bits(key: Key, element: Tensor) -> Tensor:
     return mixed(mixed(low ^ first) ^ second ^ high)
 
 
+def bits_at(key: Key, element: Tensor) -> Tensor:
+    """The same for elements that are known by the low 32 bits of their places, as kernels count them: int32."""
+    return mixed(mixed(element ^ key[0]) ^ key[1])
+
+
 def uniform(key: Key, element: Tensor) -> Tensor:
     """Numbers of [0, 1), float32, all multiples of 2^-24: the upper 24 of `bits`, whose arguments these are."""
     return _shifted(bits(key, element), 8).to(torch.float32) * 2.0**-24

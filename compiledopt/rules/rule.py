@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
 
-Initial = float | str | Callable[[Any], Any]
+Initial = float | str | Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,9 @@ class Rule:
     options: its keyword-only names, read from the parameter group by the same names.
     scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
     optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
-    initial: {state: a number, the name of an option, or a function of the parameter}: what the state starts from; zero
-        for those not named. A function makes the tensor itself, of any shape, or None where a parameter has no such state.
+    initial: {state: a number, the name of an option, or a function of the parameter, or of the parameter and {option: value}}:
+        what the state starts from; zero for those not named. A function makes the tensor itself, or None
+        where a parameter has no such state; its shape may depend on flags and static options alone.
     branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
         are two programs. All other numbers are entries of a table, and changing them costs nothing.
     static: numbers that the function takes as they are, such as a count of iterations: each value is another program.
@@ -34,8 +35,19 @@ class Rule:
         "linear": the function is linear in the gradient, and works on sparse tensors as it stands; None: refused.
     dense: whether dense gradients are taken.
 
+    shared: {state: "model" or "group"}: 0-dim states that all parameters have in common, or those of a group: they live in the
+        group under their name, are computed from numbers, shared states and totals (rules/totals.py), and one of the model
+        follows the numbers of the first group.
+
+    every: {flag: (option, first)}: the option `flag` is not the group's: it is True at step `first`, counted from 1, and
+        every `option` steps from there, and False otherwise.
+
+    evaluated: how a parameter is evaluated, where that is not how it is trained: the name of a state that it is exchanged with,
+        or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
+
     added: those of the states that a transformation of the rule brought along (around/).
     follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
+    in_blocks: of the states, the scales of others that are kept in blocks (storage/).
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -55,8 +67,12 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
+    in_blocks: frozenset[str] = frozenset()
     dense_alone: tuple[str, ...] = ()
     follows_norm: bool = False
+    shared: Mapping[str, str] = field(default_factory=dict)
+    every: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -75,19 +91,37 @@ class Rule:
 
     def read(self, group: Mapping[str, Any]) -> Read:
         """What a group holds for this rule, typed. Raises: KeyError for an option that is not there."""
-        return read(group, self.options, self.branches, self.static)
+        return read(group, (*self.options, *self.shared), self.branches, self.static)
 
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
 
-    def maker(self, state: str) -> Callable[[Any], Any] | None:
-        """The function that makes a state of its parameter, if one was given."""
+    def maker(self, state: str) -> Callable[..., Any] | None:
+        """The function that makes a state of its parameter and, where `is_made_of_options`, of the group; if one was given."""
         value = self.initial.get(state)
-        return value if callable(value) else None
+        if not callable(value):
+            return None
+        if _takes_options(value):
+            return lambda param, group: value(param, {name: group[name] for name in self.options if name in group})
+        return lambda param, group=None: value(param)
+
+    def is_made_of_options(self, state: str) -> bool:
+        value = self.initial.get(state)
+        return callable(value) and _takes_options(value)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
+
+
+def _takes_options(function: Callable[..., Any]) -> bool:
+    """Whether a function has a second argument that must be given."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # one of C's
+        return False
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 2
 
 
 def _check_meaning(
@@ -103,8 +137,13 @@ def _check_meaning(
     for name in scalars:
         if callable(initial.get(name)):
             raise TypeError(
-                f"rule {rule}: the scalar state {name!r} starts from a number or the name of an option, not from a function"
+                f"rule {rule}: the 0-dim state {name!r} starts from a number or the name of an option, not from a function"
             )
+
+
+def _read_by(functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """The names of the arguments after the first."""
+    return [name for function in functions for name in list(inspect.signature(function).parameters)[1:]]
 
 
 def rule(
@@ -117,41 +156,77 @@ def rule(
     elementwise: bool = True,
     sparse: str | None = None,
     dense: bool = True,
+    shared: Iterable[str] | Mapping[str, str] = (),
+    every: Mapping[str, str | tuple[str, int]] | None = None,
+    evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
     Raises: TypeError where the signature does not fit, naming the argument.
     """
-    optional, initial, scalars, branches = dict(optional or {}), dict(initial or {}), tuple(scalars), tuple(branches)
-    static = tuple(static)
     if sparse not in (None, "rows", "linear"):
         raise TypeError(f'sparse must be "rows", "linear" or None, got {sparse!r}')
+    turns = {flag: (one, 0) if isinstance(one, str) else one for flag, one in (every or {}).items()}
+    scopes = dict(shared) if isinstance(shared, Mapping) else dict.fromkeys(shared, "model")
+    if odd := sorted(set(scopes.values()) - {"model", "group"}):
+        raise TypeError(f'shared says of a state whether it is the "model"\'s or the "group"\'s, got {odd[0]!r}')
 
     def wrap(function: Callable[..., Any]) -> Rule:
-        parameters = inspect.signature(function).parameters
-        positional = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-        options = tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
-        if positional[:2] != ("param", "grad"):
-            raise TypeError(f"rule {function.__name__}: the first two arguments must be (param, grad), got {positional[:2]}")
-        if len(positional) + len(options) != len(parameters):
-            raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
-        states = positional[2:]
-        if "dtype" in options and elementwise:
-            raise TypeError(f"rule {function.__name__}: the option `dtype` is for rules with elementwise=False")
-        for kind, names, known in (
-            ("scalars", scalars, states),
-            ("optional", optional, states),
-            ("optional", optional.values(), options),
-            ("initial", initial, states),
-            ("initial", [v for v in initial.values() if isinstance(v, str)], options),
-            ("branches", branches, options),
-            ("static", static, options),
-        ):
-            for name in names:
-                if name not in known:
-                    raise TypeError(f"rule {function.__name__}: {kind} names {name!r}, which is none of {known}")
-        _check_meaning(function.__name__, scalars, initial, {"branches": branches, "static": static})
-        flags = (frozenset(static), elementwise, sparse, dense)
-        return Rule(function, states, options, frozenset(scalars), optional, initial, frozenset(branches), *flags)
+        states, options = _arguments(function)
+        made = Rule(
+            function=function,
+            states=states,
+            options=options,
+            scalars=frozenset(scalars),
+            optional=dict(optional or {}),
+            initial=dict(initial or {}),
+            branches=frozenset(branches),
+            static=frozenset(static),
+            elementwise=elementwise,
+            sparse=sparse,
+            dense=dense,
+            shared=scopes,
+            every=turns,
+            evaluated=evaluated,
+        )
+        _check_names(made)
+        _check_meaning(made.name, (*made.scalars, *scopes), made.initial, {"branches": made.branches, "static": made.static})
+        return made
 
     return wrap
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(states, options) of a signature. Raises: TypeError where it is not that of a rule."""
+    parameters = inspect.signature(function).parameters
+    positional = tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    options = tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY)
+    if positional[:2] != ("param", "grad"):
+        raise TypeError(f"rule {function.__name__}: the first two arguments must be (param, grad), got {positional[:2]}")
+    if len(positional) + len(options) != len(parameters):
+        raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
+    return positional[2:], options
+
+
+def _check_names(rule: Rule) -> None:
+    """Refuse declarations of arguments that the function does not have. Raises: TypeError, naming the argument."""
+    states, options = rule.states, rule.options
+    if "dtype" in options and rule.elementwise:
+        raise TypeError(f"rule {rule.name}: the option `dtype` is for rules with elementwise=False")
+    evaluated = [rule.evaluated] if isinstance(rule.evaluated, str) else _read_by(rule.evaluated or ())
+    for kind, names, known in (
+        ("scalars", sorted(rule.scalars), tuple(state for state in states if state not in rule.shared)),
+        ("shared", rule.shared, states),
+        ("optional", rule.optional, states),
+        ("optional", rule.optional.values(), options),
+        ("initial", rule.initial, states),
+        ("initial", [v for v in rule.initial.values() if isinstance(v, str)], options),
+        ("branches", sorted(rule.branches), options),
+        ("static", sorted(rule.static), options),
+        ("evaluated", evaluated, (*states, *options)),
+        ("every", rule.every, options),
+        ("every", [option for option, _ in rule.every.values()], options),
+    ):
+        for name in names:
+            if name not in known:
+                raise TypeError(f"rule {rule.name}: {kind} names {name!r}, which is none of {known}")

@@ -41,7 +41,7 @@ Lines = tuple[int, tuple[float, ...], tuple[tuple[str, int, int, int], ...], tup
 
 
 def scalar_lines(program: Program, known: Collection[str]) -> Lines | None:
-    """The scalar part for who knows these operations, on float64 alone; None where that would not be the same."""
+    """The scalar part for who knows these operations on float64; None where it has others."""
     places: dict[Any, int] = {node: index for index, node in enumerate(program.scalars)}
     inputs = len(places)
     numbers = [arg for node in program.scalar_part for arg in node.args if not isinstance(arg, Node)]
@@ -49,20 +49,13 @@ def scalar_lines(program: Program, known: Collection[str]) -> Lines | None:
     places |= {key: inputs + index for index, key in enumerate(constants)}
     lines: list[tuple[str, int, int, int]] = []
     for node in program.scalar_part:
-        op = OPS[node.op]
-        # Arithmetic of truths or integers alone is that of integers, which have no -0.
-        integers = all(isinstance(arg, int) or (isinstance(arg, Node) and _is_truth(arg)) for arg in node.args)
-        if node.op not in known or (integers and not op.boolean):
+        if node.op not in known:
             return None
         first, second, third = ([places[_key(arg)] for arg in node.args] * 3)[:3]
         lines.append((node.op, first, second, third))
         places[node] = inputs + len(constants) + len(lines) - 1
     columns, states = (tuple(map(places.__getitem__, of)) for of in (program.columns, program.scalar_outputs.values()))
     return inputs, tuple(map(float, constants.values())), tuple(lines), columns, states
-
-
-def _is_truth(node: Node) -> bool:
-    return node.op != "input" and OPS[node.op].boolean
 
 
 def _key(arg: Node | float) -> Any:

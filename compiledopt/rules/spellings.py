@@ -298,7 +298,7 @@ def _cast(dtype: torch.dtype) -> Callable[..., Any]:
 
 
 def full_like(input: Any, fill_value: Any, **kwargs: Any) -> Any:
-    return fill_value if hasattr(fill_value, "tracer") else input.tracer.constant(fill_value)
+    return fill_value if hasattr(fill_value, "tracer") else input.tracer.constant(fill_value, input)
 
 
 def zeros_like(input: Any, **kwargs: Any) -> Any:
@@ -339,6 +339,7 @@ MENDS = {
     "prod": "write the exponential of a sum of logarithms, or elementwise=False",
     "matmul": "write elementwise=False: products of matrices run on tensors",
     "mm": "write elementwise=False: products of matrices run on tensors",
+    **dict.fromkeys(("T", "mT", "t", "transpose", "permute", "movedim"), "write elementwise=False: transposes run on tensors"),
     "einsum": "write elementwise=False: products of matrices run on tensors",
     "sort": "write elementwise=False: sorting runs on tensors",
     "topk": "write elementwise=False: sorting runs on tensors",

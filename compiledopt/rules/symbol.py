@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.author import TraceError, author_line, not_compiled
 from compiledopt.rules.program import Node
 from compiledopt.rules.spellings import unknown
+from compiledopt.rules.views import Entry, View, broadcast, dims_of, flattened, indexed, place_of, places_of, reshaped
 
 
 class Own:
@@ -19,15 +20,41 @@ class Own:
         return f"the rule's own {self.name}"
 
 
+class Sizes:
+    """The sizes of a value, as numbers of the parameter. of: the value."""
+
+    def __init__(self, of: Symbol) -> None:
+        self.of = of
+
+    def __len__(self) -> int:
+        return self.of.ndim
+
+    def __iter__(self) -> Any:
+        return iter([self[dim] for dim in range(len(self))])
+
+    def __getitem__(self, dim: Any) -> Any:
+        tracer, shaped = self.of.tracer, self.of.shaped
+        if isinstance(dim, slice):
+            return list(self)[dim]
+        if tracer.frame is None:
+            return tracer.size(dim)
+        entry = shaped[place_of(shaped, dim)]
+        return tracer.size(frozenset(entry)) if entry else 1
+
+    def numel(self) -> Any:
+        return self.of.numel()
+
+
 class Symbol:
     """Stands for a tensor or a number while a rule is traced."""
 
-    __slots__ = ("branch", "node", "tracer")
+    __slots__ = ("branch", "node", "shaped", "tracer")
 
-    def __init__(self, tracer: Any, node: Node, branch: bool = False) -> None:
+    def __init__(self, tracer: Any, node: Node, branch: bool = False, shaped: View = ()) -> None:
         self.tracer = tracer
         self.node = node
         self.branch = branch
+        self.shaped = shaped  # where the rule may reduce: which dimensions of the parameter it runs over
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,8 +72,6 @@ class Symbol:
             return Own(name)
         if name == "data":
             return self
-        if name in ("ndim", "dim") and self.tracer.dims is not None:
-            return self.tracer.dims if name == "ndim" else lambda: self.tracer.dims
         if not self.tracer.knows(name):
             raise not_compiled(unknown(name))
         return lambda *args, **kwargs: self.tracer.apply(name, (self, *args), kwargs)
@@ -69,8 +94,105 @@ class Symbol:
         """As a method, it begins with the value."""
         return self.tracer.apply("where", (condition, self, other), {})
 
-    def __getitem__(self, key: Any) -> Any:
-        raise NotElementwise(f"{author_line()}: indexing is not a pointwise operation")
+    # ---- sizes and shapes ----
+
+    @property
+    def ndim(self) -> int:
+        if self.tracer.frame is None and not self.node.scalar:
+            raise not_compiled("the number of dimensions is known where a rule is traced for parameters of that many")
+        return len(self.shaped)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    ndimension = dim
+
+    @property
+    def shape(self) -> Sizes:
+        return Sizes(self)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> Any:
+        return 1 if self.node.scalar and not self.shaped else self.tracer.size(dims_of(self.shaped))
+
+    nelement = numel
+
+    def __len__(self) -> Any:
+        raise TraceError(f"{author_line()}: len() wants a number that is known; write param.shape[0]")
+
+    def __getitem__(self, key: Any) -> Symbol:
+        if self.tracer.frame is None:
+            raise not_compiled("indexing is not a pointwise operation")
+        return self._as(indexed(self.shaped, key))
+
+    def _as(self, shaped: View) -> Symbol:
+        return Symbol(self.tracer, self.node, self.branch, shaped)
+
+    def _reduces(self, name: str) -> View:
+        if self.tracer.frame is None:
+            raise not_compiled(unknown(name))
+        return self.shaped
+
+    def unsqueeze(self, dim: int) -> Symbol:
+        shaped = self._reduces("unsqueeze")
+        place = place_of(shaped, dim, 1)
+        return self._as((*shaped[:place], (), *shaped[place:]))
+
+    def squeeze(self, dim: Any = None) -> Symbol:
+        shaped = self._reduces("squeeze")
+        places = places_of(shaped, dim)
+        return self._as(tuple(entry for place, entry in enumerate(shaped) if entry or place not in places))
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Symbol:
+        return self._as(flattened(self._reduces("flatten"), start_dim, end_dim))
+
+    def ravel(self) -> Symbol:
+        return self.flatten()
+
+    def expand_as(self, other: Symbol) -> Symbol:
+        if self.tracer.frame is None:
+            return self if self.node.axes == other.node.axes or self.node.scalar else self[None]
+        return self._as(broadcast([self.shaped, other.shaped]))
+
+    def view_as(self, other: Symbol) -> Symbol:
+        if self.tracer.frame is None:
+            return self.expand_as(other)
+        return self._as(reshaped(self.shaped, other.shaped))
+
+    reshape_as = view_as
+
+    def expand(self, *sizes: Any) -> Symbol:
+        wanted = self._entries(sizes, "expand")
+        entries = [
+            own if entry is None else entry
+            for own, entry in zip(((),) * (len(wanted) - len(self.shaped)) + self.shaped, wanted, strict=True)
+        ]
+        return self._as(broadcast([self.shaped, tuple(entries)]))
+
+    broadcast_to = expand
+
+    def reshape(self, *sizes: Any) -> Symbol:
+        if self.tracer.frame is None and len(sizes) == 1 and isinstance(sizes[0], Sizes):
+            return self.view_as(sizes[0].of)
+        return self._as(reshaped(self._reduces("reshape"), self._entries(sizes, "reshape")))
+
+    view = reshape
+
+    def _entries(self, sizes: Any, name: str) -> list[Entry | None]:
+        """The dimensions that sizes stand for, with None for -1."""
+        self._reduces(name)
+        sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, Sizes)) else sizes
+        known: dict[Node, Entry] = {self.tracer.size(frozenset({dim})).node: (dim,) for dim in range(self.tracer.frame.dims)}
+        known[self.tracer.size().node] = tuple(range(self.tracer.frame.dims))
+        found: list[Entry | None] = []
+        for size in sizes:
+            entry = known.get(size.node) if isinstance(size, Symbol) else {1: (), -1: None}.get(size, "other")
+            if entry == "other" or (entry is None and isinstance(size, Symbol)):
+                raise not_compiled(f"{name} to the size {size!r}; write 1, -1 and param.shape[i]")
+            found.append(entry)  # type: ignore[arg-type]
+        return found
 
     def __float__(self) -> float:
         raise TraceError(
@@ -151,3 +273,7 @@ for _dunder, _sign in {
     setattr(Symbol, f"__{_dunder}__", _mutation(_sign))
 for _dunder, _op in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
     setattr(Symbol, f"__{_dunder}__", (lambda op: lambda self: self.tracer.apply(op, (self,), {}))(_op))
+
+
+# Functions of torch that are methods here.
+SHAPING = ("numel", "unsqueeze", "squeeze", "flatten", "ravel", "reshape", "broadcast_to")

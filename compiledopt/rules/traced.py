@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from compiledopt.rules.author import NotElementwise
-from compiledopt.rules.options import STEP_NUMBERS, as_float, truthy
+from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
     COLUMN_AFTER_COLUMN,
     COLUMNS,
     ELEMENTS,
     MATRICES,
+    OUTER,
     ROW_AFTER_ROW,
-    ROWS,
     Program,
 )
+from compiledopt.rules.reducer import FedByTensors, Shape
 from compiledopt.rules.reductions import cut
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.scalars import scalar_function
-from compiledopt.rules.trace import Shape, trace
+from compiledopt.rules.scalar_part import Measurement, ScalarPart, measurements
+from compiledopt.rules.trace import trace
+from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
-Numbers = Mapping[str, Any]
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
-
-
-class ScalarPart:
-    """The scalar part of a program as a function of floats."""
-
-    def __init__(self, program: Program, scalar_names: tuple[str, ...]) -> None:
-        self.program = program
-        self.scalar_names = scalar_names
-        # Where each 0-dim input comes from: a place in a row (first, *0-dim states), the step's numbers, or the group's.
-        places = {"first": 0, **{name: index for index, name in enumerate(scalar_names, 1)}}
-        self.inputs = [(places.get(node.name, -1), node.name in STEP_NUMBERS, node.name) for node in program.scalars]
-
-    @cached_property
-    def _function(self) -> Callable[..., tuple[list[float], list[float]]]:
-        return scalar_function(self.program)
-
-    def __call__(self, numbers: Numbers, step: Numbers, row: tuple[float, ...]) -> tuple[list[float], list[float]]:
-        """In float64: (columns, new 0-dim states). numbers: of the group; step: of the step; row: (first, *0-dim states)."""
-        return self._function(
-            *[row[place] if place >= 0 else as_float(step[name] if own else numbers[name]) for place, own, name in self.inputs]
-        )
 
 
 class Runnable:
     """What a batch runs."""
 
     rule: Rule
+    measures: tuple[Measurement, ...] = ()
 
     @cached_property
     def reads_first(self) -> bool:
@@ -64,16 +47,23 @@ class Runnable:
     def is_clipped(self) -> bool:
         return "grad_norm" in self.rule.options
 
+    @cached_property
+    def is_measured(self) -> bool:
+        """Whether something must be summed over all parameters before the update."""
+        return self.is_clipped or bool(self.measures)
+
 
 class Variant(Runnable):
     """A rule that reduces, for parameters of one number of dimensions, dtype and order in memory.
 
-    state_names: those that such parameters have, but for the 0-dim ones; axes: those along which each operand varies.
+    state_names: those that such parameters have, but for the 0-dim ones that follow from numbers; fed: the 0-dim ones among
+    them; axes: those along which each operand varies.
     """
 
     def __init__(self, rule: Rule, program: Program, scalar_names: tuple[str, ...], order: int) -> None:
         self.rule, self.program, self.scalar_names = rule, program, scalar_names
         self.state_names = tuple(node.name for node in program.tensors)[2:]
+        self.fed = tuple(name for name in self.state_names if name in rule.scalars)
         self.scalars = ScalarPart(program, scalar_names)
         self.axes = tuple(node.axes for node in program.tensors)
         self.passes = cut(program)
@@ -96,14 +86,14 @@ class Traced(Runnable):
     ) -> None:
         self.rule = rule
         self.reason = reason
-        self.state_names = tuple(name for name in present if name not in rule.scalars)
+        self.state_names = tuple(name for name in present if name not in rule.scalars and name not in rule.shared)
         self.scalar_names = tuple(name for name in present if name in rule.scalars)
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
         self._program = program
         self._specs: dict[tuple[Any, ...], dict[str, tuple[torch.Size, torch.dtype]]] = {}
-        self.axes = (ELEMENTS,) * (2 + len(self.state_names))
-        self.order = ANY_ORDER
-        self._variants: dict[tuple[int, torch.dtype, int], Variant | str] = {}
+        self.axes = (ELEMENTS,) * (2 + len(self.state_names)) if program is None else tuple(n.axes for n in program.tensors)
+        self.order = ANY_ORDER if program is None or not program.blocks else ROW_AFTER_ROW
+        self._variants: dict[tuple[int, torch.dtype, int, tuple[int, ...]], Variant | str] = {}
         # For variants to be traced later: what the options are called, and which of them are flags.
         self._group = None if group is None else {name: _without_value(group[name]) for name in rule.options if name in group}
 
@@ -133,7 +123,9 @@ class Traced(Runnable):
         known = all(isinstance(size, int) for size in param.shape)  # not those of a tracer
         if not known or key not in self._specs:
             meta = torch.empty(param.shape, dtype=param.dtype, device="meta")
-            made = {name: self.makers[name](meta) if name in self.makers else meta for name in self.state_names}
+            made = {
+                name: self.makers[name](meta, self._group or {}) if name in self.makers else meta for name in self.state_names
+            }
             specs = {name: (value.shape, value.dtype) for name, value in made.items() if value is not None}
             if not known:
                 return specs
@@ -150,9 +142,21 @@ class Traced(Runnable):
     def scalars(self) -> ScalarPart:
         return ScalarPart(self.program, self.scalar_names)
 
+    @cached_property
+    def measures(self) -> tuple[Measurement, ...]:  # type: ignore[override]
+        """What is summed over all parameters before the update: those first that others are computed from."""
+        if self._program is None:
+            return ()
+        return measurements(self._program, self.scalar_names)
+
+    @cached_property
+    def shared(self) -> ScalarPart:
+        """The new shared states."""
+        return ScalarPart(self.program.shared_part, ())
+
     def variant(self, param: torch.Tensor) -> Variant | str:
         """What to run in passes for a parameter like this one, or the reason why that cannot be."""
-        key = (param.dim(), param.dtype, order_of(param))
+        key = (param.dim(), param.dtype, order_of(param), outer_of(param))
         if key not in self._variants:
             self._variants[key] = self._make_variant(*key)
         return self._variants[key]
@@ -163,24 +167,47 @@ class Traced(Runnable):
         assert not isinstance(variant, str), variant
         return variant
 
-    def _make_variant(self, dims: int, dtype: torch.dtype, order: int) -> Variant | str:
+    def _make_variant(self, dims: int, dtype: torch.dtype, order: int, outer: tuple[int, ...]) -> Variant | str:
+        """The first way to see such a parameter in which the rule's reductions are those of passes."""
         if self._group is None:
             return self.reason
         probe = torch.empty(tuple(range(2, 2 + dims)), dtype=dtype, device="meta")  # sizes that are all different
-        shapes = self.shapes_of(probe)
-        turned = order == COLUMN_AFTER_COLUMN
-        axes = {name: _axes(tuple(probe.shape), tuple(shape), turned) for name, shape in shapes.items()}
-        strange = [name for name, kept in axes.items() if kept is None]
+        views = {name: view_of(tuple(probe.shape), tuple(shape)) for name, shape in self.shapes_of(probe).items()}
+        strange = [name for name, view in views.items() if view is None]
         if strange:
             return f"state {strange[0]} has neither the shape of the parameter nor that of its rows or columns"
-        known = Shape(dims, dtype, tuple((name, kept) for name, kept in axes.items() if kept is not None), turned)
-        try:
-            made = Variant(self.rule, trace(self.rule, self._group, known), self.scalar_names, order)
-        except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
-            return str(error)
-        if order == ANY_ORDER and not made.passes.is_flat:
-            return f"{self.rule.name} reduces over rows or columns, and a parameter lies in memory in neither order"
-        return made
+        known = tuple((name, view) for name, view in views.items() if view is not None)
+        reasons = []
+        for among in (0, *outer):
+            frame = Frame(max(dims, 1), among, order == COLUMN_AFTER_COLUMN and not among)
+            try:
+                made = self._seen_in(Shape(frame, dtype, known), order, among)
+            except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
+                reasons.append(str(error))
+                continue
+            if made is not None:
+                return made
+            reasons.append(f"{self.rule.name} reduces over rows or columns, and a parameter lies in memory in neither order")
+        return reasons[0]
+
+    def _seen_in(self, shape: Shape, order: int, among: int) -> Variant | None:
+        """A variant for parameters that are seen in one way; None where they lie in memory in another. Raises: TraceError."""
+        assert self._group is not None
+        while True:
+            try:
+                program = trace(self.rule, self._group, shape)
+                break
+            except FedByTensors as state:
+                shape = replace(shape, fed=shape.fed | {state.name})
+        scalars = tuple(name for name in self.scalar_names if name not in shape.fed)
+        cut_by_columns = any(node.axes == MATRICES | COLUMNS for node in program.tensors)
+        if among:
+            if cut_by_columns and order != ROW_AFTER_ROW:
+                return None
+            code = (ROW_AFTER_ROW if cut_by_columns else ANY_ORDER) | among << OUTER
+            return Variant(self.rule, program, scalars, code)
+        made = Variant(self.rule, program, scalars, order)
+        return None if order == ANY_ORDER and not made.passes.is_flat else made
 
 
 def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
@@ -197,7 +224,7 @@ def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
     present, reason = rule.states_for(group), f"{rule.name} is declared with elementwise=False"
     if rule.elementwise:
         try:
-            return Traced(rule, present, trace(rule, group), "")
+            return Traced(rule, present, trace(rule, group), "", dict(group))
         except NotElementwise as error:
             reason = str(error)
     return Traced(rule, present, None, reason, dict(group))
@@ -216,16 +243,23 @@ def order_of(param: torch.Tensor) -> int:
     return COLUMN_AFTER_COLUMN if param.dim() > 1 and param.transpose(-1, -2).is_contiguous() else ANY_ORDER
 
 
-def _axes(whole: tuple[int, ...], shape: tuple[int, ...], turned: bool) -> int | None:
-    """The axes along which a state varies whose parameter has the shape `whole`, all of different sizes."""
-    if shape == whole:
-        return ELEMENTS
-    kept = [size == full for size, full in zip(shape, whole, strict=False)]
-    if (
-        len(shape) != len(whole)
-        or not all(kept[:-2])
-        or any(size != 1 for size, same in zip(shape, kept, strict=True) if not same)
-    ):
+def outer_of(param: torch.Tensor) -> tuple[int, ...]:
+    """How many dimensions, from the first, may make up rows: those that lie in memory around all others, in their order."""
+    found, strides, sizes = [], param.stride(), param.shape
+    for among in range(1, param.dim() - 1 if param.dim() > 2 else 0):
+        expected, fits = math.prod(sizes[among:]), True
+        for dim in reversed(range(among)):
+            fits &= sizes[dim] == 1 or strides[dim] == expected
+            expected *= sizes[dim]
+        found += [among] if fits else []
+    return tuple(found)
+
+
+def view_of(whole: tuple[int, ...], shape: tuple[int, ...]) -> View | None:
+    """How a state is shaped whose parameter has the shape `whole`, all of different sizes and none 1."""
+    if not whole:
+        return ((0,),) if not shape else None
+    places = [whole.index(size) if size in whole else -1 for size in shape if size != 1]
+    if -1 in places or sorted(set(places)) != places:
         return None
-    above, last = (COLUMNS, ROWS) if turned else (ROWS, COLUMNS)
-    return MATRICES | (above if kept[-2:-1] == [True] else 0) | (last if kept[-1] else 0)
+    return tuple(() if size == 1 else (whole.index(size),) for size in shape)

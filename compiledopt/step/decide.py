@@ -52,7 +52,8 @@ def eagerly(choice: Choice, traced: Traced, group: Mapping[str, Any], param: tor
     if is_sparse(param.grad) and (watched or not group.get("differentiable")) and traced.elementwise:
         return replace(choice, backend=SPARSE)
     on_device = group.get("capturable") and param.device.type != "cpu"
-    if watched or group.get("differentiable") or on_device:
+    composed = traced.elementwise and traced.program.is_composed
+    if watched or group.get("differentiable") or on_device or composed:
         return replace(choice, backend=DIRECT)
     return replace(choice, backend=(SEQUENCES if traced.elementwise else CALLS)[choice.executor])
 

@@ -9,28 +9,47 @@ from torch.nn.parameter import is_lazy
 
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import traced
 from compiledopt.step import choose
 from compiledopt.step.decide import decide
 from compiledopt.step.plan import Plan
 
 
-def foresee(rule: Rule, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None) -> list[Entry]:
+def foresee(
+    rules: Sequence[Rule], groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
+) -> list[Entry]:
     """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
-    plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
+    rules: of each group; plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
     """
     entries: list[Entry] = []
     batches = plan.batches if plan is not None else []
     settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}
-    for index, group in enumerate(groups):
+    for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
         choose.check_options(group)
-        program = traced(around.derived(rule, group), group)
+        programs = around.Programs(rule, group)
         for param in group["params"]:
             if is_lazy(param):  # nothing is known of a parameter without storage before its module has run
                 continue
-            known = state.get(param, {})
+            known, program = state.get(param, {}), programs.of(param)
             choice = settled.get(param) or decide(program, group, param, known)
             entries.append(Entry(param, known, index, program, choice))
     return entries
+
+
+def programs_of(optimizer: Any, group: Mapping[str, Any]) -> around.Programs:
+    """What a group's parameters are updated by."""
+    return around.Programs(optimizer.rule_of(group), group)
+
+
+def supports_loss_scale(optimizer: Any) -> bool:
+    """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
+    for group in optimizer.param_groups:
+        on_device = group.get("capturable") or group.get("fused")
+        if not (group.get("fused") or group.get("compiled")) or not programs_of(optimizer, group).bare.elementwise:
+            return False
+        for param in group["params"]:
+            if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
+                return False
+    return True

@@ -7,20 +7,24 @@ from typing import Any
 
 import torch
 
-from compiledopt import around
+from compiledopt import around, storage
+from compiledopt.around.every import STEPS
 from compiledopt.backends.distributed import local
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.options import RESERVED
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.traced import Traced
+from compiledopt.step.precision import converted as converted
+from compiledopt.step.precision import in_precision as in_precision
 
 Group = Mapping[str, Any]
 
 
-def check_groups(rule: Rule, groups: Sequence[Group], owner: str) -> None:
-    """Refuse groups that lack an option of the rule, as those of another optimizer do. Raises: ValueError."""
-    for index, group in enumerate(groups):
-        lacking = [name for name in rule.options if name not in RESERVED and name not in group]
+def check_groups(rules: Sequence[Rule], groups: Sequence[Group], owner: str) -> None:
+    """Refuse groups that lack what their rule reads of them, as those of another optimizer do. Raises: ValueError."""
+    for index, (rule, group) in enumerate(zip(rules, groups, strict=True)):
+        read = (*rule.options, *rule.shared)
+        lacking = [name for name in read if name not in RESERVED and name not in group and name not in rule.every]
         if lacking:
             raise ValueError(
                 f"loaded state dict does not fit {owner}: param_groups[{index}] has no {lacking[0]!r}; it has "
@@ -28,14 +32,14 @@ def check_groups(rule: Rule, groups: Sequence[Group], owner: str) -> None:
             )
 
 
-def check_states(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], owner: str) -> None:
+def check_states(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any], owner: str) -> None:
     """Refuse states that are not what the rule has for a parameter. Raises: ValueError."""
     number = 0
-    for group in groups:
-        program = traced(around.derived(rule, group), group)
+    for rule, group in zip(rules, groups, strict=True):
+        programs = around.Programs(rule, group)
         for param in group["params"]:
             if state.get(param):
-                _check(program, param, state[param], f"state of parameter {_name(group, param, number)}", owner)
+                _check(programs.of(param), param, state[param], f"state of parameter {_name(group, param, number)}", owner)
             number += 1
 
 
@@ -68,14 +72,15 @@ def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what:
             raise ValueError(f"loaded state dict does not fit {owner}: the {what} has {name!r} with {value.numel()} elements")
 
 
-def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
+def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any], saved: Mapping[str, Any]) -> None:
     """Bring states back to the dtype that the rule makes, from the values that were saved: torch's load_state_dict has cast
     them to their parameter's. 0-dim ones stay floating point numbers as they were saved. Mutates: `state`."""
-    for group, theirs in zip(groups, saved["param_groups"], strict=True):
-        program = traced(around.derived(rule, group), group)
+    for rule, group, theirs in zip(rules, groups, saved["param_groups"], strict=True):
+        programs = around.Programs(rule, group)
         on_device = group.get("capturable") or group.get("fused")
         for param, number in zip(group["params"], theirs["params"], strict=True):
             values, found = state.get(param, {}), saved["state"].get(number, {})
+            program = programs.of(param)
             for name, dtype in program.dtypes_of(param).items():
                 if isinstance(found.get(name), torch.Tensor) and values[name].dtype != dtype:
                     values[name] = found[name].to(param.device, dtype)
@@ -85,9 +90,17 @@ def restore_dtypes(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]
                     values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
 
 
-def tensor_scalars(rule: Rule, groups: Sequence[Group], state: Mapping[Any, Any]) -> None:
+def keep_as_now(group: dict[str, Any], now: Group) -> None:
+    """A loaded group keeps its values as the optimizer does that loads it. Mutates: `group`."""
+    for name in (storage.STATE_DTYPE, storage.ROUNDING):
+        group.pop(name, None)
+        if name in now:
+            group[name] = now[name]
+
+
+def tensor_scalars(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any]) -> None:
     """Old checkpoints keep `step` as a number. Mutates: `state`."""
-    for group in groups:
+    for rule, group in zip(rules, groups, strict=True):
         on_device = group.get("capturable") or group.get("fused")
         for param in group["params"]:
             values = state.get(param, {})
@@ -127,3 +140,9 @@ def _owned(value: Any, theirs: set[tuple[int, int]]) -> Any:
     if isinstance(value, list):  # LBFGS keeps its history in lists
         return [_owned(part, theirs) for part in value]
     return value.clone() if isinstance(value, torch.Tensor) and _identity(value) in theirs else value
+
+
+def own_numbers(group: Mapping[str, Any], rule: Rule | None) -> dict[str, Any]:
+    """A group to be saved: states that its parameters share are copied, since later steps write to them."""
+    shared = () if rule is None else (*rule.shared, *((STEPS,) if rule.every else ()))
+    return {name: value.clone() if name in shared else value for name, value in group.items()}

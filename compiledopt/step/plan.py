@@ -7,49 +7,22 @@ write. Whatever raises before the last point leaves parameters and states as the
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
 
-from compiledopt import around
 from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step.decide import decide, decide_watched, fall_back, kind_of, warn_of_fallbacks
+from compiledopt.step.owner import Owner
 from compiledopt.step.seen import Seen
 from compiledopt.step.shards import Shards, runs_on_shards
 from compiledopt.step.states import StateMaker, is_complete
-
-
-@dataclass(frozen=True, eq=False)
-class Owner:
-    """What a plan needs of its optimizer. reasons: fallbacks it was already warned of; fresh: parameters whose states
-    were made ahead of their first update; watched: who looks at every operator of this step, if anybody does."""
-
-    name: str
-    rule: Rule
-    groups: list[dict[str, Any]]
-    state: MutableMapping[torch.Tensor, Any]
-    reasons: set[str]
-    fresh: set[torch.Tensor]
-    scaling: around.Scaling | None = None
-    clipping: around.Clipping | None = None
-    watched: str | None = None
-
-    def derived(self, group: Mapping[str, Any]) -> Rule:
-        return around.derived(self.rule, group, self.scaling is not None)
-
-    def step_on(self, device: torch.device) -> dict[str, Any]:
-        """The step's own numbers for batches on a device, kept up to date in place."""
-        step = {} if self.clipping is None else self.clipping.on(device)
-        if self.scaling is not None:
-            step.update(self.scaling.on(device))
-        return step
+from compiledopt.step.totals import Totals
 
 
 class Plan:
@@ -58,12 +31,14 @@ class Plan:
     def __init__(self, owner: Owner) -> None:
         STATS.plans_built += 1
         self.owner = owner
-        self.rules = [owner.derived(group) for group in owner.groups]
-        self.seen = [Seen(owner.rule, group) for group in owner.groups]
+        self.rules = owner.derived()
+        self.seen = [Seen(rule, group) for rule, group in zip(owner.rules, owner.groups, strict=True)]
         self.contexts: dict[torch.device, Context] = {}
-        self.numbers: list[Mapping[str, Any]] = []
+        self.numbers: list[dict[str, Any]] = []
         self.main = Context(owner.name, list(owner.groups), self.rules, {}, self.numbers)
         self.flags = self.main.read()
+        self.programs = owner.programs()
+        self.totals = Totals(self.main, self.programs, owner.watched is not None or self._is_captured())
         self.params = [param for group in owner.groups for param in group["params"]]
         self.waiting: list[torch.Tensor] = []
         self.shards = Shards()
@@ -81,28 +56,34 @@ class Plan:
         ways = [batch.unchanged for batch in self.batches]
         self.unchanged = next((way for way in ways if way is not unchanged), unchanged)
 
+    def _is_captured(self) -> bool:
+        """Whether a graph may be captured, so that no number is read on the host."""
+        return any(group.get("capturable") and param.is_cuda for group in self.owner.groups for param in group["params"][:1])
+
     # ---- deciding ----
 
     def _entries(self) -> list[Entry]:
         """Every parameter with a gradient, checked, with its executor; kernels are compiled here."""
         owner, entries = self.owner, []
-        for index, (group, rule) in enumerate(zip(owner.groups, self.rules, strict=True)):
-            program = traced(rule, group)
+        numbers = {param: number for number, param in reversed(list(enumerate(self.params)))}
+        for index, (group, programs) in enumerate(zip(owner.groups, self.programs, strict=True)):
             decided: dict[Any, Choice] = {}
             for param in group["params"]:
                 known = owner.state.get(param, {})
+                program = programs.of(param)
                 if param.grad is not None:
                     check_gradient(program, param, param.grad, owner.name)
                 elif param in owner.fresh or not is_complete(program, param, known):
                     self.waiting.append(param)
                     continue
                 kind = kind_of(param, known)
+                kind = kind if kind is None else (program, kind)
                 choice = decided.get(kind)
                 if choice is None:
                     choice = self._choose(program, group, param, known)
                     if kind is not None:
                         decided[kind] = choice
-                entries.append(Entry(param, known, index, program, choice))
+                entries.append(Entry(param, known, index, program, choice, number=numbers[param]))
         warn_of_fallbacks(entries, owner.groups, owner.name, owner.reasons)
         return entries
 
@@ -130,6 +111,7 @@ class Plan:
     def _context(self, device: torch.device) -> Context:
         if device not in self.contexts:
             step = self.owner.step_on(device)
+            self.totals.join(step)
             self.contexts[device] = Context(self.owner.name, self.main.groups, self.rules, step, self.numbers)
         return self.contexts[device]
 
@@ -156,12 +138,20 @@ class Plan:
 
     # ---- running ----
 
+    def is_of(self, groups: list[dict[str, Any]], state: MutableMapping[torch.Tensor, Any]) -> bool:
+        """Whether it has the tensors of these groups and states: it may fit again, and keeps none alive that they do not."""
+        if groups is not self.owner.groups or state is not self.owner.state or len(groups) != len(self.main.groups):
+            return False
+        if not all(map(is_, groups, self.main.groups)) or any(batch.is_captured for batch in self.batches):
+            return False
+        return self.unchanged(groups, self.params, state, self.states, [])
+
     def fits(self, state: MutableMapping[torch.Tensor, Any]) -> bool:
         """Whether groups, parameters, options and state dicts are the ones that this plan was made for."""
         owner = self.owner
         if state is not owner.state or len(self.rules) != len(owner.groups):
             return False
-        if not all(map(is_, owner.groups, self.main.groups)):
+        if not all(map(is_, owner.groups, self.main.groups)) or not self.totals.fit():
             return False
         if not all(map(Seen.is_as_before, self.seen)) and not (
             all(map(Seen.fits, self.seen)) and self.main.read() == self.flags
@@ -185,11 +175,13 @@ class Plan:
                     return False
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
             self.prepared = False
-            if self.owner.clipping is not None:
-                scale = None if self.owner.scaling is None else self.owner.scaling.last[0]
-                self.owner.clipping.measure(batches, scale, again=number > 0)
+            self.owner.measure(batches, again=number > 0)
+            if self.totals.exist:
+                self.totals.measure(batches, again=number > 0)
             for batch in batches:
                 batch.launch()
+        self.totals.commit()
+        self.owner.count(self.batches)
         if self.owner.fresh:
             self.owner.fresh.difference_update(entry.param for batch in self.batches for entry in batch.entries)
         return True

@@ -24,6 +24,7 @@ class Seen:
 
     def _look(self) -> None:
         # Not through the group, which may compute what is asked of it.
+        self.due = around.due(self.rule, self.group)
         self.names, self.values = tuple(dict.keys(self.group)), tuple(dict.values(self.group))
         # What may change in place is read anew at each step: lists, and tensors on whose being zero a program depends.
         others = [value for name, value in zip(self.names, self.values, strict=True) if name not in ("params", "param_names")]
@@ -34,6 +35,8 @@ class Seen:
     def is_as_before(self) -> bool:
         """Whether the group holds the very objects that it held, none of which can have changed."""
         same = self.fixed and tuple(dict.keys(self.group)) == self.names
+        if self.rule.every and around.due(self.rule, self.group) != self.due:
+            return False
         return same and all(map(is_, dict.values(self.group), self.values))
 
     def fits(self) -> bool:

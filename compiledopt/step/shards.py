@@ -11,7 +11,7 @@ import torch
 
 from compiledopt.backends.batch import Entry
 from compiledopt.backends.distributed import is_distributed, local, reason_against
-from compiledopt.torch_private import local_part
+from compiledopt.torch_private import first_row, local_part
 
 
 def _gradient(param: torch.Tensor) -> torch.Tensor | None:
@@ -67,6 +67,8 @@ class Shards:
         scalars = [(name, value) for name, value in tensors.items() if not is_distributed(value)]
         shard = Shard(entry.param, local(entry.param), entry.state, states, scalars)
         self.known.append(shard)
+        rows = entry.param.shape[0] if entry.param.dim() else 1
+        entry.offset = first_row(entry.param) * (entry.param.numel() // max(1, rows))
         entry.whole, entry.param = entry.param, shard.part
         entry.state = {name: local(value) for name, value in tensors.items()}
         shard.part.grad = _gradient(shard.param)

@@ -42,7 +42,7 @@ class StateMaker:
             if name in traced.rule.scalars:
                 state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
             elif name in traced.makers:
-                state[name] = traced.makers[name](param.detach())
+                state[name] = traced.makers[name](param.detach(), group)
             else:
                 state[name] = _like(param, traced.rule, traced.rule.initial_value(name, group))
         return any(name not in traced.rule.added for name in missing)

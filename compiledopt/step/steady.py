@@ -40,8 +40,15 @@ class Steadying:
 def made(optimizer: Any, plan: Plan) -> Steady | None:
     """What takes further steps of a plan that just ran, or None where Python must take part."""
     owner, ways = plan.owner, {batch.steady for batch in plan.batches}
-    around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None
-    if around or owner.fresh or plan.shards.known or len(plan.rounds) != 1 or not all(seen.fixed for seen in plan.seen):
+    around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None or plan.totals.exist
+    if (
+        around
+        or any(rule.every for rule in owner.rules)
+        or owner.fresh
+        or plan.shards.known
+        or len(plan.rounds) != 1
+        or not all(seen.fixed for seen in plan.seen)
+    ):
         return None
     # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
     if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
@@ -55,4 +62,4 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
     batches = list(plan.batches)
     lists = plan.params, owner.state, plan.states, plan.waiting
-    return make(Standing(batches, owner.rule, plan.rules, owner.groups, *lists, attributes, modules, empty))
+    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))

@@ -9,14 +9,17 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
-from compiledopt.backends.layout import is_sparse
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, traced
-from compiledopt.step.foresee import foresee
-from compiledopt.step.plan import Owner, Plan
+from compiledopt.step.evaluating import is_evaluated, set_mode
+from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
+from compiledopt.step.owner import Owner, share
+from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
 from compiledopt.step.steady import Steadying, never
 from compiledopt.torch_private import watched_by
+
+# Plans beside the one at work: of 300 tensors, one takes 10 ms to make and some 0.5 MB.
+KEPT = 3
 
 
 class Stepped(Protocol):
@@ -25,21 +28,21 @@ class Stepped(Protocol):
     param_groups: list[dict[str, Any]]
     state: Any
 
-    @property
-    def rule(self) -> Rule: ...
+    def rule_of(self, group: Mapping[str, Any]) -> Rule: ...
 
 
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
 
-    plan: the one at work; steady: takes a step of it natively, where it can; captured: batches of earlier ones that captured
-    graphs read; fresh: parameters whose states were made ahead of their first update; reasons: fallbacks that were told of;
-    told: schedules that ended and were told of.
+    plan: the one at work; steady: takes a step of it natively, where it can; kept: plans before it that may fit again, the
+    latest first; captured: batches of earlier ones that captured graphs read; fresh: parameters whose states were made before
+    their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
     """
 
     def __init__(self, captured: list[Batch] | None = None) -> None:
         self.plan: Plan | None = None
         self.steady: Steady = never
+        self.kept: list[tuple[Plan, Steadying]] = []
         self._steadying = Steadying()
         self.captured = captured or []
         self.scaling: around.Scaling | None = None
@@ -68,9 +71,22 @@ class Stepper:
             return
         plan = self.plan
         if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
-            self._run_new_plan(optimizer, scaling)
+            self._run_other_plan(optimizer, scaling)
         else:
             self.steady = self._steadying.after(optimizer, plan)
+
+    def _run_other_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
+        """A step that the plan at work does not fit: by one of those before it, where a flag turned back, or a new one."""
+        for plan, steadying in self.kept:
+            if plan.owner.scaling is scaling and plan.fits(optimizer.state) and plan.run():
+                self.kept = [(other, its) for other, its in self._plans() if other is not plan]
+                self.plan, self._steadying, self.clipping = plan, steadying, plan.owner.clipping
+                return
+        self._run_new_plan(optimizer, scaling)
+
+    def _plans(self) -> list[tuple[Plan, Steadying]]:
+        """That at work, and those that are kept."""
+        return self.kept if self.plan is None else [(self.plan, self._steadying), *self.kept]
 
     def _step_watched(self, optimizer: Stepped, watched: str) -> None:
         """A step of operators alone, for who looks at them; its plan holds their tensors and is not kept."""
@@ -82,12 +98,13 @@ class Stepper:
 
     def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
-        self.plan = None
-        self._steadying = Steadying()
+        before = self._plans()
+        self.plan, self.kept, self._steadying = None, [], Steadying()
         self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
         self.plan = plan = self._make_plan(optimizer, scaling, self.clipping)
         if not plan.run():
             raise RuntimeError(f"{type(optimizer).__name__}: parameters, gradients or states changed during the step")
+        self.kept = [one for one in before if one[0].is_of(optimizer.param_groups, optimizer.state)][:KEPT]
 
     def _make_plan(
         self,
@@ -99,11 +116,14 @@ class Stepper:
         around.schedule_groups(optimizer)  # a schedule may have been put into a group by hand
         around.tell_ended(optimizer.param_groups, self.told)
         name, groups = type(optimizer).__name__, optimizer.param_groups
-        owner = Owner(name, optimizer.rule, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
+        rules = [optimizer.rule_of(group) for group in groups]
+        share(optimizer)  # a number may have been put in the place of one by hand
+        owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
         return Plan(owner)
 
     def _is_clipped(self, optimizer: Stepped) -> bool:
-        return any("grad_norm" in around.derived(optimizer.rule, group).options for group in optimizer.param_groups)
+        groups = optimizer.param_groups
+        return any("grad_norm" in around.derived(optimizer.rule_of(group), group).options for group in groups)
 
     # ---- torch.amp.GradScaler ----
 
@@ -129,6 +149,11 @@ class Stepper:
         if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):  # type: ignore[no-untyped-call]
             return
         for group in optimizer.param_groups:
+            if any(param.is_cuda for param in group["params"]) and optimizer.rule_of(group).every:
+                raise RuntimeError(
+                    f"Attempting CUDA graph capture of step() for an instance of {type(optimizer).__name__}, which has work "
+                    "that is not due at every step, and a graph is the same at each"
+                )
             if not group.get("capturable") and any(param.is_cuda for param in group["params"]):
                 raise RuntimeError(
                     "Attempting CUDA graph capture of step() for an instance of "
@@ -147,11 +172,26 @@ class Stepper:
 
     # ---- knowing ----
 
+    def share(self, optimizer: Stepped) -> None:
+        """Give the groups what stands in them beside options: states that parameters share, counts, the mode."""
+        share(optimizer)
+
+    def set_mode(self, optimizer: Stepped, training: bool) -> bool:
+        """Let the parameters be what is trained, or what is evaluated; whether they are the latter now."""
+        self.steady = never
+        set_mode(
+            [optimizer.rule_of(group) for group in optimizer.param_groups], optimizer.param_groups, optimizer.state, training
+        )
+        return is_evaluated(optimizer.param_groups)
+
+    def supports_loss_scale(self, optimizer: Stepped) -> bool:
+        return supports_loss_scale(optimizer)
+
     def make_states(self, optimizer: Stepped) -> None:
         """Make the states of all parameters now."""
         self.steady = never
-        groups = [(program_of(optimizer, group), group) for group in optimizer.param_groups]
-        wanted = [(program, param, group) for program, group in groups for param in group["params"]]
+        groups = [(programs_of(optimizer, group), group) for group in optimizer.param_groups]
+        wanted = [(programs.of(param), param, group) for programs, group in groups for param in group["params"]]
         made = StateMaker(optimizer.state).make(wanted)
         self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 
@@ -160,26 +200,10 @@ class Stepper:
 
     def foresee(self, optimizer: Stepped) -> list[Entry]:
         """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""
-        return foresee(optimizer.rule, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
+        rules = [optimizer.rule_of(group) for group in optimizer.param_groups]
+        return foresee(rules, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
 
     @property
     def grad_norm(self) -> torch.Tensor | None:
         norm = None if self.clipping is None else self.clipping.norm
         return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
-
-
-def program_of(optimizer: Stepped, group: Mapping[str, Any]) -> Traced:
-    """What a group's parameters are updated by."""
-    return traced(around.derived(optimizer.rule, group), group)
-
-
-def supports_loss_scale(optimizer: Stepped) -> bool:
-    """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
-    for group in optimizer.param_groups:
-        on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not program_of(optimizer, group).elementwise:
-            return False
-        for param in group["params"]:
-            if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
-                return False
-    return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from compiledopt.algorithms.parts import trust_ratio, with_decay, with_maximize
+from compiledopt.algorithms.parts import with_decay, with_maximize
+from compiledopt.algorithms.reduced import trust_ratio
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

@@ -9,9 +9,9 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
-from compiledopt.backends.cpp.batch import CppBatch
-from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
+from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
+from compiledopt.backends.distributed import is_distributed, local
+from compiledopt.backends.gathered import GatheredBackend, bucket_of, operand_dtypes, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -20,6 +20,8 @@ from compiledopt.rules.traced import Variant
 
 class CppBackend(GatheredBackend):
     """Kernels in C++, and a native launcher that runs one over a whole model."""
+
+    takes_any_frame = True
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
@@ -34,12 +36,16 @@ class CppBackend(GatheredBackend):
         return f"{name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        runs, dtypes = entry.runs, entry.dtypes()
+        runs, dtypes = entry.runs, operand_dtypes(entry)
+        if runs.program.blocks and not local(entry.param).is_contiguous():
+            return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
         if (reason := too_many(entry)) is not None:
             return reason
         try:
             if runs.is_clipped:
-                kernels.squares_kernel(dtypes[1].to_real())
+                squares_kernel(dtypes[1].to_real())
+            for measure in runs.measures:
+                totals_kernel(measure, dtypes)
             if isinstance(runs, Variant):
                 reducing.kernel(runs, dtypes)
             else:
@@ -51,7 +57,7 @@ class CppBackend(GatheredBackend):
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         # Norms of parameters that are spread over processes in one way are summed in one way.
-        return (spread_of(entry) if entry.traced.is_clipped else None, *bucket_of(entry))
+        return (spread_of(entry) if entry.traced.is_measured else None, *bucket_of(entry))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         kind = CppBatch if entries[0].traced.elementwise else reducing.ReducingBatch
@@ -59,7 +65,7 @@ class CppBackend(GatheredBackend):
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         first = entries[0]
-        runs, dtypes = first.runs, first.dtypes()
+        runs, dtypes = first.runs, operand_dtypes(first)
         scalars = scalar_source(runs.program)
         if isinstance(runs, Variant):
             kernel, passes = reducing.kernel(runs, dtypes), len(runs.passes.sweeps)

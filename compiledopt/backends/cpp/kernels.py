@@ -20,24 +20,23 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.cpp import blocks
+from compiledopt.backends.cpp.sources import C_TYPES, HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
-HERE = Path(__file__).parent
 # The fused multiply-adds are in the source (inductor.evaluate); the compiler must not choose others: g++ chose differently in a
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
-# kernel, and hinder the vectorizer.
-KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+# kernel, and hinder the vectorizer. Random numbers are products of integers that wrap around.
+KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off")
 LAUNCHER = ("numbers.h", "launcher.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
-
-_C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
 
 
 @dataclass(frozen=True)
@@ -110,59 +109,6 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 # ---- kernels ----
 
 
-def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
-    """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
-    return "\n".join([_loops(), _prefix(), *_function(program, dtypes), ""])
-
-
-def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
-    """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
-    from compiledopt.backends.inductor import compute_dtype
-
-    wide, lines = compute_dtype(dtypes), [_loops(), _prefix()]
-    for index, sweep in enumerate(passes.sweeps):
-        lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
-    return "\n".join([*lines, 'extern "C" void run() {}', ""])
-
-
-def _prefix() -> str:
-    return (HERE / "prefix.h").read_text()
-
-
-def _loops() -> str:
-    return (HERE / "loops.h").read_text()
-
-
-def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "") -> list[str]:
-    """Inductor's function for a program, and one called `run` with this suffix that calls it."""
-    from compiledopt.backends.inductor import compute_dtype, lower_cpu
-
-    with timed("seconds_lowering"):
-        lowered = lower_cpu(program, dtypes)
-    STATS.kernels_lowered += 1
-    body = lowered.body.replace('extern "C"', "static inline __attribute__((always_inline))")
-    # Inductor 2.13 has kernels report integer divisions by zero; a rule has none.
-    dropped = ("#include", "inductor_cpu_integer_div_error")
-    lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
-    lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
-    lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
-    scalar = _C_TYPES[compute_dtype(dtypes)]
-    arguments = []
-    for (kind, index), type_name in zip(lowered.arguments, lowered.types, strict=True):
-        pointer = f"({type_name}) pointers[{index}]" if kind == "tensor" else f"columns + {index}"
-        arguments.append("length" if kind == "length" else pointer)
-    # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
-    count = len(program.columns)
-    values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
-    run = [
-        f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
-        f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
-        f"  kernel{suffix}({', '.join(arguments)});",
-        "}",
-    ]
-    return [*lines, *run]
-
-
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
 
@@ -192,16 +138,12 @@ def passes_driver() -> Kernel:
     return _remembered(("passes", ()), find)
 
 
-def squares_kernel(dtype: torch.dtype) -> Kernel:
-    """The kernel that sums the squares of a gradient of this dtype. Raises: CompileError with the reason."""
-    wide = "double" if dtype is torch.float64 else "float"
-    types = f"using T = {_C_TYPES[dtype]};\nusing A = {wide};"
-
-    def find() -> Kernel:
-        source = "\n".join([_prefix(), types, (HERE / "squares.h").read_text()])
-        return _find_kernel(cache.key("cpu", source, KERNEL_FLAGS), lambda: source)
-
-    return _remembered(("squares", (dtype,)), find)
+def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
+    """The kernel that sums what a program computes for each element. dtypes: of the tensors that it reads; those that it writes
+    follow them. Raises: CompileError with the reason."""
+    source = functools.partial(totals_source, program, tuple(dtypes))
+    text = f"totals of {program.kernel_text}"
+    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals()), source))
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
@@ -234,8 +176,9 @@ def _from_disk(name: str) -> Kernel | None:
     return found
 
 
-def _name(text: str, dtypes: Sequence[torch.dtype]) -> str:
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, _loops(), _prefix())
+def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
+    parts = (loops(), prefix(), blocks.TEXT, more)
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:
@@ -274,9 +217,9 @@ def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
     """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
-    if _prefix() not in source:
+    if prefix() not in source:
         raise first
-    full = source.replace(_prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
+    full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
     try:
@@ -388,7 +331,7 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
 
 
 def supports_dtype(dtype: torch.dtype) -> bool:
-    return dtype in _C_TYPES
+    return dtype in C_TYPES
 
 
 def platform_reason() -> str | None:

@@ -27,13 +27,15 @@ using c10::TensorImpl;
 using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t length);
 
 constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
-constexpr int64_t kEntriesPerThread = 2048; // parameters: waking a thread takes as long as that many
+// Parameters: likewise (perf/step.py --between emptied --shapes tiny many_small).
+constexpr int64_t kEntriesPerThread = 128;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
 constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;
 constexpr int64_t kSmall = 256;             // elements
 constexpr int64_t kBlock = 1 << 16;         // elements: a sum's parts, however many threads there are
-constexpr int64_t kAhead = 4;               // parameters whose memory is asked for early
+constexpr int64_t kAhead = 4;               // parameters: how early memory is asked for
+constexpr int64_t kDataAhead = 4;           // parameters, of their elements
 
 // ---- Python's objects and errors ----
 
@@ -92,6 +94,15 @@ template <class F> PyObject* guarded(F&& body) noexcept {
   return nullptr;
 }
 
+// Before Python 3.13 a dict has a number that no other has, and that is another one after each change.
+#if PY_VERSION_HEX < 0x030D0000
+uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+bool has_version(PyObject* dict, uint64_t version) { return version_of(dict) == version; }
+#else
+uint64_t version_of(PyObject*) { return 0; }
+bool has_version(PyObject*, uint64_t) { return false; }
+#endif
+
 // ---- tensors ----
 
 // Where a Python tensor keeps its TensorImpl*, and which dispatch keys a plain CPU tensor has: found by `probe`.
@@ -136,11 +147,21 @@ inline __attribute__((always_inline)) bool same_layout(const TensorImpl* a, cons
   return strides || a->numel() == 0;
 }
 
-// Whether a parameter lies in memory as the plan was made for.
-bool lies_in(const TensorImpl* param, int order) {
-  if (order == kAnyOrder) return true;
+// Whether a parameter lies in memory as the plan was made for. outer: how many dimensions, from the first, must lie around all
+// others, in their order.
+bool lies_in(const TensorImpl* param, int order, int outer) {
   const auto sizes = param->sizes(), strides = param->strides();
   const int64_t dims = param->dim();
+  if (outer > 0) {
+    if (outer >= dims) return false;
+    int64_t expected = 1;
+    for (int64_t d = outer; d < dims; ++d) expected *= sizes[d];
+    for (int64_t d = outer - 1; d >= 0; --d) {
+      if (sizes[d] != 1 && strides[d] != expected && param->numel() != 0) return false;
+      expected *= sizes[d];
+    }
+  }
+  if (order == kAnyOrder) return true;
   int64_t expected = 1;
   for (int64_t i = 0; i < dims; ++i) {
     int64_t d = dims - 1 - i;
@@ -151,16 +172,25 @@ bool lies_in(const TensorImpl* param, int order) {
   return true;
 }
 
-// Whether a tensor has one value for each row or the like of its parameter, one after the other.
-bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order) {
+// The length of what no block reaches across.
+int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
+
+// Whether a tensor has one value for each row or the like of its parameter, one after the other, with or without dimensions of
+// size 1 for the others.
+bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order, int outer) {
   const auto sizes = param->sizes(), own = impl->sizes();
   const int64_t dims = param->dim();
-  if (impl->dim() != dims || !impl->is_contiguous()) return false;
+  if (!impl->is_contiguous()) return false;
+  size_t at = 0;
   for (int64_t d = 0; d < dims; ++d) {
-    const bool kept = d + 2 < dims || axes & ((d + 1 == dims) == (order == kColumnAfterColumn) ? kRows : kColumns);
-    if (own[d] != (kept ? sizes[d] : 1)) return false;
+    const bool is_row = outer > 0 ? d < outer : (d + 1 == dims) == (order == kColumnAfterColumn);
+    const bool is_matrix = outer == 0 && d + 2 < dims;
+    if (!(axes & (is_matrix ? kMatrices : is_row ? kRows : kColumns)) || sizes[d] == 1) continue;
+    while (at < own.size() && own[at] == 1) ++at;
+    if (at == own.size() || own[at++] != sizes[d]) return false;
   }
-  return true;
+  while (at < own.size() && own[at] == 1) ++at;
+  return at == own.size();
 }
 
 // TensorImpl::data() without its out-of-line checks: a plain dense tensor (`is_plain`) has a storage.
@@ -195,6 +225,7 @@ bool is_scalar(const TensorImpl* impl) {
 struct Entry {
   Owned param, state;
   int32_t row = -1;
+  uint64_t version = 0;  // of the state dict, when its tensors were looked up
 
   TensorImpl* impl() const { return impl_at(param.get(), tensor_offset); }
 };
@@ -221,6 +252,11 @@ struct Found {
 // The operand that is read only.
 constexpr int kGrad = 1;
 
+// Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it.
+struct Place {
+  int64_t number, offset;
+};
+
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
 
@@ -232,6 +268,7 @@ struct Plan {
   int columns = 0;          // scalars the kernel reads, per row
   int scale = 1;            // 2 where a complex tensor is two reals
   int order = kAnyOrder;
+  int outer = 0;            // how many dimensions, from the first, make up a row each; 0: the last two are rows and columns
   bool alike = true;            // all operands have the parameter's shape, and any dense order of it will do
   bool device_scalars = false;  // the 0-dim states live on the device: their pointers are gathered, nothing is read
   uint64_t dispatch_keys = 0;   // of a plain tensor on the plan's device
@@ -241,7 +278,9 @@ struct Plan {
   std::array<int64_t, kMostTensors> itemsize{};
   std::vector<Owned> keys;  // of the state dicts: the scalar states, then the others
   std::vector<Entry> entries;
+  std::vector<Place> places;
   int most_row = -1;
+  int64_t block = 0;  // elements that share a scale, where values are kept in blocks
   int64_t layout = 0;  // another one after each change of the rows
 
   // What `gather` found, for `launch`.
@@ -262,10 +301,13 @@ struct Plan {
   char* data(int64_t entry, int operand) const { return static_cast<char*>(data_[entry * operands + operand]); }
   // Of the last gather, to ask the memory for it early.
   const void*& storage(int64_t entry, int tensor) { return storages_[entry * tensors() + tensor]; }
+  // The state's Python objects, which live for as long as the dict has the entry's version.
+  PyObject*& object(int64_t entry, int key) { return objects_[entry * (tensors() - 2) + key]; }
 
   void make_room(size_t entry_count) {
     found_.resize(entry_count * tensors());
     storages_.resize(entry_count * tensors());
+    objects_.resize(entry_count * (tensors() - 2));
     data_.resize(entry_count * operands);
     lengths.assign(entry_count, -1);
     starts.reserve(entry_count + 1);
@@ -294,6 +336,7 @@ struct Plan {
   std::vector<TensorImpl*> found_;
   std::vector<void*> data_;
   std::vector<const void*> storages_;
+  std::vector<PyObject*> objects_;
 };
 
 // The scalars of a step. A row is [columns the kernel reads | scalar states as they must be | scalar states as they become].
@@ -333,10 +376,16 @@ class Table : public Rows {
 
 // For a plan in which operands differ in shape, or that asks for an order in memory.
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
-  if (!lies_in(found.param(), plan.order)) return false;
+  if (!lies_in(found.param(), plan.order, plan.outer)) return false;
   for (int k = 1; k < plan.operands; ++k) {
+    if (plan.axes[k] == kBlocks) {
+      const TensorImpl *const param = found.param(), *const scales = found.operand(k);
+      const int64_t rows = param->dim() ? param->size(0) : 1, per_row = (row_of(param) + plan.block - 1) / plan.block;
+      if (!scales->is_contiguous() || scales->numel() != rows * per_row) return false;
+      continue;
+    }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
-                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order);
+                                                : is_reduced(found.param(), found.operand(k), plan.axes[k], plan.order, plan.outer);
     if (!fits) return false;
   }
   return true;
@@ -344,11 +393,12 @@ __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& fou
 
 // The state tensors in the plan's order. A dict filled in that order is walked (12 ns for three tensors); one in
 // another order is looked up (40 ns), which is for the thread that holds the GIL alone: a look-up may set an error.
-bool find_states(const Plan& plan, PyObject* state, bool alone, const Found& found) {
+bool look_up_states(Plan& plan, int64_t index, bool alone) {
+  Entry& entry = plan.entries[index];
+  PyObject* const state = entry.state.get();
   Py_ssize_t position = 0;
   PyObject *key, *value;
-  const int scalars = plan.scalar_states, count = scalars + plan.operands - 2;
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < plan.tensors() - 2; ++i) {
     PyObject* wanted = plan.keys[i].get();
     if (!PyDict_Next(state, &position, &key, &value) || key != wanted) {
       value = alone ? PyDict_GetItemWithError(state, wanted) : nullptr;
@@ -357,28 +407,51 @@ bool find_states(const Plan& plan, PyObject* state, bool alone, const Found& fou
         return false;
       }
     }
-    TensorImpl* impl = tensor_impl(value);
+    plan.object(index, i) = value;
+  }
+  entry.version = version_of(state);
+  return true;
+}
+
+bool find_states(Plan& plan, int64_t index, bool alone, const Found& found) {
+  const Entry& entry = plan.entries[index];
+  if (!has_version(entry.state.get(), entry.version) && !look_up_states(plan, index, alone)) {
+    plan.entries[index].version = 0;
+    return false;
+  }
+  const int scalars = plan.scalar_states;
+  for (int i = 0; i < plan.tensors() - 2; ++i) {
+    TensorImpl* impl = tensor_impl(plan.object(index, i));
     if (!impl) return false;
     (i < scalars ? found.scalar(i) : found.state(i - scalars)) = impl;
   }
   return true;
 }
 
+void fetch(const void* address, int lines) {
+  const auto first = reinterpret_cast<uintptr_t>(address);
+  for (int i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + 64 * i));
+}
+
 // Asks the memory early for what `gather_entry` will read. Between two steps a whole model ran through the caches, and a
-// gather is one long chain of misses: 2000 parameters took 8% longer without this. The addresses are
-// those of the last gather; if one is gone by now, fetching it does no harm.
+// gather is one long chain of misses. The addresses are those of the last gather; if one is gone by now, fetching it does
+// no harm.
 void fetch_entry(Plan& plan, int64_t index) {
   const Entry& entry = plan.entries[index];
-  const auto fetch = [](const void* address, int lines) {
-    const auto first = reinterpret_cast<uintptr_t>(address);
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + 64 * i));
-  };
   fetch(entry.param.get(), 1);
   fetch(entry.state.get(), 1);
   for (int t = 0; t < plan.tensors(); ++t) {
     fetch(plan.found(index).tensors[t], 4);
     fetch(plan.storage(index, t), 1);
+    if (t >= 2) fetch(plan.object(index, t - 2), 1);
   }
+}
+
+// And what only those tell the addresses of: where a parameter has its gradient, and the entries of a dict that is walked.
+void fetch_behind(const Entry& entry) {
+  const TensorImpl* const param = entry.impl();
+  fetch(param->autograd_meta(), 2);
+  if (!entry.version) fetch(reinterpret_cast<PyDictObject*>(entry.state.get())->ma_keys, 3);
 }
 
 // Whether the 0-dim states can be used, and are what their row of the table says.
@@ -415,7 +488,7 @@ Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
   const Found found = plan.found(index);
   found.param() = param;
   found.grad() = grad;
-  if (!find_states(plan, entry.state.get(), alone, found)) return kRebuild;
+  if (!find_states(plan, index, alone, found)) return kRebuild;
   const bool alike = plan.alike;
   for (int k = 0; k < plan.operands; ++k) {
     const TensorImpl* operand = found.operand(k);
@@ -435,7 +508,8 @@ Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
 
 Status gather_range(Plan& plan, const Given& given, bool alone, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    if (i + kAhead < end) fetch_entry(plan, i + kAhead);
+    if (i + 2 * kAhead < end) fetch_entry(plan, i + 2 * kAhead);
+    if (i + kAhead < end) fetch_behind(plan.entries[i + kAhead]);
     const Status status = gather_entry(plan, i, given, alone);
     if (status != kReady) return status;
   }
@@ -471,7 +545,7 @@ Status gather_all(Plan& plan, const Given& given, int threads) {
 
 // ---- launch ----
 
-// The memory of the next tensor, while a kernel runs on a small one: too short for the processor to see a stream.
+// The memory of a tensor, while kernels run on those before it: too short for the processor to see a stream.
 void fetch_data(const Plan& plan, size_t i) {
   const int64_t length = std::min(plan.starts[i + 1] - plan.starts[i], kSmall);
   for (int k = 0; k < plan.operands; ++k) {
@@ -480,63 +554,102 @@ void fetch_data(const Plan& plan, size_t i) {
   }
 }
 
-// The share [begin, end) of the concatenation of all tensors, piece by piece.
-void run_share(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
-  const auto& starts = plan.starts;
-  size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-  void* pieces[kMostTensors];
-  for (; begin < end; ++i) {
-    const int64_t stop = std::min(end, starts[i + 1]);
-    if (stop <= begin) continue;
-    if (i + 2 < starts.size() && stop - begin < kSmall) fetch_data(plan, i + 1);
-    const int64_t offset = begin - starts[i];
-    for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
-    plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
-    begin = stop;
+// The elements [begin, end) of a parameter whose values are kept in blocks: each end is moved on to where whole blocks, or rows
+// that are no whole number of blocks, begin; so the neighbouring share begins there.
+void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end) {
+  const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(plan.found(i).param()), block = plan.block;
+  const bool flat = row % block == 0;
+  const int64_t unit = flat ? std::max(kAlignment, block) : row, per_row = (row + block - 1) / block;
+  const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
+  begin = edge(begin), end = edge(end);
+  const double* const columns = table.columns(plan.entries[i].row);
+  for (int64_t at = begin, n; at < end; at += n) {
+    n = flat ? end - at : row;
+    void* pieces[kMostTensors + 1];
+    for (int k = 0; k < plan.operands; ++k)
+      pieces[k] = plan.data(i, k) + (plan.axes[k] == kBlocks ? at / row * per_row + at % row / block : at) * plan.itemsize[k];
+    int32_t place[] = {static_cast<int32_t>(plan.places[i].offset + at), static_cast<int32_t>(plan.places[i].number)};
+    pieces[plan.operands] = place;
+    plan.kernel(pieces, columns, n);
   }
 }
 
 // The new 0-dim states, and the version counters that tell autograd of a write.
-void commit_range(const Plan& plan, const Rows& table, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (!plan.has_gradient(i)) continue;
-    const Found found = plan.found(i);
-    for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
-      write_scalar(found.scalar(k), table.fresh(plan.entries[i].row, k));
-    for (int t = 0; t < plan.tensors(); ++t)
-      if (t != kGrad) found.tensors[t]->bump_version();
+void commit_entry(const Plan& plan, const Rows& table, int64_t i) {
+  if (!plan.has_gradient(i)) return;
+  const Found found = plan.found(i);
+  for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
+    write_scalar(found.scalar(k), table.fresh(plan.entries[i].row, k));
+  for (int t = 0; t < plan.tensors(); ++t)
+    if (t != kGrad) found.tensors[t]->bump_version();
+}
+
+void commit_all(const Plan& plan, const Rows& table) {
+  for (int64_t i = 0; i < plan.count(); ++i) commit_entry(plan, table, i);
+}
+
+// The share [begin, end) of the concatenation of all tensors, piece by piece. A parameter is committed with its last element,
+// while its tensors are in the caches still, and those without elements with what stands before them. first: whether
+// nothing does.
+void run_share(const Plan& plan, const Rows& table, bool first, int64_t begin, int64_t end) {
+  const auto& starts = plan.starts;
+  const size_t count = starts.size() - 1;
+  size_t i = first ? 0 : std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+  void* pieces[kMostTensors + 1];
+  for (; i < count && starts[i] <= end; ++i) {
+    const int64_t stop = std::min(end, starts[i + 1]);
+    if (plan.block && stop > begin) {
+      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
+      begin = stop;
+    } else if (stop > begin) {
+      if (i + kDataAhead < count && stop - begin < kSmall) fetch_data(plan, i + kDataAhead);
+      const int64_t offset = begin - starts[i];
+      for (int k = 0; k < plan.operands; ++k) pieces[k] = plan.data(i, k) + offset * plan.itemsize[k];
+      const Place& place = plan.places[i];
+      int32_t at[] = {static_cast<int32_t>(place.offset + offset), static_cast<int32_t>(place.number)};
+      pieces[plan.operands] = at;  // for kernels that read random numbers
+      plan.kernel(pieces, table.columns(plan.entries[i].row), stop - begin);
+      begin = stop;
+    }
+    if (stop == starts[i + 1]) commit_entry(plan, table, i);
   }
 }
 
 void run_all(const Plan& plan, const Rows& table, int threads) {
-  const int64_t total = plan.elements(), count = plan.count();
-  threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, count / kEntriesPerThread)));
-  if (threads <= 1) {
-    run_share(plan, table, 0, total);
-    commit_range(plan, table, 0, count);
-    return;
-  }
+  const int64_t total = plan.elements();
+  threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, plan.count() / kEntriesPerThread)));
+  if (threads <= 1) return run_share(plan, table, true, 0, total);
   const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
-  for_each_share(threads, [&](int64_t t) {
-    run_share(plan, table, edge(t), edge(t + 1));
-    commit_range(plan, table, count * t / threads, count * (t + 1) / threads);
-  });
+  for_each_share(threads, [&](int64_t t) { run_share(plan, table, t == 0, edge(t), edge(t + 1)); });
 }
 
-// The sum of a kernel's results over blocks of all gradients. The blocks and the order of their sum are the same for every
-// number of threads, so that the norm is the same bit for bit.
-double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
+// What a kernel sums over all parameters: which operands it reads, and how many sums it makes of a piece.
+struct Sums {
+  Kernel kernel = nullptr;
+  int reads = 0, count = 1;
+  std::array<int, kMostTensors> operands{};
+  const double* columns = nullptr;  // rows of `width` numbers that the kernel reads, or null where it reads none
+  int64_t width = 0, rows = 1;
+};
+
+// For each row of the columns, the sums of a kernel's results over blocks of all parameters of that row. The blocks and the
+// order of their sum are the same for every number of threads, so that they are the same bit for bit.
+std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, int threads) {
   std::vector<std::pair<int64_t, int64_t>> blocks;
   for (int64_t i = 0; i < plan.count(); ++i)
     for (int64_t offset = 0; offset < plan.lengths[i]; offset += kBlock) blocks.emplace_back(i, offset);
-  std::vector<double> sums(blocks.size());
+  std::vector<double> sums(blocks.size() * wanted.count), totals(wanted.rows * wanted.count);
   const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
-      void* const pointers[] = {plan.data(i, kGrad) + offset * plan.itemsize[kGrad], &sums[b]};
-      kernel(pointers, nullptr, std::min(kBlock, plan.lengths[i] - offset));
+      void* pointers[kMostTensors + 1];
+      for (int k = 0; k < wanted.reads; ++k)
+        pointers[k] = plan.data(i, wanted.operands[k]) + offset * plan.itemsize[wanted.operands[k]];
+      pointers[wanted.reads] = &sums[b * wanted.count];
+      const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
+      wanted.kernel(pointers, columns, std::min(kBlock, plan.lengths[i] - offset));
     }
   };
   if (threads == 1) {
@@ -544,9 +657,11 @@ double sum_over_gradients(const Plan& plan, Kernel kernel, int threads) {
   } else {
     for_each_share(threads, [&](int64_t t) { run(count * t / threads, count * (t + 1) / threads); });
   }
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
+  for (int64_t b = 0; b < count; ++b) {
+    double* const total = &totals[wanted.columns ? plan.entries[blocks[b].first].row * wanted.count : 0];
+    for (int k = 0; k < wanted.count; ++k) total[k] += sums[b * wanted.count + k];
+  }
+  return totals;
 }
 
 // Lets the GIL go, with every tensor held, for as long as it lives.
@@ -616,14 +731,52 @@ Owned plan_launch(Plan& plan, PyObject* args) {
   return none();
 }
 
-Owned plan_sum(Plan& plan, PyObject* args) {
+// A view of a buffer of float64.
+class Numbers {
+ public:
+  explicit Numbers(PyObject* object) { require(PyObject_GetBuffer(object, &view_, PyBUF_SIMPLE) == 0); }
+  Numbers(const Numbers&) = delete;
+  ~Numbers() { PyBuffer_Release(&view_); }
+
+  const double* data() const { return static_cast<const double*>(view_.buf); }
+  int64_t count() const { return view_.len / int64_t{sizeof(double)}; }
+
+ private:
+  Py_buffer view_{};
+};
+
+void add_reads(const Plan& plan, PyObject* reads, Sums& wanted) {
+  for (wanted.reads = 0; wanted.reads < PyTuple_GET_SIZE(reads); ++wanted.reads) {
+    const long operand = PyLong_AsLong(PyTuple_GET_ITEM(reads, wanted.reads));
+    require(operand != -1 || !PyErr_Occurred());
+    if (operand < 0 || operand >= plan.operands || wanted.reads == kMostTensors) fail(PyExc_ValueError, "reads: of the operands");
+    wanted.operands[wanted.reads] = static_cast<int>(operand);
+  }
+}
+
+Owned plan_sums(Plan& plan, PyObject* args) {
   unsigned long long address;
-  int threads;
-  require(PyArg_ParseTuple(args, "Ki", &address, &threads));
-  require_stage(plan, kSeen, "sum");
-  double sum = 0;
-  run_long(plan, [&] { sum = sum_over_gradients(plan, reinterpret_cast<Kernel>(address), threads); });
-  return Owned::checked(PyFloat_FromDouble(sum));
+  PyObject *reads, *table;
+  int threads, width;
+  Sums wanted;
+  require(PyArg_ParseTuple(args, "KO!iOii", &address, &PyTuple_Type, &reads, &wanted.count, &table, &width, &threads));
+  const bool has_columns = table != Py_None;
+  require_stage(plan, has_columns ? kInRows : kSeen, "sums");
+  if (wanted.count < 1 || width < 0) fail(PyExc_ValueError, "count or width is none that there is");
+  add_reads(plan, reads, wanted);
+  wanted.kernel = reinterpret_cast<Kernel>(address);
+  Owned empty = has_columns ? Owned() : Owned::checked(PyBytes_FromStringAndSize(nullptr, 0));
+  const Numbers columns(has_columns ? table : empty.get());
+  if (has_columns) {
+    wanted.columns = columns.data(), wanted.width = width, wanted.rows = plan.most_row + int64_t{1};
+    if (columns.count() < wanted.rows * width) fail(PyExc_ValueError, "columns: of every row");
+  }
+  std::vector<double> totals;
+  run_long(plan, [&] { totals = sums_over_parameters(plan, wanted, threads); });
+  Owned list = Owned::checked(PyList_New(totals.size()));
+  for (size_t i = 0; i < totals.size(); ++i)
+    PyList_SET_ITEM(list.get(), i, Owned::checked(PyFloat_FromDouble(totals[i])).release());
+  return list;
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
@@ -676,6 +829,11 @@ Owned plan_shapes(Plan& plan, PyObject*) {
     const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
     int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
     if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
+    if (plan.outer > 0) {
+      rows = 1;
+      for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
+      columns = rows ? length / rows : 0;
+    }
     shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
   }
   return bytes_of(shapes);
@@ -692,7 +850,7 @@ Owned plan_hold(Plan& plan, PyObject*) {
 Owned plan_commit(Plan& plan, PyObject* table) {
   require_stage(plan, plan.device_scalars ? kSeen : kInRows, "commit");
   const Table rows(plan, table);
-  commit_range(plan, rows, 0, plan.count());
+  commit_all(plan, rows);
   plan.release();
   return none();
 }
@@ -794,13 +952,20 @@ void add_entries(Plan& plan, PyObject* params, PyObject* states) {
   }
 }
 
+// places: (number, offset) of each entry, as bytes.
+void add_places(Plan& plan, PyObject* places) {
+  if (PyBytes_GET_SIZE(places) != plan.count() * int64_t{sizeof(Place)}) fail(PyExc_ValueError, "places: two for each entry");
+  plan.places.resize(plan.count());
+  if (plan.count()) std::memcpy(plan.places.data(), PyBytes_AS_STRING(places), PyBytes_GET_SIZE(places));
+}
+
 void add_axes(Plan& plan, PyObject* axes) {
   if (PyTuple_GET_SIZE(axes) != plan.operands) fail(PyExc_ValueError, "axes: of each operand");
-  plan.alike = plan.order == kAnyOrder;
+  plan.alike = plan.order == kAnyOrder && plan.outer == 0;
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > kElements) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > (plan.block > 0 ? kBlocks : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
   }
@@ -821,24 +986,27 @@ void add_types(Plan& plan, PyObject* examples) {
 }
 
 Plan described(PyObject* args, PyObject* named) {
-  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "order",
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "block", "order",
                                 "kernel", "columns", "scale", "device_scalars", nullptr};
-  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes;
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *places;
   unsigned long long kernel;
+  long long block;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!iKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SLiKiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
-                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &plan.order, &kernel, &plan.columns,
-                                      &plan.scale, &device_scalars));
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &block, &plan.order, &kernel,
+                                      &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
     throw PythonError();
   }
-  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
-    fail(PyExc_ValueError, "columns, scale or order is none that there is");
+  plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
+  if (block < 0 || plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "block, columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
+  plan.block = block;
   plan.device_scalars = device_scalars;
   plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
   plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));
@@ -847,6 +1015,7 @@ Plan described(PyObject* args, PyObject* named) {
   add_axes(plan, axes);
   add_types(plan, examples);
   add_entries(plan, params, states);
+  add_places(plan, places);
   return plan;
 }
 
@@ -866,7 +1035,8 @@ PyMethodDef plan_methods[] = {
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
-    {"sum", plan_method<plan_sum>, METH_VARARGS, "sum(kernel, threads): of what the kernel makes of each piece of the gradients"},
+    {"sums", plan_method<plan_sums>, METH_VARARGS,
+     "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},
     {"release", plan_method<plan_release>, METH_NOARGS, "release(): let go what gather held"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -1,6 +1,7 @@
 // What a kernel written by Inductor needs, and no more: torch's own prefix takes 4 s to compile, this one 0.1 s.
 #include <algorithm>
 #include <climits>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -9,7 +9,7 @@ from array import array
 import torch
 
 from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp.batch import CppBatch
+from compiledopt.backends.cpp.batch import CppBatch, squares_kernel
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.rules.program import REDUCTIONS
 from compiledopt.rules.traced import Variant
@@ -78,7 +78,7 @@ class ReducingBatch(CppBatch):
         assert isinstance(self.traced, Variant)
         self.kernel = kernel(self.traced, self.dtypes)
         if self.is_clipped:
-            self.squared = cpp.squares_kernel(self.dtypes[1])
+            self.squared = squares_kernel(self.dtypes[1])
         self.driver = cpp.passes_driver()
         self.described = described(self.traced, self.dtypes, self.kernel)
         self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `work` is for

@@ -5,12 +5,17 @@ namespace {
 
 constexpr int kMostTensors = 16;             // of a parameter, its gradient and its states: MOST_TENSORS in gathered.py
 constexpr int kMostOperands = 64;            // of a pass: MOST_OPERANDS in kernels.py
-constexpr int64_t kWorkPerThread = 1 << 18;  // elements: 0.1 ms of work; waking a thread took up to 0.15 ms
+// Elements. Inside training torch's threads are awake when a step begins, since the backward pass just used them, and all that a
+// step touches comes from memory: two threads were faster from 2^16 elements on (perf/in_situ.py, with this changed), in few
+// tensors and in many. It is torch's own grain (at::internal::GRAIN_SIZE).
+constexpr int64_t kWorkPerThread = 1 << 15;
 
 // The axes along which a value varies, as rules/program.py numbers them; all of them for most.
-enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7 };
+enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8 };
 // What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
 enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
+// Shifted by so many bits, beside the order: how many dimensions, from the first, make up a row each.
+constexpr int kOuter = 2;
 
 // What a gather says: the kernel may run; other rows of the table are needed; the plan no longer fits.
 enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };

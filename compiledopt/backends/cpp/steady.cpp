@@ -40,15 +40,6 @@ bool no_gradients(PyObject* params) {
   return true;
 }
 
-// Before Python 3.13 a dict has a number that no other has, and that is another one after each change.
-#if PY_VERSION_HEX < 0x030D0000
-uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
-bool has_version(PyObject* dict, uint64_t version) { return version_of(dict) == version; }
-#else
-uint64_t version_of(PyObject*) { return 0; }
-bool has_version(PyObject*, uint64_t) { return false; }
-#endif
-
 // Entries of a dict: the very objects, or nothing (or None) where there is none.
 struct Attributes {
   struct Attribute {

@@ -17,10 +17,15 @@ Numbers = dict[str, int]  # the numbers that scalar parts read, by their names i
 def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
     native, numbers = launcher(), Numbers()
-    parts = [_part(batch, numbers, native.OPERATIONS) for batch in standing.batches]
-    groups = [_group(*pair, standing.rule, numbers) for pair in zip(standing.groups, standing.rules, strict=True)]
-    if None in parts or None in groups:
+    parts = [part for batch in standing.batches if (part := _part(batch, numbers, native.OPERATIONS)) is not None]
+    every = zip(standing.groups, standing.rules, standing.own, strict=True)
+    groups = [group for one in every if (group := _group(*one, numbers)) is not None]
+    if len(parts) != len(standing.batches) or len(groups) != len(standing.groups):
         return None
+    given = [{number for *_, read in entries for _, number in read} for _, entries in groups]
+    for _, _, inputs, rows, _ in parts:
+        if not all({number for _, number in inputs if number >= 0} <= given[group] for group, _ in rows):
+            return None
     made = native.Steady(
         attributes=standing.attributes,
         modules=standing.modules,
@@ -41,8 +46,8 @@ def steady(standing: Standing) -> Steady | None:
 def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
     """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded). Mutates: numbers."""
     traced = batch.traced
-    first = not batch.rows or any(first for _, first, _ in batch.rows)
-    if first or batch.staged or batch.is_clipped or batch.sources is not None:
+    first = not batch.rows or any(first for _, first, *_ in batch.rows)
+    if first or traced.scalars.size_names or batch.staged or batch.is_clipped or batch.sources is not None:
         return None
     lines = scalar_lines(traced.program, known)
     if lines is None or tuple(traced.program.scalar_outputs) != traced.scalar_names:
@@ -52,12 +57,12 @@ def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
         if of_step:
             return None
         inputs.append((place, -1) if place >= 0 else (-1, numbers.setdefault(name, len(numbers))))
-    return batch.native, lines, inputs, [(group, states) for group, _, states in batch.rows], batch.rounded
+    return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded
 
 
 def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
     """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
-    of a tuple or -1, number)]) of each entry). own: the optimizer's rule: what else a group asks for stands around it."""
+    of a tuple or -1, number)]) of each entry). own: its rule before that: what else it asks for stands around it."""
     entries = []
     for name, value in dict.items(group):  # not what a group may compute
         many = isinstance(value, tuple)

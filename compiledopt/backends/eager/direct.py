@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Context, Entry
+from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.eager.rows import EagerBatch
+from compiledopt.backends.eager.evaluated import new_values
+from compiledopt.backends.eager.rows import EagerBatch, totals_of
 from compiledopt.backends.eager.stacked import given_to
-from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
@@ -45,6 +45,26 @@ class DirectBatch(EagerBatch):
             self.pending.append(entry)
         return True
 
+    @torch.no_grad()
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        found: dict[TotalOf, Value] = {}
+        for entry in self.pending:
+            if round >= len(entry.traced.measures):
+                continue
+            measure = entry.traced.measures[round]
+            operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
+            tensors = [as_real(operands[node.name]) for node in entry.traced.program.tensors]
+            given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
+            values = scalar_values(measure.program, given, entry.param.device)
+            columns = [values[node] for node in measure.program.columns]
+            for node, value in zip(measure.totals, totals_of(measure, tensors, columns), strict=True):
+                key = total_of(node, entry.group)
+                found[key] = found.get(key, 0.0) + over_processes(value, entry)
+        return found
+
+    def renew(self) -> None:
+        """Nothing is known before the launch."""
+
     def launch(self) -> None:
         for entry in self.pending:
             with torch.set_grad_enabled(self._differentiable(entry)):
@@ -64,18 +84,18 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
     tensors = [as_real(operands[node.name]) for node in program.tensors]
-    wide = compute_dtype([tensor.dtype for tensor in tensors])
-    tensors = [tensor.to(wide, copy=True) for tensor in tensors]
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
-    columns = [_on(values[node], entry.param.device, wide) for node in program.columns]
-    results = dict(zip(program.tensor_outputs, evaluate(program, tensors, columns, False), strict=True))
+    numbers = [_on(values[node], entry.param.device) for node in program.columns]
+    results = dict(zip(program.tensor_outputs, new_values(entry, tensors, numbers), strict=True))
     return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 
 def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
     if name == "first":
         return float(entry.first)
+    if name in entry.traced.scalars.size_names:
+        return entry.traced.scalars.size(name, (entry.param if entry.whole is None else entry.whole).shape)
     value = entry.state[name] if name in entry.traced.scalar_names else context.number(entry.group, name)
     return _wide(value) if isinstance(value, torch.Tensor) else float(value)
 

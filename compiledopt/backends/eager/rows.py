@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Entry
+from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_sparse
+from compiledopt.rules.scalar_part import Measurement
 
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
 
@@ -31,6 +32,7 @@ class Row:
         self.grads: list[torch.Tensor] = []
         self.columns: list[float] = []
         self.fresh: list[float] = []
+        self.sizes: tuple[float, ...] = ()
         self.room: int | None = None
         self.bounds: dict[int, list[int]] = {}  # where foreach cuts, by number of temporaries
 
@@ -77,7 +79,7 @@ class Row:
         return True
 
     def evaluate(self, context: Context) -> None:
-        row = (float(self.first), *self.values)
+        row = (float(self.first), *self.values, *self.sizes)
         self.columns, self.fresh = self.traced.scalars(context.numbers[self.group], context.step, row)
 
     def tensors(self) -> list[list[torch.Tensor]]:
@@ -143,14 +145,31 @@ class EagerBatch(Batch):
             check_state(entry, self.context.owner)
             dtypes = (param.dtype, grad.dtype, *[state[name].dtype for name in traced.state_names])
             values = tuple([state[name].item() for name in traced.scalar_names])
-            key = (traced, entry.group, entry.first, param.device, dtypes, values)
+            sizes = traced.scalars.sizes(param.shape if entry.whole is None else entry.whole.shape)
+            key = (traced, entry.group, entry.first, param.device, dtypes, values, sizes)
             if key not in rows:
                 rows[key] = Row(entry, values, dtypes)
+                rows[key].sizes = sizes
             rows[key].add(entry, grad)
         self.rows = list(rows.values())
         for row in self.rows:
             row.seal()
         return True
+
+    @torch.no_grad()
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        found: dict[TotalOf, Value] = {}
+        for row in self.rows:
+            if round >= len(row.traced.measures):
+                continue
+            measure = row.traced.measures[round]
+            known = self.context.numbers[row.group], self.context.step, (float(row.first), *row.values, *row.sizes)
+            columns = measure.scalars(*known)[0]
+            for tensors in zip(*row.tensors(), strict=True):
+                for node, value in zip(measure.totals, totals_of(measure, tensors, columns), strict=True):
+                    key = total_of(node, row.group)
+                    found[key] = found.get(key, 0.0) + over_processes(value, row.entries[0])
+        return found
 
     def renew(self) -> None:
         for row in self.rows:
@@ -165,6 +184,17 @@ class EagerBatch(Batch):
 
     def update(self) -> None:
         raise NotImplementedError
+
+
+def totals_of(measure: Measurement, tensors: Sequence[torch.Tensor], columns: Sequence[Any]) -> list[torch.Tensor]:
+    """What a parameter contributes, as 0-dim float64 tensors. tensors: the operands of its rule."""
+    reads = [tensors[index] for index in measure.reads]
+    wide = compute_dtype([tensor.dtype for tensor in reads])
+    given = [tensor.to(wide) for tensor in reads]
+    places = [given[0]] * len(measure.totals)
+    numbers = [torch.as_tensor(value, dtype=wide, device=given[0].device) for value in columns]
+    values = evaluate(measure.program, [*given, *places], numbers, False)
+    return [value.sum(dtype=torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
 
 
 def reserve(room: int, device: torch.device) -> None:

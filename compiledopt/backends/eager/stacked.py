@@ -3,7 +3,7 @@ saves calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -82,7 +82,10 @@ class Stack:
     def update(self, entries: Sequence[Entry]) -> None:
         columns = {name: [operand(self.of(entry, name)) for entry in entries] for name in self.names}
         if len(entries) == 1:
-            results = [[result] for result in self.call(*[column[0] for column in columns.values()])]
+            given = {name: column[0] for name, column in columns.items()}
+            results = [
+                [_before(name, result, given)] for name, result in zip(self.targets, self.call(*given.values()), strict=True)
+            ]
         else:
             stacked = torch.vmap(self.call)(*map(torch.stack, columns.values()))
             results = [list(result.unbind()) for result in stacked]
@@ -95,6 +98,12 @@ class Stack:
                     put(home, value.to(home.dtype)) if is_distributed(home) else home.copy_(value)
             else:
                 torch._foreach_copy_(homes, values)
+
+
+def _before(name: str, result: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What becomes of `name`: where that is another operand as it was, a copy, since that may be written first."""
+    others = [value for other, value in given.items() if other != name]
+    return result.clone() if any(result is value or result._base is value for value in others) else result
 
 
 class StackedBatch(Batch):

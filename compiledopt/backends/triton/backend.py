@@ -38,6 +38,14 @@ class TritonBackend(GatheredBackend):
         traced, param = entry.traced, entry.param
         if (reason := too_many(entry)) is not None:
             return reason
+        if traced.measures or traced.rule.shared:
+            return f"{traced.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
+        if traced.scalars.size_names and is_on_device(traced, group, param, entry.state):
+            return f"{traced.rule.name} reads {traced.scalars.size_names[0]}, which a table on the device has not"
+        if traced.program.is_random:
+            return "values are rounded with random bits, which the Triton kernel does not have"
+        if traced.program.blocks:
+            return "states are kept in blocks, which the Triton kernel does not have"
         dtypes = kernel_dtypes(entry.dtypes())
         try:
             kernel = kernels.kernel(traced.program, dtypes)

@@ -1,0 +1,69 @@
+"""AdaMuon."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonalize
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
+from compiledopt.optimizer import Optimizer
+from compiledopt.rules.rule import rule
+
+
+@rule(scalars=("step",), static=("ns_steps",), elementwise=False)
+@with_maximize
+def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, momentum, nesterov, ns_steps, beta2, eps):
+    step = step + 1
+    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
+    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
+    update = orthogonalize(update, COEFFICIENTS, ns_steps, 1e-7).to(param.dtype)
+    v_buffer = beta2 * v_buffer + (1 - beta2) * update * update
+    update = update / ((v_buffer / (1 - beta2**step)).sqrt() + eps)
+    rows, columns = param.shape
+    size = 0.2 * lr * math.sqrt(rows * columns) / (update.norm() + eps)
+    return param * (1 - lr * weight_decay) - size * update, step, momentum_buffer, v_buffer
+
+
+class AdaMuon(Optimizer):
+    """AdaMuon: Muon's direction, scaled by its own second moment and as long as Adam's steps.
+
+        b ← μ·b + (1 − μ)·g;  O = NewtonSchulz((1 − μ)·g + μ·b), or of b without nesterov
+        v ← β₂·v + (1 − β₂)·O²;  u = O / (√(v / (1 − β₂ᵗ)) + ε);  θ ← (1 − γ·λ)·θ − 0.2·γ·√(rows·columns)·u / (‖u‖ + ε)
+
+    params: 2-dimensional ones. ns_steps: int, iterations. beta2 (β₂): float.
+    State: `momentum_buffer` (b) and `v_buffer` (v), like the parameter.
+    Good for: matrices of language models, with AdamW's learning rates.
+    Start: lr as AdamW's, weight_decay 0.1; AdamW for all that is not a matrix.
+    Names: those of the authors' package (Chongjie-Si/AdaMuon).
+    Source: Si et al. 2025, arXiv:2507.11005.
+    """
+
+    rule = adamuon
+    bounds = (*BOUNDS, Bound("beta2", "Invalid beta2 value", below=1.0))
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: LearningRate = 0.02,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        compiled: bool | None = None,
+        **extras: Unpack[Extras],
+    ) -> None:
+        super().__init__(params, locals())
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_matrices("AdaMuon", group["params"])

@@ -1,0 +1,84 @@
+"""Operations of a program that are made of torch's: one name for each, so that a program shows what is meant. And what a
+program may know of its elements: random bits, and the largest size in a block of them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+from compiledopt.rules.ops import Op
+from compiledopt.rules.random import bits_at, key
+
+COMPOSED: dict[str, Op] = {}
+
+
+def operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a pointwise function in torch's operators one operation of a program, which shows it by its name.
+
+    function: of as many tensors or numbers as it has arguments, to one tensor. It computes in the dtype that it is given.
+    """
+    name, digest = function.__name__, _digest(function)
+    if name in COMPOSED and COMPOSED[name].definition != digest:
+        raise ValueError(f"{name} is an operation already; give this one another name")
+
+    @wraps(function)
+    def called(*args: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(called, args, *args)
+        return function(*args)
+
+    COMPOSED[name] = Op(name, function.__code__.co_argcount, function, _no_number, in_place=False, definition=digest)
+    return called
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """Of the file, since a function calls others there; of the function alone where there is no file."""
+    try:
+        content = inspect.getsource(sys.modules[function.__module__]).encode()
+    except (OSError, TypeError):
+        content = function.__code__.co_code + repr(function.__code__.co_consts).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _no_number(*_: float) -> float:
+    raise TypeError("this operation is for tensors, and was given numbers alone")
+
+
+LARGEST = "largest"
+
+
+def largest(x: Any, block: int) -> Any:
+    """The largest finite size among the elements of each block, which lie along the last dimension."""
+    if has_torch_function((x,)):
+        return handle_torch_function(largest, (x,), x, block)
+    size = x.abs()
+    return torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True)
+
+
+COMPOSED[LARGEST] = Op(LARGEST, 2, largest, _no_number, in_place=False, definition=LARGEST)
+# 32 bits for each element, of (seed, step): who runs a program knows the parameter, and which of its elements a tensor holds.
+RANDOM = "random_bits"
+COMPOSED[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))
+
+
+def random_bits(seed: Any, step: Any) -> Any:
+    """32 random bits for each element, where a rule is traced. seed, step: numbers without a fraction, below 2^24."""
+    return handle_torch_function(random_bits, (seed, step), seed, step)
+
+
+@operation
+def key_first(seed: Any, step: Any, parameter: Any) -> Any:
+    """The first word of the key of random bits."""
+    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[0]
+
+
+@operation
+def key_second(seed: Any, step: Any, parameter: Any) -> Any:
+    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[1]

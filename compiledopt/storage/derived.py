@@ -1,0 +1,126 @@
+"""A rule whose states and parameter are kept in other ways: decode before it, encode after it, in one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from compiledopt.backends.distributed import is_distributed, like_shards
+from compiledopt.rules.composed import random_bits
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import named as by_name
+from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, blocks_of, initial
+from compiledopt.storage.rounded import more_bits, upper_half
+
+STATE_DTYPE, ROUNDING, SEED = "state_dtype", "rounding", "seed"
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is asked for one kind of parameter. states: (name, codec, where it starts from) of those that are kept in another
+    way than the rule makes them; rounding: of the parameter, None for the store's own; dtype: the parameter's."""
+
+    states: tuple[tuple[str, Codec, float], ...]
+    rounding: Rounding | None
+    dtype: torch.dtype
+
+    @property
+    def is_random(self) -> bool:
+        return any(codec.random for _, codec, _ in self.states) or bool(self.rounding and self.rounding.random)
+
+
+def keep(rule: Rule, kept: Kept) -> Rule:
+    """The rule with its values kept so; it is one like any other."""
+    own = {} if kept.rounding is None else kept.rounding.states
+    makers = {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
+    for name, codec, start in kept.states:
+        makers |= _makers(name, codec, initial(rule, name, start), start)
+    scales = {f"{name}_{SCALE}": name for name, codec, _ in kept.states if codec.block}
+    added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
+    states = (*rule.states, *scales, *own, *added)
+    return replace(
+        rule,
+        function=_stored(rule, kept, states),
+        states=states,
+        options=(*rule.options, SEED) if kept.is_random and SEED not in rule.options else rule.options,
+        scalars=rule.scalars | set(added),
+        optional={**rule.optional, **{scale: rule.optional[name] for scale, name in scales.items() if name in rule.optional}},
+        initial={**rule.initial, **makers},
+        added=rule.added | {*own, *added},
+        in_blocks=frozenset(scales),
+        dense_alone=(*rule.dense_alone, STATE_DTYPE if kept.states else ROUNDING),
+    )
+
+
+def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:
+    """The function of such a rule. states: all that it has."""
+    codecs, rounding = {name: codec for name, codec, _ in kept.states}, kept.rounding
+    own = () if rounding is None else tuple(rounding.states)
+
+    def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
+        given = dict(zip(states, values, strict=True))
+        seed = options.get(SEED)
+        if kept.is_random and SEED not in rule.options:
+            del options[SEED]
+        present = {name: codec for name, codec in codecs.items() if given[name] is not None}
+        decoded = {name: codec.decode(given[name], given.get(f"{name}_{SCALE}")) for name, codec in present.items()}
+        before = [decoded.get(name, given[name]) for name in rule.states]
+        master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
+        after: dict[str, Any] = by_name(rule, rule(master, grad, *before, **options), rule.states, object)
+        bits = _draws(seed, given[STEP]) if kept.is_random else iter(())
+        for name, codec in present.items():
+            after[name], after[f"{name}_{SCALE}"] = codec.encode(after[name], next(bits) if codec.random else None)
+        if rounding is not None:
+            found = rounding.after(after["param"], kept.dtype, next(bits) if rounding.random else None)
+            after |= dict(zip(("param", *own), found, strict=True))
+        if STEP not in rule.states and kept.is_random:
+            after[STEP] = given[STEP] + 1
+        return tuple(after.get(name) for name in ("param", *states))
+
+    stored.__name__ = rule.function.__name__
+    stored.__wrapped__ = rule.function  # type: ignore[attr-defined]  # messages name the author's function, and its place
+    return stored
+
+
+def _like(dtype: torch.dtype) -> Maker:
+    def zeros(param: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+
+    return zeros
+
+
+def _makers(name: str, codec: Codec, made: Maker, start: float) -> Mapping[str, Maker]:
+    """What makes the codes of a state, and its scales where it has some."""
+
+    def stored(param: torch.Tensor) -> Any:
+        value = made(param)
+        return value if value is None else value.to(codec.dtype)
+
+    if not codec.block:
+        return {name: stored}
+    code, scale = (part.item() for part in codec.encode(torch.full((1, 1), start), None))
+
+    def codes(param: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros_like(param, dtype=codec.dtype, memory_format=torch.preserve_format, requires_grad=False)
+        return made.fill_(code)
+
+    def scales(param: torch.Tensor) -> torch.Tensor:
+        shape = blocks_of(param, codec.block)
+        if is_distributed(param):
+            return like_shards(param, shape, scale)
+        return torch.full(shape, scale, dtype=torch.float32, device=param.device)
+
+    return {name: codes, f"{name}_{SCALE}": scales}
+
+
+def _draws(seed: Any, step: Any) -> Iterator[Any]:
+    """Random bits for several values of an element from as few hashes as there can be: 16 are enough for one value."""
+    bits = random_bits(seed, step)
+    while True:
+        yield bits
+        yield upper_half(bits)
+        bits = more_bits(bits)

@@ -1,0 +1,87 @@
+"""Which states are never negative, proved from the program: squares, averages of squares, maxima of those."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from compiledopt.rules.author import NotElementwise, TraceError
+from compiledopt.rules.program import Argument, Node
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import trace
+
+Interval = tuple[float, float]
+EVERYTHING, INFINITY = (-float("inf"), float("inf")), float("inf")
+# Numbers between 0 and 1 by their names, as constructors check them; a state outside of what follows is NaN then.
+SHARES = re.compile(r"betas?\d*(\[\d\])?|rho|alpha|momentum|ema_decay")
+NOT_NEGATIVE = re.compile(r"lr|eps(\[\d\])?|step|weight_decay|n_averaged|first")
+
+
+def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
+    """The states that stay at or above zero once they start there, whatever the gradients are."""
+    try:
+        program = trace(rule, group)
+    except (NotElementwise, TraceError):
+        return frozenset()
+    candidates = {name for name in program.tensor_outputs if name != "param"}
+    candidates = {name for name in candidates if rule.maker(name) is None and rule.initial_value(name, group) >= 0}
+    while True:  # the largest set of which each is so if all are
+        known: dict[Node, Interval] = {}
+        failing = {name for name in candidates if _interval(program.outputs[name], candidates, known)[0] < 0}
+        if not failing:
+            return frozenset(candidates)
+        candidates -= failing
+
+
+def _interval(node: Argument, positive: set[str], known: dict[Node, Interval]) -> Interval:
+    if not isinstance(node, Node):
+        return (float(node), float(node)) if node == node else EVERYTHING
+    if node not in known:
+        known[node] = _of_input(node, positive) if node.op == "input" else _of_operation(node, positive, known)
+    return known[node]
+
+
+def _of_input(node: Node, positive: set[str]) -> Interval:
+    if node.scalar and SHARES.fullmatch(node.name):
+        return 0.0, 1.0
+    return (0.0, INFINITY) if node.name in positive or (node.scalar and NOT_NEGATIVE.fullmatch(node.name)) else EVERYTHING
+
+
+def _product(a: Interval, b: Interval) -> Interval:
+    if a[0] >= 0 and b[0] >= 0:
+        return a[0] * b[0], a[1] * b[1] if INFINITY not in (a[1], b[1]) else INFINITY
+    return EVERYTHING
+
+
+_OF: dict[str, Callable[..., Interval]] = {
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "mul": _product,
+    "maximum": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
+    "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
+    "where": lambda condition, a, b: (min(a[0], b[0]), max(a[1], b[1])),
+    "lerp": lambda a, b, w: (min(a[0], b[0]), max(a[1], b[1])) if w[0] >= 0 and w[1] <= 1 else EVERYTHING,
+    "div": lambda a, b: (0.0, INFINITY) if a[0] >= 0 and b[0] >= 0 else EVERYTHING,
+}
+_NEVER = ("abs", "square", "exp", "sqrt")
+
+
+def _of_operation(node: Node, positive: set[str], known: dict[Node, Interval]) -> Interval:
+    if node.op in _NEVER or (node.op == "mul" and node.args[0] is node.args[1]):
+        return 0.0, INFINITY
+    if node.op == "mul" and _is_square(node):
+        inner = node.args[0]
+        assert isinstance(inner, Node)
+        share = next(arg for arg in inner.args if arg is not node.args[1])
+        return _product(_interval(share, positive, known), (0.0, INFINITY))
+    if node.op not in _OF:
+        return EVERYTHING
+    low, high = _OF[node.op](*(_interval(arg, positive, known) for arg in node.args))
+    return (low, high) if low == low and high == high else EVERYTHING
+
+
+def _is_square(node: Node) -> bool:
+    """w·g·g, as (w·g)·g."""
+    inner = node.args[0]
+    return isinstance(inner, Node) and inner.op == "mul" and any(arg is node.args[1] for arg in inner.args)

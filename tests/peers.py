@@ -1,0 +1,80 @@
+"""Where the published algorithms come from: of each the package, its class, and how its options are called there."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+from typing import Any
+
+import torch
+
+import compiledopt
+
+
+@functools.cache
+def timm_optim() -> Any:
+    """timm's optimizers alone: its models import torchvision, which has to be of the same build as torch."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError("No module named 'timm'")
+    timm, models = types.ModuleType("timm"), types.ModuleType("timm.models")
+    timm.__path__, models.group_parameters = list(spec.submodule_search_locations), None
+    sys.modules.update({"timm": timm, "timm.models": models})
+    return importlib.import_module("timm.optim")
+
+
+# {ours: (the package, its class, the options that differ in name, those that only one of them has)}
+TIMM, OPTIMI, COLLECTION = "timm", "optimi", "pytorch_optimizer"
+THEIRS = {
+    "ADOPT": (TIMM, "Adopt", {}),
+    "AdEMAMix": (COLLECTION, "AdEMAMix", {"weight_decouple": True}),
+    "AdaBelief": (TIMM, "AdaBelief", {}),
+    "AdaBound": (COLLECTION, "AdaBound", {"weight_decouple": False}),
+    "AdamP": (TIMM, "AdamP", {}),
+    "Adan": (TIMM, "Adan", {}),
+    "CAME": (COLLECTION, "CAME", {}),
+    "DiffGrad": (COLLECTION, "DiffGrad", {"weight_decouple": False}),
+    "Grams": (COLLECTION, "Grams", {}),
+    "LAMB": (TIMM, "Lamb", {"max_grad_norm": None}),
+    "LARS": (TIMM, "Lars", {}),
+    "LaProp": (TIMM, "LaProp", {}),
+    "Lion": (TIMM, "Lion", {}),
+    "MADGRAD": (TIMM, "MADGRAD", {}),
+    "MARS": (TIMM, "Mars", {}),
+    "NovoGrad": (TIMM, "NvNovoGrad", {}),
+    "QHAdam": (COLLECTION, "QHAdam", {}),
+    "RMSpropTF": (TIMM, "RMSpropTF", {}),
+    "SGDP": (TIMM, "SGDP", {}),
+    "SGDW": (TIMM, "SGDW", {}),
+    "SM3": (COLLECTION, "SM3", {}),
+    "Signum": (COLLECTION, "SignSGD", {}),
+    "StableAdamW": (OPTIMI, "StableAdamW", {"triton": False}),
+    "Tiger": (COLLECTION, "Tiger", {}),
+    "Yogi": (COLLECTION, "Yogi", {}),
+}
+# Ours, then theirs.
+SPELLED = {"AdaBound": {"amsbound": "ams_bound"}, "QHAdam": {"decouple_weight_decay": "weight_decouple"}}
+# The authors' defaults, where the package of the comparison has others.
+OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "SGDP": {"lr"}}
+
+
+def class_of(name: str) -> Any:
+    module, title, _ = THEIRS[name]
+    return getattr(timm_optim() if module == TIMM else importlib.import_module(module), title)
+
+
+def theirs(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
+    """Theirs with our options: foreach, where it is given, only where theirs has it."""
+    more = dict(THEIRS[name][2])
+    options = {SPELLED.get(name, {}).get(key, key): value for key, value in options.items()}
+    for key in OTHER_DEFAULTS.get(name, ()):
+        options.setdefault(key, inspect.signature(getattr(compiledopt, name)).parameters[key].default)
+    if name == "CAME":
+        more["eps1"], more["eps2"] = options.pop("eps", (1e-30, 1e-16))
+    if "foreach" not in inspect.signature(class_of(name)).parameters:
+        options.pop("foreach", None)
+    return class_of(name)(params, **more, **options)

@@ -1,0 +1,137 @@
+"""The menu beside the packages it comes from: pip install '.[menu]' && pytest -m menu
+
+50 steps each against the authors' package, timm's, optimi's or pytorch_optimizer's; the same argument names and defaults;
+timm's registry and Transformers' Trainer with our classes; and every name of theirs either made or refused with a reason.
+"""
+
+import importlib.util
+import inspect
+
+import peers
+import pytest
+import torch
+from catalog import PUBLISHED
+from helpers import Gradients, copies, flat, parameters, rms, run
+
+import compiledopt
+
+pytestmark = pytest.mark.menu
+
+
+def class_of(name):
+    try:
+        return peers.class_of(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error}; the extra `menu` brings it")
+
+
+def package(name):
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed; the extra `menu` brings it")
+
+
+def timm_optim():
+    package("timm")
+    return peers.timm_optim()
+
+
+CASES = [case for one in PUBLISHED.values() if one.name in peers.THEIRS for case in one.cases]
+LEFT_OUT = {
+    "AdEMAMix-warm": "theirs has one warm-up for both",
+    "AdEMAMix-all": "theirs has one warm-up for both",
+    "AdaBelief-rectified": "timm's does not look at amsgrad where it rectifies",
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) not in LEFT_OUT], ids=str)
+def test_fifty_steps_beside_the_package(case):
+    start = parameters(torch.float64, shapes=[(40, 50), (301,), (1, 7)])
+    mine, other = copies(start), copies(start)
+    options = case.kwargs()
+    maximize = options.pop("maximize", False)
+    if maximize and "maximize" not in inspect.signature(class_of(case.algorithm)).parameters:
+        pytest.skip(f"theirs has no maximize: {peers.THEIRS[case.algorithm]}")
+    optimizer = case.ours(mine, "for-loop")
+    torch.set_default_dtype(torch.float64)  # for their 0-dim states
+    try:
+        reference = peers.theirs(
+            case.algorithm, other, foreach=False, **{**options, **({"maximize": True} if maximize else {})}
+        )
+        run(reference, other, Gradients(torch.float64), range(50))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    run(optimizer, mine, Gradients(torch.float64), range(50))
+    effect = rms(flat(other) - flat(start))
+    assert effect > 0.01
+    assert (flat(mine) - flat(other)).abs().max() <= 1e-3 * effect  # DiffGrad's ε stands within the correction here
+
+
+@pytest.mark.parametrize("name", peers.THEIRS)
+def test_names_and_defaults_are_theirs(name):
+    ours, other = (inspect.signature(cls).parameters for cls in (getattr(compiledopt, name), class_of(name)))
+    for key, parameter in ours.items():
+        key = peers.SPELLED.get(name, {}).get(key, key)
+        known = key in other and parameter.empty not in (parameter.default, other[key].default)
+        if known and key not in {*peers.OTHER_DEFAULTS.get(name, ()), "foreach", "maximize"}:
+            assert other[key].default == parameter.default, key
+
+
+def test_every_name_of_timm_is_made_or_refused():
+    for name in timm_optim().list_optimizers():
+        made_or_refused(name)
+
+
+def test_every_name_of_transformers_is_made_or_refused():
+    package("transformers")
+    from transformers.training_args import OptimizerNames
+
+    for name in OptimizerNames:
+        made_or_refused(name.value)
+
+
+def made_or_refused(name):
+    params = [torch.nn.Parameter(torch.ones(4, 3))]
+    if name in compiledopt.list_optimizers():
+        assert compiledopt.create_optimizer(name, params, lr=0.1).param_groups
+        return
+    with pytest.raises(ValueError) as refused:
+        compiledopt.create_optimizer(name, params)
+    assert "no optimizer" not in str(refused.value), name
+
+
+def test_timms_registry_takes_ours():
+    timm = timm_optim()
+    registry = timm._optim_factory.default_registry
+    registry.register(timm.OptimInfo(name="ours", opt_class=compiledopt.Lion, has_betas=True, description="compiled"))
+    model = torch.nn.Linear(4, 3)
+    optimizer = timm.create_optimizer_v2(model, opt="ours", lr=1e-3, weight_decay=0.1)
+    assert type(optimizer) is compiledopt.Lion and {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert optimizer.executor == "compiled"
+
+
+def test_transformers_trainer_takes_ours(tmp_path):
+    package("transformers"), package("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 1)
+
+        def forward(self, x, labels):
+            return {"loss": (self.layer(x) - labels).square().mean()}
+
+    x = torch.randn(32, 6)
+    data = [{"x": row, "labels": row.sum(0, keepdim=True)} for row in x]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=20, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    before, model = None, Net()
+    before = model.layer.weight.detach().clone()
+    chosen = (compiledopt.Lion, {"lr": 0.01, "weight_decay": 0.1})
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, optimizer_cls_and_kwargs=chosen)
+    trainer.train()
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    assert type(inner) is compiledopt.Lion and (model.layer.weight - before).abs().max() > 0.01

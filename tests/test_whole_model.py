@@ -1,0 +1,383 @@
+"""Sums over all parameters, and states that parameters share: against the authors' algorithms in float64."""
+
+import copy
+import io
+import math
+import warnings
+
+import pytest
+import torch
+from catalog import EXECUTORS, WHOLE_MODEL
+from contract import CONTRACTS, Subject
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt import DAdaptAdam, DoG, Prodigy, schedules, total
+from compiledopt.rules.trace import TraceError
+
+STEPS = 50
+
+
+class Plain(torch.optim.Optimizer):
+    """Written out over all groups at once, in the order of the authors' code."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, {**self.options, **options})
+        self.k = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        listed = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.k == 0:
+            self.start = {p: p.detach().clone() for group in self.param_groups for p in group["params"]}
+        self.update(listed)
+        self.k += 1
+
+
+class PlainProdigy(Plain):
+    options = {"lr": 1.0, "betas": (0.9, 0.999), "beta3": None, "eps": 1e-8, "weight_decay": 0.0, "decouple": True}
+    options |= {"d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "safeguard_warmup": False, "use_bias_correction": False}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d = self.d_max = lead["d0"]
+            self.numerator = 0.0
+        (beta1, beta2), d, d0, lr = lead["betas"], self.d, lead["d0"], max(g["lr"] for g in self.param_groups)
+        beta3 = math.sqrt(beta2) if lead["beta3"] is None else lead["beta3"]
+        correction = 1.0
+        if lead["use_bias_correction"]:
+            correction = math.sqrt(1 - beta2 ** (self.k + 1)) / (1 - beta1 ** (self.k + 1))
+        dlr = d * lr * correction
+        self.numerator *= beta3
+        length = 0.0
+        grads = {}
+        for group, p in listed:
+            grads[p] = grad = p.grad.clone() if group["decouple"] else p.grad + group["weight_decay"] * p
+            state = self.state[p]
+            for name in ("s", "exp_avg", "exp_avg_sq"):
+                state.setdefault(name, torch.zeros_like(p))
+            if group["lr"] > 0:
+                self.numerator += (d / d0) * dlr * float((grad * (self.start[p] - p)).sum())
+                state["exp_avg"].mul_(beta1).add_(grad, alpha=d * (1 - beta1))
+                state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=d * d * (1 - beta2))
+                state["s"].mul_(beta3).add_(grad, alpha=(d / d0) * (d if group["safeguard_warmup"] else dlr))
+                length += float(state["s"].abs().sum())
+        guess = lead["d_coef"] * self.numerator / length
+        if d == d0:
+            d = max(d, guess)
+        self.d_max = max(self.d_max, guess)
+        self.d = d = min(self.d_max, d * lead["growth_rate"])
+        for group, p in listed:
+            state, rate = self.state[p], dlr if group["lr"] > 0 else 0.0
+            if group["decouple"]:
+                p.mul_(1 - rate * group["weight_decay"])
+            p.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt() + d * group["eps"], value=-rate)
+
+
+class PlainDAdaptAdam(Plain):
+    options = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decouple": False}
+    options |= {"d0": 1e-6, "growth_rate": math.inf}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d, self.weighted = lead["d0"], 0.0
+        (beta1, beta2), dlr = lead["betas"], self.d * lead["lr"]
+        squares = sks = length = 0.0
+        for group, p in listed:
+            grad = p.grad if group["decouple"] else p.grad + group["weight_decay"] * p
+            state = self.state[p]
+            for name in ("s", "exp_avg", "exp_avg_sq"):
+                state.setdefault(name, torch.zeros_like(p))
+            state["exp_avg"].mul_(beta1).add_(grad, alpha=dlr * (1 - beta1))
+            state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            denominator = state["exp_avg_sq"].sqrt() + group["eps"]
+            squares += float((grad * grad / denominator).sum())
+            state["s"].mul_(beta2).add_(grad, alpha=dlr * (1 - beta2))
+            sks += float((state["s"] ** 2 / denominator).sum())
+            length += float(state["s"].abs().sum())
+        self.weighted = beta2 * self.weighted + squares * dlr**2 * (1 - beta2)
+        guess = (sks / (1 - beta2) - self.weighted) / length
+        self.d = max(self.d, min(guess, self.d * lead["growth_rate"]))
+        for group, p in listed:
+            if group["decouple"]:
+                p.mul_(1 - dlr * group["weight_decay"])
+            p.sub_(self.state[p]["exp_avg"] / (self.state[p]["exp_avg_sq"].sqrt() + group["eps"]))
+
+
+class PlainDoG(Plain):
+    options = {"reps_rel": 1e-6, "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "init_eta": None}
+
+    def update(self, listed):
+        for group in self.param_groups:
+            mine = [p for other, p in listed if other is group]
+            grads = [p.grad + group["weight_decay"] * p for p in mine]
+            moved = math.sqrt(sum(float((p - self.start[p]).square().sum()) for p in mine))
+            if self.k == 0:
+                length = math.sqrt(sum(float(p.square().sum()) for p in mine))
+                group["r"] = 0.0 if group["init_eta"] is not None else group["reps_rel"] * (1 + length)
+                group["squares"] = group["eps"]
+            else:
+                group["r"] = max(group["r"], moved)
+            group["squares"] += sum(float(grad.square().sum()) for grad in grads)
+            eta = group["lr"] * group["r"] / math.sqrt(group["squares"])
+            eta = group["init_eta"] if self.k == 0 and group["init_eta"] is not None else eta
+            for p, grad in zip(mine, grads, strict=True):
+                p.sub_(eta * grad)
+
+
+CASES = {
+    "Prodigy": (Prodigy, PlainProdigy, {"d0": 1e-3}),
+    "Prodigy-all": (
+        Prodigy,
+        PlainProdigy,
+        {
+            "lr": 0.5,
+            "d0": 1e-3,
+            "weight_decay": 0.1,
+            "use_bias_correction": True,
+            "growth_rate": 1.3,
+            "d_coef": 0.8,
+            "beta3": 0.9,
+        },
+    ),
+    "Prodigy-coupled": (
+        Prodigy,
+        PlainProdigy,
+        {"d0": 1e-3, "weight_decay": 0.1, "decouple": False, "safeguard_warmup": True},
+    ),
+    "DAdaptAdam": (DAdaptAdam, PlainDAdaptAdam, {"d0": 1e-3}),
+    "DAdaptAdam-all": (DAdaptAdam, PlainDAdaptAdam, {"d0": 1e-3, "weight_decay": 0.1, "decouple": True, "growth_rate": 1.2}),
+    "DoG": (DoG, PlainDoG, {"reps_rel": 1e-2}),
+    "DoG-all": (DoG, PlainDoG, {"lr": 0.7, "weight_decay": 0.1, "init_eta": 1e-3}),
+}
+
+
+def in_groups(params, **second):
+    return [{"params": params[:2]}, {"params": params[2:], **second}]
+
+
+def descend(optimizer, params, steps, start=0):
+    """Steps along gradients of a quadratic with some noise, so that distances grow along them; one is absent now and then."""
+    for step in range(start, start + steps):
+        noise = Gradients(torch.float64)
+        noise.set(params, step)
+        for index, param in enumerate(params):
+            with torch.no_grad():
+                param.grad = None if (step + index) % 7 == 5 else (param - 3) + 0.1 * param.grad
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", [name if "-" not in name else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_against_the_authors(name, executor):
+    ours, plain, options = CASES[name]
+    start, mine, theirs = parameters(torch.float64), parameters(torch.float64), parameters(torch.float64)
+    second = {"lr": 0.0} if name == "Prodigy-all" else {}
+    optimizer, reference = (
+        ours(in_groups(mine, **second), **options, **EXECUTORS[executor]),
+        plain(in_groups(theirs, **second), **options),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        descend(optimizer, mine, STEPS)
+    descend(reference, theirs, STEPS)
+    assert optimizer.executor == executor
+    effect = rms(flat(theirs) - flat(start))
+    assert effect > 0.01 and rms(flat(mine) - flat(theirs)) <= 1e-8 * effect
+    if hasattr(reference, "d"):
+        found = [group["d"].item() for group in optimizer.param_groups]
+        assert found == [found[0]] * 2 and found[0] > 2 * options["d0"] and found[0] == pytest.approx(reference.d, rel=1e-9)
+    else:
+        for group, other in zip(optimizer.param_groups, reference.param_groups, strict=True):
+            assert group["rbar"].item() == pytest.approx(other["r"], rel=1e-9) and group["k"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("DoG", torch.float32),
+        *[
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name in ("Prodigy", "DoG")
+            for dtype in (torch.float32, torch.bfloat16, torch.complex64)
+        ],
+    ],
+)
+def test_dtypes(name, dtype):
+    """Executors agree to the rounding of a dtype, and compiled is the same for any number of threads."""
+    ours, _, options = CASES[name]
+    results, threads = {}, torch.get_num_threads()
+    try:
+        for executor, count in (("compiled", 1), ("compiled", 2), ("for-loop", 1)):
+            torch.set_num_threads(count)
+            params = parameters(dtype, [(700, 600), (3,), (0,)])
+            optimizer = ours(in_groups(params), **options, **EXECUTORS[executor])
+            run(optimizer, params, Gradients(dtype), range(8))
+            results[executor, count] = flat(params)
+    finally:
+        torch.set_num_threads(threads)
+    assert same(results["compiled", 1], results["compiled", 2])
+    effect = rms(results["compiled", 1] - flat(parameters(dtype, [(700, 600), (3,), (0,)])))
+    bound = 1e-2 if dtype is torch.bfloat16 else 1e-4
+    assert effect > 1e-5 and rms(results["compiled", 1] - results["for-loop", 1]) <= bound * effect
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_state_dict_copies_and_pickles_go_on(executor):
+    ours, _, options = CASES["Prodigy"]
+    params = parameters(torch.float64)
+    optimizer = ours(in_groups(params), **options, **EXECUTORS[executor])
+    descend(optimizer, params, 10)
+    buffer = io.BytesIO()
+    saved = optimizer.state_dict()
+    torch.save(saved, buffer)
+    buffer.seek(0)
+    others, copied = copies(params), copy.deepcopy(optimizer)
+    other = ours(in_groups(others), **options, **EXECUTORS[executor])
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert other.param_groups[0]["d"] is other.param_groups[1]["d"]
+    held = [p for group in copied.param_groups for p in group["params"]]
+    for one, theirs in ((optimizer, params), (other, others), (copied, held)):
+        descend(one, theirs, 5, start=10)
+    assert saved["param_groups"][0]["k"] == 10 and optimizer.param_groups[0]["k"] == 15, "a snapshot"
+    assert same(snapshot(optimizer), snapshot(other)) and same(snapshot(optimizer), snapshot(copied))
+    assert optimizer.param_groups[1]["d_max"] == other.param_groups[1]["d_max"] == copied.param_groups[1]["d_max"]
+
+
+@compiledopt.define(shared=("sums",))
+def Levels(param, grad, sums, *, lr=0.1):
+    """A total that is computed from another."""
+    mean = total(grad) / 10
+    spread = total((grad - mean) * (grad - mean))
+    return param - lr * grad / spread, sums + spread
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_totals_of_totals_and_numbers_that_change(executor):
+    params = [torch.nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (7, 3)]
+    optimizer = Levels(params, lr=0.5, **EXECUTORS[executor])
+    values = torch.arange(10, dtype=torch.float64)
+    spread = float((values - values.mean()).square().sum())
+    for step in range(3):
+        params[0].grad, params[1].grad = values[:7].clone(), values[7:].clone()
+        optimizer.step()
+        assert optimizer.param_groups[0]["sums"].item() == pytest.approx((step + 1) * spread, rel=1e-12)
+    torch.testing.assert_close(flat(params), -3 * 0.5 * values / spread, rtol=1e-12, atol=0)
+    optimizer.param_groups[0]["sums"] = 5.0
+    optimizer.step()
+    assert optimizer.param_groups[0]["sums"].item() == pytest.approx(5 + spread, rel=1e-12)
+    optimizer.zero_grad()
+    before = snapshot(optimizer)
+    optimizer.step()
+    assert same(before, snapshot(optimizer)) and optimizer.param_groups[0]["sums"].item() == pytest.approx(5 + spread)
+    assert "total(" in optimizer.explain()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_clip_average_schedule_and_scaler_around_it(executor):
+    """Clipping comes before the sums, and a scaled loss does not change them."""
+    plain, mine = parameters(torch.float64), parameters(torch.float64)
+    around = {"d0": 1e-3, "ema_decay": 0.9, **EXECUTORS[executor]}
+    lr = schedules.linear(0.5, 1.0, 5)
+    reference = PlainProdigy(in_groups(plain), lr=1.0, d0=1e-3)
+    optimizer = Prodigy(in_groups(mine), lr=lr, max_grad_norm=2.0, **around)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for step in range(12):
+        Gradients(torch.float64).set(plain, step)
+        Gradients(torch.float64).set(mine, step)
+        torch.nn.utils.clip_grad_norm_(plain, 2.0)
+        for group in reference.param_groups:
+            group["lr"] = lr(step)
+        reference.step()
+        for param in mine:
+            param.grad = scaler.scale(param.grad)
+        scaler.step(optimizer)
+        scaler.update()
+    effect = rms(flat(plain) - flat(parameters(torch.float64)))
+    assert effect > 1e-3 and rms(flat(mine) - flat(plain)) <= 1e-8 * effect
+    assert optimizer.param_groups[0]["step"] == 12 and optimizer.param_groups[0]["lr"] == lr(12)
+
+
+def test_a_group_that_is_added_shares_what_is_the_models():
+    params = parameters(torch.float64)
+    optimizer = Prodigy(params[:2], d0=1e-3)
+    descend(optimizer, params[:2], 10)
+    optimizer.add_param_group({"params": params[2:]})
+    assert optimizer.param_groups[1]["d"] is optimizer.param_groups[0]["d"] and optimizer.param_groups[0]["d"] > 2e-3
+    optimizer.param_groups[1]["d"] = 0.5
+    descend(optimizer, params, 2, start=10)
+    assert [group["d"].item() for group in optimizer.param_groups] == [optimizer.param_groups[0]["d_max"].item()] * 2
+    with pytest.raises(ValueError, match="different lr values"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.3})
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_parameter_listed_twice(executor):
+    """It counts once in the sums, and is updated twice."""
+    param = torch.nn.Parameter(torch.zeros(10, dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = Levels([param, param], **EXECUTORS[executor])
+    values = torch.arange(10, dtype=torch.float64)
+    param.grad = values.clone()
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), -2 * 0.1 * values / float((values - 4.5).square().sum()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("promise", CONTRACTS, ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("name", WHOLE_MODEL)
+def test_promises(promise, name):
+    promise(Subject(WHOLE_MODEL[name], ours=True))
+
+
+def test_what_is_refused():
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+
+    def refused(error, match, rule, **options):
+        before = param.detach().clone()
+        with pytest.raises(error, match=match):
+            compiledopt.define(**options.pop("define", {}))(rule)([param], **options).step()
+        assert same(before, param.detach())
+
+    def counts(param, grad, step, n, *, lr=0.1):
+        return param - lr * grad, step + 1, n + step
+
+    def called(param, grad, *, lr=0.1):
+        return param - lr * total(grad) * torch.linalg.matrix_norm(grad.diag())
+
+    def number(param, grad, *, lr=0.1):
+        return param - lr * grad * total(lr)
+
+    refused(TraceError, r"shared state n from 'step'", counts, define={"scalars": ("step",), "shared": ("n",)})
+    refused(TraceError, "pointwise operations", called, define={"elementwise": False})
+    refused(TraceError, "not a number", number)
+    refused(RuntimeError, "differentiable", lambda param, grad, *, lr=0.1: param - lr * total(grad) * grad, differentiable=True)
+    with pytest.raises(TraceError, match="for rules"):
+        total(torch.ones(3))
+    with pytest.raises(ValueError, match='"model" or "group"'):
+        total(torch.ones(3), over="layer")
+    with pytest.raises(TypeError, match='"model"\'s or the'):
+        compiledopt.define(shared={"n": "layer"})(lambda param, grad, n: (param, n))
+    param.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        Prodigy([param]).step()
+
+
+def test_inside_a_graph_of_torch_compile():
+    params, plain = parameters(torch.float64, [(4, 3), (5,)]), parameters(torch.float64, [(4, 3), (5,)])
+    optimizer, reference = Prodigy(params, d0=1e-2), Prodigy(plain, d0=1e-2, compiled=False)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step():
+        optimizer.step()
+
+    for number in range(4):
+        Gradients(torch.float64).set(params, number)
+        Gradients(torch.float64).set(plain, number)
+        step()
+        reference.step()
+    assert rms(flat(params) - flat(plain)) <= 1e-10 and optimizer.param_groups[0]["k"] == 4
