@@ -34,6 +34,7 @@ class Extras(TypedDict, total=False):
     corrected_decay: bool | float | None
     update_clipping: float | None
     gradient_centralization: bool | None
+    skip_nonfinite: bool | None
 
 
 def at_start(lr: Any) -> Any:

@@ -317,6 +317,11 @@ class Optimizer(torch.optim.Optimizer):
         the gradients are. None without such an option or before the first step."""
         return self._stepper.grad_norm
 
+    @property
+    def skipped(self) -> Tensor | None:
+        """How many steps `skip_nonfinite` left out: a 0-dim tensor where the counts are. None without it, or before a step."""
+        return around.skipped((param for group in self.param_groups for param in group["params"]), self.state)
+
     def ema_parameters(self) -> list[Tensor]:
         """The averages that `ema_decay` keeps, in the order of the parameters; a parameter itself before its first step."""
         return around.averages(self.param_groups, self.state)

@@ -273,7 +273,7 @@ fault(
 fault(
     "optimizer:adamw-loads-l2-decay",
     "optimizer.py",
-    "            group.update(self.fixed)\n",
+    "            group.update(own_class.fixed)\n",
     "",
     "test_signature.py::test_adamw_stays_decoupled[loaded-absent]",
 )
@@ -438,8 +438,8 @@ fault(
 fault(
     "step:norm-measured-again",
     "plan.py",
-    "again=number > 0",
-    "again=False",
+    "self.owner.measure(batches, again=number > 0)",
+    "self.owner.measure(batches, again=False)",
     "test_around.py::test_a_parameter_listed_twice",
 )
 fault(
@@ -479,7 +479,7 @@ fault(
 )
 fault(
     "step:scales-what-is-sparse",
-    "stepper.py",
+    "foresee.py",
     "if is_sparse(param.grad) or (param.device.type",
     "if (param.device.type",
     "test_amp.py::test_who_leaves_it_to_the_scaler",

@@ -25,6 +25,7 @@ from compiledopt.around.schedule import (
     tell_ended,
     without_schedule,
 )
+from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
@@ -32,12 +33,12 @@ from compiledopt.rules.traced import Traced, traced
 
 __all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
 __all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
-__all__ += ["wanted", "without_schedule"]
+__all__ += ["skipped", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
 TRANSFORMATIONS: list[Transformation] = [Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
-TRANSFORMATIONS += [Centralized(), Clipped()]
+TRANSFORMATIONS += [Centralized(), Clipped(), Skipping()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]  # of each transformation, and of storage

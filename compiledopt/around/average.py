@@ -69,15 +69,25 @@ def towards(average: Any, current: Any, weight: Any) -> Any:
 
 def averages(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> list[torch.Tensor]:
     """The average of each parameter, in order; the parameter itself where none was made yet."""
-    params = [param for group in groups for param in group["params"]]
-    return [state.get(param, {}).get("ema", param.detach()) for param in params]
+    made = _made(groups, state)
+    return [made.get(param, param.detach()) for group in groups for param in group["params"]]
+
+
+def _made(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> dict[torch.Tensor, torch.Tensor]:
+    """{parameter: its average}, of those that have one: a step that is left out, even the first, has made none."""
+    own = {param: state.get(param, {}) for group in groups for param in group["params"]}
+    counts: dict[torch.device, dict[torch.Tensor, torch.Tensor]] = {}
+    for param, values in own.items():
+        if "ema" in values:
+            counts.setdefault(values["n_averaged"].device, {})[param] = values["n_averaged"].reshape(())
+    begun = {p for of in counts.values() for p, count in zip(of, torch.stack([*of.values()]).tolist(), strict=True) if count}
+    return {param: values["ema"] for param, values in own.items() if param in begun}
 
 
 @contextmanager
 def swapped(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> Iterator[None]:
     """Within, the parameters hold their averages, and the other way round."""
-    params = dict.fromkeys(param for group in groups for param in group["params"])
-    pairs = [(param, state[param]["ema"]) for param in params if "ema" in state.get(param, {})]
+    pairs = list(_made(groups, state).items())
     _exchange(pairs)
     try:
         yield

@@ -74,9 +74,10 @@ def _laid_like(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
     """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
-    or some of them want that, as after switching it on between steps."""
+    or some of them want that, as after switching it on between steps, or where only the device knows what becomes of them."""
     places = {state[name].device.type for name in traced.scalar_names}
-    if (group.get("capturable") and places != {param.device.type}) or len(places) > 1:
+    on_device = group.get("capturable") or traced.rule.follows_norm
+    if (on_device and places != {param.device.type}) or len(places) > 1:
         with torch.inference_mode(False), torch.no_grad():  # as above
             for name in traced.scalar_names:
                 state[name] = state[name].to(param.device)

@@ -46,6 +46,7 @@ class Rule:
         or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
 
     added: those of the states that a transformation of the rule brought along (around/).
+    follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
     in_blocks: of the states, the scales of others that are kept in blocks (storage/).
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
@@ -68,6 +69,7 @@ class Rule:
     added: frozenset[str] = frozenset()
     in_blocks: frozenset[str] = frozenset()
     dense_alone: tuple[str, ...] = ()
+    follows_norm: bool = False
     shared: Mapping[str, str] = field(default_factory=dict)
     every: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None

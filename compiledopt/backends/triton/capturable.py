@@ -56,7 +56,7 @@ def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: 
 
 def is_on_device(traced: Traced | Variant, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the 0-dim states of a parameter are on its device, or will be made there."""
-    if group.get("capturable"):
+    if group.get("capturable") or traced.rule.follows_norm:
         return True
     made = param.device if group.get("fused") else torch.device("cpu")
     values = [state.get(name) for name in traced.scalar_names]
