@@ -17,7 +17,6 @@ from compiledopt.backends.triton.shaped import ShapedTables, masks_of, run_on_no
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.backends.triton.tuning import Config, candidates_for, config
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Program
 from compiledopt.rules.traced import Traced, Variant
 
 AnyKernel = triton.TritonKernel | ReducingKernel
@@ -60,14 +59,14 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
 _ready: dict[tuple[str, torch.device], Any] = {}  # what `make` gave, or the CompileError
 
 
-def ready(kernel: triton.TritonKernel, program: Program, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
+def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[torch.dtype], device: torch.device) -> Config:
     """The block size and warps of a kernel that runs on a device: compiled and loaded there, in both variants, and run on
     nothing, so that no launch fails while others have written. Raises: CompileError."""
 
     def make() -> Config:
         chosen = config(kernel, device, lambda: timer(kernel, dtypes, device), candidates_for(dtypes))
         _run_on_nothing(kernel, device, chosen)
-        if (wrong := proved(kernel, program, dtypes, device, chosen)) is not None:
+        if (wrong := proved(kernel, runs.program, dtypes, device, chosen)) is not None:
             raise CompileError(f"it does not compute what it should: {wrong}")
         return chosen
 
@@ -122,7 +121,7 @@ def check_on_device(runs: Traced | Variant, param: torch.Tensor, dtypes: tuple[t
         masks = masks_of(kernel, [shape_of(param, runs.order)])
         made_ready(kernel, device, lambda: run_on_nothing(kernel, masks, device))
     else:
-        ready(kernel, runs.program, kernel_dtypes(dtypes), device)
+        ready(kernel, runs, kernel_dtypes(dtypes), device)
 
 
 def tables_for(runs: Traced | Variant, dtypes: tuple[torch.dtype, ...], device: torch.device) -> tuple[AnyKernel, Tables]:
@@ -130,4 +129,4 @@ def tables_for(runs: Traced | Variant, dtypes: tuple[torch.dtype, ...], device: 
     kernel = kernel_of(runs, dtypes)
     if isinstance(kernel, ReducingKernel):
         return kernel, ShapedTables(kernel, device)
-    return kernel, Tables(kernel, device, ready(kernel, runs.program, kernel_dtypes(dtypes), device))
+    return kernel, Tables(kernel, device, ready(kernel, runs, kernel_dtypes(dtypes), device))
