@@ -23,6 +23,7 @@ PUBLISHED = {
     "AdaBelief": "adabelief",
     "AdaBound": "adabound",
     "AdaMuon": "adamuon",
+    "AdamAtan2": "adam_atan2",
     "AdamMini": "adam_mini",
     "AdamP": "adamp",
     "Adan": "adan",
