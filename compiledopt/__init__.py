@@ -35,6 +35,7 @@ from compiledopt.stats import compile_stats
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
     from compiledopt.algorithms.published.adam_mini import AdamMini
     from compiledopt.algorithms.published.adamp import SGDP, AdamP
     from compiledopt.algorithms.published.adamuon import AdaMuon
@@ -90,6 +91,7 @@ __all__ = [
     "Adafactor",
     "Adagrad",
     "Adam",
+    "AdamAtan2",
     "AdamMini",
     "AdamP",
     "AdamW",

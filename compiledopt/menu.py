@@ -28,6 +28,7 @@ PUBLISHED = {
     "Prodigy": "prodigy",
     "AdaBound": "adabound",
     "AdaMuon": "adamuon",
+    "AdamAtan2": "adam_atan2",
     "AdamMini": "adam_mini",
     "AdamP": "adamp",
     "Adan": "adan",

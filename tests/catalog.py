@@ -327,6 +327,7 @@ PUBLISHED: dict[str, Algorithm] = {
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
+        _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
         _published("AdamMini", {"weight_decay": 0.1}),
         _published("AdamP", {"weight_decay": 0.1, "delta": 5.0, "nesterov": True}, more={"never": {"delta": 0.0}}),
         _published("CAME", {"weight_decay": 0.1, "eps": (1e-8, 1e-6), "betas": (0.8, 0.9, 0.95)}),

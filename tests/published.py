@@ -28,6 +28,7 @@ sqrt = either(sympy.sqrt, torch.sqrt)
 largest = either(sympy.Max, torch.maximum)
 smallest = either(sympy.Min, torch.minimum)
 where = either(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)), torch.where)
+angle = either(sympy.atan2, torch.atan2)
 exponential = either(sympy.exp, torch.exp)
 logarithm = either(sympy.log, torch.log)
 mean = either(sympy.Function("mean", real=True), torch.mean)
@@ -63,6 +64,12 @@ def adam_moments(x: Any, g: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
     """m̂, v̂, t and the new states."""
     t, m, v = x.step + 1, average(x.betas0, x.exp_avg, g), average(x.betas1, x.exp_avg_sq, g**2)
     return m / (1 - x.betas0**t), v / (1 - x.betas1**t), t, {"step": t, "exp_avg": m, "exp_avg_sq": v}
+
+
+def adam_atan2(x: Any) -> dict[str, Any]:
+    t, m, v = x.steps + 1, average(x.betas0, x.exp_avg, x.grad), average(x.betas1, x.exp_avg_sq, x.grad**2)
+    update = x.a * angle(m / (1 - x.betas0**t), x.b * sqrt(v / (1 - x.betas1**t)))
+    return {"steps": t, "exp_avg": m, "exp_avg_sq": v, "param": x.param - x.lr * (update + x.weight_decay * x.param)}
 
 
 def lion(x: Any) -> dict[str, Any]:
@@ -452,6 +459,7 @@ def along(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "ADOPT": (adopt, {}),
     "AdaMuon": (adamuon, {}),
+    "AdamAtan2": (adam_atan2, {}),
     "AdamMini": (adam_mini, {"vmean": per_row}),
     "AdamP": (adamp, {}),
     "CAME": (
@@ -483,7 +491,7 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "Tiger": (tiger, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
-NUMBERS = ("step", "beta1_weight", "beta2_weight", "exp_avg_lr_1", "exp_avg_lr_2")  # the states that are 0-dim
+NUMBERS = ("step", "steps", "beta1_weight", "beta2_weight", "exp_avg_lr_1", "exp_avg_lr_2")  # the states that are 0-dim
 
 
 class Quantities:

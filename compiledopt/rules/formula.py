@@ -76,6 +76,7 @@ LETTERS = {
     "exp_avg_slow": "m_2",
     "clip_exp": "p",
     "trust_coeff": "tau",
+    "steps": "t",
 }
 NO_LETTERS: Mapping[str, str] = {}
 _SYMPY: dict[str, Callable[..., Any]] = {
