@@ -36,8 +36,10 @@ class Part:
     kernels: int
     passes: int  # sweeps over what lies in memory: several where the rule reduces; 0 where an eager executor makes them
     calls_per_step: int  # kernel launches, or calls of torch operations by an eager executor
-    bytes_read_per_element: int
-    bytes_written_per_element: int
+    bytes_read_per_element: float
+    bytes_written_per_element: float
+    state_bytes_per_element: float  # that stay between steps
+    states: list[str]  # and how each is kept
     scalar_part: list[str]
     elementwise_part: list[str]
     formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
@@ -48,7 +50,7 @@ class Part:
 
     @property
     def bytes_per_step(self) -> int:
-        return self.elements * (self.bytes_read_per_element + self.bytes_written_per_element)
+        return round(self.elements * (self.bytes_read_per_element + self.bytes_written_per_element))
 
 
 @dataclass
@@ -99,8 +101,10 @@ def _describe(part: Part) -> list[str]:
     lines = [
         f"{part.executor} ({part.reason}): {_counted(part.tensors, 'tensor')} of {', '.join(part.dtypes)}",
         f"  {_counted(part.calls_per_step, calls)}{of} per step, {_counted(part.rows, 'row')} of scalars",
-        f"  per element: {least}{part.bytes_read_per_element} bytes read, {part.bytes_written_per_element} written",
+        f"  per element: {least}{part.bytes_read_per_element:g} bytes read, {part.bytes_written_per_element:g} written",
     ]
+    if part.states:
+        lines.append(f"  states: {', '.join(part.states)}; {part.state_bytes_per_element:.4g} bytes per element")
     if part.passes > 1:
         lines.append(f"  in {part.passes} passes, over all elements or over what they were reduced to")
     if part.clipped:
@@ -189,19 +193,23 @@ def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> P
     for line in told.program.text.splitlines() if told.program else []:
         (scalar if "# 0-dim" in line else elementwise).append(line.replace("  # 0-dim", ""))
     written_out = _formula(told.program)
+    elements, names = sum(entry.param.numel() for entry in entries), first.traced.shapes_of(first.param)
+    held = [(entry, sum(entry.state_bytes().values())) for entry in entries]
     return Part(
         executor=first.choice.executor,
         reason=first.choice.reason,
         program=first.traced.rule.name,
         dtypes=[str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(dtypes)],
         tensors=len(entries),
-        elements=sum(entry.param.numel() for entry in entries),
+        elements=elements,
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=told.kernels,
         passes=told.passes,
         calls_per_step=told.calls + clipped + len(first.traced.measures),
         bytes_read_per_element=told.read + clipped * dtypes[1].itemsize + _read_for_totals(first),
         bytes_written_per_element=told.written,
+        state_bytes_per_element=sum(kept * entry.param.numel() for entry, kept in held) / max(1, elements),
+        states=[f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in zip(names, dtypes[2:], strict=True)],
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,

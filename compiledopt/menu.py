@@ -242,6 +242,7 @@ def _unknown(name: str, low: str) -> str:
     if low in REFUSED:
         return f"There is no {name!r} here: it {REFUSED[low]}"
     if low.startswith("lookahead_"):
-        return f"There is no {name!r}: make {low.removeprefix('lookahead_')!r}, and wrap it in Lookahead"
+        wrapped = low.removeprefix("lookahead_")
+        return f"There is no {name!r}: make {wrapped!r}, or a rule of your own with slow weights (docs/write-your-own.md)"
     near = difflib.get_close_matches(low, names(), 3)
     return f"There is no optimizer {name!r}" + (f"; near it: {', '.join(near)}" if near else "; see list_optimizers()")

@@ -100,3 +100,13 @@ def test_an_eager_executor_moves_more_than_its_operands_once():
     for executor, options in EXECUTORS.items():
         told = compiledopt.AdamW(parameters(), **options).explain()
         assert ("at least 16 bytes read" in told and "memory: at least" in told) is (executor != "compiled")
+
+
+def test_states_are_told_as_they_are_kept():
+    """Scales are shared by the elements of their blocks; what is too small for blocks stays as the rule makes it."""
+    params = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(64))]
+    optimizer = compiledopt.AdamW(params, state_dtype="int8", foreach=True)
+    blocks, plain = optimizer._explanation().parts
+    assert blocks.state_bytes_per_element == 2 + 2 * 4 / 32 and plain.state_bytes_per_element == 8
+    assert blocks.bytes_read_per_element == 4 + 4 + 2.25 and blocks.bytes_written_per_element == 4 + 2.25
+    assert "exp_avg int8" in blocks.states and "2.25 bytes per element" in optimizer.explain()

@@ -65,6 +65,14 @@ class Entry:
         """Of the operands of `runs`; of states that are not made yet, what they will be."""
         return operand_dtypes(self.traced, self.param, self.state)
 
+    def state_bytes(self) -> dict[str, float]:
+        """Of each state that is not 0-dim, for each element of the parameter."""
+        shapes, count = self.traced.shapes_of(self.param), max(1, self.param.numel())
+        dtypes = future_dtypes(self.traced, self.param, self.state)
+        return {
+            name: dtype.itemsize * shape.numel() / count for (name, shape), dtype in zip(shapes.items(), dtypes, strict=True)
+        }
+
 
 def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
     """Of a parameter, its gradient, and its states as they are or will be made."""
@@ -208,26 +216,27 @@ class Description:
     """What a batch does at a step.
 
     calls: launches of kernels, or calls of torch's operations; the norm for clipping is one more. kernels: compiled ones.
-    passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element; at least
-    so many where torch's operations read and write their operands again. program: what is computed, if it is known as one.
+    passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element, the scale
+    of a block shared by its elements; at least so many where torch's operations read and write their operands again. program: what is computed, if it is known as one.
     source: makes the text of what runs.
     """
 
     calls: int
     kernels: int
     passes: int
-    read: int
-    written: int
+    read: float
+    written: float
     program: Program | None
     source: Callable[[], str]
 
 
-def bytes_moved(entry: Entry) -> tuple[int, int]:
-    """Bytes per element, read and written, of what is shaped like the parameter."""
+def bytes_moved(entry: Entry) -> tuple[float, float]:
+    """Bytes per element, read and written, of what is shaped like the parameter or has a number for each block of it."""
     param, traced = entry.param, entry.traced
-    shapes = {"param": param.shape, "grad": param.shape, **traced.shapes_of(param)}
-    dtypes = dict(zip(shapes, entry.dtypes(), strict=True))
-    read = {name: dtype.itemsize for name, dtype in dtypes.items() if shapes[name] == param.shape}
+    sizes = {"param": param.dtype.itemsize, "grad": entry.dtypes()[1].itemsize, **entry.state_bytes()}
+    like_it = {"param", "grad", *traced.rule.in_blocks}
+    like_it |= {name for name, shape in traced.shapes_of(param).items() if shape == param.shape}
+    read = {name: size for name, size in sizes.items() if name in like_it}
     written = traced.program.tensor_outputs if traced.elementwise else [name for name in read if name != "grad"]
     return sum(read.values()), sum(read[name] for name in written)
 
