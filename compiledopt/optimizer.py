@@ -60,7 +60,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if (cls.__module__ or "").startswith(f"{__package__}.algorithms."):
+        if (cls.__module__ or "").startswith(f"{__package__}."):
             cls.__module__ = __package__  # which pickles name: files may move
         constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if constructor is not None:

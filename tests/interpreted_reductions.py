@@ -56,8 +56,9 @@ def check(name, dtype, capturable, shapes, turned=False, **more):
     kind = capturables.CapturableBatch if capturable else batches.TritonBatch
     assert optimizer.executor == "compiled" and all(type(batch) is kind for batch in optimizer._plan.batches)
     effect, difference = rms(flat(models[0]) - start), rms(flat(models[1]) - flat(models[0]))
-    # The interpreter cuts bfloat16 off where the for-loop rounds.
-    assert effect > 1e-2 and difference <= {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.1) * effect
+    # The interpreter cuts bfloat16 off where the for-loop rounds: half a unit in the last place apart at each step.
+    cut = 3 * 2**-8 * rms(flat(models[0])) if dtype is torch.bfloat16 else 0.0
+    assert effect > 1e-2 and difference <= {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.0) * effect + cut
     for p, q in zip(*models, strict=True):
         for state, value in expected.state[p].items():
             near = {"rtol": 5e-2, "atol": 1e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
@@ -105,9 +106,9 @@ def test_a_nan_is_seen_by_the_largest():
 
 
 def test_launches_are_those_that_explain_tells_of(monkeypatch):
-    launched = []
+    launched, launch = [], tables.launch
     for module in (tables, shaped, capturables):
-        monkeypatch.setattr(module, "launch", lambda *given, original=tables.launch: launched.append(1) or original(*given))
+        monkeypatch.setattr(module, "launch", lambda *given: launched.append(1) or launch(*given))
     for name, most in (("AdamW", 1), ("Adafactor", 5)):
         for capturable in (False, True):
             params = parameters(shapes=[(9, 5), (4, 4), (16, 3)])

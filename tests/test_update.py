@@ -10,7 +10,7 @@ from catalog import CATALOG, EXECUTORS
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
-from compiledopt import around, schedules
+from compiledopt import around, schedules, storage
 from compiledopt.arguments import Extras
 
 STEPS, MOST, LARGEST, NORM = 5, 0.4, 0.05, 1.0
@@ -386,7 +386,7 @@ def test_the_order_is_that_of_the_docs():
 
 
 def test_every_option_is_typed_and_described():
-    assert set(Extras.__annotations__) == set(around.options()) == set(around.described())
-    assert all(around.described().values())
-    for name in around.options():
+    described = {**around.described(), **storage.DESCRIBED}
+    assert set(Extras.__annotations__) == set(around.options()) == set(described) and all(described.values())
+    for name in described:
         assert f"{name}: " in compiledopt.AdamW.__doc__

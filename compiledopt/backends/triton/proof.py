@@ -42,7 +42,7 @@ def difference(
 ) -> str | None:
     """Compare with the program by torch's operators in float64, with a table of scalars and with one row."""
     generator = torch.Generator().manual_seed(0)
-    rows = (0.25 + 0.5 * torch.rand(3, max(1, kernel.columns), generator=generator)).to(kernel.scalar)
+    rows = (0.25 + 0.5 * torch.rand(3, max(1, kernel.columns), generator=generator, device="cpu")).to(kernel.scalar)
     for of in (ROWS, (0,) * len(ROWS)):
         given = [_values(length, dtypes, generator) for length in LENGTHS]
         found = [[_there(value, offset, device) for value in values] for values, offset in zip(given, OFFSETS, strict=True)]
@@ -78,7 +78,7 @@ def _wrong(program: Program, before: Sequence[torch.Tensor], after: Sequence[tor
         if not wanted.numel():
             continue
         apart = (new.cpu().double() - wanted).abs()[wanted.isfinite()]
-        largest = wanted[wanted.isfinite()].abs().max() if len(apart) else torch.tensor(0.0)
+        largest = wanted[wanted.isfinite()].abs().max() if len(apart) else torch.tensor(0.0, device="cpu")
         count = int((~(apart <= TOLERANCE[old.dtype] * (largest + 1e-3))).sum())
         if count:
             return f"{count} elements of {node.name} are not what the for-loop computes, by up to {float(apart.max()):.3g}"
