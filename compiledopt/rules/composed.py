@@ -14,7 +14,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from compiledopt.rules.ops import Op
-from compiledopt.rules.random import bits_at, key
+from compiledopt.rules.random import bits_at
 
 COMPOSED: dict[str, Op] = {}
 
@@ -71,14 +71,3 @@ COMPOSED[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definit
 def random_bits(seed: Any, step: Any) -> Any:
     """32 random bits for each element, where a rule is traced. seed, step: numbers without a fraction, below 2^24."""
     return handle_torch_function(random_bits, (seed, step), seed, step)
-
-
-@operation
-def key_first(seed: Any, step: Any, parameter: Any) -> Any:
-    """The first word of the key of random bits."""
-    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[0]
-
-
-@operation
-def key_second(seed: Any, step: Any, parameter: Any) -> Any:
-    return key(seed.to(torch.int64), step.to(torch.int64), parameter.to(torch.int64))[1]

@@ -205,5 +205,5 @@ def _call(
             given.append({"column": f"numbers{number} + {index}", "length": "n", "place": "place"}[kind])
     lines = [f"    const {scalar} numbers{number}[{max(1, len(part.numbers))}] = {{{numbers}}};"]
     if any(kind == "place" for kind, _ in arguments):
-        lines.append(f"    const int32_t place[3] = {{int32_t(at[0] + b * {block}), first, second}};")
+        lines.append(f"    const int32_t place[3] = {{int32_t(at[0] + b * {block}), key.first, key.second}};")
     return [*lines, f"    kernel{number}({', '.join(given)});"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from compiledopt.backends.cpp import blocks
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import RANDOM
 from compiledopt.rules.program import Node, Program
+from compiledopt.rules.random import key
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
@@ -113,17 +115,28 @@ def _place(program: Program) -> list[str]:
     seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
     return [
         f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
-        f"  double seed = {seed}, step = {step}, parameter = at[1];",
-        "  int32_t first, second;",
-        "  void* of_key[] = {&seed, &step, &parameter, &first, &second};",
-        "  run_key(of_key, nullptr, 1);",
-        "  const int32_t place[3] = {at[0], first, second};",
+        f"  const Key key = key_of((int64_t) ({seed}), (int64_t) ({step}), at[1]);",
+        "  const int32_t place[3] = {at[0], key.first, key.second};",
     ]
 
 
+SIGNS = {"xor": "^", "and_": "&", "rshift": ">>", "mul": "*"}
+
+
 def _key() -> list[str]:
-    """The key of random bits as a kernel over one element."""
-    names = ("seed", "step", "parameter", "first", "second")
-    inputs = tuple(Node("input", (), False, name) for name in names)
-    outputs = {name: Node(f"key_{name}", inputs[:3], False) for name in names[3:]}
-    return _function(Program("key", inputs, outputs), [torch.float64] * 3 + [torch.int32] * 2, "_key")
+    """The key of random bits, operation by operation: Inductor writes what is used twice out twice, and takes 6 s for this
+    chain, in which every value is. Integers wrap around, as -fwrapv says."""
+    from torch.fx import symbolic_trace
+
+    lines = []
+    for node in symbolic_trace(key).graph.nodes:
+        values = [str(arg) if isinstance(arg, int) else f"v_{arg}" for arg in node.args]  # `xor` is a word of C++
+        if node.op == "call_method":
+            lines.append(f"  const auto v_{node} = (int32_t) {values[0]};")
+        elif node.op == "call_function":
+            lines.append(f"  const auto v_{node} = {values[0]} {SIGNS[node.target.__name__]} ({values[1]});")
+        elif node.op == "output":
+            first, second = node.args[0]
+            lines.append(f"  return {{v_{first}, v_{second}}};")
+    names = ", ".join(f"int64_t v_{name}" for name in inspect.signature(key).parameters)
+    return ["struct Key { int32_t first, second; };", f"static inline Key key_of({names}) {{", *lines, "}"]
