@@ -144,7 +144,7 @@ def test_ptx(case, dtype, arch):
     vectors = 2 if dtype is torch.float32 else 1
     for built in (one_row, table):
         assert (built.vector_loads, built.vector_stores) == (vectors * loads, vectors * stores)
-        # Six blocks of 128 threads on a processor at least. ptxas stores four words of RMSprop with all options to have a seventh.
+        # Six blocks of 128 threads on a processor at least. To have a seventh, ptxas stores four words of the longest rule.
         assert built.spills <= 16 and built.registers <= 80
 
 

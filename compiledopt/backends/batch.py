@@ -217,8 +217,8 @@ class Description:
 
     calls: launches of kernels, or calls of torch's operations; the norm for clipping is one more. kernels: compiled ones.
     passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element, the scale
-    of a block shared by its elements; at least so many where torch's operations read and write their operands again. program: what is computed, if it is known as one.
-    source: makes the text of what runs.
+    of a block shared by its elements; at least so many where torch's operations read and write their operands again.
+    program: what is computed, if it is known as one. source: makes the text of what runs.
     """
 
     calls: int

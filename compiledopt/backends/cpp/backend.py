@@ -69,7 +69,7 @@ class CppBackend(GatheredBackend):
         scalars = scalar_source(runs.program)
         if isinstance(runs, Variant):
             kernel, passes = reducing.kernel(runs, dtypes), len(runs.passes.sweeps)
-            moved = runs.passes.bytes_per_element(dtypes)
+            moved: tuple[float, float] = runs.passes.bytes_per_element(dtypes)
         else:
             kernel, passes, moved = kernels.kernel(runs.program, kernel_dtypes(dtypes)), 1, bytes_moved(first)
         return Description(1, 1, passes, *moved, runs.program, lambda: f"{scalars}\n\n{kernel.source}")

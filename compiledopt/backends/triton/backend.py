@@ -76,6 +76,6 @@ class TritonBackend(GatheredBackend):
         kernel, scalars = kernel_of(runs, dtypes), scalar_source(runs.program)
         passes = getattr(runs, "passes", None)
         launches = kernel.launches
-        moved: tuple[int, int] = passes.bytes_per_element(dtypes) if passes else bytes_moved(first)
+        moved: tuple[float, float] = passes.bytes_per_element(dtypes) if passes else bytes_moved(first)
         calls = launches + is_on_device(runs, group, first.param, first.state)
         return Description(calls, launches, launches, *moved, runs.program, lambda: f"{scalars}\n\n{kernel.source}")
