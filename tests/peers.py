@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -22,6 +23,7 @@ def timm_optim() -> Any:
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("No module named 'timm'")
     timm, models = types.ModuleType("timm"), types.ModuleType("timm.models")
+    timm.__spec__, models.__spec__ = spec, importlib.machinery.ModuleSpec("timm.models", None)
     timm.__path__, models.group_parameters = list(spec.submodule_search_locations), None
     sys.modules.update({"timm": timm, "timm.models": models})
     return importlib.import_module("timm.optim")

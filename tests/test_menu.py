@@ -60,7 +60,7 @@ def test_what_is_not_here_says_why():
         ("lomo", "within backward"),
         ("adahessian", "Hessian"),
         ("galore_adamw_layerwise", "within backward"),
-        ("lookahead_adamw", "wrap it in Lookahead"),
+        ("lookahead_adamw", "a rule of your own with slow weights"),
         ("adamw_torch_xla", "XLA"),
     ):
         with pytest.raises(ValueError, match=message):
