@@ -326,9 +326,21 @@ def test_a_parameter_listed_twice(executor):
     torch.testing.assert_close(param.detach(), -2 * 0.1 * values / float((values - 4.5).square().sum()), rtol=1e-12, atol=0)
 
 
+# What these do not promise: D-Adapt, Prodigy and DoG find their rate, and have gone next to nowhere after 20 steps; RAdam's
+# first steps move nothing where it does not rectify; and torch has none of them to compare states with.
+FINDS_ITS_RATE = dict.fromkeys(("DAdaptAdam", "DoG", "Prodigy"), ("descends", "descends_under_schedulers"))
+BEGINS_LATE = ("groups_have_options_of_their_own", "groups_can_be_added", "empty_parameters_are_no_hindrance")
+NOT_PROMISED = {**FINDS_ITS_RATE, "RAdamScheduleFree": BEGINS_LATE}
+PROMISES = [
+    (promise, name)
+    for promise in CONTRACTS
+    for name in WHOLE_MODEL
+    if promise.__name__ not in ("states_have_the_form_of_torchs", *NOT_PROMISED.get(name, ()))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("promise", CONTRACTS, ids=lambda promise: promise.__name__)
-@pytest.mark.parametrize("name", WHOLE_MODEL)
+@pytest.mark.parametrize(("promise", "name"), PROMISES, ids=lambda one: getattr(one, "__name__", one))
 def test_promises(promise, name):
     promise(Subject(WHOLE_MODEL[name], ours=True))
 
