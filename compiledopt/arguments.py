@@ -23,7 +23,8 @@ LearningRate = float | Tensor | Schedule
 
 
 class Extras(TypedDict, total=False):
-    """What every optimizer takes beside torch's arguments, as keywords or in a group: the options of `around`."""
+    """What every optimizer takes beside torch's arguments, as keywords or in a group: the options of `around` and of
+    `storage`."""
 
     max_grad_norm: float | None
     ema_decay: float | None
@@ -132,8 +133,8 @@ DESCRIBED = {
     "capturable": "keep the 0-dim states on the parameter's device, and read nothing on the host, as a CUDA graph needs",
     "differentiable": "let autograd differentiate through the step",
     **storage.DESCRIBED,
+    **around.described(),
 }
-DESCRIBED |= around.described()
 
 
 def flags_off(constructor: Any, rule: Rule | None) -> dict[str, Any]:

@@ -49,6 +49,15 @@ def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Te
     return x if wide else x.mT
 
 
+def orthogonal_direction(
+    grad: Tensor, momentum_buffer: Tensor, momentum: Any, nesterov: bool, coefficients: Any, steps: int, eps: Any
+) -> tuple[Tensor, Tensor]:
+    """(b, O):  b ← μ·b + (1 − μ)·g;  O = NewtonSchulz(b), or with nesterov of (1 − μ)·g + μ·b."""
+    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
+    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
+    return momentum_buffer, orthogonalize(update, coefficients, steps, eps)
+
+
 def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
@@ -64,9 +73,7 @@ def check_matrices(name: str, params: Iterable[Tensor]) -> None:
 
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
 def muon(param, grad, momentum_buffer, *, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn):
-    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
-    update = orthogonalize(update, ns_coefficients, ns_steps, eps)
+    momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, ns_coefficients, ns_steps, eps)
     ratio = lr_ratio(adjust_lr_fn, *param.shape)
     return param * (1 - lr * weight_decay) - (lr * ratio) * update.to(param.dtype), momentum_buffer
 

@@ -63,7 +63,8 @@ class Entry:
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Of the operands of `runs`; of states that are not made yet, what they will be."""
-        return operand_dtypes(self.traced, self.param, self.state)
+        grad = self.param if self.param.grad is None else self.param.grad
+        return (self.param.dtype, grad.dtype, *future_dtypes(self.traced, self.param, self.state))
 
     def state_bytes(self) -> dict[str, float]:
         """Of each state that is not 0-dim, for each element of the parameter."""
@@ -72,12 +73,6 @@ class Entry:
         return {
             name: dtype.itemsize * shape.numel() / count for (name, shape), dtype in zip(shapes.items(), dtypes, strict=True)
         }
-
-
-def operand_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:
-    """Of a parameter, its gradient, and its states as they are or will be made."""
-    grad = param if param.grad is None else param.grad
-    return (param.dtype, grad.dtype, *future_dtypes(traced, param, state))
 
 
 def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> tuple[torch.dtype, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonalize
+from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -16,9 +16,8 @@ from compiledopt.rules.rule import rule
 @with_maximize
 def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, momentum, nesterov, ns_steps, beta2, eps):
     step = step + 1
-    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
-    update = orthogonalize(update, COEFFICIENTS, ns_steps, 1e-7).to(param.dtype)
+    momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, COEFFICIENTS, ns_steps, 1e-7)
+    update = update.to(param.dtype)
     v_buffer = beta2 * v_buffer + (1 - beta2) * update * update
     update = update / ((v_buffer / (1 - beta2**step)).sqrt() + eps)
     rows, columns = param.shape

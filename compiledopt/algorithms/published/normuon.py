@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonalize
+from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
@@ -15,9 +15,8 @@ from compiledopt.rules.rule import rule
 @rule(static=("ns_steps",), initial={"second_momentum_buffer": factor(-1)}, elementwise=False)
 @with_maximize
 def normuon(param, grad, momentum_buffer, second_momentum_buffer, *, lr, weight_decay, momentum, beta2, nesterov, ns_steps):
-    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
-    update = orthogonalize(update, COEFFICIENTS, ns_steps, 1e-7).to(param.dtype)
+    momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, COEFFICIENTS, ns_steps, 1e-7)
+    update = update.to(param.dtype)
     second_momentum_buffer = second_momentum_buffer.lerp((update * update).mean(-1, keepdim=True), 1 - beta2)
     scaled = update / (second_momentum_buffer.sqrt() + 1e-10)
     size = lr * lr_ratio(None, *param.shape) * update.norm() / (scaled.norm() + 1e-10)

@@ -21,7 +21,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks
-from compiledopt.backends.cpp.sources import C_TYPES, HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
+from compiledopt.backends.cpp.sources import HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
@@ -328,10 +328,6 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
     if not module.probe(example, example.data_ptr(), torch.Tensor, torch.nn.Parameter):
         raise CompileError(f"torch {torch.__version__} keeps its tensors in a way the launcher does not know")
     return module
-
-
-def supports_dtype(dtype: torch.dtype) -> bool:
-    return dtype in C_TYPES
 
 
 def platform_reason() -> str | None:
