@@ -283,10 +283,10 @@ def standing_still(kept: str) -> float:
 
 
 def after_a_change(kept: str) -> float:
-    """v after 4,000 steps of gradients a tenth as large as in 2,000 before, over the square of their size."""
-    sizes = torch.ones(6000, 1, 1)
+    """v after 10,000 steps of gradients a tenth as large as in 2,000 before, over the square of their size."""
+    sizes = torch.ones(12_000, 1, 1)
     sizes[2000:] = 0.1
-    return noisy(sizes, 6000, kept, lr=0.0)[1]["exp_avg_sq"].mean().item() / 0.01
+    return noisy(sizes, 12_000, kept, lr=0.0)[1]["exp_avg_sq"].mean().item() / 0.01
 
 
 def among_large(elements: slice) -> Callable[[str], float]:
