@@ -358,16 +358,18 @@ def peaks(ways: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     states = [kept for kept in given.kept if kept != REFERENCE and kept in STATES]
-    tasks = {key: TASKS[key]() for key in given.tasks if {"loss", "errors"} & set(given.what)}
     if "traps" in given.what:
         yield from traps([REFERENCE, *states])
     if "memory" in given.what:
         yield from peaks([kept for kept in given.kept if kept != MASTERS])
-    for key, task in tasks.items():
-        for name in given.optimizer if key != "demo" else [name for name in given.optimizer if name == "AdamW"]:
-            if "errors" in given.what and key == "small":
-                yield from errors(task, name, states)
-            for kept in given.kept if "loss" in given.what else ():
+    if "errors" in given.what:
+        task = TASKS["small"]()
+        for name in given.optimizer:
+            yield from errors(task, name, states)
+    for key in given.tasks if "loss" in given.what else ():
+        task = TASKS[key]()
+        for name in given.optimizer if key != "demo" else sorted({"AdamW"} & set(given.optimizer)):
+            for kept in given.kept:
                 if kept in STATES or (name == "AdamW" and key == "small"):
                     for seed in given.seeds:
                         yield from losses(task, name, kept, seed)
