@@ -1,6 +1,7 @@
-"""docs/performance.md and its pictures, and the README's, from perf/results/*.csv: python perf/report.py [--check]
+"""docs/performance.md, the measured part of docs/precision.md, their pictures and the README's, from perf/results/*.csv:
+python perf/report.py [--check]
 
-Of each case the newest row is shown; the others stay in perf/results. --check: exit with 1 where the page is not what the rows
+Of each case the newest row is shown; the others stay in perf/results. --check: exit with 1 where a page is not what the rows
 say, or a picture that it shows is missing; pictures are not compared, since fonts differ between machines.
 """
 
@@ -262,12 +263,16 @@ def page() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page is not what the rows say")
-    text = page()
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not what the rows say")
+    import precision_page
+
+    pages = {PAGE: page(), precision_page.PAGE: precision_page.page(precision_page.PAGE.read_text())}
     if parser.parse_args().check:
-        shown = [PAGE.parent / target for target in re.findall(r'"(pictures/[^"]+)"', text)]
-        return int(text != PAGE.read_text() or not all(target.exists() for target in shown))
-    PAGE.write_text(text)
+        shown = [PAGE.parent / target for text in pages.values() for target in re.findall(r'"(pictures/[^"]+)"', text)]
+        stale = [path for path, text in pages.items() if text != path.read_text()]
+        return int(bool(stale) or not all(target.exists() for target in shown))
+    for path, text in pages.items():
+        path.write_text(text)
     import pictures as drawings  # matplotlib is in the extra `perf`, and the check needs none
 
     drawings.draw(PAGE.parent / "pictures")

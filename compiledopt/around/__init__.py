@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,7 @@ from compiledopt.rules.traced import Traced, traced
 
 __all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
 __all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
-__all__ += ["skipped", "wanted", "without_schedule"]
+__all__ += ["skipped", "take_over", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
@@ -126,6 +126,14 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
             whole |= transformation.completed(rule, group)
         rule = derived(rule, whole)
     storage.check(rule, group)
+
+
+def take_over(rules: Iterable[Rule], groups: Iterable[dict[str, Any]]) -> None:
+    """Check and complete how values are kept where it was put into a group by hand. Mutates: the groups. Raises: ValueError."""
+    for rule, group in zip(rules, groups, strict=True):
+        if storage.is_asked(group):
+            check(rule, group)
+            storage.complete(group)
 
 
 def complete(rule: Rule, group: dict[str, Any]) -> None:

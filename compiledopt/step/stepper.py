@@ -118,6 +118,7 @@ class Stepper:
         name, groups = type(optimizer).__name__, optimizer.param_groups
         rules = [optimizer.rule_of(group) for group in groups]
         share(optimizer)  # a number may have been put in the place of one by hand
+        around.take_over(rules, groups)
         owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
         return Plan(owner)
 
@@ -201,6 +202,7 @@ class Stepper:
     def foresee(self, optimizer: Stepped) -> list[Entry]:
         """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""
         rules = [optimizer.rule_of(group) for group in optimizer.param_groups]
+        around.take_over(rules, optimizer.param_groups)
         return foresee(rules, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
 
     @property
