@@ -567,15 +567,15 @@ fault(
 fault(
     "around:averages-not-taken-back",
     "average.py",
-    "    finally:\n        _exchange(pairs)",
+    "    finally:\n        for param, average in pairs:\n            exchange(param, average)",
     "    finally:\n        pass",
     "test_around.py::test_evaluate_with_averages",
 )
 fault(
     "around:listed-twice-not-exchanged",
     "average.py",
-    'dict.fromkeys(param for group in groups for param in group["params"])',
-    '[param for group in groups for param in group["params"]]',
+    "pairs = list(_made(groups, state).items())",
+    'pairs = [(p, state[p]["ema"]) for group in groups for p in group["params"]]',
     "test_around.py::test_averages_of_a_parameter_listed_twice",
 )
 fault(
@@ -1215,7 +1215,7 @@ fault(
 )
 fault(
     "triton:memory-short-for-ever",
-    "triton/batch.py",
+    "triton/readiness.py",
     'if isinstance(error, MemoryError) or "out of memory" in str(error):',
     "if isinstance(error, MemoryError):",
     "interpreted_captures.py::test_memory_that_is_short_is_not_a_kernel_that_cannot_run",
