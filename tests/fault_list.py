@@ -499,7 +499,7 @@ fault(
     "clip.py",
     "max_grad_norm / (grad_norm + 1e-6)",
     "max_grad_norm / grad_norm",
-    "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
+    "test_around.py::test_all_three_against_torch[for-loop-SGD-all-torch.float64]",
 )
 fault(
     "around:average-begins-at-zero",
@@ -513,7 +513,7 @@ fault(
     "around/schedule.py",
     "wanted.function(step)",
     "wanted.function(step + 1)",
-    "test_around.py::test_all_three_against_torch[SGD-default-for-loop-torch.float64]",
+    "test_around.py::test_all_three_against_torch[for-loop-SGD-all-torch.float64]",
 )
 fault(
     "around:takes-an-option-of-the-rule",
