@@ -73,8 +73,12 @@ def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: t
     key = (rule, asked, kept, scaled)
     if key not in _derived:
         made = _around(rule, asked)
+        in_blocks = kept is not None and kept.has_blocks
+        made = SCALED.derive(made, True) if scaled and in_blocks else made
         made = made if kept is None else storage.keep(made, kept)
-        _derived[key] = SCALED.derive(made, True) if scaled else made
+        if scaled:
+            made = SCALED.hold_codes(made) if in_blocks else SCALED.derive(made, True)
+        _derived[key] = made
     return _derived[key]
 
 

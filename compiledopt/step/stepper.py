@@ -202,7 +202,6 @@ class Stepper:
     def foresee(self, optimizer: Stepped) -> list[Entry]:
         """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""
         rules = [optimizer.rule_of(group) for group in optimizer.param_groups]
-        around.take_over(rules, optimizer.param_groups)
         return foresee(rules, optimizer.param_groups, optimizer.state, self.current_plan(optimizer))
 
     @property
