@@ -8,6 +8,7 @@ say, or a picture that it shows is missing; pictures are not compared, since fon
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,8 @@ AROUND = """AdamW with clipping, an average, a schedule inside the step (`max_gr
 the same around it; and the step as it is against the step under torch.compile (`python perf/around.py`)."""
 FIRST = """Seconds from making the optimizer to the end of its first step, imports included: one kernel per algorithm, flags and
 dtypes, so the number of tensors hardly matters (`python perf/compile_time.py`)."""
+FEWER = """Ours with its states in fewer bytes, against float32 states and against what others keep in 8 and 4 bits
+(`python perf/step.py --state-dtype int8`; what it costs in quality: [precision](precision.md))."""
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
 PUBLISHED = "[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py --save`)."
@@ -214,6 +217,19 @@ def averages() -> str:
     text = "`AveragedModel.update_parameters`, ours against torch's with the same function."
     columns = {"function": "function", "shapes": "tensors", **PAIR}
     return plain("Averages", text, "averaging.csv", ["function", "shapes"], columns)
+
+
+def fewer_bytes() -> str:
+    """Steps with states in fewer bytes: newest rows by how they are kept."""
+    rows = [{**row, "kept": json.loads(row["options"])["state_dtype"]} for row in read("storage.csv")]
+    rows = latest(rows, ["optimizer", "kept", "shapes", "against", "caches"])
+    cells = [
+        [r["optimizer"], r["kept"], words(r["shapes"]), BETWEEN[r["caches"]]]
+        + [r[name] for name in ("against", "their_ms", "our_ms", "ratio")]
+        for r in rows
+    ]
+    header = ["optimizer", "our states", *STEP[1:-1], "against", *PAIR.values()]
+    return section("States in fewer bytes", FEWER, rows, header, cells)
 
 
 def first_step() -> str:
@@ -253,7 +269,7 @@ def pictures() -> str:
     return "\n".join(shown)
 
 
-PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, around, averages]
+PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, fewer_bytes, around, averages]
 PARTS += [published, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
