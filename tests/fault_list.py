@@ -977,7 +977,7 @@ fault(
     "cpp/kernels.py",
     "            _kernels[identity] = error\n",
     "",
-    "test_fallback.py::test_a_failure_is_not_tried_again_for_each_parameter",
+    "test_fallback.py::test_a_failure_is_not_tried_again_for_each_optimizer",
 )
 fault(
     "cpp:library-that-cannot-be-loaded",

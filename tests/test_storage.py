@@ -317,3 +317,42 @@ def test_blocks_go_through_a_file_and_on_bit_for_bit(tmp_path):
     own = third.param_groups[0]["params"]
     run(third, own, Gradients(), range(3, 5))
     assert same(snapshot(optimizer), snapshot(third))
+
+
+def trained_on(vectors, monkeypatch, kind, dtype, options):
+    """Two steps over ragged rows, a third with what is not finite; parameters, states, and whether there were vectors."""
+    from compiledopt.backends.cpp import blocks, kernels, lanes
+
+    kernels.forget()
+    with monkeypatch.context() as patch:
+        if not vectors:
+            patch.setattr(blocks, "TEXT", "plain")  # another name in the cache
+            patch.setattr(lanes, "vectored", lambda lines: None)
+        params = parameters(dtype, [(40, 75), (4, 1100), (64, 70)])
+        params[0].data[1, 3:7] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+        optimizer = kind(params, lr=0.01, state_dtype="int8", compiled=True, **options)
+        run(optimizer, params, Gradients(dtype), range(2))
+        params[1].grad[2, 5:9] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+        optimizer.step()
+        source = str(optimizer.explain(source=True))
+    kernels.forget()
+    return [p.detach().nan_to_num(7.0) for p in params], [s for _, _, s in snapshot(optimizer)], "lanes::load(" in source
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "options"),
+    [
+        (compiledopt.AdamW, torch.bfloat16, {"amsgrad": True, "rounding": "stochastic"}),
+        pytest.param(compiledopt.AdamW, torch.float16, {"rounding": "compensated"}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.SGD, torch.bfloat16, {"momentum": 0.9, "rounding": "split"}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.Rprop, torch.float32, {}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.Adamax, torch.float32, {"max_grad_norm": 1.0, "ema_decay": 0.9}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.NAdam, torch.float32, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_vectors_make_the_same_bits_as_plain_loops(monkeypatch, kind, dtype, options):
+    params, states, with_vectors = trained_on(True, monkeypatch, kind, dtype, options)
+    others, plain, without = trained_on(False, monkeypatch, kind, dtype, options)
+    assert with_vectors and not without, "a kernel lacks vectors, which make it twice as fast"
+    assert rms(params[2] - parameters(dtype, [(40, 75), (4, 1100), (64, 70)])[2].detach()) > 1e-3
+    assert same(params, others) and same(states, plain)
