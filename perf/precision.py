@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,7 @@ def errors(task: Task, name: str, ways: Iterable[str]) -> Iterator[dict[str, Any
         loss.backward()  # type: ignore[no-untyped-call]
         for shadow in (exact, *others):
             shadow.step()
-        if step % (task.steps // SAMPLES) == 0:
+        if step % max(1, task.steps // SAMPLES) == 0:
             compared(exact, others, [param.detach().clone() for param in params])
         with torch.no_grad():
             for param, stepped in zip(params, exact.params, strict=True):
@@ -356,6 +356,11 @@ def peaks(ways: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield row("bytes of states per parameter", label, "AdamW", kept, 0, held)
 
 
+def task_of(key: str, steps: int | None) -> Task:
+    task = TASKS[key]()
+    return task if steps is None else replace(task, steps=steps)
+
+
 def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     states = [kept for kept in given.kept if kept != REFERENCE and kept in STATES]
     if "traps" in given.what:
@@ -363,11 +368,11 @@ def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "memory" in given.what:
         yield from peaks([kept for kept in given.kept if kept != MASTERS])
     if "errors" in given.what:
-        task = TASKS["small"]()
+        task = task_of("small", given.steps)
         for name in given.optimizer:
             yield from errors(task, name, states)
     for key in given.tasks if "loss" in given.what else ():
-        task = TASKS[key]()
+        task = task_of(key, given.steps)
         for name in given.optimizer if key != "demo" else sorted({"AdamW"} & set(given.optimizer)):
             for kept in given.kept:
                 if kept in STATES or (name == "AdamW" and key == "small"):
@@ -383,6 +388,7 @@ def main() -> None:
     parser.add_argument("--optimizer", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--kept", nargs="+", default=[*STATES, *PARAMETERS], choices=[*STATES, *PARAMETERS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--steps", type=int, help="of a training, where not as many as the task has")
     parser.add_argument("--save", action="store_true", help="into perf/results/precision.csv, each row as it is measured")
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     given = parser.parse_args()
