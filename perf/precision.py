@@ -24,7 +24,7 @@ from typing import Any
 
 import memory
 import torch
-from common import append, circumstances
+from common import append, circumstances, read
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -34,7 +34,7 @@ from compiledopt.storage import CODECS
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS, upper_part
 
 Label = tuple[str, int, int]  # what was trained, its parameters, the steps
-SEEDS = (0, 1, 2)
+SEEDS, LOSS = (0, 1, 2), "held-out loss"
 REFERENCE = "float32"
 # Which others are made of: a name that is the unsigned form of another is what that one takes where it can.
 STATES = [name for name in CODECS if name not in {codec.unsigned for codec in CODECS.values()}]
@@ -177,7 +177,7 @@ def losses(task: Task, name: str, kept: str, seed: int) -> Iterator[dict[str, An
     found = trained(task, name, kept, seed)
     if found is not None:
         model, optimizer = found
-        yield row("held-out loss", task.label, name, kept, seed, task.held_out(model))
+        yield row(LOSS, task.label, name, kept, seed, task.held_out(model))
         if seed == 0:
             yield row("bytes per parameter", task.label, name, kept, seed, bytes_per_parameter(model, optimizer))
 
@@ -362,6 +362,8 @@ def task_of(key: str, steps: int | None) -> Task:
 
 
 def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    old = [row for row in read("precision.csv") if row["what"] == LOSS] if given.missing else []
+    known = {(row["task"], row["optimizer"], row["kept"], row["seed"]) for row in old}
     states = [kept for kept in given.kept if kept != REFERENCE and kept in STATES]
     if "traps" in given.what:
         yield from traps([REFERENCE, *states])
@@ -377,7 +379,8 @@ def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for kept in given.kept:
                 if kept in STATES or (name == "AdamW" and key == "small"):
                     for seed in given.seeds:
-                        yield from losses(task, name, kept, seed)
+                        if (task.name, name, kept, str(seed)) not in known:
+                            yield from losses(task, name, kept, seed)
 
 
 def main() -> None:
@@ -389,6 +392,7 @@ def main() -> None:
     parser.add_argument("--kept", nargs="+", default=[*STATES, *PARAMETERS], choices=[*STATES, *PARAMETERS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--steps", type=int, help="of a training, where not as many as the task has")
+    parser.add_argument("--missing", action="store_true", help="losses that have no row yet, alone")
     parser.add_argument("--save", action="store_true", help="into perf/results/precision.csv, each row as it is measured")
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     given = parser.parse_args()
