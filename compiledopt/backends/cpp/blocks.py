@@ -194,7 +194,7 @@ class _Writer:
         ]
 
     def block(self, calls: Sequence[Sequence[str]]) -> list[str]:
-        """`block`, which computes one: of `count` elements, and followed by zeros where those are fewer than it has."""
+        """`block`, which computes one: of whose elements `count` are a row's, and the others are of no concern."""
         order, scales = [node.name for node in self.program.tensors], self.cut.scales
         sizes = {self.cut.tiles[node.args[0]]: number for node, number in scales.items()}  # type: ignore[index]
         place = ", const Places& place" if self.program.is_random else ""
@@ -203,8 +203,10 @@ class _Writer:
             f"void block(const {self.scalar}* columns, char* const* data, int count{place}) {{",
             *(f"    alignas(64) {self.scalar} tile{index}[{self.size}];" for index in self.cut.tiles.values()),
             *calls[0],
-            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in sizes),
-            *(f"    const float largest{n} = (float) largest_finite<{self.size}>(tile{tile});" for tile, n in sizes.items()),
+            *(
+                f"    const float largest{n} = (float) largest_finite<{self.size}>(tile{tile}, count);"
+                for tile, n in sizes.items()
+            ),
             *calls[1],
             *(
                 f"    *(float*) data[{order.index(name)}] = largest{scales[node]};"
@@ -215,42 +217,53 @@ class _Writer:
         ]
 
     def run(self) -> list[str]:
-        """`run`: all blocks of a piece, of which the last may be cut short by the end of a row."""
-        tensors = self.program.tensors
+        """`run`: all blocks of a piece that is made of rows, of which the last block may be short. The launcher says how long
+        rows are, after a piece's place."""
+        random = draws.place(self.program)
+        blocks, names = [node.axes == BLOCKS for node in self.program.tensors], range(len(self.dtypes))
         bytes_of = [
-            4 if node.axes == BLOCKS else self.size * dtype.itemsize for node, dtype in zip(tensors, self.dtypes, strict=True)
+            dtype.itemsize if is_scale else self.size * dtype.itemsize
+            for dtype, is_scale in zip(self.dtypes, blocks, strict=True)
         ]
         columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
-        random = draws.place(self.program)
+        row_of = [
+            f"{bytes_of[i]} * ((row + {self.size - 1}) / {self.size})" if blocks[i] else f"{self.dtypes[i].itemsize} * row"
+            for i in names
+        ]
         return [
             'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
             f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
             *random,
-            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(tensors))),
-            f"  const int64_t blocks = length / {self.size};",
-            "  for (int64_t b = 0; b < blocks; ++b) {",
-            *(_ask_for(i, count, self.size) for i, count in enumerate(bytes_of)),
-            f"    char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
-            f"    block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
-            "  }",
-            f"  if (const int rest = length % {self.size}) {{",
+            f"  const int64_t row = ((const int64_t*) pointers[{len(self.dtypes)}])[1], blocks = row / {self.size};",
+            f"  const int rest = row % {self.size};",
+            *(f"  char* t{i} = static_cast<char*>(pointers[{i}]);" for i in names),
+            "  for (; length > 0; length -= row) {",
+            "    for (int64_t b = 0; b < blocks; ++b) {",
+            *(f"      {_ask_for(i, count, self.size)}" for i, count in enumerate(bytes_of)),
+            f"      char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
+            f"      block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
+            "    }",
+            "    if (rest) {",
             *self.rest(bytes_of),
+            "    }",
+            *(f"    t{i} += {count};" for i, count in enumerate(row_of)),
+            *(["    place = place + row;"] if random else []),
             "  }",
             "}",
         ]
 
     def rest(self, bytes_of: Sequence[int]) -> list[str]:
-        """The last block, of fewer elements: in memory of its own."""
-        own = [i for i, node in enumerate(self.program.tensors) if node.axes != BLOCKS]
+        """The last block of a row, of fewer elements: in memory of its own."""
+        own = {i: self.dtypes[i].itemsize for i, node in enumerate(self.program.tensors) if node.axes != BLOCKS}
         written = [i for i in own if self.program.tensors[i].name in self.program.tensor_outputs]
-        data = ", ".join(f"own{i}" if i in own else f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of))
-        at = f", place + blocks * {self.size}" if self.program.is_random else ""
+        at = [f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of)]
+        place = f", place + blocks * {self.size}" if self.program.is_random else ""
         return [
-            *(f"    alignas(64) char own{i}[{bytes_of[i]}] = {{}};" for i in own),
-            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, rest * {self.dtypes[i].itemsize});" for i in own),
-            f"    char* const data[] = {{{data}}};",
-            f"    block(columns, data, rest{at});",
-            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, rest * {self.dtypes[i].itemsize});" for i in written),
+            *(f"      alignas(64) char own{i}[{bytes_of[i]}];" for i in own),
+            *(f"      take<{bytes_of[i]}>(own{i}, {at[i]}, rest * {size});" for i, size in own.items()),
+            f"      char* const data[] = {{{', '.join(f'own{i}' if i in own else at[i] for i in range(len(at)))}}};",
+            f"      block(columns, data, rest{place});",
+            *(f"      give<{bytes_of[i]}>({at[i]}, own{i}, rest * {own[i]});" for i in written),
         ]
 
 
@@ -259,4 +272,4 @@ def _ask_for(tensor: int, count: int, size: int) -> str:
     ahead = AHEAD // size * count
     lines = [f"__builtin_prefetch(t{tensor} + b * {count} + {ahead + offset});" for offset in range(0, count, 64)]
     each = max(1, 64 // count)  # blocks in a line of the cache
-    return "    " + (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)
+    return (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)
