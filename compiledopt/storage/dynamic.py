@@ -12,9 +12,7 @@ from compiledopt.rules.composed import largest, operation
 from compiledopt.storage.codec import Codec
 
 BLOCK, DECADES = 256, 7
-SOURCE = (
-    "Dettmers et al. 2022, arXiv:2110.02861, as in bitsandbytes and torchao; the largest are 1 and what is not finite"
-)
+SOURCE = "Dettmers et al. 2022, arXiv:2110.02861, as in bitsandbytes and torchao; the largest are 1 and what is not finite"
 FIRST, FIRST_UNSIGNED = 1, 2  # values of the lowest decade
 
 
@@ -32,7 +30,7 @@ def level(number: Any, first: int, decades: int) -> Any:
     for i in range(decades):
         unit = 10.0 ** (i + 1 - decades)
         line = (number + 0.5) * (0.9 * unit / (first * 2**i)) - 0.8 * unit
-        found = line if found is None else torch.where(line > found, line, found)
+        found = line if found is None else torch.maximum(found, line)
     return found
 
 
@@ -42,11 +40,12 @@ def nearest_level(share: Any, first: int, decades: int) -> Any:
     for i in range(decades):
         unit = 10.0 ** (i + 1 - decades)
         line = share * (first * 2**i / (0.9 * unit)) + 0.8 / 0.9 * (first * 2**i)
-        place = line if place is None else torch.where(line < place, line, place)
+        place = line if place is None else torch.minimum(place, line)
     number = place.floor()  # type: ignore[union-attr]
-    # The first of a decade, a power of two, is ten times as far from the one below it as that from its own lower neighbour.
+    # The first of a decade, a power of two, is farther from the one below it than half a part of its own decade.
     is_first = (number.to(torch.float32).view(torch.int32) & 0x7FFFFF) == 0
-    return torch.where(is_first & (place - number < 0.2), number - 1, number)
+    middle = torch.where(number > first, 0.2, 0.175 / 0.9)
+    return number - torch.where(is_first & (place - number < middle), 1.0, 0.0)
 
 
 @operation
@@ -55,7 +54,7 @@ def decode_dynamic8(codes: Any, scale: Any) -> Any:
     size = codes.abs()
     share = torch.where(size > 125, 1.0, torch.where(size < 1, 0.0, level(size, FIRST, DECADES)))
     special = torch.where(codes < -127, torch.nan, codes * torch.inf)
-    return torch.where(size > 126, special, scale * torch.where(codes < 0, -share, share))
+    return torch.where(size > 126, special, scale * torch.copysign(share, codes))
 
 
 @operation
@@ -63,11 +62,9 @@ def encode_dynamic8(x: Any, scale: Any) -> Any:
     """q = ±(the number of the level nearest to |x| / a)."""
     size = x.abs()
     share = share_of(size, scale)
-    number = nearest_level(share, FIRST, DECADES)
-    number = torch.where(number > 125, 125.0, torch.where(number < 0, 0.0, number))
-    number = torch.where(share > 0.982421875, 126.0, number)
+    number = torch.where(share > 0.982421875, 126.0, nearest_level(share, FIRST, DECADES).clamp(0, 125))
     special = torch.where(x == x, x.sign() * 127, -128.0)
-    return torch.where(size < torch.inf, torch.where(x < 0, -number, number), special)
+    return torch.where(size < torch.inf, torch.copysign(number, x), special)
 
 
 @operation
@@ -81,9 +78,8 @@ def decode_udynamic8(codes: Any, scale: Any) -> Any:
 def encode_udynamic8(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, at least 1 where x > 0: a step divides by the root of such a state."""
     share = share_of(x, scale)
-    code = nearest_level(share, FIRST_UNSIGNED, DECADES) - 1
-    code = torch.where(share > 0.9912109375, 253.0, torch.where(code > 252, 252.0, torch.where(code < 1, 1.0, code)))
-    code = torch.where(x > 0, code, 0.0)
+    number = nearest_level(share, FIRST_UNSIGNED, DECADES).clamp(2, 253)
+    code = torch.where(x > 0, torch.where(share > 0.9912109375, 253.0, number - 1), 0.0)
     special = torch.where(x > 0, 254.0, 255.0)
     return torch.where((x >= 0) & (x < torch.inf), code, special)
 

@@ -23,7 +23,7 @@ def decode_float8(codes: Any, scale: Any) -> Any:
     normal = ((size.to(torch.int32) + (BIAS << 3)) << PLACES).view(torch.float32).to(codes.dtype)
     share = torch.where(size < 8, size * 2.0**-9, normal) * (1 / MOST)
     special = torch.where(codes > 254, torch.inf, torch.where(negative, -torch.inf, torch.nan))
-    finite = scale * torch.where(negative, -share, share)
+    finite = scale * torch.copysign(share, 127.5 - codes)
     return torch.where((size > 126) | (codes == 128), special, finite)
 
 
@@ -35,9 +35,9 @@ def encode_float8(x: Any, scale: Any) -> Any:
     bits = share.to(torch.float32).view(torch.int32)
     normal = ((bits + ((1 << (PLACES - 1)) - 1) + ((bits >> PLACES) & 1)) >> PLACES) - (BIAS << 3)
     code = torch.where(share < SMALLEST_NORMAL, (share * 2.0**9).round(), normal.to(x.dtype))
-    code = torch.where((size > 0) & (code < 1), 1.0, torch.where(code > 126, 126.0, code))
+    code = torch.maximum(code.clamp(0, 126), torch.where(size > 0, 1.0, 0.0)) + torch.where(x < 0, 128.0, 0.0)
     special = torch.where(x == x, torch.where(x > 0, 255.0, 128.0), 127.0)
-    return torch.where(size < torch.inf, torch.where(x < 0, code + 128, code), special)
+    return torch.where(size < torch.inf, code, special)
 
 
 class Float8(Codec):

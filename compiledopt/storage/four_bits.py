@@ -1,5 +1,5 @@
-"""States in 4 bits, two to a byte. All codes are values: where an element is not finite, its block's scale has a minus, and there
-the largest codes mean what is not finite."""
+"""States in 4 bits, two to a byte. All codes are values: where an element is not finite, its block's scale has a minus, and
+there the largest codes mean what is not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decode_int4(codes: Any, scale: Any) -> Any:
     negative = codes > 7
     size = torch.where(negative, codes - 8, codes)
     share = torch.where(size > 6, 1.0, torch.where(size < 1, 0.0, level(size, 1, DECADES)))
-    finite = scale.abs() * torch.where(negative & (size > 0), -share, share)
+    finite = scale.abs() * torch.copysign(share, 7.5 - codes)
     infinite = torch.where(negative, -torch.inf, torch.inf)
     special = torch.where(codes == 8, torch.nan, torch.where(size > 6, infinite, finite))
     return torch.where(torch.signbit(scale), special, finite)
@@ -31,10 +31,8 @@ def encode_int4(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, the largest size exactly."""
     size, most = x.abs(), torch.where(torch.signbit(scale), 6.0, 7.0)
     share = share_of(size, scale.abs())
-    number = nearest_level(share, 1, DECADES)
-    number = torch.where(number > 6, 6.0, torch.where(number < 0, 0.0, number))
-    number = torch.where((share > 0.83125) & (most > 6), 7.0, number)
-    code = torch.where((x < 0) & (number > 0), number + 8, number)
+    number = torch.where((share > 0.83125) & (most > 6), 7.0, nearest_level(share, 1, DECADES).clamp(0, 6))
+    code = number + torch.where((x < 0) & (number > 0), 8.0, 0.0)
     special = torch.where(x == x, torch.where(x > 0, 7.0, 15.0), 8.0)
     return torch.where(size < torch.inf, code, special)
 
@@ -51,8 +49,7 @@ def decode_uint4(codes: Any, scale: Any) -> Any:
 def encode_uint4(x: Any, scale: Any) -> Any:
     """q = round(16·x / a) − 1, and 0 for what is smaller: a step divides by the root of such a state."""
     most = torch.where(torch.signbit(scale), 13.0, 15.0)
-    code = (share_of(x, scale.abs()) * 16).round() - 1
-    code = torch.where(code > most, most, torch.where(code > 0, code, 0.0))
+    code = torch.minimum(((share_of(x, scale.abs()) * 16).round() - 1).clamp(0, 15), most)
     return torch.where(x.abs() < torch.inf, code, torch.where(x > 0, 14.0, 15.0))
 
 
