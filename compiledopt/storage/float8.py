@@ -20,7 +20,7 @@ def decode_float8(codes: Any, scale: Any) -> Any:
     """x = a·e4m3(q) / 448, of the byte q; 127 is NaN, 255 and 128 (−0) are the infinities."""
     negative = codes > 127
     size = torch.where(negative, codes - 128, codes)
-    normal = ((size.to(torch.int32) + (BIAS << 3)) << PLACES).view(torch.float32).to(codes.dtype)
+    normal = ((size.to(torch.int32) + (BIAS << 3)) * (1 << PLACES)).view(torch.float32).to(codes.dtype)
     share = torch.where(size < 8, size * 2.0**-9, normal) * (1 / MOST)
     special = torch.where(codes > 254, torch.inf, torch.where(negative, -torch.inf, torch.nan))
     finite = scale * torch.copysign(share, 127.5 - codes)

@@ -14,6 +14,10 @@ from compiledopt.storage.dynamic import level, nearest_level, share_of
 BLOCK, DECADES = 128, 3
 
 
+def is_marked(scale: Any) -> Any:
+    return scale.to(torch.float32).view(torch.int32) < 0
+
+
 @operation
 def decode_int4(codes: Any, scale: Any) -> Any:
     """x = ±a·level(q mod 8), 7 is a, with a minus from 8 on. In a marked block 7 and 15 are the infinities, and 8 is NaN."""
@@ -23,13 +27,13 @@ def decode_int4(codes: Any, scale: Any) -> Any:
     finite = scale.abs() * torch.copysign(share, 7.5 - codes)
     infinite = torch.where(negative, -torch.inf, torch.inf)
     special = torch.where(codes == 8, torch.nan, torch.where(size > 6, infinite, finite))
-    return torch.where(torch.signbit(scale), special, finite)
+    return torch.where(is_marked(scale), special, finite)
 
 
 @operation
 def encode_int4(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, the largest size exactly."""
-    size, most = x.abs(), torch.where(torch.signbit(scale), 6.0, 7.0)
+    size, most = x.abs(), torch.where(is_marked(scale), 6.0, 7.0)
     share = share_of(size, scale.abs())
     number = torch.where((share > 0.83125) & (most > 6), 7.0, nearest_level(share, 1, DECADES).clamp(0, 6))
     code = number + torch.where((x < 0) & (number > 0), 8.0, 0.0)
@@ -42,13 +46,13 @@ def decode_uint4(codes: Any, scale: Any) -> Any:
     """x = a·(q + 1) / 16. In a marked block 14 is infinity and 15 is NaN."""
     finite = scale.abs() * ((codes + 1) * 0.0625)
     special = torch.where(codes > 14, torch.nan, torch.where(codes > 13, torch.inf, finite))
-    return torch.where(torch.signbit(scale), special, finite)
+    return torch.where(is_marked(scale), special, finite)
 
 
 @operation
 def encode_uint4(x: Any, scale: Any) -> Any:
     """q = round(16·x / a) − 1, and 0 for what is smaller: a step divides by the root of such a state."""
-    most = torch.where(torch.signbit(scale), 13.0, 15.0)
+    most = torch.where(is_marked(scale), 13.0, 15.0)
     code = torch.minimum(((share_of(x, scale.abs()) * 16).round() - 1).clamp(0, 15), most)
     return torch.where(x.abs() < torch.inf, code, torch.where(x > 0, 14.0, 15.0))
 

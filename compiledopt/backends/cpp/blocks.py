@@ -1,6 +1,7 @@
 """A program that keeps values in blocks → one C++ kernel that sweeps over memory once: for each block, what comes before its
-scales, the scales, and what needs them, with everything between in an array of a block's length. Where blocks are of several
-sizes, the sweep goes by the largest, and both parts by the smallest, in which every scale is one number."""
+scales, the scales, and what needs them, with everything between in registers. Both parts are Inductor's functions for one
+element, made ones for vectors (lanes.py); where that cannot be, and for float64, they are loops over a block. Where blocks
+are of several sizes, the sweep goes by the largest, and both parts by the smallest, in which every scale is one number."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import torch
 
+from compiledopt.backends.cpp import draws, lanes
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import LARGEST, MARKED, SCALES
 from compiledopt.rules.program import BLOCKS, PACKED, Argument, Node, Program, node_args
 
 HEADER = (Path(__file__).parent / "blocks.h").read_text()
-TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
-AHEAD = 512  # elements whose memory is asked for early: streams of a byte each are too slow for the processor to see
-FOUND_BY = {LARGEST: "largest_finite", MARKED: "marked_largest"}
+TEXT = HEADER + lanes.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
+AHEAD = 512  # elements whose memory is asked for early: streams of a byte an element are too slow for the processor to see
+FOUND_BY = {LARGEST: "largest_finite<{}>", MARKED: "largest_finite<{}, true>"}
 
 Operand = tuple[str, int]  # ("tensor", its index), ("codes", index of a packed one), ("tile", its index); of numbers ("column",
 #                            index), ("scale", index of a tensor), ("largest", index)
@@ -131,116 +133,175 @@ class _Part:
 Lower = Callable[[Program, Sequence[torch.dtype], str], tuple[list[str], list[tuple[str, int]], Sequence[str]]]
 
 
-def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str, key: Sequence[str]) -> list[str]:
+def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str) -> list[str]:
     """The functions of both parts, and `run` over a piece that begins with a block. lower: a program to the lines of a
-    function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic; key: the lines that
-    know `place`. Raises: CompileError."""
-    sweep, cut = _Sweep(program, scalar), _Cut(program)
-    wide = {"float": torch.float32, "double": torch.float64}[scalar]
-    lines, calls = [HEADER], []
-    for number, part in enumerate(cut.parts()):
+    function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic. Raises:
+    CompileError."""
+    size, step = program.blocks[0], program.blocks[-1]
+    odd = [one for one in program.blocks if size % one or one % step]
+    if odd:
+        raise CompileError(f"blocks of {size}, {odd[0]} and {step} do not divide each other")
+    writer = _Writer(program, dtypes, scalar, _Cut(program))
+    bodies, calls = [], []
+    for number, part in enumerate(writer.cut.parts()):
+        wide = {"float": torch.float32, "double": torch.float64}[scalar]
         kinds = [wide if kind == "tile" else dtypes[index] for kind, index in part.operands]
         body, arguments, types = lower(part.program, kinds, str(number))
-        lines += body
-        calls.append(sweep.call(part, number, arguments, types))
-    return [*lines, *sweep.run(cut, calls, dtypes, key)]
+        bodies.append(body)
+        calls.append(writer.call(part, number, arguments, types))
+    return [HEADER, *_either(bodies, scalar), *writer.block(calls), *writer.run()]
 
 
-class _Sweep:
-    """Writes `run`: for each block, of the largest size, both parts, in steps of the smallest."""
+def _either(bodies: Sequence[list[str]], scalar: str) -> list[str]:
+    """The functions on vectors, and the plain ones for a compiler that does not take those."""
+    plain = [line for body in bodies for line in body]
+    made = [lanes.vectored(body) if scalar == "float" else None for body in bodies]
+    if any(one is None for one in made):
+        return ["#define largest_finite plain_largest_finite", *plain]
+    vectors = [line for one in made if one is not None for line in one]
+    return [
+        "#ifndef PLAIN",
+        lanes.HEADER,
+        "using lanes::largest_finite;",
+        *vectors,
+        "#else",
+        "#define largest_finite plain_largest_finite",
+        *plain,
+        "#endif",
+    ]
 
-    def __init__(self, program: Program, scalar: str) -> None:
-        self.program, self.scalar = program, scalar
-        self.block, self.step = program.blocks[0], program.blocks[-1]
-        odd = [size for size in program.blocks if self.block % size or size % self.step]
-        if odd:
-            raise CompileError(f"blocks of {self.block}, {odd[0]} and {self.step} do not divide each other")
-        self.order = [node.name for node in program.tensors]
-        self.packed = [i for i, node in enumerate(program.tensors) if node.axes == PACKED]
 
-    def run(self, cut: _Cut, calls: Sequence[Sequence[str]], dtypes: Sequence[torch.dtype], key: Sequence[str]) -> list[str]:
-        program, block, scalar = self.program, self.block, self.scalar
-        columns = ", ".join(f"({scalar}) table[{i}]" for i in range(len(program.columns))) or "0"
-        ahead = max(1, AHEAD // block)
-        streams = [(i, dtypes[i].itemsize, 1) for i, node in enumerate(program.tensors) if node.axes not in (BLOCKS, PACKED)]
-        streams += [(i, 1, 2) for i in self.packed]
-        return [
-            'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
-            f"  const {scalar} columns[{max(len(program.columns), 1)}] = {{{columns}}};",
-            *key,
-            "  const auto one = [&](int64_t b, auto n) __attribute__((always_inline)) {",
-            *(f"    alignas(64) {scalar} tile{index}[{block}];" for index in cut.tiles.values()),
-            *(f"    alignas(64) uint8_t codes{i}[{block}];" for i in self.packed),
-            *(self._packing("unpack", i) for i in self.packed),
-            *calls[0],
-            *self._scales(cut),
-            *calls[1],
-            *(self._packing("pack", i) for i in self.packed),
-            "  };",
-            f"  const int64_t blocks = length / {block};",
-            "  for (int64_t b = 0; b < blocks; ++b) {",
-            f"    if (b % {ahead} == 0) {{",
-            *(
-                f"      ask_for(pointers[{i}], (b + {ahead}) * {block * n // m}, {ahead * block * n // m}, length * {n} / {m});"
-                for i, n, m in streams
-            ),
-            "    }",
-            f"    one(b, std::integral_constant<int64_t, {block}>());",
-            "  }",
-            f"  if (length % {block}) one(blocks, length % {block});",
-            "}",
-        ]
+@dataclass(eq=False)
+class _Writer:
+    """Writes what calls the parts. scalar: the C type of the arithmetic."""
 
-    def _packing(self, what: str, i: int) -> str:
-        size = self.program.sizes[self.order[i]]
-        return f"    {what}<{size}>(static_cast<uint8_t*>(pointers[{i}]) + b * {self.block // 2}, codes{i}, n);"
+    program: Program
+    dtypes: Sequence[torch.dtype]
+    scalar: str
+    cut: _Cut
 
-    def _scales(self, cut: _Cut) -> list[str]:
-        """What finds the scales and stores them."""
-        homes, lines = {node: name for name, node in self.program.tensor_outputs.items()}, []
-        for node, number in cut.scales.items():
-            tile, size = cut.tiles[node.args[0]], int(node.args[1])  # type: ignore[index, arg-type]
-            found = f"(float) {FOUND_BY[node.op]}(tile{tile} + s, m)"
-            lines += [
-                f"    {self.scalar} largest{number}[{self.block // size}];",
-                f"    each<{size}>(n, [&](int64_t s, auto m) __attribute__((always_inline)) {{",
-                f"      largest{number}[s / {size}] = {found};",
-            ]
-            if node in homes:
-                home = f"static_cast<float*>(pointers[{self.order.index(homes[node])}])[{self._at(size)}]"
-                lines.append(f"      {home} = largest{number}[s / {size}];")
-            lines.append("    });")
-        return lines
+    def __post_init__(self) -> None:
+        self.size, self.step = self.program.blocks[0], self.program.blocks[-1]
+        self.order = [node.name for node in self.program.tensors]
+        self.packed = [i for i, node in enumerate(self.program.tensors) if node.axes == PACKED]
+        # Of a scale that is computed here, the elements of its blocks.
+        self.sizes = {number: int(node.args[1]) for node, number in self.cut.scales.items()}  # type: ignore[arg-type]
 
-    def _at(self, size: int) -> str:
-        """The place of a block of a size, of those that the piece has."""
-        return "b" if size == self.block else f"(b * {self.block} + s) / {size}"
+    def _elements(self, i: int) -> int:
+        """Of a block of tensor i, those that share one of its values: 2 of what is packed."""
+        node = self.program.tensors[i]
+        return {BLOCKS: self.program.sizes.get(node.name, 1), PACKED: 2}.get(node.axes, 1)
 
-    def _number(self, cut_sizes: Sequence[int], operand: Operand) -> str:
+    def _number(self, operand: Operand) -> str:
         kind, index = operand
         if kind == "column":
             return f"columns[{index}]"
         if kind == "scale":
-            return f"static_cast<const float*>(pointers[{index}])[{self._at(self.program.sizes[self.order[index]])}]"
-        return f"largest{index}[s / {cut_sizes[index]}]"
+            return f"((const float*) data[{index}])[s / {self._elements(index)}]"
+        return f"largest{index}[s / {self.sizes[index]}]"
 
     def call(self, part: Part, number: int, arguments: list[tuple[str, int]], types: Sequence[str]) -> list[str]:
-        """What calls a part for the n elements of block b, step by step."""
-        sizes = [int(node.args[1]) for node in self.program.elementwise_part if node.op in SCALES]  # type: ignore[arg-type]
-        numbers = ", ".join(f"({self.scalar}) {self._number(sizes, one)}" for one in part.numbers) or "0"
+        """What calls a part for a block, step by step."""
+        numbers = ", ".join(f"({self.scalar}) {self._number(one)}" for one in part.numbers) or "0"
         given = []
         for (kind, index), type_name in zip(arguments, types, strict=True):
             if kind == "tensor":
                 where, at = part.operands[index]
-                known = f"({type_name}) pointers[{at}] + b * {self.block} + s"
-                given.append(known if where == "tensor" else f"{where}{at} + s")
+                given.append(f"({type_name}) data[{at}] + s" if where == "tensor" else f"{where}{at} + s")
             else:
-                given.append({"column": f"numbers{number} + {index}", "length": "m", "place": "place"}[kind])
-        place = f"      const int32_t place[3] = {{int32_t(at[0] + b * {self.block} + s), key.first, key.second}};"
+                given.append({"column": f"numbers{number} + {index}", "length": str(self.step), "place": "place + s"}[kind])
+        count = max(1, len(part.numbers))
         return [
-            f"    each<{self.step}>(n, [&](int64_t s, auto m) __attribute__((always_inline)) {{",
-            f"      const {self.scalar} numbers{number}[{max(1, len(part.numbers))}] = {{{numbers}}};",
-            *([place] if any(kind == "place" for kind, _ in arguments) else []),
+            f"    for (int s = 0; s < {self.size}; s += {self.step}) {{",
+            f"      const {self.scalar} numbers{number}[{count}] = {{{numbers}}};",
             f"      kernel{number}({', '.join(given)});",
-            "    });",
+            "    }",
         ]
+
+    def block(self, calls: Sequence[Sequence[str]]) -> list[str]:
+        """`block`, which computes one: of `count` elements, and followed by zeros where those are fewer than it has."""
+        tiles = dict.fromkeys(self.cut.tiles[node.args[0]] for node in self.cut.scales)  # type: ignore[index]
+        place = ", const Places& place" if self.program.is_random else ""
+        return [
+            "static inline __attribute__((always_inline))",
+            f"void block(const {self.scalar}* columns, char* const* data, int count{place}) {{",
+            *(f"    alignas(64) {self.scalar} tile{index}[{self.size}];" for index in self.cut.tiles.values()),
+            *(f"    alignas(64) uint8_t codes{i}[{self.size}];" for i in self.packed),
+            *(
+                f"    unpack<{self.size}, {self._size_of(i)}>((const uint8_t*) data[{i}], codes{i}, count);"
+                for i in self.packed
+            ),
+            *calls[0],
+            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in tiles),
+            *self._scales(),
+            *calls[1],
+            *self._stores(),
+            *(f"    pack<{self.size}, {self._size_of(i)}>((uint8_t*) data[{i}], codes{i}, count);" for i in self.packed),
+            "}",
+        ]
+
+    def _size_of(self, i: int) -> int:
+        return self.program.sizes[self.order[i]]
+
+    def _scales(self) -> list[str]:
+        """What finds the scales."""
+        lines = []
+        for node, n in self.cut.scales.items():
+            tile, size = self.cut.tiles[node.args[0]], self.sizes[n]  # type: ignore[index]
+            found = f"(float) {FOUND_BY[node.op].format(size)}(tile{tile} + i * {size})"
+            lines.append(f"    float largest{n}[{self.size // size}];")
+            lines.append(f"    for (int i = 0; i < {self.size // size}; ++i) largest{n}[i] = {found};")
+        return lines
+
+    def _stores(self) -> list[str]:
+        """What stores the scales, when nothing reads the old ones any more."""
+        outputs, scales = self.program.tensor_outputs, self.cut.scales
+        homes = {scales[node]: self.order.index(name) for name, node in outputs.items() if node in scales}
+        return [f"    std::memcpy(data[{home}], largest{n}, sizeof largest{n});" for n, home in homes.items()]
+
+    def run(self) -> list[str]:
+        """`run`: all blocks of a piece, of which the last may be cut short by the end of a row."""
+        bytes_of = [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)]
+        columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
+        random = draws.place(self.program)
+        return [
+            'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
+            f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
+            *random,
+            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(bytes_of))),
+            f"  const int64_t blocks = length / {self.size};",
+            "  for (int64_t b = 0; b < blocks; ++b) {",
+            *(_ask_for(i, count, self.size) for i, count in enumerate(bytes_of)),
+            f"    char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
+            f"    block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
+            "  }",
+            f"  if (const int rest = length % {self.size}) {{",
+            *self.rest(bytes_of),
+            "  }",
+            "}",
+        ]
+
+    def rest(self, bytes_of: Sequence[int]) -> list[str]:
+        """The last block, of fewer elements: in memory of its own, but for what is packed, which has another place for them."""
+        own = {
+            i: f"(rest + {self._elements(i) - 1}) / {self._elements(i)}" for i in range(len(bytes_of)) if i not in self.packed
+        }
+        written = [i for i in own if self.order[i] in self.program.tensor_outputs]
+        data = ", ".join(f"own{i}" if i in own else f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of))
+        at = f", place + blocks * {self.size}" if self.program.is_random else ""
+        taken = {i: f"{count} * {self.dtypes[i].itemsize}" for i, count in own.items()}
+        return [
+            *(f"    alignas(64) char own{i}[{bytes_of[i]}] = {{}};" for i in own),
+            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, {taken[i]});" for i in own),
+            f"    char* const data[] = {{{data}}};",
+            f"    block(columns, data, rest{at});",
+            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, {taken[i]});" for i in written),
+        ]
+
+
+def _ask_for(tensor: int, count: int, size: int) -> str:
+    """Asks for a block of a tensor early. count: its bytes."""
+    ahead = AHEAD // size * count
+    lines = [f"__builtin_prefetch(t{tensor} + b * {count} + {ahead + offset});" for offset in range(0, count, 64)]
+    each = max(1, 64 // count)  # blocks in a line of the cache
+    return "    " + (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)
