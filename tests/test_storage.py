@@ -72,6 +72,16 @@ def test_stochastic_rounding_is_right_in_the_mean(dtype):
     assert state["param_groups"][0]["seed"] == 1 and state["state"][0]["step"].item() == 1
 
 
+def test_subnormal_float16_is_rounded_with_random_bits_too():
+    """A quarter of the smallest number above zero, which is zero to nearest."""
+    smallest = 2.0**-24
+    param = torch.nn.Parameter(torch.zeros(100_000, dtype=torch.float16))
+    param.grad = torch.ones_like(param)
+    compiledopt.SGD([param], lr=0.25 * smallest, rounding="stochastic", compiled=True).step()
+    values = param.detach().double() / smallest
+    assert set(values.tolist()) == {0.0, -1.0} and abs(values.mean() + 0.25) < 0.01  # ± 0.0014
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_split_parameters_are_a_float32_master(executor):
     """Bit for bit what float32 parameters with the same gradients become, for every executor."""
@@ -256,6 +266,28 @@ def test_a_codec_keeps_what_is_not_finite_and_zeros(name):
 def test_which_states_are_never_negative(kind, options, expected):
     optimizer = kind([torch.nn.Parameter(torch.zeros(2))], **options)
     assert never_negative(kind.rule, optimizer.param_groups[0]) == expected
+
+
+def test_what_a_root_divides_by_is_not_zero():
+    """An element far below the largest of its block: the step divides by the root of such a state."""
+    values = torch.ones(1, 32)
+    values[0, 3], values[0, 4] = 1e-12, 0.0
+    codes, scale = CODECS["uint8"].encode(values, None)
+    found = CODECS["uint8"].decode(codes, scale)[0]
+    assert found[3] > 0 and found[4] == 0
+
+
+@compiledopt.define
+def Signed(param, grad, positive, falling, *, lr=0.1):
+    """falling is a difference of numbers that are never negative."""
+    positive = positive + grad * grad
+    falling = falling.abs() - grad * grad
+    return param - lr * grad, positive, falling
+
+
+def test_a_difference_may_be_negative():
+    optimizer = Signed([torch.nn.Parameter(torch.zeros(2))])
+    assert never_negative(Signed.rule, optimizer.param_groups[0]) == {"positive"}
 
 
 def test_threads_make_the_same_codes():

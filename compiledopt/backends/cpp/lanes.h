@@ -280,8 +280,8 @@ INLINE I select(M condition, I a, I b) { return chosen(condition, a, b); }
 INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & b); }
 
 // Of a block, the largest finite size among the first `count`. Sizes are in the order of their bits; what is not finite is left
-// out where there is any.
-template <int n> INLINE float largest_finite(const float* values, int count) {
+// out where there is any, and the result has a minus there if it is to be marked.
+template <int n, bool marked = false> INLINE float largest_finite(const float* values, int count) {
   Ints sizes{}, place{};
   for (int i = 0; i < kCount; ++i) place[i] = i;
   for (int i = 0; i < n; i += kCount) {
@@ -296,6 +296,7 @@ template <int n> INLINE float largest_finite(const float* values, int count) {
       const int32_t size = bits_of<int32_t>(values[i]) & 0x7fffffff;
       most = size < 0x7f800000 && size > most ? size : most;
     }
+    if (marked) most |= INT32_MIN;
   }
   return bits_of<float>(most);
 }
