@@ -206,6 +206,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
         elif not is_number(value):
             arguments[name] = value
+        elif name in RESERVED:
+            arguments[name] = symbol(name, True)
         elif name in rule.branches and not truthy(value):
             arguments[name] = Zero()
         else:
@@ -215,8 +217,11 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     shared = frozenset(rule.shared) & set(present)
     for name in shared:
         _check_shared(rule, name, outputs[name], tracer)
-    sizes = {name: size for name, size in {**rule.in_blocks, **rule.packed}.items() if name in present}
-    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared, sizes)
+    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared, _sizes(rule, present))
+
+
+def _sizes(rule: Rule, present: Sequence[str]) -> dict[str, int]:
+    return {name: size for name, size in {**rule.in_blocks, **rule.packed}.items() if name in present}
 
 
 def _of_blocks(rule: Rule, name: str) -> int | None:

@@ -71,7 +71,7 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
 
 def _check_states(rule: Rule, group: Mapping[str, Any], known: Mapping[str, str]) -> None:
     """Refuse states that there are not, and codes without a sign for those that may be negative. Raises: ValueError."""
-    states = [name for name in rule.states if name not in rule.scalars]
+    states = [name for name in rule.states if name not in rule.scalars and name not in rule.shared]
     for name, codec in known.items():
         if name != "*" and name not in states:
             raise ValueError(

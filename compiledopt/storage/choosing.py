@@ -73,6 +73,8 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
 
 def _unlike(rule: Rule, state: str, group: Mapping[str, Any], param: torch.Tensor) -> str | None:
     """Why a state that a function makes is not like its parameter, or None."""
+    if state in rule.lists:
+        return "it is a list of tensors"
     made = rule.maker(state)
     value = None if made is None else made(torch.empty(param.shape, dtype=param.dtype, device="meta"), group)
     if made is None or value is None:
