@@ -124,7 +124,7 @@ def _encoded(codec: Codec, value: Any, param: torch.Tensor) -> tuple[Any, Any]:
 def _full(codec: Codec, start: float, param: torch.Tensor) -> tuple[Any, Any]:
     """(codes, scales) of a state that starts from a number, without its values in a wider dtype."""
     if not codec.block:
-        fill = complex(start, start) if param.is_complex() else start
+        fill = complex(start, start) if param.is_complex() else codec.converted(torch.tensor(start)).item()
         return torch.full_like(param, fill, dtype=codec.dtype, **_LIKE), None
     code, scale = (part[0, 0].item() for part in codec.encode(torch.full((1, codec.block), start), None))
     part = local(param)
