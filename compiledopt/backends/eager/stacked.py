@@ -62,11 +62,9 @@ class Stack:
         """What the rule is given; a 0-dim state that is stacked has the dtype of the others, as torch.vmap wants it."""
         if name not in self.placed:
             return operand(self.of(entry, name))
-        return (
-            entry.state[name]
-            .reshape(())
-            .to(entry.param.device, torch.float32 if entry.param.dtype in HALF else entry.param.dtype)
-        )
+        wide = torch.float32 if entry.param.dtype in HALF else entry.param.dtype
+        number: torch.Tensor = entry.state[name].reshape(())
+        return number.to(entry.param.device, wide)
 
     def check(self) -> bool:
         """Try the rule without data; whether it can run on stacks. Raises: TraceError."""
