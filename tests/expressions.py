@@ -26,6 +26,8 @@ p.clamp(-9, 9).div(s, rounding_mode="floor")
 torch.div(p.clamp(-9, 9), s, rounding_mode="trunc")
 p.clamp(-9, 9) // 0.25
 torch.floor_divide(p.clamp(-9, 9), 0.25)
+torch.floor_divide(torch.round(p.clamp(-9, 9) * 10), 0.1)
+(p * 0 + 1) // 0.1
 p % 0.3
 torch.remainder(p, 0.3)
 p.fmod(0.3)

@@ -23,6 +23,8 @@ from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
 
+Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 random bits for each element, of (seed, step)
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -45,11 +47,11 @@ def evaluate(
     tensors: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     fused: bool,
-    bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    bits: Bits | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
-    bits: where the program is random, what gives 32 random bits for each element, of (seed, step).
+    bits: where the program is random.
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
     compute = tensors[0].dtype
@@ -71,7 +73,8 @@ def evaluate(
         elif node.op == LARGEST:
             values[node] = COMPOSED[LARGEST].tensor(args[0], int(args[1]))
         elif node.op in COMPOSED:
-            values[node] = COMPOSED[node.op].tensor(*args)
+            made = COMPOSED[node.op].tensor(*args)  # of bits alone, it is float32
+            values[node] = made.to(compute) if made.is_floating_point() else made
         else:
             values[node] = _computed(OPS[node.op], args, tensors[0].device, compute)
     found = [values[node] for node in program.tensor_outputs.values()]
@@ -281,7 +284,8 @@ def _codegen(
     definitions: list[str] = []
     calls: list[Any] = []
     with ExitStack() as stack:
-        for context in (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad()):
+        contexts = (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad(), _values_once())
+        for context in contexts:
             stack.enter_context(context)
         graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)
         _record_kernels(graph, definitions, calls)
@@ -290,6 +294,35 @@ def _codegen(
         graph.run(*fakes)
         graph.codegen()
         return definitions, calls, list(graph.graph_input_names)
+
+
+@contextmanager
+def _values_once() -> Iterator[None]:
+    """Let Inductor work out a value once for all who use it. It does so for each user, in each of its sweeps over a graph: of a
+    hash, whose values are each used twice, 18 s for the kernel. Tried on torch 2.11.0 and 2.13.0."""
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    original = ir.Pointwise.make_loader
+    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def make_loader(self: Any) -> Callable[[Sequence[Any]], Any]:
+        load = original(self)
+
+        def loader(index: Sequence[Any]) -> Any:
+            handler = V.get_ops_handler()  # another one for each sweep
+            key = id(self), id(handler), *index
+            if key not in known:
+                known[key] = load(index), self, handler  # which keep their ids for as long
+            return known[key][0]
+
+        return loader
+
+    ir.Pointwise.make_loader = make_loader  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ir.Pointwise.make_loader = original  # type: ignore[method-assign]
 
 
 def _record_kernels(graph: Any, definitions: list[str], calls: list[Any]) -> None:

@@ -1,4 +1,5 @@
-"""Rounding to the half types by arithmetic on bits.
+"""Operations that Inductor would not compute as torch does, by others: rounding to the half types by arithmetic on bits, and
+division to whole numbers.
 
 Inductor leaves out a cast to a half type and back, where it computes in float32 (so do C++ and Triton kernels), unless
 `emulate_precision_casts` is on, which would change every kernel.
@@ -26,6 +27,15 @@ def float16(x: Tensor) -> Tensor:
     rounded = torch.where(size < 2.0**-14, small, _nearest(single, 13))
     rounded = torch.where(torch.abs(rounded) > 65504.0, torch.copysign(torch.full_like(size, float("inf")), single), rounded)
     return torch.where(torch.isnan(single), single, rounded).to(x.dtype)
+
+
+def floor_divide(a: Tensor, b: Tensor) -> Tensor:
+    """The whole part of a / b, by the remainder: floor(a / b), as Inductor has it, is 10 for 1 / 0.1, where 9 are whole."""
+    rest = torch.fmod(a, b)
+    found = (a - rest) / b - torch.where((rest != 0) & ((b < 0) != (rest < 0)), 1.0, 0.0)
+    below = torch.floor(found)
+    whole = below + torch.where(found - below > 0.5, 1.0, 0.0)
+    return torch.where(b == 0, a / b, torch.where(found == 0, torch.copysign(torch.zeros_like(found), a / b), whole))
 
 
 def _nearest(x: Tensor, places: int) -> Tensor:

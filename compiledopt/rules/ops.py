@@ -112,7 +112,7 @@ _TABLE = (
     Op("trunc", 1, torch.trunc, ieee.whole(math.trunc), "trunc"),
     Op("fmod", 2, torch.fmod, ieee.fmod),
     Op("remainder", 2, torch.remainder, ieee.remainder),
-    Op("floor_divide", 2, torch.floor_divide, ieee.floor_divide),
+    Op("floor_divide", 2, casts.floor_divide, ieee.floor_divide, in_place=False, numbers=False),
     Op("maximum", 2, torch.maximum, ieee.maximum, "maximum", in_place=False, numbers=False),
     Op("minimum", 2, torch.minimum, ieee.minimum, "minimum", in_place=False, numbers=False),
     Op("copysign", 2, torch.copysign, math.copysign),

@@ -16,7 +16,7 @@ import torch
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
 from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
-from compiledopt.rules.options import RESERVED, is_number, truthy
+from compiledopt.rules.options import NOISE, RESERVED, SEED, STEP, is_number, truthy
 from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program, depends_on
 from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
@@ -71,7 +71,7 @@ class Tracer(Reducer):
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
         if name in COMPOSED:
-            return self.record(name, tuple(map(self.argument, args)))
+            return self.shaped_like(self.record(name, tuple(map(self.argument, args))), args)
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         if (function := SPELLINGS.get(name) or self.spelled(name)) is not None:
             return self._bound(function, name, args, kwargs)
@@ -149,6 +149,7 @@ class Tracer(Reducer):
             return value if isinstance(value, bool) else float(value)
         raise TraceError(
             f"{author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
+            f"{getattr(value, 'mend', '')}"
         )
 
 
@@ -197,6 +198,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
     for name in rule.options:
+        if name == NOISE:
+            continue
         value = 0.0 if name in RESERVED else options[name]
         if name == "dtype" and shape is not None:
             arguments[name] = shape.dtype
@@ -210,6 +213,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = Zero()
         else:
             arguments[name] = symbol(name, True, name in rule.branches)
+    if NOISE in rule.options:
+        arguments[NOISE] = tracer.noise(arguments[SEED], states[STEP])
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
     outputs = _outputs(rule, present, returned, states)
     shared = frozenset(rule.shared) & set(present)

@@ -37,7 +37,8 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
     from compiledopt.backends.inductor import compute_dtype
 
-    wide, lines = compute_dtype(dtypes), [loops(), prefix()]
+    key = _key() if any(sweep.program.is_random for sweep in passes.sweeps) else []
+    wide, lines = compute_dtype(dtypes), [loops(), prefix(), *key]
     for index, sweep in enumerate(passes.sweeps):
         lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
@@ -50,8 +51,9 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
     values = _function(program, (*dtypes, *[wide] * count), "_values")
     sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
+    key = _key() if program.is_random else []
     types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
-    return "\n".join([loops(), prefix(), *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
+    return "\n".join([loops(), prefix(), *key, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
 
 
 def totals() -> str:

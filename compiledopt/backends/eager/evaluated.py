@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from compiledopt.backends.batch import Entry
-from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.inductor import Bits, compute_dtype, evaluate
 from compiledopt.backends.layout import as_real, is_dense
 from compiledopt.errors import CompileError
+from compiledopt.rules.options import STEP
 from compiledopt.rules.program import BLOCKS, ELEMENTS
 from compiledopt.rules.random import bits_at, key
 
@@ -45,20 +48,28 @@ def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[
     given, columns = [tensor.to(wide, copy=True) for tensor in tensors], [number.to(wide) for number in numbers]
     cut = Blocks(entry.param, program.blocks) if program.blocks else None
     if cut is None:
-        return evaluate(program, given, columns, False, _bits_for(entry, None))
+        return evaluate(program, given, columns, False, bits_of(entry))
     given = [cut.into(tensor, node.axes) for node, tensor in zip(program.tensors, given, strict=True)]
-    found = evaluate(program, given, columns, False, _bits_for(entry, cut))
+    found = evaluate(program, given, columns, False, bits_of(entry, cut))
     return [cut.back(value, node.axes) for node, value in zip(program.tensor_outputs.values(), found, strict=True)]
 
 
-def _bits_for(entry: Entry, cut: Blocks | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def noise_bits(entry: Entry, seed: Any) -> torch.Tensor:
+    """32 random bits for each element of a parameter at its next update, for rules that are called on tensors."""
+    device = entry.param.device
+    given = [value if isinstance(value, torch.Tensor) else torch.full((), value) for value in (seed, entry.state[STEP])]
+    bits = bits_of(entry)(*(value.reshape(()).to(device, torch.float64) for value in given))
+    return bits.reshape(1) if bits.dim() == 0 else bits  # as the operands
+
+
+def bits_of(entry: Entry, cut: Blocks | None = None) -> Bits:
     """The random bits of a parameter, or of the part of it that is here."""
 
     def bits(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         param, device = as_real(entry.param), entry.param.device
-        number = torch.tensor(entry.number, device=device)
+        number = torch.full((), entry.number, dtype=torch.int64, device=device)
         element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
-        if is_dense(param):  # in the order of memory, as kernels count them, whatever the order of the dimensions
+        if not is_distributed(param) and is_dense(param):  # in the order of memory, as kernels count them
             element = element.as_strided(param.shape, param.stride())
         element = element.reshape(param.shape)
         element = element if cut is None else cut.into(element, ELEMENTS)

@@ -12,10 +12,12 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.distributed import is_distributed, put, whole
+from compiledopt.backends.eager.evaluated import noise_bits
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut, reserve
 from compiledopt.backends.eager.trial import can_stack, try_rule
 from compiledopt.backends.layout import HALF
-from compiledopt.rules.options import as_float, is_number
+from compiledopt.rules.noise import Noise
+from compiledopt.rules.options import NOISE, SEED, as_float, is_number
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
@@ -39,13 +41,17 @@ class Stack:
         self.scalars = {name: number(float(value)) for name, value in zip(self.traced.scalar_names, values, strict=True)}
         given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
+        self.seed = given[SEED] if NOISE in rule.options else None
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rule on tensors named as in `names`, to the new values of `targets`, in that order."""
-        rule = self.traced.rule
+        rule, options = self.traced.rule, self.options
+        if self.seed is not None:
+            *tensors, bits = tensors  # type: ignore[assignment]
+            options = {**options, NOISE: Noise(lambda: bits)}
         operands = {**dict(zip(self.names, tensors, strict=True)), **self.scalars}
         ordered = [operands.get(name) for name in ("param", "grad", *rule.states)]
-        results = named(rule, rule(*ordered, **self.options), self.targets, torch.Tensor)
+        results = named(rule, rule(*ordered, **options), self.targets, torch.Tensor)
         return tuple(results[name] for name in self.targets)
 
     @property
@@ -62,12 +68,14 @@ class Stack:
         rule = self.traced.rule
         operands = {name: operand(self.of(self.entries[0], name)) for name in self.names}
         every = {name: {**operands, **self.scalars}.get(name) for name in ("param", "grad", *rule.states)}
-        try_rule(rule, every, self.options)
+        bits = torch.zeros_like(operands["param"], dtype=torch.int32, device="meta")
+        noisy = self.seed is not None
+        try_rule(rule, every, {**self.options, NOISE: Noise(lambda: bits)} if noisy else self.options)
         options, scalars = self.options, self.scalars
         self.options = {name: meta_number(value) for name, value in options.items()}
         self.scalars = {name: meta_number(value) for name, value in scalars.items()}
         try:
-            return can_stack(self.call, list(operands.values())) is None
+            return can_stack(self.call, [*operands.values(), *[bits] * noisy]) is None
         finally:
             self.options, self.scalars = options, scalars
 
@@ -81,6 +89,8 @@ class Stack:
 
     def update(self, entries: Sequence[Entry]) -> None:
         columns = {name: [operand(self.of(entry, name)) for entry in entries] for name in self.names}
+        if self.seed is not None:
+            columns[NOISE] = [noise_bits(entry, self.seed) for entry in entries]
         if len(entries) == 1:
             given = {name: column[0] for name, column in columns.items()}
             results = [
@@ -168,6 +178,7 @@ def given_to(entry: Entry, context: Context) -> dict[str, Any]:
     """What a rule called on tensors reads its options from: the group, the step, and what is the parameter's own."""
     own = {**context.step, "first": float(entry.first), "dtype": entry.param.dtype}
     group = context.groups[entry.group]
+    own[NOISE] = Noise(lambda: noise_bits(entry, group[SEED]))
     return {name: own[name] if name in own else group[name] for name in entry.traced.rule.options}
 
 
