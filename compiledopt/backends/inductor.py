@@ -284,7 +284,13 @@ def _codegen(
     definitions: list[str] = []
     calls: list[Any] = []
     with ExitStack() as stack:
-        contexts = (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad(), _values_once())
+        contexts = (
+            config.patch(options),
+            tracing(TracingContext(mode)),
+            V.set_fake_mode(mode),
+            torch.no_grad(),
+            _values_once(),
+        )
         for context in contexts:
             stack.enter_context(context)
         graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)

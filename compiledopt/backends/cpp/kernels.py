@@ -65,7 +65,9 @@ def _run(command: Sequence[str]) -> None:
     if done.returncode != 0:
         said = done.stderr.strip()[-800:]
         killed = done.returncode < 0 or "Killed signal" in said  # for want of memory, as a rule; g++ says it of its parts
-        raise (PassingCompileError if killed else CompileError)(f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}")
+        raise (PassingCompileError if killed else CompileError)(
+            f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}"
+        )
 
 
 def _environment() -> dict[str, str]:
