@@ -434,6 +434,13 @@ def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list
     return found
 
 
+def with_slow(cases: Iterable[tuple[Any, ...]], quick: Callable[..., bool]) -> list[Any]:
+    """Those that are not quick are among the slow tests."""
+    import pytest
+
+    return [pytest.param(*x, marks=[] if quick(*x) else [pytest.mark.slow], id="-".join(map(str, x))) for x in cases]
+
+
 def one_per_algorithm() -> list[Case]:
     """The richest configuration of each, for tests that need not see all."""
     return [next(case for case in reversed(CASES) if case.algorithm == name and case.label == "all") for name in ALGORITHMS]

@@ -366,7 +366,7 @@ def test_a_number_may_be_compared_with_zero_either_way(executor):
     def Pulled(param, grad, *, lr=0.1, pull=0.0):
         if pull == 0:
             return param - lr * grad
-        return param - lr * grad if 0 == pull else param * (1 - pull) - lr * grad
+        return param - lr * grad if pull == 0 else param * (1 - pull) - lr * grad
 
     for pull in (0.0, 0.5):
         param = torch.nn.Parameter(torch.ones(3))

@@ -29,8 +29,11 @@ Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 ran
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0) (three int32: the first element's place in its
-    parameter, and the key of its random bits) or ("length", 0); types: the C types of the arguments."""
+    order, ("tensor", input index), ("column", column index), ("place", 0) or ("length", 0); types: their C types.
+
+    A place is three int32 on a GPU: the first element's in its parameter, and the key of its random bits. On the CPU it is the
+    random bits of each element, and who writes the file has a function for them: Inductor takes longer for that chain, in
+    which every value is used twice, than for all of the rest."""
 
     body: str
     arguments: tuple[tuple[str, int], ...]
@@ -367,7 +370,8 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        fakes += [torch.empty(3, dtype=torch.int32, device=device)] * program.is_random
+        place = length if device == "cpu" else 3
+        fakes += [torch.empty(place, dtype=torch.int32, device=device)] * program.is_random  # type: ignore[list-item]
     return mode, fakes, shape_env
 
 
@@ -388,6 +392,8 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
 
         def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
             place = inputs[-1]
+            if place.device.type == "cpu":
+                return place
             element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
             return bits_at((place[1], place[2]), element)
 

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks
+from compiledopt.backends.cpp import blocks, draws
 from compiledopt.backends.cpp.sources import HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
@@ -64,7 +64,7 @@ def _run(command: Sequence[str]) -> None:
         raise PassingCompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
     if done.returncode != 0:
         said = done.stderr.strip()[-800:]
-        killed = done.returncode < 0 or "Killed signal" in said  # for want of memory, as a rule; g++ says it of its parts
+        killed = done.returncode < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
         raise (PassingCompileError if killed else CompileError)(
             f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}"
         )
@@ -182,7 +182,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
-    parts = (loops(), prefix(), blocks.TEXT, more)
+    parts = (loops(), prefix(), blocks.TEXT, draws.TEXT, more)
     return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 
@@ -221,14 +221,15 @@ def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
 
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
-    """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
+    """A kernel with functions that our prefix lacks gets torch's, and takes 5 s. One that was to run on vectors (lanes.h) runs
+    without."""
     if prefix() not in source or isinstance(first, PassingCompileError):
         raise first
     full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
     try:
-        return build(name, full, [*flags, f"-I{include}", f"-I{include}/torch/csrc/api/include"])
+        return build(name, full, [*flags, "-DPLAIN", f"-I{include}", f"-I{include}/torch/csrc/api/include"])
     except PassingCompileError:
         raise
     except CompileError as second:

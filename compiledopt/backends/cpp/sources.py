@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from compiledopt.backends.cpp import blocks
-from compiledopt.errors import CompileError
-from compiledopt.rules.composed import RANDOM
-from compiledopt.rules.program import Node, Program
-from compiledopt.rules.random import key
+from compiledopt.backends.cpp import blocks, draws
+from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
@@ -24,21 +20,20 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
     from compiledopt.backends.inductor import compute_dtype
 
-    key = _key() if program.is_random else []
+    random = draws.functions() if program.is_random else []
     if program.blocks:
-        scalar, place = C_TYPES[compute_dtype(dtypes)], _place(program)[:-1] if program.is_random else []
-        function = blocks.source(program, dtypes, _body, scalar, place)
+        function = blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)])
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), *key, *function, ""])
+    return "\n".join([loops(), prefix(), *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
     from compiledopt.backends.inductor import compute_dtype
 
-    key = _key() if any(sweep.program.is_random for sweep in passes.sweeps) else []
-    wide, lines = compute_dtype(dtypes), [loops(), prefix(), *key]
+    bits = draws.functions() if any(sweep.program.is_random for sweep in passes.sweeps) else []
+    wide, lines = compute_dtype(dtypes), [loops(), prefix(), *bits]
     for index, sweep in enumerate(passes.sweeps):
         lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
@@ -51,9 +46,9 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
     values = _function(program, (*dtypes, *[wide] * count), "_values")
     sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
-    key = _key() if program.is_random else []
+    bits = draws.functions() if program.is_random else []
     types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
-    return "\n".join([loops(), prefix(), *key, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
+    return "\n".join([loops(), prefix(), *bits, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
 
 
 def totals() -> str:
@@ -83,6 +78,8 @@ def _body(
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
     lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
     lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
+    if ("place", 0) in lowered.arguments:
+        lines = draws.as_argument(lines, lowered.arguments.index(("place", 0)))
     return lines, list(lowered.arguments), lowered.types
 
 
@@ -102,43 +99,8 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     run = [
         f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
-        *(_place(program) if program.is_random else ()),
+        *draws.place(program),
         f"  kernel{suffix}({', '.join(arguments)});",
         "}",
     ]
     return [*lines, *run]
-
-
-def _place(program: Program) -> list[str]:
-    """Where a piece is in its parameter, and the key of its random bits, of what the launcher says of it."""
-    draws = [node for node in program.elementwise_part if node.op == RANDOM]
-    if len(draws) > 1:
-        raise CompileError(f"{program.rule} draws random numbers of several seeds or steps")
-    seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
-    return [
-        f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
-        f"  const Key key = key_of((int64_t) ({seed}), (int64_t) ({step}), at[1]);",
-        "  const int32_t place[3] = {at[0], key.first, key.second};",
-    ]
-
-
-SIGNS = {"xor": "^", "and_": "&", "rshift": ">>", "mul": "*"}
-
-
-def _key() -> list[str]:
-    """The key of random bits, operation by operation: Inductor writes what is used twice out twice, and takes 6 s for this
-    chain, in which every value is. Integers wrap around, as -fwrapv says."""
-    from torch.fx import symbolic_trace
-
-    lines = []
-    for node in symbolic_trace(key).graph.nodes:
-        values = [str(arg) if isinstance(arg, int) else f"v_{arg}" for arg in node.args]  # `xor` is a word of C++
-        if node.op == "call_method":
-            lines.append(f"  const auto v_{node} = (int32_t) {values[0]};")
-        elif node.op == "call_function":
-            lines.append(f"  const auto v_{node} = {values[0]} {SIGNS[node.target.__name__]} ({values[1]});")
-        elif node.op == "output":
-            first, second = node.args[0]
-            lines.append(f"  return {{v_{first}, v_{second}}};")
-    names = ", ".join(f"int64_t v_{name}" for name in inspect.signature(key).parameters)
-    return ["struct Key { int32_t first, second; };", f"static inline Key key_of({names}) {{", *lines, "}"]
