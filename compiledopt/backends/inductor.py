@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.once import values_once
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
 from compiledopt.rules.ops import OPS, Op
@@ -287,15 +288,9 @@ def _codegen(
     definitions: list[str] = []
     calls: list[Any] = []
     with ExitStack() as stack:
-        contexts = (
-            config.patch(options),
-            tracing(TracingContext(mode)),
-            V.set_fake_mode(mode),
-            torch.no_grad(),
-            _values_once(),
-        )
-        for context in contexts:
+        for context in (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad()):
             stack.enter_context(context)
+        stack.enter_context(values_once())
         graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)
         _record_kernels(graph, definitions, calls)
         for context in (V.set_graph_handler(graph), V.set_debug_handler(DebugContext())):
@@ -303,35 +298,6 @@ def _codegen(
         graph.run(*fakes)
         graph.codegen()
         return definitions, calls, list(graph.graph_input_names)
-
-
-@contextmanager
-def _values_once() -> Iterator[None]:
-    """Let Inductor work out a value once for all who use it. It does so for each user, in each of its sweeps over a graph: of a
-    hash, whose values are each used twice, 18 s for the kernel. Tried on torch 2.11.0 and 2.13.0."""
-    from torch._inductor import ir
-    from torch._inductor.virtualized import V
-
-    original = ir.Pointwise.make_loader
-    known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-
-    def make_loader(self: Any) -> Callable[[Sequence[Any]], Any]:
-        load = original(self)
-
-        def loader(index: Sequence[Any]) -> Any:
-            handler = V.get_ops_handler()  # another one for each sweep
-            key = id(self), id(handler), *index
-            if key not in known:
-                known[key] = load(index), self, handler  # which keep their ids for as long
-            return known[key][0]
-
-        return loader
-
-    ir.Pointwise.make_loader = make_loader  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ir.Pointwise.make_loader = original  # type: ignore[method-assign]
 
 
 def _record_kernels(graph: Any, definitions: list[str], calls: list[Any]) -> None:

@@ -67,10 +67,11 @@ class Reducer:
             result.shaped = broadcast([arg.shaped for arg in args if isinstance(arg, Symbol)])
         return result
 
-    def noise(self, seed: Any, step: Symbol) -> Noise:
-        """Random numbers for each element, from two numbers. Where they are drawn, raises: TraceError."""
+    def noise(self, given: Callable[[], tuple[Any, Symbol]]) -> Noise:
+        """Random numbers for each element, from (seed, step). Where they are drawn, raises: TraceError."""
 
         def bits() -> Symbol:
+            seed, step = given()
             if not step.node.scalar:
                 raise TraceError(f"{author_line()}: noise is a function of the state {STEP!r}, which follows from tensors here")
             drawn: Symbol = random_bits(seed, step)

@@ -198,10 +198,10 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
     for name in rule.options:
-        if name == NOISE:
-            continue
         value = 0.0 if name in RESERVED else options[name]
-        if name == "dtype" and shape is not None:
+        if name == NOISE:
+            arguments[name] = tracer.noise(lambda: (arguments[SEED], states[STEP]))
+        elif name == "dtype" and shape is not None:
             arguments[name] = shape.dtype
         elif name in rule.static:
             arguments[name] = value
@@ -213,8 +213,6 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = Zero()
         else:
             arguments[name] = symbol(name, True, name in rule.branches)
-    if NOISE in rule.options:
-        arguments[NOISE] = tracer.noise(arguments[SEED], states[STEP])
     returned = rule(states["param"], states["grad"], *(states.get(name) for name in rule.states), **arguments)
     outputs = _outputs(rule, present, returned, states)
     shared = frozenset(rule.shared) & set(present)

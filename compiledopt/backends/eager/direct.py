@@ -11,8 +11,8 @@ import torch
 from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.eager.evaluated import bits_of, new_values
+from compiledopt.backends.eager.given import given_to
 from compiledopt.backends.eager.rows import EagerBatch, totals_of
-from compiledopt.backends.eager.stacked import given_to
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
