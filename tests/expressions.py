@@ -12,6 +12,10 @@ p / (g.abs() + 1)
 p ** 2
 p.pow(2)
 p.abs() ** 0.5
+p ** (1 / 3)
+torch.exp(40 * p)
+(p.abs() * 1e-40) ** (1 / 3)
+(p.abs() * 3e37) ** (1 / 3)
 2.0 ** p
 torch.pow(p.abs(), g)
 p.abs().pow(lr)

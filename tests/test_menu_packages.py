@@ -107,7 +107,7 @@ def test_timms_letters_are_transformations(name, executor):
     effect = rms(theirs - plain)  # of the letter
     assert effect > 1e-4 * rms(theirs - start) > 0
     if name in INSIDE:
-        assert rms(mine - theirs) > 0.01 * effect  # docs/menu.md says so
+        assert rms(mine - theirs) > 1e-3 * effect  # docs/training-loop.md says so
     else:
         assert (mine - theirs).abs().max() <= 1e-5 * effect
 

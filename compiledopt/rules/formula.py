@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from compiledopt.rules.composed import COMPOSED, RANDOM
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.ops import CUBE_ROOT, OPS
 from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
 
@@ -85,6 +85,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
     "pow": lambda a, b: a**b,
+    CUBE_ROOT: lambda a: a ** sympy.Rational(1, 3),
     "neg": lambda a: -a,
     "abs": sympy.Abs,
     "sign": sympy.sign,

@@ -22,7 +22,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks, draws
-from compiledopt.backends.cpp.sources import HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
+from compiledopt.backends.cpp.sources import HERE, functions, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
@@ -182,7 +182,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
-    parts = (loops(), prefix(), blocks.TEXT, draws.TEXT, more)
+    parts = (loops(), prefix(), functions(), blocks.TEXT, draws.TEXT, more)
     return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 

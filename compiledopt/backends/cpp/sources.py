@@ -25,7 +25,7 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         function = blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)])
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), *random, *function, ""])
+    return "\n".join([loops(), prefix(), functions(), *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -33,7 +33,7 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     from compiledopt.backends.inductor import compute_dtype
 
     bits = draws.functions() if any(sweep.program.is_random for sweep in passes.sweeps) else []
-    wide, lines = compute_dtype(dtypes), [loops(), prefix(), *bits]
+    wide, lines = compute_dtype(dtypes), [loops(), prefix(), functions(), *bits]
     for index, sweep in enumerate(passes.sweeps):
         lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
@@ -48,7 +48,9 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
     bits = draws.functions() if program.is_random else []
     types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
-    return "\n".join([loops(), prefix(), *bits, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
+    return "\n".join(
+        [loops(), prefix(), functions(), *bits, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()]
+    )
 
 
 def totals() -> str:
@@ -57,6 +59,10 @@ def totals() -> str:
 
 def prefix() -> str:
     return (HERE / "prefix.h").read_text()
+
+
+def functions() -> str:
+    return (HERE / "functions.h").read_text()
 
 
 def loops() -> str:
@@ -88,6 +94,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     from compiledopt.backends.inductor import compute_dtype
 
     lines, known, types = _body(program, dtypes, suffix)
+    lines = [line.replace("std::exp(", "exp_of(") for line in lines]
     scalar = C_TYPES[compute_dtype(dtypes)]
     arguments = []
     for (kind, index), type_name in zip(known, types, strict=True):
