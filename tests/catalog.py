@@ -361,6 +361,11 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("DiffGrad", {"weight_decay": 0.1}),
         _published("Grams", {"weight_decay": 0.1}),
         _published(
+            "GrokAdamW",
+            {"weight_decay": 0.1, "gamma": 0.2, "gradient_clipping": 3.0},
+            more={"unclipped": {"gradient_clipping": 0.0, "alpha_init": 0.5}},
+        ),
+        _published(
             "LAMB",
             {"weight_decay": 0.1, "trust_clip": True},
             more={
@@ -414,7 +419,18 @@ WHOLE_MODEL: dict[str, Algorithm] = {
         Algorithm(compiledopt.SGDScheduleFree),
     )
 }
-MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))
+# Those with matrices among their states, and work that is not due at every step: tests/test_menu_matrices.py.
+MATRICES: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
+        Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
+    )
+}
+MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL, **MATRICES}.items()))
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
 CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))

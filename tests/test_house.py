@@ -147,6 +147,7 @@ def test_the_catalog_has_every_algorithm():
     public = {name for name in compiledopt.__all__ if isinstance(getattr(compiledopt, name), type)} - {
         "Optimizer",
         "Combined",
+        "Lookahead",
         "SAM",
     }
     assert set(CATALOG) | set(MENU) == public

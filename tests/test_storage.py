@@ -161,6 +161,20 @@ def test_groups_and_states_have_ways_of_their_own():
     assert compiledopt.compile_stats()["plans_built"] == before
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+def test_states_that_parameters_share_stay_as_they_are(name):
+    ends = []
+    for kept in (None, name):
+        param = torch.nn.Parameter(torch.linspace(-1, 1, 6400).reshape(80, 80))
+        optimizer = compiledopt.AdamWScheduleFree([param], lr=0.3, state_dtype=kept)
+        for step in range(5):
+            Gradients().set([param], step)
+            optimizer.step()
+        assert optimizer.param_groups[0]["k"].item() == 5
+        ends.append(param.detach() - torch.linspace(-1, 1, 6400).reshape(80, 80))
+    assert 0 < rms(ends[1] - ends[0]) < 0.05 * rms(ends[0])
+
+
 def test_a_run_goes_on_bit_for_bit():
     params = parameters(torch.bfloat16, SHAPES)
     optimizer = compiledopt.AdamW(params, lr=0.01, state_dtype="bfloat16", rounding="stochastic", seed=7)

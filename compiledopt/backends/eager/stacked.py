@@ -15,6 +15,7 @@ from compiledopt.backends.distributed import is_distributed, put
 from compiledopt.backends.eager.given import as_option, drawn_from, given_to, meta_number, noise_bits, number, operand
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut, reserve
 from compiledopt.backends.eager.trial import can_stack, try_rule
+from compiledopt.backends.layout import HALF
 from compiledopt.rules.options import NOISE, SEED
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
@@ -34,8 +35,9 @@ class Stack:
         self.traced: Traced = entry.traced
         self.entries: list[Entry] = []
         rule, param = self.traced.rule, entry.param
-        self.names = ("param", "grad", *self.traced.states_of(param))
-        self.scalars = {name: number(float(value)) for name, value in zip(self.traced.scalar_names, values, strict=True)}
+        self.placed = places(self.traced)
+        self.names = ("param", "grad", *self.traced.states_of(param), *self.placed)
+        self.scalars = {name: number(float(value)) for name, value in zip(counts(self.traced), values, strict=True)}
         given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
         self.seed = given[SEED] if NOISE in rule.options else None
@@ -60,10 +62,18 @@ class Stack:
             return entry.param
         return entry.param.grad if name == "grad" else entry.state[name]  # type: ignore[return-value]
 
+    def operand(self, entry: Entry, name: str) -> torch.Tensor:
+        """What the rule is given; a 0-dim state that is stacked has the dtype of the others, as torch.vmap wants it."""
+        if name not in self.placed:
+            return operand(self.of(entry, name))
+        wide = torch.float32 if entry.param.dtype in HALF else entry.param.dtype
+        number: torch.Tensor = entry.state[name].reshape(())
+        return number.to(entry.param.device, wide)
+
     def check(self) -> bool:
         """Try the rule without data; whether it can run on stacks. Raises: TraceError."""
         rule = self.traced.rule
-        operands = {name: operand(self.of(self.entries[0], name)) for name in self.names}
+        operands = {name: self.operand(self.entries[0], name) for name in self.names}
         every = {name: {**operands, **self.scalars}.get(name) for name in ("param", "grad", *rule.states)}
         bits = torch.zeros_like(operands["param"], dtype=torch.int32, device="meta")
         noisy = self.seed is not None
@@ -85,7 +95,7 @@ class Stack:
         return cut(params, TEMPORARIES, CPU_LIMIT if on_host else LIMIT)
 
     def update(self, entries: Sequence[Entry]) -> None:
-        columns = {name: [operand(self.of(entry, name)) for entry in entries] for name in self.names}
+        columns = {name: [self.operand(entry, name) for entry in entries] for name in self.names}
         if self.seed is not None:
             columns[NOISE] = [noise_bits(entry, self.seed) for entry in entries]
         if len(entries) == 1:
@@ -105,6 +115,16 @@ class Stack:
                     put(home, value.to(home.dtype)) if is_distributed(home) else home.copy_(value)
             else:
                 torch._foreach_copy_(homes, values)
+
+
+def places(traced: Traced) -> tuple[str, ...]:
+    """The 0-dim states in which parameters of one stack differ, so that they are stacked too."""
+    return tuple(name for name in traced.scalar_names if traced.rule.starts_from_place(name))
+
+
+def counts(traced: Traced) -> tuple[str, ...]:
+    """The other 0-dim states, which are one number for a stack."""
+    return tuple(name for name in traced.scalar_names if not traced.rule.starts_from_place(name))
 
 
 def _before(name: str, result: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -134,16 +154,17 @@ class StackedBatch(Batch):
                 continue
             check_gradient(traced, param, grad, self.context.owner)
             check_state(entry, self.context.owner)
-            values = tuple(float(entry.state[name]) for name in traced.scalar_names)
+            values = tuple(float(entry.state[name]) for name in counts(traced))
             dtypes = (param.dtype, grad.dtype, *[entry.state[name].dtype for name in traced.states_of(param)])
-            shape = (traced, entry.group, param.shape, param.device, dtypes)
+            branch = entry.first and "first" in traced.rule.branches
+            shape = (traced, entry.group, param.shape, param.device, dtypes, branch)
             key = (*shape, entry.first, values)
             if key not in stacks:
                 stacks[key] = Stack(entry, self.context, values)
             stacks[key].entries.append(entry)
             if shape not in self.checked:
                 self.checked[shape] = stacks[key].check()
-        self.work = [(stack, stack.bounds(self.stack and self.checked[key[:5]])) for key, stack in stacks.items()]
+        self.work = [(stack, stack.bounds(self.stack and self.checked[key[:6]])) for key, stack in stacks.items()]
         for stack, bounds in self.work:
             most = max(end - begin for begin, end in pairwise(bounds))
             param = stack.entries[0].param
