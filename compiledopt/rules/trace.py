@@ -205,12 +205,10 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = tracer.noise(lambda: (arguments[SEED], states[STEP]))
         elif name == "dtype" and shape is not None:
             arguments[name] = shape.dtype
-        elif name in rule.static:
+        elif name in rule.static or not (isinstance(value, (tuple, list)) or is_number(value)):
             arguments[name] = value
         elif isinstance(value, (tuple, list)):
             arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
-        elif not is_number(value):
-            arguments[name] = value
         elif name in RESERVED:
             arguments[name] = symbol(name, True)
         elif name in rule.branches and not truthy(value):
