@@ -44,7 +44,7 @@ class TritonBackend(GatheredBackend):
         if runs.scalars.size_names and is_on_device(runs, group, param, entry.state):
             return f"{runs.rule.name} reads {runs.scalars.size_names[0]}, which a table on the device has not"
         if runs.program.is_random:
-            return "values are rounded with random bits, which the Triton kernel does not have"
+            return f"{runs.rule.name} reads random bits, for noise or for rounding, which the Triton kernel does not have"
         if runs.program.blocks:
             return "states are kept in blocks, which the Triton kernel does not have"
         try:
