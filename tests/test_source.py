@@ -84,7 +84,7 @@ def test_sequences_compute_what_the_program_says(foreach, compute, lr):
     columns, fresh = some.scalars({"lr": lr, "k": 1.5}, {}, (0.0, 3.0))
     assert fresh == [4.0]
     as_tensors = [torch.tensor(c, dtype=torch.float64 if not isinstance(c, bool) else torch.bool) for c in columns]
-    expected = evaluate(some.program, tensors, as_tensors, fused=False)
+    expected = evaluate(some.program, tensors, as_tensors, arithmetic=None)
     written = [t.clone() for t in tensors]
     sequence = eager(some.program, foreach=foreach, compute=compute)
     sequence.function(columns, *([[t] for t in written] if foreach else written))

@@ -8,7 +8,8 @@ import torch
 
 from compiledopt.backends.batch import Entry
 from compiledopt.backends.blocks import Blocks
-from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.backends.eager.arithmetic import AS_KERNELS
+from compiledopt.backends.inductor import Arithmetic, compute_dtype, evaluate, is_fused
 from compiledopt.backends.layout import as_real, is_dense
 from compiledopt.rules.program import ELEMENTS
 from compiledopt.rules.random import bits_at, key
@@ -19,12 +20,16 @@ def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[
     program = entry.traced.program
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     columns = [number.to(wide) for number in numbers]
+    # Codes and random roundings are the same bit for bit; mps has no float64.
+    exact = program.is_composed and wide is torch.float32 and is_fused(entry.param.device) and entry.param.device.type != "mps"
+    special: Arithmetic | None = AS_KERNELS if exact else None
     if not program.blocks:
-        return evaluate(program, [tensor.to(wide, copy=True) for tensor in tensors], columns, False, _bits_for(entry, None))
+        given = [tensor.to(wide, copy=True) for tensor in tensors]
+        return evaluate(program, given, columns, special, _bits_for(entry, None))
     cut = Blocks(entry.param.shape, program.sizes)
     axes = {node.name: node.axes for node in program.tensors}
     cuts = [cut.into(tensor, axes[name], name) for name, tensor in zip(axes, tensors, strict=True)]
-    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, False, _bits_for(entry, cut))
+    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, special, _bits_for(entry, cut))
     return [cut.back(value, axes[name], name) for name, value in zip(program.tensor_outputs, found, strict=True)]
 
 

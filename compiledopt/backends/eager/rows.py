@@ -193,7 +193,7 @@ def totals_of(measure: Measurement, tensors: Sequence[torch.Tensor], columns: Se
     given = [tensor.to(wide) for tensor in reads]
     places = [given[0]] * len(measure.totals)
     numbers = [torch.as_tensor(value, dtype=wide, device=given[0].device) for value in columns]
-    values = evaluate(measure.program, [*given, *places], numbers, False)
+    values = evaluate(measure.program, [*given, *places], numbers, None)
     return [value.sum(dtype=torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
 
 

@@ -71,7 +71,7 @@ def _there(value: torch.Tensor, offset: int, device: torch.device) -> torch.Tens
 
 
 def _wrong(program: Program, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], row: torch.Tensor) -> str | None:
-    expected = evaluate(program, [value.double() for value in before], list(row.double()), False)
+    expected = evaluate(program, [value.double() for value in before], list(row.double()), None)
     results = dict(zip(program.tensor_outputs, expected, strict=True))
     for node, old, new in zip(program.tensors, before, after, strict=True):
         wanted = results.get(node.name, old.double())
