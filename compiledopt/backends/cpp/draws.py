@@ -82,5 +82,5 @@ def place(program: Program) -> list[str]:
     seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
     return [
         f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
-        f"  const Places place = {{at[0], key_of((int64_t) ({seed}), (int64_t) ({step}), at[1])}};",
+        f"  Places place = {{at[0], key_of((int64_t) ({seed}), (int64_t) ({step}), at[1])}};",
     ]
