@@ -318,7 +318,7 @@ def test_gradients_of_another_dtype(own, gradient, rounding):
             param.grad = torch.randn(param.shape, generator=generator).to(gradient).double()
         reference.step()
     moved = rms(flat(exact) - start)
-    most = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-5}[own]
+    most = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-5}[own] * (3 if rounding == "stochastic" else 1)
     assert moved > 1e-2 and rms(found[0] - flat(exact)) < most * moved
     assert all((other != found[0]).double().mean() < 0.01 or rms(other - found[0]) < 1e-5 * moved for other in found[1:])
 

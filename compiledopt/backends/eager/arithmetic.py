@@ -1,4 +1,4 @@
-"""Operations of torch's that round otherwise than kernels do, as those do: so that codes and random roundings are the same."""
+"""Operations of torch's that round otherwise than kernels do, as those do: so that codes are the same."""
 
 from __future__ import annotations
 

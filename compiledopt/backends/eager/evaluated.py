@@ -20,12 +20,12 @@ def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[
     program = entry.traced.program
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     columns = [number.to(wide) for number in numbers]
-    # Codes and random roundings are the same bit for bit; mps has no float64.
-    exact = program.is_composed and wide is torch.float32 and is_fused(entry.param.device) and entry.param.device.type != "mps"
-    special: Arithmetic | None = AS_KERNELS if exact else None
     if not program.blocks:
         given = [tensor.to(wide, copy=True) for tensor in tensors]
-        return evaluate(program, given, columns, special, _bits_for(entry, None))
+        return evaluate(program, given, columns, None, _bits_for(entry, None))
+    # Codes are the same bit for bit, which the plain ones above are with those of parameters in float32; mps has no float64.
+    exact = wide is torch.float32 and is_fused(entry.param.device) and entry.param.device.type != "mps"
+    special: Arithmetic | None = AS_KERNELS if exact else None
     cut = Blocks(entry.param.shape, program.sizes)
     axes = {node.name: node.axes for node in program.tensors}
     cuts = [cut.into(tensor, axes[name], name) for name, tensor in zip(axes, tensors, strict=True)]
