@@ -169,14 +169,15 @@ def test_lowering_leaves_torch_as_it_was():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py"])
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"])
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
 
 
 @pytest.mark.slow
-def test_much_in_the_interpreter():
-    run_in_the_interpreter("interpreted_reductions.py", "slow")
+@pytest.mark.parametrize("file", ["interpreted_reductions.py", "interpreted_storage.py"])
+def test_much_in_the_interpreter(file):
+    run_in_the_interpreter(file, "slow")
 
 
 def run_in_the_interpreter(file, marked):

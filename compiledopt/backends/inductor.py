@@ -27,7 +27,7 @@ from compiledopt.rules.random import bits_at
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0) (three int32: the first element's place in its
+    order, ("tensor", input index), ("column", column index), ("place", 0 to 2) (int32: the first element's place in its
     parameter, and the key of its random bits) or ("length", 0); types: the C types of the arguments."""
 
     body: str
@@ -261,7 +261,7 @@ def _no_compiler() -> Iterator[None]:
 def _kind(program: Program, index: int) -> tuple[str, int]:
     tensors, columns = len(program.tensors), len(program.columns)
     if index >= tensors + columns:
-        return "place", 0
+        return "place", index - tensors - columns
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
@@ -328,7 +328,7 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        fakes += [torch.empty(3, dtype=torch.int32, device=device)] * program.is_random
+        fakes += [torch.empty((), dtype=torch.int32, device=device) for _ in range(3) if program.is_random]
     return mode, fakes, shape_env
 
 
@@ -348,9 +348,9 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
         columns = inputs[count : count + len(program.columns)]
 
         def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
-            place = inputs[-1]
-            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
-            return bits_at((place[1], place[2]), element)
+            first, *words = inputs[-3:]
+            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=first.device) + first
+            return bits_at((words[0], words[1]), element)
 
         results = evaluate(program, tensors, columns, fused, bits)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]

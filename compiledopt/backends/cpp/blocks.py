@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(eq=False)
-class _Cut:
+class Cut:
     """Splits a program at the largest sizes of its blocks."""
 
     program: Program
@@ -68,7 +68,7 @@ class _Cut:
 class _Part:
     """Collects the operands of one part."""
 
-    def __init__(self, cut: _Cut, late: bool) -> None:
+    def __init__(self, cut: Cut, late: bool) -> None:
         self.cut, self.late = cut, late
         self.made: dict[Node, Node] = {}
         self.tensors: dict[Node, Operand] = {}
@@ -134,7 +134,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
         raise CompileError(
             f"values are kept in blocks of {' and of '.join(map(str, program.blocks))}, and one size is possible"
         )
-    block, cut = program.blocks[0], _Cut(program)
+    block, cut = program.blocks[0], Cut(program)
     wide = {"float": torch.float32, "double": torch.float64}[scalar]
     lines, calls = [HEADER], []
     for number, part in enumerate(cut.parts()):
@@ -202,7 +202,7 @@ def _call(
             where, at = part.operands[index]
             given.append(f"tile{at}" if where == "tile" else f"({type_name}) pointers[{at}] + b * {block}")
         else:
-            given.append({"column": f"numbers{number} + {index}", "length": "n", "place": "place"}[kind])
+            given.append({"column": f"numbers{number} + {index}", "length": "n", "place": f"place + {index}"}[kind])
     lines = [f"    const {scalar} numbers{number}[{max(1, len(part.numbers))}] = {{{numbers}}};"]
     if any(kind == "place" for kind, _ in arguments):
         lines.append(f"    const int32_t place[3] = {{int32_t(at[0] + b * {block}), key.first, key.second}};")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from compiledopt.backends import keys
 from compiledopt.backends.cpp import blocks
-from compiledopt.errors import CompileError
-from compiledopt.rules.composed import RANDOM
-from compiledopt.rules.program import Node, Program
-from compiledopt.rules.random import key
+from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
@@ -93,7 +90,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     arguments = []
     for (kind, index), type_name in zip(known, types, strict=True):
         pointer = {"tensor": f"({type_name}) pointers[{index}]", "column": f"columns + {index}", "length": "length"}
-        arguments.append({**pointer, "place": "place"}[kind])
+        arguments.append({**pointer, "place": f"place + {index}"}[kind])
     # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
     count = len(program.columns)
     values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
@@ -109,10 +106,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
 
 def _place(program: Program) -> list[str]:
     """Where a piece is in its parameter, and the key of its random bits, of what the launcher says of it."""
-    draws = [node for node in program.elementwise_part if node.op == RANDOM]
-    if len(draws) > 1:
-        raise CompileError(f"{program.rule} draws random numbers of several seeds or steps")
-    seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
+    seed, step = (f"table[{n}]" if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program))
     return [
         f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
         f"  const Key key = key_of((int64_t) ({seed}), (int64_t) ({step}), at[1]);",
@@ -120,23 +114,15 @@ def _place(program: Program) -> list[str]:
     ]
 
 
-SIGNS = {"xor": "^", "and_": "&", "rshift": ">>", "mul": "*"}
-
-
 def _key() -> list[str]:
-    """The key of random bits, operation by operation: Inductor writes what is used twice out twice, and takes 6 s for this
-    chain, in which every value is. Integers wrap around, as -fwrapv says."""
-    from torch.fx import symbolic_trace
-
+    """The function that makes a key. Integers wrap around, as -fwrapv says."""
     lines = []
-    for node in symbolic_trace(key).graph.nodes:
-        values = [str(arg) if isinstance(arg, int) else f"v_{arg}" for arg in node.args]  # `xor` is a word of C++
-        if node.op == "call_method":
-            lines.append(f"  const auto v_{node} = (int32_t) {values[0]};")
-        elif node.op == "call_function":
-            lines.append(f"  const auto v_{node} = {values[0]} {SIGNS[node.target.__name__]} ({values[1]});")
-        elif node.op == "output":
-            first, second = node.args[0]
-            lines.append(f"  return {{v_{first}, v_{second}}};")
-    names = ", ".join(f"int64_t v_{name}" for name in inspect.signature(key).parameters)
+    for name, sign, values in keys.operations():
+        if sign == keys.INT32:
+            lines.append(f"  const auto {name} = (int32_t) {values[0]};")
+        elif sign:
+            lines.append(f"  const auto {name} = {values[0]} {sign} ({values[1]});")
+        else:
+            lines.append(f"  return {{{', '.join(values)}}};")
+    names = ", ".join(f"int64_t {name}" for name in keys.arguments())
     return ["struct Key { int32_t first, second; };", f"static inline Key key_of({names}) {{", *lines, "}"]

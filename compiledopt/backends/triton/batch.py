@@ -51,7 +51,9 @@ class TritonBatch(GatheredBatch):
         return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
 
     def _extents(self, lengths: bytes) -> bytes:
-        return self.native.shapes() if isinstance(self.traced, Variant) else lengths  # type: ignore[no-any-return]
+        if isinstance(self.traced, Variant):
+            return self.native.shapes()  # type: ignore[no-any-return]
+        return self.native.extents() if self.triton.extents > 1 else lengths  # type: ignore[no-any-return]
 
     def renew(self) -> None:
         self._fill_table()

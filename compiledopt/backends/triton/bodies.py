@@ -8,10 +8,15 @@ from compiledopt.errors import CompileError
 
 
 class Body(ast.NodeTransformer):
-    """Inductor's arithmetic with our names: v for values that are read, w for those that are written, n for numbers."""
+    """Inductor's arithmetic with our names: v for values that are read, w for those that are written, n for numbers.
 
-    def __init__(self, kinds: dict[str, tuple[str, int]], own: str, read: str, written: str, number: str) -> None:
-        self.kinds, self.own, self.names = kinds, own, {"tensor": read, "column": number}
+    dims: of the tiles that are computed."""
+
+    def __init__(
+        self, kinds: dict[str, tuple[str, int]], own: str, read: str, written: str, number: str, dims: int = 3
+    ) -> None:
+        self.kinds, self.own, self.names = kinds, own, {"tensor": read, "column": number, "place": "place"}
+        self.one = f"[{', '.join(['1'] * dims)}]"
         self.result = written
         self.read: set[int] = set()
         self.written: set[int] = set()
@@ -37,7 +42,7 @@ class Body(ast.NodeTransformer):
         if name == "tl.broadcast_to":
             return self.visit(node.args[0])  # type: ignore[no-any-return]
         if name == "tl.full":
-            return ast.parse(f"tl.full([1, 1, 1], {ast.unparse(node.args[1])}, {ast.unparse(node.args[2])})", mode="eval").body
+            return ast.parse(f"tl.full({self.one}, {ast.unparse(node.args[1])}, {ast.unparse(node.args[2])})", mode="eval").body
         return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:

@@ -22,6 +22,7 @@ class Libdevice:
         "cos": np.cos,
         "floor": np.floor,
         "exp2": np.exp2,
+        "nearbyint": np.rint,
         "rsqrt": lambda x: 1 / np.sqrt(x),
     }
 

@@ -23,6 +23,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.triton import random
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.stats import STATS, timed
@@ -30,6 +31,7 @@ from compiledopt.stats import STATS, timed
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads
 NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+CODES = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}  # of storage/
 # The names that a signature for triton.compile uses.
 SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -41,24 +43,24 @@ HEAD = """\
 import triton
 import triton.language as tl
 {imports}
-
+{key}
 @triton.jit
-def update({pointers}{columns}xoffset, xnumel, XBLOCK: tl.constexpr):
+def update({pointers}{columns}{place}xoffset, {row}xnumel, XBLOCK: tl.constexpr{flat}):
 {body}
 
 @triton.jit(do_not_specialize={names})
 def whole_model(pointers, lengths, rows, blocks, table, {arguments}ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
-    xnumel = tl.load(lengths + tensor)
+{extents}
 {addresses}
 {scalars}
     bits = {bits}
-    if (bits % {alignment} == 0) & ((xnumel % {alignment} == 0) | (xoffset + XBLOCK <= xnumel)):
-        update({aligned}{columns}xoffset, xnumel // {alignment} * {alignment}, XBLOCK)
+    if (bits % {alignment} == 0) & ({whole}):
+        update({aligned}{columns}{place}xoffset, {row}xnumel // {alignment} * {alignment}, XBLOCK{is_flat})
     else:
         for part in range(0, XBLOCK, {part}):
-            update({general}{columns}xoffset + part, xnumel, {part})
+            update({general}{columns}{place}xoffset + part, {row}xnumel, {part}{is_not_flat})
 """
 
 # Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
@@ -77,12 +79,15 @@ def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table."""
+    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table; block: how
+    many elements share a scale, 0 where there is none; extents: numbers per tensor in the table of lengths."""
 
     source: str
     operands: int
     columns: int
     scalar: torch.dtype
+    block: int = 0
+    extents: int = 1
     launches = 1
 
     @cached_property
@@ -152,7 +157,14 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     else:
         STATS.disk_hits += 1
         source = content.decode()
-    return TritonKernel(source, len(program.tensors), len(program.columns), scalar)
+    block = next(iter(program.blocks), 0)
+    return TritonKernel(source, len(program.tensors), len(program.columns), scalar, block, extents_of(program))
+
+
+def extents_of(program: Program) -> int:
+    """How many numbers of a tensor its kernel reads: its length; where there are blocks or random bits, as `extents` of the
+    launcher has them."""
+    return 4 if program.blocks or program.is_random else 1
 
 
 def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
@@ -184,28 +196,49 @@ def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.Functi
 
 def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over a whole model. Raises: CompileError."""
+    if program.blocks:
+        from compiledopt.backends.triton.blocks import update_source
+
+        return framed(program, dtypes, list(range(len(program.tensors))), update_source(program, dtypes))
     function, arguments = lowered(program, dtypes)
-    count, scalar = len(program.columns), SHORT[compute_dtype(dtypes)]
     names, body = _renamed(function, arguments, f"tl.{NAMES[compute_dtype(dtypes)]}")
-    used = sorted(set(names.values()))
-    types = {index: f"tl.pointer_type(tl.{NAMES[dtypes[index]]})" for index in used}
+    return framed(program, dtypes, sorted(set(names.values())), body)
+
+
+def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
+    """The file around the body of `update`. used: the tensors that it reads or writes."""
+    count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
+    known = NAMES | CODES
+    types = {index: f"tl.pointer_type(tl.{known[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     scalars = [f"        s{i} = c{i}" for i in range(count)]
     rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
     rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
     given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
+    given += random.place(program, f"tl.{NAMES[compute_dtype(dtypes)]}") if program.is_random else []
+    width = extents_of(program)
+    extents = ["    xnumel = tl.load(lengths + tensor" + (f" * {width})" if width > 1 else ")")]
+    extents += [f"    row = tl.load(lengths + tensor * {width} + 1)"] if block else []
     return HEAD.format(
         imports=imports_of(body),
+        key=random.key_source() if program.is_random else "",
         pointers="".join(f"p{i}, " for i in used),
         columns="".join(f"s{i}, " for i in range(count)),
+        place="place0, place1, place2, " if program.is_random else "",
+        row="row, " if block else "",
+        flat=", FLAT: tl.constexpr" if block else "",
+        is_flat=", True" if block else "",
+        is_not_flat=", False" if block else "",
         body=textwrap.indent(body, "    "),
         names=["pointers", "lengths", "rows", "blocks", "table", *(f"c{i}" for i in range(count))],
         arguments="".join(f'c{i}: "{scalar}", ' for i in range(count)),
+        extents="\n".join(extents),
         addresses="\n".join(addresses),
         scalars="\n".join(given),
         bits=" | ".join(f"a{i}" for i in used),
+        whole="row == xnumel" if block else f"(xnumel % {ALIGNMENT} == 0) | (xoffset + XBLOCK <= xnumel)",
         alignment=ALIGNMENT,
-        part=PART,
+        part=max(PART, block),
         aligned="".join(f"tl.multiple_of(a{i}.to({types[i]}), {ALIGNMENT}), " for i in used),
         general="".join(f"a{i}.to({types[i]}), " for i in used),
     )
@@ -218,9 +251,10 @@ def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], sc
     class Ours(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.AST:
             of = ast.unparse(node.args[0]).split(" + ")[0] if ast.unparse(node.func) == "tl.load" else ""
-            if kinds.get(of, ("", 0))[0] == "column":  # a number may be one of Python's, under the interpreter
-                return ast.parse(f"tl.full([1], s{kinds[of][1]}, {scalar})", mode="eval").body
-            return self.generic_visit(node)
+            kind, index = kinds.get(of, ("", 0))
+            if kind == "column":  # a number may be one of Python's, under the interpreter
+                return ast.parse(f"tl.full([1], s{index}, {scalar})", mode="eval").body
+            return ast.Name(f"place{index}") if kind == "place" else self.generic_visit(node)
 
         def visit_Name(self, node: ast.Name) -> ast.AST:
             kind, index = kinds.get(node.id, ("", 0))
