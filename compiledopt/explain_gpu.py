@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from compiledopt import around
+from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
@@ -19,7 +20,7 @@ from compiledopt.rules.program import ELEMENTS, Program, scalar_program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 
-EXAMPLE = (1024, 1024)  # what the kernels of a rule that reduces are built for
+EXAMPLE = (1024, 1024)  # of which what is told holds: tiles of rules that reduce, states in blocks
 
 
 @dataclass
@@ -33,7 +34,7 @@ class GpuExplanation:
     launches_per_step: int
     loads_per_element: int
     stores_per_element: int
-    bytes_per_element: int
+    bytes_per_element: float
     vector_loads: int  # instructions, for blocks that are aligned
     vector_stores: int
     registers: int
@@ -52,7 +53,7 @@ class GpuExplanation:
             f"{self.optimizer} on {self.arch}: kernels over the whole model: {self.kernels}, launches per step: "
             f"{self.launches_per_step}",
             f"per element of {self.dtype}: {self.loads_per_element} loads, {self.stores_per_element} stores, "
-            f"{self.bytes_per_element} bytes",
+            f"{self.bytes_per_element:g} bytes",
             f"aligned blocks: {self.vector_loads} vector loads, {self.vector_stores} vector stores; "
             f"{self.registers} registers, {self.spills} bytes spilled",
             *(["before it, launches of torch's own read every gradient once more, for their norm"] if self.clipped else []),
@@ -66,11 +67,12 @@ def explain_gpu(
     name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
 ) -> GpuExplanation:
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
-    known = traced(around.derived(rule, group), group)
+    example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
+    known = traced(around.derived(rule, group, param=example), group)
     if not known.elementwise:
         return _explain_reducing(name, known, group, arch, dtype, source, ptx)
     program = known.program
-    kernel = triton.kernel(program, [dtype] * len(program.tensors))
+    kernel = triton.kernel(program, (dtype, dtype, *known.dtypes_of(example).values()))
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
     return _explanation(name, known, program, group, arch, dtype, [kernel.source], built, source, ptx)
 
@@ -105,6 +107,10 @@ def _explanation(
 
     text, first = "\n".join(sources), built if len(sources) > 1 else built[:1]
     loads, stores = (len(re.findall(rf"tl\.{what}\(p\d+ \+ (x0|i{ELEMENTS})", text)) for what in ("load", "store"))
+    moved = (loads + stores) * dtype.itemsize
+    if known.elementwise:
+        entry = Entry(torch.empty(EXAMPLE, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
+        moved = sum(bytes_moved(entry))
     if group.get("capturable"):
         scalars = scalar_program(program)
         text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source
@@ -116,7 +122,7 @@ def _explanation(
         launches_per_step=len(sources) + bool(group.get("capturable")),
         loads_per_element=loads,
         stores_per_element=stores,
-        bytes_per_element=(loads + stores) * dtype.itemsize,
+        bytes_per_element=moved,
         vector_loads=sum(one.vector_loads for one in first),
         vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),

@@ -212,6 +212,35 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", "Muon", "--device", "cuda"]) == 1
 
 
+STORED = {
+    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (6, 4)),
+    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (4, 3)),
+    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        pytest.param(name, arch, marks=() if (name, arch) == ("int8 and stochastic", "sm_90") else pytest.mark.slow)
+        for name in STORED
+        for arch in ("sm_80", "sm_90")
+    ],
+)
+def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
+    """One launch, nothing spilled, each tensor once, in vectors where its rows are whole blocks; of states in 8 bits the bytes
+    are those and their scales'."""
+    dtype, options, moved, vectors = STORED[name]
+    command = ["explain", "AdamW", "--device", "cuda", "--arch", arch, "--dtype", dtype, "--json"]
+    assert __main__.main([*command, *(word for option in options for word in ("--option", option))]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == told["launches_per_step"] == 1 and told["spills"] == 0 and told["registers"] <= 128
+    scales = 4 * (2 + 2) / 32 if "int8" in name else 0.0
+    assert told["bytes_per_element"] == sum(moved) + scales
+    assert (told["vector_loads"], told["vector_stores"]) == vectors
+
+
 @pytest.mark.parametrize("capturable", [False, True])
 def test_explain_counts_launches(capturable, capsys):
     for name, launches in (("AdamW", 1), ("Adafactor", 5)):
