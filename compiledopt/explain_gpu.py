@@ -107,10 +107,10 @@ def _explanation(
 
     text, first = "\n".join(sources), built if len(sources) > 1 else built[:1]
     loads, stores = (len(re.findall(rf"tl\.{what}\(p\d+ \+ (x0|i{ELEMENTS})", text)) for what in ("load", "store"))
-    moved = (loads + stores) * dtype.itemsize
+    moved = float((loads + stores) * dtype.itemsize)
     if known.elementwise:
         entry = Entry(torch.empty(EXAMPLE, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
-        moved = sum(bytes_moved(entry))
+        moved = sum(bytes_moved(entry), 0.0)
     if group.get("capturable"):
         scalars = scalar_program(program)
         text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source

@@ -1,4 +1,4 @@
-"""Values kept in other ways in the kernels of GPUs, under Triton's interpreter: run by test_triton.py in a process of its own."""
+"""Values kept in other ways in the kernels of GPUs, in Triton's interpreter: test_triton.py runs it in a process of its own."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round to bfloat16 as processors do: by itself it cuts off (`_convert_float`, triton 3.6 and 3.7)."""
+"""Triton's interpreter, made to round to bfloat16 as processors do: by itself it cuts off (`_convert_float` of 3.6 and 3.7)."""
 
 import numpy as np
 import torch

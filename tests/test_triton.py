@@ -169,7 +169,9 @@ def test_lowering_leaves_torch_as_it_was():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"])
+@pytest.mark.parametrize(
+    "file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
+)
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
 

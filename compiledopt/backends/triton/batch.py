@@ -16,7 +16,6 @@ from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
-from compiledopt.rules.traced import Variant
 
 
 class TritonBatch(GatheredBatch):
@@ -51,9 +50,8 @@ class TritonBatch(GatheredBatch):
         return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
 
     def _extents(self, lengths: bytes) -> bytes:
-        if isinstance(self.traced, Variant):
-            return self.native.shapes()  # type: ignore[no-any-return]
-        return self.native.extents() if self.triton.extents > 1 else lengths  # type: ignore[no-any-return]
+        extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
+        return extents()  # type: ignore[no-any-return]
 
     def renew(self) -> None:
         self._fill_table()

@@ -115,6 +115,7 @@ class ReducingKernel:
     columns: int
     wide: torch.dtype
     scalar: torch.dtype = torch.float64
+    extents = 3  # numbers of a tensor: matrices, rows, columns
 
     @property
     def launches(self) -> int:
