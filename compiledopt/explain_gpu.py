@@ -43,7 +43,7 @@ class GpuExplanation:
     measured: bool = False
     source: str = ""
     ptx: str = ""
-    clipped: bool = False  # whether the norm over all gradients is measured before, by torch's _foreach_norm
+    clipped: bool = False  # whether one of the launches measures the norm over all gradients
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -56,7 +56,7 @@ class GpuExplanation:
             f"{self.bytes_per_element:g} bytes",
             f"aligned blocks: {self.vector_loads} vector loads, {self.vector_stores} vector stores; "
             f"{self.registers} registers, {self.spills} bytes spilled",
-            *(["before it, launches of torch's own read every gradient once more, for their norm"] if self.clipped else []),
+            *(["one of the launches reads every gradient once more, for their norm"] if self.clipped else []),
             "made by Inductor, triton and ptxas on this machine; nothing was run on a GPU",
             *[f"  {line}" for line in self.formula],
         ]
@@ -119,7 +119,7 @@ def _explanation(
         arch=f"sm_{arch}",
         dtype=str(dtype).removeprefix("torch."),
         kernels=len(sources),
-        launches_per_step=len(sources) + bool(group.get("capturable")),
+        launches_per_step=len(sources) + bool(group.get("capturable")) + known.is_clipped,
         loads_per_element=loads,
         stores_per_element=stores,
         bytes_per_element=moved,

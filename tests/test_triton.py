@@ -326,7 +326,9 @@ def test_tuning_without_room_is_left_for_another_time(monkeypatch):
 def test_explain_for_a_gpu_tells_of_the_norm(capsys):
     for more, told in (([], False), (["--option", "max_grad_norm=1.0"], True)):
         assert __main__.main(["explain", "SGD", "--device", "cuda", *more]) == 0
-        assert ("read every gradient once more, for their norm" in capsys.readouterr().out) is told
+        out = capsys.readouterr().out
+        assert ("one of the launches reads every gradient once more, for their norm" in out) is told
+        assert f"launches per step: {1 + told}" in out
 
 
 def test_numbers_on_a_device_are_not_read_for_branches():

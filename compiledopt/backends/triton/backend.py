@@ -15,6 +15,7 @@ from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
+from compiledopt.backends.triton.norm import norm_kernel
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -48,7 +49,10 @@ class TritonBackend(GatheredBackend):
         try:
             kernel = kernel_of(runs, entry.dtypes())
             check_on_device(runs, param, entry.dtypes())
-            if is_on_device(runs, group, param, entry.state):
+            there = is_on_device(runs, group, param, entry.state)
+            if runs.is_clipped:
+                norm_kernel(runs, entry.dtypes(), kernel, param.device, there)
+            if there:
                 check_scalars(runs, group, param, entry.state, kernel)
             launcher()
         except CompileError as error:

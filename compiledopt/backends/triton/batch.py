@@ -5,13 +5,15 @@ A few numbers per row change at every step: arguments of the kernel where all te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
+from compiledopt.backends.batch import spread_of
 from compiledopt.backends.gathered import READY, GatheredBatch
 from compiledopt.backends.triton.devices import is_capturing, upload
+from compiledopt.backends.triton.norm import Squares, fills_in, norm_kernel
 from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
@@ -21,6 +23,8 @@ from compiledopt.rules.program import depends_on, value_of
 class TritonBatch(GatheredBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
 
+    scalars_there: ClassVar[bool] = False  # whether the scalar part is computed on the device
+
     def _plan(self) -> Any:
         self._make_tables()
         return self._native_plan(0, self.dtypes)
@@ -29,6 +33,12 @@ class TritonBatch(GatheredBatch):
         if is_capturing(self.device):
             raise RuntimeError(FIRST)
         self.triton, self.tables = tables_for(self.traced, self.dtypes, self.device)
+        self.graph_pointers: torch.Tensor | None = None
+        self.has_norm = False  # whether the columns hold what the measured norm makes of them
+        self.norm: Squares | None = None
+        if self.is_clipped:
+            kernel = norm_kernel(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
+            self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
 
     def prepare(self) -> bool:
         """Read and check every tensor, and bring the tables to the device; nothing is written. False: the plan does not fit."""
@@ -41,7 +51,10 @@ class TritonBatch(GatheredBatch):
             return False
         pointers, lengths, rows, _ = self.native.tables()
         self.tables.update(pointers, self._extents(lengths), rows)
-        if not self.is_clipped:
+        self.has_norm = False
+        if self.norm is not None:
+            self.norm.update(lengths)
+        else:
             self.columns = self._columns()
         return True
 
@@ -53,7 +66,33 @@ class TritonBatch(GatheredBatch):
         extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
         return extents()  # type: ignore[no-any-return]
 
+    def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
+        if self.norm is None or spread_of(self.entries[0]) is not None:
+            return False
+        table, bounds = self._norms_columns() if first and last else (None, ())
+        self.norm.run(self._pointers(), place, first, table, bounds)
+        self.has_norm = table is not None
+        return True
+
+    def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
+        """The table that the launch fills in, and the bound of the norm of each row."""
+        if not fills_in(self.traced.program):
+            return None, ()
+        self._fill_table()
+        self.columns = table = self.tables.fill(self._rows_of_columns())
+        return table, [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+
+    def _pointers(self) -> torch.Tensor:
+        """The table of pointers, of a graph its own."""
+        if not is_capturing(self.device):
+            return self.tables.pointers
+        if self.graph_pointers is None:
+            self.graph_pointers = self.tables.capture(self.native.tables()[0])
+        return self.graph_pointers
+
     def renew(self) -> None:
+        if self.has_norm:
+            return
         self._fill_table()
         self.columns = upload(self._rows_of_columns(), self.device, self.triton.scalar)
         self._clip(self.columns.view(len(self.rows), self.triton.columns))
