@@ -17,7 +17,7 @@ from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import tuning
+from compiledopt.backends.triton import norm, tuning
 from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.rules.options import truthy
@@ -329,6 +329,15 @@ def test_explain_for_a_gpu_tells_of_the_norm(capsys):
         out = capsys.readouterr().out
         assert ("one of the launches reads every gradient once more, for their norm" in out) is told
         assert f"launches per step: {1 + told}" in out
+
+
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
+def test_ptx_of_the_norm(arch):
+    """Vector loads, nothing spilled; one atomic operation, of a counter, and a fence before what the last block reads."""
+    kernel = norm._kernel(torch.bfloat16, ((0, "bound / norm"),), 1)
+    built = triton.build_for(kernel, arch, block=norm.BLOCK, warps=norm.WARPS)
+    assert (built.vector_loads, built.spills) == (norm.BLOCK // (32 * norm.WARPS) * 2 // 16, 0) and built.registers <= 64
+    assert built.count(r"atom\.global\.gpu\.acq_rel\.add") == built.count(r"\batom\.") == 1
 
 
 def test_numbers_on_a_device_are_not_read_for_branches():

@@ -30,6 +30,8 @@ class Body(ast.NodeTransformer):
             index = self.kinds[_pointer_of(statement.value)][1]
             self.written.add(index)
             return f"{self.result}{index} = {ast.unparse(self.visit(statement.value.args[1]))}"
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.value) == "x0":
+            return f"{ast.unparse(self.visit(statement.targets[0]))} = x0.to(tl.int32)"  # int64 here, int32 for Inductor
         return ast.unparse(self.visit(statement))
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ class TritonKernel:
         return module.whole_model
 
 
+# Of which kernels in the cache are made.
+TEXT = "".join((Path(__file__).parent / name).read_text() for name in ("kernels.py", "blocks.py", "bodies.py", "random.py"))
 _kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 
@@ -149,7 +152,7 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
+    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT)
     content = cache.load(f"{name}.py")
     if content is None:
         source = (rows_source if rows else whole_model_source)(program, dtypes)
@@ -256,6 +259,11 @@ def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], sc
                 return ast.parse(f"tl.full([1], s{index}, {scalar})", mode="eval").body
             return ast.Name(f"place{index}") if kind == "place" else self.generic_visit(node)
 
+        def visit_Assign(self, node: ast.Assign) -> ast.AST:
+            if ast.unparse(node.value) == "x0":  # as a value: int64 here, and int32 for Inductor
+                node.value = ast.parse("x0.to(tl.int32)", mode="eval").body
+            return self.generic_visit(node)
+
         def visit_Name(self, node: ast.Name) -> ast.AST:
             kind, index = kinds.get(node.id, ("", 0))
             return ast.Name(f"p{index}") if kind == "tensor" else node
@@ -320,7 +328,9 @@ def build_for(
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
         types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
         types |= {f"c{i}": SHORT[kernel.scalar] for i in range(kernel.columns)}
-        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds}
+        types |= {"partial": "*fp64", "counter": "*i32", "place": "*fp64", "bounds": "*fp64", "first": "i32", "count": "i32"}
+        types["OPERANDS"] = "constexpr"
+        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})

@@ -37,7 +37,7 @@ def squares(gradient, start, length, XBLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize={names})
 def whole_model(
-    pointers, lengths, blocks, partial, counter, place, bounds, table, first, rows, OPERANDS: tl.constexpr, XBLOCK: tl.constexpr
+    pointers, lengths, blocks, partial, counter, place, bounds, table, first, count, OPERANDS: tl.constexpr, XBLOCK: tl.constexpr
 ):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     start = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
@@ -65,9 +65,9 @@ def whole_model(
 {columns}
 """
 COLUMNS = """\
-        for at in range(0, rows, 128):
+        for at in range(0, count, 128):
             row = at + tl.arange(0, 128)
-            bound = tl.load(bounds + row, row < rows, other=1.0)
+            bound = tl.load(bounds + row, row < count, other=1.0)
 """
 
 
@@ -113,11 +113,11 @@ def norm_kernel(
 def _kernel(dtype: torch.dtype, written: tuple[tuple[int, str], ...], width: int) -> TritonKernel:
     wide = "tl.float64" if dtype is torch.float64 else "tl.float32"
     stores = [
-        f"            tl.store(table + row * {width} + {column}, ({text}).to(table.dtype.element_ty), row < rows)"
+        f"            tl.store(table + row * {width} + {column}, ({text}).to(table.dtype.element_ty), row < count)"
         for column, text in written
     ]
     columns = COLUMNS + "\n".join(stores) if stores else ""
-    names = ["pointers", "lengths", "blocks", "partial", "counter", "place", "bounds", "table", "first", "rows"]
+    names = ["pointers", "lengths", "blocks", "partial", "counter", "place", "bounds", "table", "first", "count"]
     source = SOURCE.format(names=names, dtype=f"tl.{NAMES[dtype]}", wide=wide, alignment=ALIGNMENT, columns=columns)
     return TritonKernel(source, 2, 0, torch.float64)
 
