@@ -37,7 +37,8 @@ def squares(gradient, start, length, XBLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize={names})
 def whole_model(
-    pointers, lengths, blocks, partial, counter, place, bounds, table, first, count, OPERANDS: tl.constexpr, XBLOCK: tl.constexpr
+    pointers, lengths, blocks, partial, counter, place, bounds, table, first, count,
+    OPERANDS: tl.constexpr, XBLOCK: tl.constexpr,
 ):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     start = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
