@@ -24,6 +24,7 @@ from compiledopt.algorithms.sparse_adam import SparseAdam
 from compiledopt.around import schedule as _schedule
 from compiledopt.around.schedule import ScheduledGroup
 from compiledopt.combined import Combined, hidden_matrices
+from compiledopt.lookahead import Lookahead
 from compiledopt.menu import create_optimizer, list_optimizers
 from compiledopt.optimizer import Optimizer
 from compiledopt.own import define
@@ -43,11 +44,15 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
+    from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
     from compiledopt.algorithms.published.came import CAME
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
     from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
+    from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
     from compiledopt.algorithms.published.grams import Grams
+    from compiledopt.algorithms.published.grokadamw import GrokAdamW
+    from compiledopt.algorithms.published.kron import Kron
     from compiledopt.algorithms.published.lamb import LAMB
     from compiledopt.algorithms.published.laprop import LaProp
     from compiledopt.algorithms.published.lars import LARS
@@ -62,8 +67,10 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
+    from compiledopt.algorithms.published.shampoo import Shampoo
     from compiledopt.algorithms.published.signum import Signum
     from compiledopt.algorithms.published.sm3 import SM3
+    from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.tiger import Tiger
@@ -83,6 +90,8 @@ __all__ = [
     "SGDP",
     "SGDW",
     "SM3",
+    "SOAP",
+    "APOLLOAdamW",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
@@ -102,9 +111,13 @@ __all__ = [
     "DAdaptAdam",
     "DiffGrad",
     "DoG",
+    "GaLoreAdamW",
     "Grams",
+    "GrokAdamW",
+    "Kron",
     "LaProp",
     "Lion",
+    "Lookahead",
     "Muon",
     "NAdam",
     "NorMuon",
@@ -118,6 +131,7 @@ __all__ = [
     "RMSpropTF",
     "Rprop",
     "SGDScheduleFree",
+    "Shampoo",
     "Signum",
     "SophiaG",
     "SparseAdam",

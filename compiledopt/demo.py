@@ -2,7 +2,9 @@
 
 Both runs start from the same seed and see the same batches, warm up and follow a cosine, clip and keep an average of the
 parameters, torch's around its step and ours inside of it. So the loss curves must agree, and so must the losses that the
-averages have on text which was not trained on. Then the step of each optimizer is timed on this model, in turns.
+averages have on text which was not trained on. A third run keeps its states in 8 bits: its curve and its memory stand beside
+them. Then the step of each optimizer is timed on this model, in turns, and whole iterations of a small model, of which torch's
+step is the largest part.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,7 @@ class Run:
     averages: list[tuple[int, float]]  # (step, loss of the averaged parameters on held-out text)
     step_seconds: list[float]
     total_seconds: float
+    state_bytes: int = 0  # of the algorithm's own states, at the end: without the average
 
 
 class Around:
@@ -107,12 +111,12 @@ class Around:
 
 
 class Inside:
-    """Ours, with the same inside of its step."""
+    """Ours, with the same inside of its step. more: options of the optimizer."""
 
-    def __init__(self, model: nn.Module, steps: int) -> None:
+    def __init__(self, model: nn.Module, steps: int, **more: Any) -> None:
         warmup, cosine = schedules.linear(0.05, 1.0, WARMUP), schedules.cosine_annealing(steps - WARMUP)
         lr = OPTIONS["lr"] * schedules.sequential([warmup, cosine], [WARMUP])
-        options = {**OPTIONS, "lr": lr, "max_grad_norm": LARGEST_NORM, "ema_decay": DECAY}
+        options = {**OPTIONS, "lr": lr, "max_grad_norm": LARGEST_NORM, "ema_decay": DECAY, **more}
         self.model, self.optimizer = model, compiledopt.AdamW(model.parameters(), **options)
 
     def step(self) -> None:
@@ -129,7 +133,16 @@ def cut(text: torch.Tensor, scale: Scale, generator: torch.Generator) -> tuple[t
     return tokens[:, :-1], tokens[:, 1:].flatten()
 
 
-def train(text: torch.Tensor, characters: int, scale: Scale, way: type[Around | Inside], title: str) -> Run:
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Without the average, which is not the algorithm's."""
+    kept = [values.items() for values in optimizer.state.values()]
+    return sum(value.nbytes for values in kept for name, value in values if name not in ("ema", "n_averaged"))
+
+
+Way = Callable[[nn.Module, int], Around | Inside]
+
+
+def train(text: torch.Tensor, characters: int, scale: Scale, way: Way, title: str) -> Run:
     torch.manual_seed(0)
     model = Transformer(characters, scale)
     trainer = way(model, scale.steps)
@@ -158,6 +171,7 @@ def train(text: torch.Tensor, characters: int, scale: Scale, way: type[Around | 
         if step % (scale.steps // EVALUATIONS) == 0:
             run.averages.append((step, trainer.evaluate(held_out_loss)))
     run.total_seconds = time.perf_counter() - start
+    run.state_bytes = state_bytes(trainer.optimizer)
     return run
 
 
@@ -166,6 +180,11 @@ CONTENDERS: dict[str, Factory] = {
     "torch foreach": lambda params: torch.optim.AdamW(params, foreach=True, **OPTIONS),
     "torch fused": lambda params: torch.optim.AdamW(params, fused=True, **OPTIONS),
     "compiledopt": lambda params: compiledopt.AdamW(params, **OPTIONS),
+}
+SMALL_CONTENDERS: dict[str, Factory] = {
+    "torch default": lambda params: torch.optim.AdamW(params, **OPTIONS),
+    "torch fused": CONTENDERS["torch fused"],
+    "compiledopt": CONTENDERS["compiledopt"],
 }
 
 
@@ -189,27 +208,79 @@ def time_steps(characters: int, scale: Scale, rounds: int = 15) -> dict[str, flo
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def draw(torchs: Run, ours: Run, seconds: dict[str, float], output: str) -> None:
+def small_model() -> nn.Module:
+    """6 tensors: forward and backward take no longer than torch's step."""
+    return nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+def iterations_per_second(rounds: int) -> dict[str, float]:
+    """Of a whole training of a small model, by optimizer: twenty iterations of each in turn."""
+    x, y = torch.randn(64, 8), torch.randn(64, 4)
+    runs: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+    for name, make in SMALL_CONTENDERS.items():
+        model = small_model()
+        runs[name] = model, make(model.parameters())
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), desc="a small model, whole iterations", ncols=88):
+        for name, (model, optimizer) in runs.items():
+            before = time.perf_counter()
+            for _ in range(20):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            seconds[name].append(time.perf_counter() - before)
+    return {name: 20 / statistics.median(values) for name, values in seconds.items()}
+
+
+RUNS: dict[str, Way] = {
+    "torch.optim.AdamW": Around,
+    "compiledopt.AdamW": Inside,
+    'state_dtype="int8"': partial(Inside, state_dtype="int8"),
+}
+
+
+def draw(runs: dict[str, Run], seconds: dict[str, float], output: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    torchs, ours, eight = runs.values()
+    figure = pyplot.figure(figsize=(11, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[4, 3])
+    left, right, below = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
     left.plot(torchs.losses, label="torch.optim.AdamW", linewidth=3, alpha=0.5)
     left.plot(ours.losses, label="compiledopt.AdamW", linewidth=1)
+    left.plot(eight.losses, label='the same, state_dtype="int8"', linewidth=1, linestyle="--", color="C2")
     left.plot(
         *zip(*torchs.averages, strict=True), "o", color="C0", alpha=0.5, markersize=9, label="AveragedModel, held-out text"
     )
     left.plot(*zip(*ours.averages, strict=True), "o-", color="C1", markersize=4, label="ema_decay, held-out text")
+    left.plot(*zip(*eight.averages, strict=True), "x", color="C2", markersize=5, label="ema_decay, int8, held-out text")
     left.set(xlabel="step", ylabel="loss", title="the same training: warm-up, cosine, clipping, average")
     left.legend()
-    bars = right.barh(list(seconds), [value * 1e3 for value in seconds.values()], color=["0.7", "0.7", "0.7", "C1"])
-    right.bar_label(bars, fmt="%.2f ms", padding=3)
-    right.invert_yaxis()
-    right.margins(x=0.2)
-    right.set(xlabel="median of one optimizer step, ms", title=f"AdamW, torch {torch.__version__}")
-    figure.tight_layout()
+    bars = {name: value * 1e3 for name, value in seconds.items()}
+    _bars(right, bars, ["0.7", "0.7", "0.7", "C1"], "%.2f ms", f"median of one optimizer step, torch {torch.__version__}")
+    held = {name: run.state_bytes / 1e6 for name, run in runs.items()}
+    _bars(below, held, ["0.7", "C1", "C2"], "%.1f MB", "memory of the states")
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
+
+
+def _bars(axes: Any, values: dict[str, float], colours: list[str], unit: str, title: str) -> None:
+    axes.bar_label(axes.barh(list(values), list(values.values()), color=colours), fmt=unit, padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set(title=title)
+
+
+def report_int8(ours: Run, eight: Run, count: int) -> bool:
+    """Print what 8 bits changed; whether that is little. count: of the parameters."""
+    bytes_each, fewer = (run.state_bytes / count for run in (ours, eight))
+    losses = [run.averages[-1][1] for run in (ours, eight)]
+    print(
+        f"states in 8 bits: {fewer:.2f} bytes per parameter instead of {bytes_each:.2f}; the average on held-out text "
+        f"{losses[1]:.4f} instead of {losses[0]:.4f}, {losses[1] / losses[0] - 1:+.2%}"
+    )
+    return fewer < bytes_each / 2 and abs(losses[1] / losses[0] - 1) < 0.02
 
 
 def report(torchs: Run, ours: Run, seconds: dict[str, float], scale: Scale) -> bool:
@@ -245,10 +316,15 @@ def main(quick: bool = False, output: str = "demo.png") -> int:
     params = list(model.parameters())
     count = sum(param.numel() for param in params)
     print(f"{len(text):,} characters of Python; a transformer of {count:,} parameters in {len(params)} tensors")
-    torchs = train(tokens, len(alphabet), scale, Around, "torch.optim.AdamW")
-    ours = train(tokens, len(alphabet), scale, Inside, "compiledopt.AdamW")
+    runs = {title: train(tokens, len(alphabet), scale, way, title) for title, way in RUNS.items()}
+    torchs, ours, eight = runs.values()
     seconds = time_steps(len(alphabet), scale)
     agree = report(torchs, ours, seconds, scale)
-    draw(torchs, ours, seconds, output)
+    agree = report_int8(ours, eight, count) and agree
+    draw(runs, seconds, output)
+    rates = iterations_per_second(rounds=10 if quick else 60)
+    print("whole iterations of a small model (8-64-64-4, batch 64), forward and backward included:")
+    for name, rate in rates.items():
+        print(f"  {name:15} {rate:8,.0f} a second")
     print(f"drawn: {output}")
     return 0 if agree else 1

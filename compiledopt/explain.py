@@ -148,7 +148,7 @@ def _wait(device: str) -> None:
 def explain(
     name: str,
     rules: Sequence[Rule],
-    groups: Sequence[Mapping[str, Any]],
+    groups: Sequence[dict[str, Any]],
     state: Mapping[Any, Any],
     plan: Plan | None,
     source: bool = False,

@@ -27,6 +27,7 @@ PUBLISHED = {
     "Lion": "lion",
     "Prodigy": "prodigy",
     "AdaBound": "adabound",
+    "APOLLOAdamW": "apollo_adamw",
     "AdaMuon": "adamuon",
     "AdamAtan2": "adam_atan2",
     "AdamMini": "adam_mini",
@@ -34,7 +35,10 @@ PUBLISHED = {
     "Adan": "adan",
     "CAME": "came",
     "DiffGrad": "diffgrad",
+    "GaLoreAdamW": "galore_adamw",
     "Grams": "grams",
+    "GrokAdamW": "grokadamw",
+    "Kron": "kron",
     "LAMB": "lamb",
     "LARS": "lars",
     "LaProp": "laprop",
@@ -49,6 +53,8 @@ PUBLISHED = {
     "SGDP": "adamp",
     "SGDW": "sgdw",
     "SM3": "sm3",
+    "SOAP": "soap",
+    "Shampoo": "shampoo",
     "Signum": "signum",
     "SophiaG": "sophia",
     "StableAdamW": "stable_adamw",
@@ -62,11 +68,14 @@ CLASSES: dict[str, Entry] = {name.lower(): (name, {}) for name in (*OF_TORCH, *P
 _NESTEROV = {"momentum": 0.9, "nesterov": True}
 # Names of timm that are a class with options. Numbers that only timm chooses otherwise stay the class's own.
 VARIANTS: dict[str, Entry] = {
+    "apollo_adamw": ("APOLLOAdamW", {}),
+    "galore_adamw": ("GaLoreAdamW", {}),
     "adabelief": ("AdaBelief", {"rectify": False}),
     "adamp": ("AdamP", {"wd_ratio": 0.01, "nesterov": True}),
     "adamwlegacy": ("AdamW", {}),
     "adanw": ("Adan", {"no_prox": True}),
     "adoptw": ("ADOPT", {"decoupled": True}),
+    "kronw": ("Kron", {}),
     "lambc": ("LAMB", {"trust_clip": True}),
     "lambcw": ("LAMB", {"trust_clip": True, "decoupled_decay": True}),
     "lambw": ("LAMB", {"decoupled_decay": True}),
@@ -96,7 +105,7 @@ VARIANTS: dict[str, Entry] = {
 }
 # timm's prefix c is caution, its suffix c a decay in proportion to γ² / the largest γ: {its name: what it is without}.
 CORRECTED = {"adamc": "adamw", "nadamc": "nadamw", "sgdc": "sgdw", "adoptc": "adoptw", "lambcd": "lambw", "lionc": "lion"}
-CORRECTED |= {"lapropc": "laprop", "rmsproptfc": "rmsproptfw", "novogradc": "novogradw"}
+CORRECTED |= {"kronc": "kronw", "lapropc": "laprop", "rmsproptfc": "rmsproptfw", "novogradc": "novogradw"}
 CAUTIOUS = [
     "adafactor",
     "adamp",
@@ -119,6 +128,7 @@ AROUND = {"cautious", "corrected_decay", "state_dtype"}
 PREFIXES: dict[str, dict[str, Any]] = {"paged_": {}, "fused": {"fused": True}, "bnb": {}}
 SUFFIXES: dict[str, dict[str, Any]] = {"_fused": {"fused": True}, "_foreach": {"foreach": True}, "_torch": {}, "_bnb": {}}
 SUFFIXES |= {"_32bit": {}, "_8bit": {"state_dtype": "int8"}, "8bit": {"state_dtype": "int8"}}
+LOOKAHEAD = "lookahead_"  # timm's prefix for Lookahead around an optimizer
 # Names of others that are one of these with more around it, for the list.
 SPELLED = [f"fused{name}" for name in ("adam", "adamw", "lamb", "novograd", "sgd")]
 SPELLED += [f"bnb{name}{bits}" for name in ("adam", "adamw", "ademamix", "lion", "sgd") for bits in ("", "8bit")]
@@ -131,7 +141,7 @@ _IN_BACKWARD = (
     "updates each parameter within backward, so that no gradient is kept; make one optimizer per parameter, and call "
 )
 _IN_BACKWARD += "its step in register_post_accumulate_grad_hook"
-_LOW_RANK = "projects gradients to a low rank; 'adafactor' and 'lion' hold little state too"
+_LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
     "adafactorbv": "has a momentum in half precision and a decay of its own; 'adafactor' is torch's",
@@ -142,20 +152,14 @@ REFUSED = {
     "adamw_torch_4bit": "keeps states in 4 bits; 'adamw_8bit' keeps them in 8",
     "adamw_torch_npu_fused": "is for NPUs; 'adamw' runs where torch does",
     "adamw_torch_xla": "is for XLA devices, whose step torch_xla compiles; use torch.optim.AdamW there",
-    "apollo_adamw": _LOW_RANK,
     "apollo_adamw_layerwise": _IN_BACKWARD,
     "cadafactorbv": "has a momentum in half precision and a decay of its own; 'cadafactor' is torch's, cautious",
     "cadafactorbvc": "has a momentum in half precision and a decay of its own; 'cadafactor' is torch's, cautious",
     "galore_adafactor": _LOW_RANK,
     "galore_adafactor_layerwise": _IN_BACKWARD,
-    "galore_adamw": _LOW_RANK,
     "galore_adamw_8bit": _LOW_RANK,
     "galore_adamw_8bit_layerwise": _IN_BACKWARD,
     "galore_adamw_layerwise": _IN_BACKWARD,
-    "grokadamw": "gives each parameter a β₁ by its place in the model, and follows a signal of yours; use 'adamw'",
-    "kron": "preconditions by factors that it learns with triangular solves; 'adamuon' and 'normuon' are for matrices too",
-    "kronc": "is Kron, which is not here; 'normuon' is for matrices too",
-    "kronw": "is Kron, which is not here; 'normuon' is for matrices too",
     "lomo": _IN_BACKWARD,
 }
 
@@ -188,7 +192,8 @@ def list_optimizers(filter: str | Iterable[str] = "", exclude_filters: Iterable[
 def create_optimizer(name: str, params: ParamsT, **options: Any) -> Optimizer:
     """Make the optimizer that timm, Transformers or this library calls `name`: `create_optimizer("lion", params, lr=1e-4)`.
 
-    name: one of `list_optimizers()`, in any case. params: as every optimizer's. options: the class's; they go before those
+    name: one of `list_optimizers()`, in any case, or such a name with timm's prefix "lookahead_", whose options are then
+    lookahead_alpha and lookahead_k. params: as every optimizer's. options: the class's; they go before those
     that a name means, as "sgdw" means momentum=0.9 and nesterov=True. Returns: the optimizer. Mutates: nothing.
     Raises: ValueError for a name that is none, with those near it, or that names what is not here, with the reason; TypeError
     for an option that the class has not.
@@ -197,6 +202,8 @@ def create_optimizer(name: str, params: ParamsT, **options: Any) -> Optimizer:
     Lion and so on with states that are not paged.
     """
     low = name.lower().replace("-", "_")
+    if low.startswith(LOOKAHEAD):
+        return _looking_ahead(low.removeprefix(LOOKAHEAD), params, options)
     entry = _entry(low)
     if entry is None:
         raise ValueError(_unknown(name, low))
@@ -211,6 +218,14 @@ def create_optimizer(name: str, params: ParamsT, **options: Any) -> Optimizer:
     if low.startswith("paged_"):
         warnings.warn(f"{name!r}: states are not paged here; they stay on their parameters' device", UserWarning, stacklevel=2)
     made: Optimizer = algorithm(params, **{**meant, **options})
+    return made
+
+
+def _looking_ahead(name: str, params: ParamsT, options: dict[str, Any]) -> Optimizer:
+    """timm's prefix: slow weights around an optimizer of that name."""
+    lookahead = importlib.import_module(f"{__package__}.lookahead")
+    own = {key: options.pop(f"{LOOKAHEAD}{key}") for key in ("alpha", "k") if f"{LOOKAHEAD}{key}" in options}
+    made: Optimizer = lookahead.Lookahead(create_optimizer(name, params, **options), **own)
     return made
 
 
@@ -241,8 +256,5 @@ def _with(name: str, options: dict[str, Any]) -> Entry | None:
 def _unknown(name: str, low: str) -> str:
     if low in REFUSED:
         return f"There is no {name!r} here: it {REFUSED[low]}"
-    if low.startswith("lookahead_"):
-        wrapped = low.removeprefix("lookahead_")
-        return f"There is no {name!r}: make {wrapped!r}, or a rule of your own with slow weights (docs/write-your-own.md)"
     near = difflib.get_close_matches(low, names(), 3)
     return f"There is no optimizer {name!r}" + (f"; near it: {', '.join(near)}" if near else "; see list_optimizers()")

@@ -32,7 +32,7 @@ from compiledopt.step.loading import (
 )
 from compiledopt.step.plan import Plan
 from compiledopt.step.stepper import Stepper
-from compiledopt.torch_private import is_observed, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
+from compiledopt.torch_private import is_observed, is_profiled, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
 
 StateDict = dict[str, Any]
 
@@ -266,13 +266,22 @@ class Optimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's, and inside torch.compile without breaking its graph. Mutates: the gradients."""
         if not torch.compiler.is_compiling():
-            super().zero_grad(set_to_none)
+            self._zero_grad(set_to_none)
             return
         for param in self._traceable:
             if set_to_none:
                 param.grad = None
             elif param.grad is not None:
                 param.grad = torch.zeros_like(param.grad)
+
+    def _zero_grad(self, set_to_none: bool) -> None:
+        """torch's range for profilers takes longer than a step of a small model: only where it is seen."""
+        if not set_to_none or is_profiled() or is_watched_by_dynamo():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
 
     # ---- evaluating ----
 

@@ -53,8 +53,12 @@ def is_observed(optimizer: torch.optim.Optimizer) -> bool:
         or optimizer._optimizer_step_post_hooks
         or _all_pre_hooks
         or _all_post_hooks
-        or (not torch.compiler.is_compiling() and (torch.autograd.profiler._is_profiler_enabled or _profiler_enabled()))
+        or is_profiled()
     )
+
+
+def is_profiled() -> bool:
+    return not torch.compiler.is_compiling() and (torch.autograd.profiler._is_profiler_enabled or _profiler_enabled())
 
 
 def observers(optimizer: torch.optim.Optimizer) -> tuple[list[Any], list[tuple[dict[str, Any], list[tuple[str, Any]]]]]:

@@ -14,6 +14,7 @@ import sympy
 import torch
 
 import compiledopt
+from compiledopt.around import derived
 from compiledopt.rules.formula import formula
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex
@@ -32,14 +33,14 @@ from differences import DIFFERS, WORKS_HERE, Difference  # noqa: E402
 def algorithms() -> list[str]:
     """Those of torch.optim."""
     found = [name for name in compiledopt.__all__ if name not in MENU and isinstance(getattr(compiledopt, name), type)]
-    return [name for name in found if name not in ("Optimizer", "Combined", "SAM")]
+    return [name for name in found if name not in ("Optimizer", "Combined", "Lookahead", "SAM")]
 
 
 def program_of(name: str, options: dict[str, Any]) -> Program | None:
     """What is compiled for a matrix, if anything can be."""
     matrix = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = getattr(compiledopt, name)([matrix], **options)
-    known = traced(optimizer.rule, optimizer.param_groups[0])
+    known = traced(derived(optimizer.rule, optimizer.param_groups[0]), optimizer.param_groups[0])
     if known.elementwise:
         return known.program
     variant = known.variant(matrix)
@@ -124,7 +125,8 @@ def menu_page() -> str:
         "rule in one file of `compiledopt/algorithms/published`. `compiledopt.Lion(model.parameters())` has torch's habits",
         "like any other here: groups, schedulers, `state_dict`, every executor, `max_grad_norm`, `ema_decay`. Each is compared",
         "over 50 steps with its paper's update (`tests/published.py`), and proved equal to it (`tests/test_published.py`);",
-        "those that sum over the whole model are compared with the authors' algorithms (`tests/test_whole_model.py`).",
+        "those that sum over the whole model are compared with the authors' algorithms (`tests/test_whole_model.py`), and so",
+        "are those of matrices (`tests/test_menu_matrices.py`). `compiledopt.SAM` and `Lookahead` stand around any of them.",
         "",
         "| name | good for | bytes of state per parameter | to start with | paper |",
         "|---|---|---|---|---|",

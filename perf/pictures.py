@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md and the README, from the same rows: python perf/report.py draws them."""
+"""The pictures of docs/performance.md, docs/precision.md and the README, from the rows: perf/report.py draws them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.lines
 import matplotlib.ticker
+import precision_page
 from common import read
 from matplotlib import pyplot
 from report import MODELS, SHAPES, TORCHS, latest, steps
@@ -138,6 +139,7 @@ def draw(folder: Path) -> None:
     matplotlib.use("svg")
     folder.mkdir(exist_ok=True)
     makers = {"steps": steps_picture, "algorithms": algorithms_picture, "first-step": first_step_picture}
+    makers["precision"] = lambda theme: precision_page.draw(pyplot, COLOURS[theme])
     for name, make in makers.items():
         for theme in COLOURS:
             with matplotlib.rc_context(style(theme)):

@@ -1,12 +1,14 @@
-"""docs/performance.md and its pictures, and the README's, from perf/results/*.csv: python perf/report.py [--check]
+"""docs/performance.md, the measured part of docs/precision.md, their pictures and the README's, from perf/results/*.csv:
+python perf/report.py [--check]
 
-Of each case the newest row is shown; the others stay in perf/results. --check: exit with 1 where the page is not what the rows
+Of each case the newest row is shown; the others stay in perf/results. --check: exit with 1 where a page is not what the rows
 say, or a picture that it shows is missing; pictures are not compared, since fonts differ between machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -196,6 +198,8 @@ AROUND = """AdamW with clipping, an average, a schedule inside the step (`max_gr
 the same around it; and the step as it is against the step under torch.compile (`python perf/around.py`)."""
 FIRST = """Seconds from making the optimizer to the end of its first step, imports included: one kernel per algorithm, flags and
 dtypes, so the number of tensors hardly matters (`python perf/compile_time.py`)."""
+FEWER = """Ours with its states in fewer bytes, against float32 states and against what others keep in 8 and 4 bits
+(`python perf/step.py --state-dtype int8`; what it costs in quality: [precision](precision.md))."""
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
 PUBLISHED = "[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py --save`)."
@@ -213,6 +217,19 @@ def averages() -> str:
     text = "`AveragedModel.update_parameters`, ours against torch's with the same function."
     columns = {"function": "function", "shapes": "tensors", **PAIR}
     return plain("Averages", text, "averaging.csv", ["function", "shapes"], columns)
+
+
+def fewer_bytes() -> str:
+    """Steps with states in fewer bytes: newest rows by how they are kept."""
+    rows = [{**row, "kept": json.loads(row["options"])["state_dtype"]} for row in read("storage.csv")]
+    rows = latest(rows, ["optimizer", "kept", "shapes", "against", "caches"])
+    cells = [
+        [r["optimizer"], r["kept"], words(r["shapes"]), BETWEEN[r["caches"]]]
+        + [r[name] for name in ("against", "their_ms", "our_ms", "ratio")]
+        for r in rows
+    ]
+    header = ["optimizer", "our states", *STEP[1:-1], "against", *PAIR.values()]
+    return section("States in fewer bytes", FEWER, rows, header, cells)
 
 
 def first_step() -> str:
@@ -252,7 +269,7 @@ def pictures() -> str:
     return "\n".join(shown)
 
 
-PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, around, averages]
+PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, fewer_bytes, around, averages]
 PARTS += [published, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
@@ -262,12 +279,16 @@ def page() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the page is not what the rows say")
-    text = page()
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not what the rows say")
+    import precision_page
+
+    pages = {PAGE: page(), precision_page.PAGE: precision_page.page(precision_page.PAGE.read_text())}
     if parser.parse_args().check:
-        shown = [PAGE.parent / target for target in re.findall(r'"(pictures/[^"]+)"', text)]
-        return int(text != PAGE.read_text() or not all(target.exists() for target in shown))
-    PAGE.write_text(text)
+        shown = [PAGE.parent / target for text in pages.values() for target in re.findall(r'"(pictures/[^"]+)"', text)]
+        stale = [path for path, text in pages.items() if text != path.read_text()]
+        return int(bool(stale) or not all(target.exists() for target in shown))
+    for path, text in pages.items():
+        path.write_text(text)
     import pictures as drawings  # matplotlib is in the extra `perf`, and the check needs none
 
     drawings.draw(PAGE.parent / "pictures")

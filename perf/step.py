@@ -3,6 +3,9 @@
 Each contender runs against ours in turns of a few steps each, so that both see the same machine, its noise and its caches.
 Medians of all steps, the quartiles as spread, the ratio of the medians, and the memory that a step takes on top.
 Each case twice: with nothing between steps, and with the caches emptied, as a forward and backward pass does.
+With --state-dtype ours keeps its states so, and rows go to perf/results/storage.csv: against what others keep in 8 and 4 bits,
+
+    python perf/step.py --shapes even --state-dtype int8 --against "torch fused" "bitsandbytes 8-bit" "torchao 8-bit"
 """
 
 from __future__ import annotations
@@ -72,11 +75,22 @@ def heavyball(name: str) -> Callable[[Any], Any]:
     return make
 
 
-def torchao(name: str) -> Callable[[Any], Any]:
-    def make(params: Any) -> Any:
-        from torchao.optim import _AdamW
+def torchao(name: str, bits: str = "") -> Callable[[Any], Any]:
+    """bits: "8bit", "4bit" or "Fp8", or "" for its optimizer with float32 states."""
 
-        return _AdamW(params, **OPTIONS[name])
+    def make(params: Any) -> Any:
+        from torchao import optim as library
+
+        return getattr(library, f"{name}{bits}" if bits else f"_{name}")(params, **OPTIONS[name])
+
+    return make
+
+
+def bitsandbytes(name: str) -> Callable[[Any], Any]:
+    def make(params: Any) -> Any:
+        from bitsandbytes import optim as library
+
+        return getattr(library, f"{name}8bit")(params, **OPTIONS[name])
 
     return make
 
@@ -91,6 +105,10 @@ def contenders(name: str) -> dict[str, Callable[[Any], Any]]:
         "optimi": optimi(name),
         "heavyball": heavyball(name),
         "torchao": torchao(name),
+        "torchao 8-bit": torchao(name, "8bit"),
+        "torchao 4-bit": torchao(name, "4bit"),
+        "torchao fp8": torchao(name, "Fp8"),
+        "bitsandbytes 8-bit": bitsandbytes(name),
     }
 
 
@@ -225,7 +243,7 @@ def main() -> None:
     for shapes, between in itertools.product(arguments.shapes, arguments.between):
         rows = rows_for(arguments, shapes, BETWEEN[between])
         if rows and not arguments.no_save:
-            append("step.csv", rows)
+            append("storage.csv" if arguments.state_dtype else "step.csv", rows)
 
 
 if __name__ == "__main__":

@@ -361,6 +361,11 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("DiffGrad", {"weight_decay": 0.1}),
         _published("Grams", {"weight_decay": 0.1}),
         _published(
+            "GrokAdamW",
+            {"weight_decay": 0.1, "gamma": 0.2, "gradient_clipping": 3.0},
+            more={"unclipped": {"gradient_clipping": 0.0, "alpha_init": 0.5}},
+        ),
+        _published(
             "LAMB",
             {"weight_decay": 0.1, "trust_clip": True},
             more={
@@ -414,7 +419,18 @@ WHOLE_MODEL: dict[str, Algorithm] = {
         Algorithm(compiledopt.SGDScheduleFree),
     )
 }
-MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL}.items()))
+# Those with matrices among their states, and work that is not due at every step: tests/test_menu_matrices.py.
+MATRICES: dict[str, Algorithm] = {
+    one.name: one
+    for one in (
+        Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
+        Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
+    )
+}
+MENU = dict(sorted({**PUBLISHED, **WHOLE_MODEL, **MATRICES}.items()))
 # What is tried on every executor: those that are elementwise. tests/test_not_elementwise.py has the others.
 CASES: list[Case] = [case for one in CATALOG.values() if one.elementwise for case in one.cases]
 ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
@@ -432,6 +448,13 @@ def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list
             marks = [] if dtype is torch.float32 or case in richest else [pytest.mark.slow]
             found.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}"))
     return found
+
+
+def with_slow(cases: Iterable[tuple[Any, ...]], quick: Callable[..., bool]) -> list[Any]:
+    """Those that are not quick are among the slow tests."""
+    import pytest
+
+    return [pytest.param(*x, marks=[] if quick(*x) else [pytest.mark.slow], id="-".join(map(str, x))) for x in cases]
 
 
 def one_per_algorithm() -> list[Case]:

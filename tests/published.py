@@ -435,6 +435,20 @@ def sm3(x: Any) -> dict[str, Any]:
     return new | {"param": x.param - x.lr * update}
 
 
+def grokadamw(x: Any) -> dict[str, Any]:
+    """As the authors' code has it; `layer` is the parameter's place in its group."""
+    tiny = sympy.Rational(1, 10**6) if isinstance(x.step, sympy.Expr) else 1e-6
+    g = x.grad * smallest(1, x.gradient_clipping / (norm(x.grad) + tiny)) if x.gradient_clipping != 0 else x.grad
+    alpha = x.alpha_init * exponential(-x.grokking_signal_decay_rate * x.grokking_signal)
+    t, e = x.step + 1, average(alpha, x.grok_ema, g)
+    amplified = g + x.lamb * e
+    m = average(x.betas0 * (1 - x.gamma) ** x.layer, x.exp_avg, amplified)
+    v = average(x.betas1, x.exp_avg_sq, amplified**2)
+    size = x.lr * sqrt(1 - x.betas1**t) / (1 - x.betas0**t)
+    theta = x.param - x.lr * x.weight_decay * x.param - size * m / (sqrt(v) + x.eps)
+    return {"param": theta, "step": t, "layer": x.layer, "exp_avg": m, "exp_avg_sq": v, "grok_ema": e}
+
+
 def per_row(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
 
@@ -478,6 +492,7 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "Adan": (adan, {}),
     "DiffGrad": (diffgrad, {}),
     "Grams": (grams, {}),
+    "GrokAdamW": (grokadamw, {}),
     "LAMB": (lamb, {}),
     "LARS": (lars, {}),
     "LaProp": (laprop, {}),
@@ -491,7 +506,15 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "Tiger": (tiger, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
-NUMBERS = ("step", "steps", "beta1_weight", "beta2_weight", "exp_avg_lr_1", "exp_avg_lr_2")  # the states that are 0-dim
+NUMBERS = (
+    "step",
+    "steps",
+    "layer",
+    "beta1_weight",
+    "beta2_weight",
+    "exp_avg_lr_1",
+    "exp_avg_lr_2",
+)  # the states that are 0-dim
 
 
 class Quantities:
@@ -500,6 +523,7 @@ class Quantities:
     def __init__(self, param: Any, grad: Any, group: Mapping[str, Any], state: dict[str, Any], initial: Any) -> None:
         self.param, self.grad, self.group, self.state, self.initial = param, grad, group, state, initial
         self.first, self.dims = torch.tensor(float(not state), dtype=torch.float64), param.ndim
+        self.place = next(place for place, each in enumerate(group["params"]) if each is param)
 
     def __getattr__(self, name: str) -> Any:
         if name == "base_lr":  # a group's first lr, where nobody changed it
@@ -509,7 +533,7 @@ class Quantities:
         if name[-1].isdigit() and isinstance(self.group.get(name[:-1]), (tuple, list)):
             return as_number(self.group[name[:-1]][int(name[-1])])
         if name not in self.state:
-            start = self.initial.get(name, 0.0)
+            start = float(self.place) if name == "layer" else self.initial.get(name, 0.0)
             start = self.group[start] if isinstance(start, str) else start
             self.state[name] = (
                 start(self.param).to(self.param.dtype)
@@ -532,7 +556,7 @@ def written(ours: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """An optimizer of the paper's update, with the options of ours."""
     update, initial = PAPERS[ours.__name__]
     signature = inspect.signature(ours).parameters
-    habits = ("params", "foreach", "fused", "compiled", "capturable", "differentiable", "extras")
+    habits = ("params", "foreach", "fused", "compiled", "capturable", "differentiable", "extras", "grokking_signal_fns")
     defaults = {name: each.default for name, each in signature.items() if name not in habits}
 
     class Written(torch.optim.Optimizer):

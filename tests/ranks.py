@@ -14,11 +14,12 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import compiledopt
 from compiledopt import schedules
+from compiledopt.storage import CODECS
 
 BATCH, STEPS = 8, 4
 
@@ -158,6 +159,84 @@ def zero(rank, world, folder):
     optimizer.consolidate_state_dict(0)
     if rank == 0:
         assert len(optimizer.state_dict()["state"]) == len(list(alone.parameters()))
+
+
+def wide(rank, world):
+    """With matrices that are kept in blocks, in shards of unequal length; states follow from whole gradients, the same for any
+    number of processes."""
+    torch.manual_seed(0)
+    shapes = {"even": (64, 72), "odd": (67, 75), "four": (66, 4, 5, 9), "vector": (301,)}
+    net = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()})
+    return fully_shard(net) if world > 1 else net
+
+
+def gradients(net, step):
+    generator = torch.Generator().manual_seed(100 + step)
+    for param in net.parameters():
+        grad = torch.randn(param.shape, generator=generator)
+        placed = isinstance(param, DTensor)
+        param.grad = distribute_tensor(grad, param.device_mesh, param.placements) if placed else grad
+
+
+KEPT = [{"state_dtype": name} for name, codec in CODECS.items() if name not in {one.unsigned for one in CODECS.values()}]
+ROUNDED = [{"state_dtype": "int8", "rounding": name} for name in ("stochastic", "compensated", "split")]
+
+
+def whole_states(net, optimizer):
+    """The states by the parameter's name, and the parameters, each as one tensor."""
+    found = {name: dict(zip(optimizer.state[p], whole(optimizer.state[p].values()), strict=True)) for name, p in net.items()}
+    return found, dict(zip(net, whole(net.parameters()), strict=True))
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(
+        same_bits(a[k], b[k]) if isinstance(a[k], dict) else (a[k].dtype == b[k].dtype and torch.equal(a[k], b[k])) for k in a
+    )
+
+
+def kept(rank, world, folder):
+    """Parameters, codes and scales are the same bit for bit on any number of shards; so is what goes on from a checkpoint that
+    another number wrote, and what another precision makes of it."""
+    for number, options in enumerate([*KEPT, *ROUNDED]):
+        path, net = folder / f"kept-{number}", wide(rank, world)
+        net = net.bfloat16() if "rounding" in options else net
+        optimizer = compiledopt.AdamW(net.parameters(), lr=0.01, seed=5, **options)
+        assert optimizer.executor == "compiled"
+        for step in range(3):
+            gradients(net, step)
+            optimizer.step()
+        if world == 2:
+            model, state = get_state_dict(net, optimizer)
+            dcp.save({"model": model, "optimizer": state}, checkpoint_id=path)
+        middle = whole_states(net, optimizer)
+        gradients(net, 3)
+        optimizer.step()
+        found = (*middle, *whole_states(net, optimizer))
+        if world == 1:
+            torch.save(found, f"{path}.pt")
+        else:
+            expected = torch.load(f"{path}.pt", weights_only=True)
+            assert all(map(same_bits, found, expected)), options
+        if world == 4:
+            resumed(net, optimizer, path, expected, options)
+
+
+def resumed(net, optimizer, path, expected, options):
+    """From what two processes wrote: on, and into another precision."""
+    other = compiledopt.AdamW(net.parameters(), lr=0.5, **{**options, "state_dtype": "float32"})
+    model, state = get_state_dict(net, optimizer)
+    dcp.load({"model": model, "optimizer": state}, checkpoint_id=path)
+    set_state_dict(net, optimizer, model_state_dict=model, optim_state_dict=state)
+    other.load_state_dict(optimizer.state_dict())
+    plain = optimizer.state_dict(precision="float32")["state"]
+    for number, (param, values) in enumerate(other.state.items()):
+        assert values["exp_avg"].placements == param.placements and values["exp_avg"].dtype == torch.float32
+        assert torch.equal(values["exp_avg"].to_local(), plain[number]["exp_avg"].to_local())
+        assert (values["exp_avg"].full_tensor() != 0).all()
+    gradients(net, 3)
+    optimizer.step()
+    found = whole_states(net, optimizer)
+    assert same_bits(found[0], expected[2]) and same_bits(found[1], expected[3]), options
 
 
 OPTIONS = {"lr": 0.05 * schedules.exponential(0.9), "ema_decay": 0.5, "max_grad_norm": 1.0}

@@ -183,6 +183,20 @@ def test_the_norm_does_not_depend_on_the_threads():
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_norm_as_small_as_its_epsilon(executor):
+    """torch's 1e-6 beside the norm halves a gradient of that norm."""
+    theirs, mine = (parameters(shapes=[(4,)], dtype=torch.float64) for _ in range(2))
+    for param in (*theirs, *mine):
+        param.grad = torch.full_like(param, 5e-7)
+    before, norm = flat(theirs), torch.nn.utils.clip_grad_norm_(theirs, 1e-6)
+    torch.optim.SGD(theirs, lr=1.0).step()
+    compiledopt.SGD(mine, lr=1.0, max_grad_norm=1e-6, **EXECUTORS[executor]).step()
+    change = (flat(theirs) - before).abs().max()
+    assert abs(norm - 1e-6) < 1e-12 and abs(change - 2.5e-7) < 1e-12
+    assert (flat(mine) - flat(theirs)).abs().max() < 1e-6 * change
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_groups_with_bounds_of_their_own(executor):
     """The norm is over the groups that are clipped; each is clipped to its own bound."""
     params = parameters(shapes=[(50,), (60,), (70,)])

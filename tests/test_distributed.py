@@ -43,6 +43,14 @@ def test_two_processes(scenarios, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.slow
+def test_codes_are_the_same_on_1_2_and_4_shards(tmp_path):
+    """And a checkpoint of two processes goes on with four."""
+    for world in (1, 2, 4):
+        run("kept", world, tmp_path)
+
+
+@pytest.mark.processes
 def test_distributed_checkpoints(tmp_path):
     """Saved by two processes, loaded by two and by one, and going on equal."""
     run("save", 2, tmp_path)

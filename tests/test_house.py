@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from catalog import CATALOG, MENU
+from fault_list import FAULTS
+from faults import place_of
 
 import compiledopt
 
 ROOT = Path(compiledopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.glob("*.py"))
 # A room may import what stands after it, and itself.
 ROOMS = [
     "__main__",
@@ -82,11 +85,14 @@ def test_who_asks_backends_knows_none():
 def test_no_import_cycle():
     graph = {module_of(p).removesuffix(".__init__"): {n for n in imports(p) if n.startswith("compiledopt")} for p in FILES}
 
+    seen = set()
+
     def visit(name, path):
         assert name not in path, f"cycle: {[*path, name]}"
-        for other in graph.get(name, ()):
+        for other in graph.get(name, ()) if name not in seen else ():
             if other != "compiledopt":
                 visit(other, [*path, name])
+        seen.add(name)
 
     for name in graph:
         visit(name, [])
@@ -141,6 +147,7 @@ def test_the_catalog_has_every_algorithm():
     public = {name for name in compiledopt.__all__ if isinstance(getattr(compiledopt, name), type)} - {
         "Optimizer",
         "Combined",
+        "Lookahead",
         "SAM",
     }
     assert set(CATALOG) | set(MENU) == public
@@ -153,3 +160,17 @@ def test_public_names_are_documented():
         value = getattr(compiledopt, name)
         assert value.__doc__ and len(value.__doc__.splitlines()[0]) > 20, name
     assert (ROOT / "py.typed").exists()
+
+
+def names_of(tree):
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_fault_is_where_the_code_is():
+    """What tests/faults.py puts in is found, and tried by tests that are there. Where code moved, move the fault too."""
+    defined = {path.name: names_of(ast.parse(path.read_text())) for path in TESTS}
+    for fault in FAULTS:
+        assert place_of(ROOT.parent, fault)
+        for test in fault.tests:
+            file, name = test.split("[")[0].split("::")
+            assert name in defined[file], f"{fault.name}: there is no {test}"

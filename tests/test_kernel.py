@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from catalog import CASES, DTYPES
+from catalog import CASES, DTYPES, in_every_dtype
 from helpers import parameters, same
 
 from compiledopt.backends.cpp import kernels as cpp
@@ -50,8 +50,7 @@ def launch(compiled, tensors, columns, pieces):
 KERNELS = {(program_of(case).kernel_text): case for case in reversed(CASES)}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", KERNELS.values(), ids=str)
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(KERNELS.values(), DTYPES))
 def test_a_cut_changes_no_bit(case, dtype):
     """A thread's share begins anywhere, so an element may be in a vector here and in the remainder there."""
     _, compiled, tensors, columns = example(case, dtype)

@@ -60,7 +60,7 @@ def test_what_is_not_here_says_why():
         ("lomo", "within backward"),
         ("adahessian", "Hessian"),
         ("galore_adamw_layerwise", "within backward"),
-        ("lookahead_adamw", "a rule of your own with slow weights"),
+        ("lookahead_lyon", "no optimizer 'lyon'"),
         ("adamw_torch_xla", "XLA"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from catalog import CATALOG
+from catalog import CATALOG, with_slow
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
@@ -49,8 +49,13 @@ def made(module, name, label, params, **more):
     return getattr(module, name)(params, **{**CONFIGURATIONS[name][label], **more})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("name", "label", "executor"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "label", "executor", "dtype"),
+    with_slow(
+        [(*run, dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) for run in RUNS],
+        lambda name, label, executor, dtype: dtype is torch.float32 or label == "all",
+    ),
+)
 def test_error_against_the_oracle(name, label, executor, dtype):
     start = parameters(dtype, shapes_of(name))
     theirs, oracle, mine = copies(start), copies(start, torch.float64), copies(start)

@@ -284,7 +284,11 @@ def test_what_stands_around_a_step_is_there_where_it_is_seen():
         params[0].grad = torch.ones(3)
         with torch.profiler.profile() as profile:
             optimizer.step()
-        assert f"Optimizer.step#{make.__name__}.step" in {event.name for event in profile.events()}
+            optimizer.zero_grad()
+        names = {event.name for event in profile.events()}
+        assert {f"Optimizer.step#{make.__name__}.step", f"Optimizer.zero_grad#{make.__name__}.zero_grad"} <= names
+        assert params[0].grad is None
+        params[0].grad = torch.ones(3)
         with torch.autograd.profiler.emit_itt(enabled=False):
             optimizer.step()
         handles = [

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import test_formula
 import torch
-from catalog import DTYPES, EXECUTORS, PUBLISHED
+from catalog import DTYPES, EXECUTORS, PUBLISHED, with_slow
 from contract import CONTRACTS, Subject
 from helpers import SHAPES, Gradients, copies, flat, parameters, rms, run
 from published import PAPERS
@@ -21,11 +21,6 @@ from compiledopt.rules.traced import traced
 
 CASES = [case for one in PUBLISHED.values() for case in one.cases]
 SLOW = pytest.mark.slow
-
-
-def with_slow(cases, quick):
-    """Those that are not quick are among the slow tests."""
-    return [pytest.param(*each, marks=() if quick(*each) else SLOW, id="-".join(map(str, each))) for each in cases]
 
 
 # ---- the mathematics ----

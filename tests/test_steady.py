@@ -367,6 +367,26 @@ def test_a_change_is_seen(change):
     assert same(*found)
 
 
+def test_rows_that_moved_are_seen():
+    """Somebody else prepares the batch while a gradient is absent: the row of its group is now another group's."""
+    ends = []
+    for prepared in (True, False):
+        params = parameters(shapes=[(3, 4), (5,)])
+        optimizer = compiledopt.Adam(
+            [{"params": [p], "lr": lr} for p, lr in zip(params, (0.5, 0.25), strict=True)], compiled=True
+        )
+        run(optimizer, params, Gradients(), range(4))
+        assert steps(optimizer)
+        params[0].grad, step = None, optimizer.state[params[1]]["step"]
+        if prepared:
+            step.fill_(50)
+            assert optimizer._plan.batches[0].prepare()
+            step.fill_(4)
+        optimizer.step()
+        ends.append(params[1])
+    assert torch.equal(*ends)
+
+
 def test_a_number_that_torch_would_refuse():
     """A rate of another kind is not taken for a number: Python says what it thinks of it."""
     optimizer, _ = ready()

@@ -72,6 +72,16 @@ def test_stochastic_rounding_is_right_in_the_mean(dtype):
     assert state["param_groups"][0]["seed"] == 1 and state["state"][0]["step"].item() == 1
 
 
+def test_subnormal_float16_is_rounded_with_random_bits_too():
+    """A quarter of the smallest number above zero, which is zero to nearest."""
+    smallest = 2.0**-24
+    param = torch.nn.Parameter(torch.zeros(100_000, dtype=torch.float16))
+    param.grad = torch.ones_like(param)
+    compiledopt.SGD([param], lr=0.25 * smallest, rounding="stochastic", compiled=True).step()
+    values = param.detach().double() / smallest
+    assert set(values.tolist()) == {0.0, -1.0} and abs(values.mean() + 0.25) < 0.01  # ± 0.0014
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_split_parameters_are_a_float32_master(executor):
     """Bit for bit what float32 parameters with the same gradients become, for every executor."""
@@ -149,6 +159,20 @@ def test_groups_and_states_have_ways_of_their_own():
     before = compiledopt.compile_stats()["plans_built"]
     run(optimizer, params, Gradients(), range(2, 4))
     assert compiledopt.compile_stats()["plans_built"] == before
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+def test_states_that_parameters_share_stay_as_they_are(name):
+    ends = []
+    for kept in (None, name):
+        param = torch.nn.Parameter(torch.linspace(-1, 1, 6400).reshape(80, 80))
+        optimizer = compiledopt.AdamWScheduleFree([param], lr=0.3, state_dtype=kept)
+        for step in range(5):
+            Gradients().set([param], step)
+            optimizer.step()
+        assert optimizer.param_groups[0]["k"].item() == 5
+        ends.append(param.detach() - torch.linspace(-1, 1, 6400).reshape(80, 80))
+    assert 0 < rms(ends[1] - ends[0]) < 0.05 * rms(ends[0])
 
 
 def test_a_run_goes_on_bit_for_bit():
@@ -258,6 +282,28 @@ def test_which_states_are_never_negative(kind, options, expected):
     assert never_negative(kind.rule, optimizer.param_groups[0]) == expected
 
 
+def test_what_a_root_divides_by_is_not_zero():
+    """An element far below the largest of its block: the step divides by the root of such a state."""
+    values = torch.ones(1, 32)
+    values[0, 3], values[0, 4] = 1e-12, 0.0
+    codes, scale = CODECS["uint8"].encode(values, None)
+    found = CODECS["uint8"].decode(codes, scale)[0]
+    assert found[3] > 0 and found[4] == 0
+
+
+@compiledopt.define
+def Signed(param, grad, positive, falling, *, lr=0.1):
+    """falling is a difference of numbers that are never negative."""
+    positive = positive + grad * grad
+    falling = falling.abs() - grad * grad
+    return param - lr * grad, positive, falling
+
+
+def test_a_difference_may_be_negative():
+    optimizer = Signed([torch.nn.Parameter(torch.zeros(2))])
+    assert never_negative(Signed.rule, optimizer.param_groups[0]) == {"positive"}
+
+
 def test_threads_make_the_same_codes():
     found = []
     for threads in (1, 2, 3):
@@ -317,3 +363,42 @@ def test_blocks_go_through_a_file_and_on_bit_for_bit(tmp_path):
     own = third.param_groups[0]["params"]
     run(third, own, Gradients(), range(3, 5))
     assert same(snapshot(optimizer), snapshot(third))
+
+
+def trained_on(vectors, monkeypatch, kind, dtype, options):
+    """Two steps over ragged rows, a third with what is not finite; parameters, states, and whether there were vectors."""
+    from compiledopt.backends.cpp import blocks, kernels, lanes
+
+    kernels.forget()
+    with monkeypatch.context() as patch:
+        if not vectors:
+            patch.setattr(blocks, "TEXT", "plain")  # another name in the cache
+            patch.setattr(lanes, "vectored", lambda lines: None)
+        params = parameters(dtype, [(40, 75), (4, 1100), (64, 70)])
+        params[0].data[1, 3:7] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+        optimizer = kind(params, lr=0.01, state_dtype="int8", compiled=True, **options)
+        run(optimizer, params, Gradients(dtype), range(2))
+        params[1].grad[2, 5:9] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+        optimizer.step()
+        source = str(optimizer.explain(source=True))
+    kernels.forget()
+    return [p.detach().nan_to_num(7.0) for p in params], [s for _, _, s in snapshot(optimizer)], "lanes::load(" in source
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "options"),
+    [
+        (compiledopt.AdamW, torch.bfloat16, {"amsgrad": True, "rounding": "stochastic"}),
+        pytest.param(compiledopt.AdamW, torch.float16, {"rounding": "compensated"}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.SGD, torch.bfloat16, {"momentum": 0.9, "rounding": "split"}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.Rprop, torch.float32, {}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.Adamax, torch.float32, {"max_grad_norm": 1.0, "ema_decay": 0.9}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.NAdam, torch.float32, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_vectors_make_the_same_bits_as_plain_loops(monkeypatch, kind, dtype, options):
+    params, states, with_vectors = trained_on(True, monkeypatch, kind, dtype, options)
+    others, plain, without = trained_on(False, monkeypatch, kind, dtype, options)
+    assert with_vectors and not without, "a kernel lacks vectors, which make it twice as fast"
+    assert rms(params[2] - parameters(dtype, [(40, 75), (4, 1100), (64, 70)])[2].detach()) > 1e-3
+    assert same(params, others) and same(states, plain)

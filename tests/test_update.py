@@ -339,6 +339,8 @@ def test_rules_that_cannot_have_it():
             compiledopt.SparseAdam([{"params": params, **option}])
         with pytest.raises(ValueError, match=f"{name} is for optimizers that are one rule"):
             compiledopt.LBFGS([{"params": params, **option}])
+        with pytest.raises(ValueError, match=f"{name} is not for rules whose parameters share a state, as prodigy"):
+            compiledopt.Prodigy(params, **option)
         optimizer = compiledopt.SGD(params, **option)
         params[0].grad = torch.ones(40, 50).to_sparse()
         with pytest.raises(RuntimeError, match=f"does not support sparse gradients with `{name}`"):

@@ -276,6 +276,18 @@ def test_totals_of_totals_and_numbers_that_change(executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_total_is_over_parameters_of_all_dtypes(executor):
+    """They are no part of one launch."""
+    params = [torch.nn.Parameter(torch.zeros(3, dtype=dtype)) for dtype in (torch.float64, torch.float32)]
+    optimizer = Levels(params, lr=0.5, **EXECUTORS[executor])
+    values = torch.arange(10.0)[:6]
+    params[0].grad, params[1].grad = values[:3].double(), values[3:].clone()
+    optimizer.step()
+    spread = float((values - values.sum() / 10).square().sum())
+    assert optimizer.param_groups[0]["sums"].item() == pytest.approx(spread, rel=1e-6)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_clip_average_schedule_and_scaler_around_it(executor):
     """Clipping comes before the sums, and a scaled loss does not change them."""
     plain, mine = parameters(torch.float64), parameters(torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from compiledopt.around.centralize import Centralized
 from compiledopt.around.clip import Clipped, Clipping
 from compiledopt.around.corrected_decay import CorrectedDecay
 from compiledopt.around.every import Due, count, due
+from compiledopt.around.lists import Listed
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
     Ended,
@@ -33,12 +34,12 @@ from compiledopt.rules.traced import Traced, traced
 
 __all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
 __all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
-__all__ += ["skipped", "wanted", "without_schedule"]
+__all__ += ["skipped", "take_over", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
-TRANSFORMATIONS: list[Transformation] = [Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate(), Averaged()]
-TRANSFORMATIONS += [Centralized(), Clipped(), Skipping()]
+TRANSFORMATIONS: list[Transformation] = [Listed(), Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate()]
+TRANSFORMATIONS += [Averaged(), Centralized(), Clipped(), Skipping()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]  # of each transformation, and of storage
@@ -73,8 +74,12 @@ def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: t
     key = (rule, asked, kept, scaled)
     if key not in _derived:
         made = _around(rule, asked)
+        in_blocks = kept is not None and kept.has_blocks
+        made = SCALED.derive(made, True) if scaled and in_blocks else made
         made = made if kept is None else storage.keep(made, kept)
-        _derived[key] = SCALED.derive(made, True) if scaled else made
+        if scaled:
+            made = SCALED.hold_codes(made) if in_blocks else SCALED.derive(made, True)
+        _derived[key] = made
     return _derived[key]
 
 
@@ -126,6 +131,14 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
             whole |= transformation.completed(rule, group)
         rule = derived(rule, whole)
     storage.check(rule, group)
+
+
+def take_over(rules: Iterable[Rule], groups: Iterable[dict[str, Any]]) -> None:
+    """Check and complete how values are kept where it was put into a group by hand. Mutates: the groups. Raises: ValueError."""
+    for rule, group in zip(rules, groups, strict=True):
+        if storage.is_asked(group):
+            check(rule, group)
+            storage.complete(group)
 
 
 def complete(rule: Rule, group: dict[str, Any]) -> None:

@@ -88,16 +88,18 @@ def _made(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> dict[torch.
 def swapped(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> Iterator[None]:
     """Within, the parameters hold their averages, and the other way round."""
     pairs = list(_made(groups, state).items())
-    _exchange(pairs)
+    for param, average in pairs:
+        exchange(param, average)
     try:
         yield
     finally:
-        _exchange(pairs)
+        for param, average in pairs:
+            exchange(param, average)
 
 
 @torch.no_grad()
-def _exchange(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for one, other in pairs:
-        kept = one.clone()
-        one.copy_(other)
-        other.copy_(kept)
+def exchange(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Mutates: both."""
+    kept = one.clone()
+    one.copy_(other)
+    other.copy_(kept)

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiledopt.around.transformation import Transformation, asked, check_dense, check_flag, named
+from compiledopt.around.transformation import Transformation, asked, check_flag, check_reducing, named
 from compiledopt.around.update import taken_apart
 from compiledopt.rules.rule import Rule
 
@@ -28,7 +28,7 @@ class Cautious(Transformation):
         super().check(rule, group)
         if asked(rule, group, CAUTIOUS):
             check_flag(group[CAUTIOUS], CAUTIOUS)
-            check_dense(rule, CAUTIOUS)
+            check_reducing(rule, CAUTIOUS)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def cautious(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:

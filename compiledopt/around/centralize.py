@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiledopt.around.transformation import Transformation, asked, check_dense, check_flag, named, results
+from compiledopt.around.transformation import Transformation, asked, check_flag, check_reducing, named, results
 from compiledopt.rules.rule import Rule
 
 CENTRALIZED = "gradient_centralization"
@@ -25,7 +25,7 @@ class Centralized(Transformation):
         super().check(rule, group)
         if asked(rule, group, CENTRALIZED):
             check_flag(group[CENTRALIZED], CENTRALIZED)
-            check_dense(rule, CENTRALIZED)
+            check_reducing(rule, CENTRALIZED)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def centralized(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:

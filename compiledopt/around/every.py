@@ -10,7 +10,7 @@ import torch
 
 from compiledopt.around.transformation import Transformation, named
 from compiledopt.rules.options import as_float
-from compiledopt.rules.rule import Rule
+from compiledopt.rules.rule import Rule, Turn
 
 STEPS = "steps"  # of a group: how many were taken, where its rule has work that is not due at each
 
@@ -36,7 +36,14 @@ def due(rule: Rule, group: Mapping[str, Any]) -> tuple[str, ...] | None:
     if not rule.every:
         return None
     step = as_float(group.get(STEPS, 0.0)) + 1
-    return tuple(name for name, (often, first) in rule.every.items() if (step - first) % max(1.0, as_float(group[often])) == 0)
+    return tuple(name for name, turn in rule.every.items() if _is_due(turn, step, group))
+
+
+def _is_due(turn: Turn, step: float, group: Mapping[str, Any]) -> bool:
+    if callable(turn):
+        return turn(int(step), group)
+    often, first = turn
+    return (step - first) % max(1.0, as_float(group[often])) == 0
 
 
 def count(group: Mapping[str, Any]) -> None:

@@ -27,11 +27,26 @@ class LossScaled(Transformation):
             if "grad_norm" in options:
                 options["grad_norm"] = options["grad_norm"] * share
             new = results(rule, param, grad * share, states, options)
-            skipped = found_inf != 0.0
             kept = zip((param, *states), new, strict=True)
-            return tuple(None if old is None else apply("where", skipped, old, value) for old, value in kept)
+            return tuple(_unless(found_inf, old, value) for old, value in kept)
 
         return named(replace(rule, function=scaled, options=(*rule.options, SCALE, FOUND)), rule)
+
+    def hold_codes(self, rule: Rule) -> Rule:
+        """A scaled rule whose values are kept in blocks: what was left out keeps its codes too, bit for bit. The scale of a
+        block is the largest of its values then as before, and kernels take no other for it."""
+        names = ("param", *rule.states)
+
+        def held(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+            new = results(rule, param, grad, states, options)
+            kept = zip(names, (param, *states), new, strict=True)
+            return tuple(v if name in rule.in_blocks else _unless(options[FOUND], old, v) for name, old, v in kept)
+
+        return named(replace(rule, function=held), rule)
+
+
+def _unless(found_inf: Any, old: Any, new: Any) -> Any:
+    return None if old is None else apply("where", found_inf != 0.0, old, new)
 
 
 class Scaling:

@@ -71,6 +71,15 @@ def check_dense(rule: Rule | None, name: str) -> None:
         raise ValueError(f"{name} is for rules that take dense gradients, {rule.name} does not")
 
 
+def check_reducing(rule: Rule | None, name: str) -> None:
+    """Refuse a rule that cannot take a mean over its parameter into it. Raises: ValueError."""
+    check_dense(rule, name)
+    if rule is not None and rule.shared:
+        raise ValueError(
+            f"{name} is not for rules whose parameters share a state, as {rule.name}: it reduces over each of them"
+        )
+
+
 def check_one_element(value: Any, name: str) -> None:
     """Refuse a tensor of several elements as a number. Raises: ValueError in torch's words."""
     if isinstance(value, torch.Tensor) and value.numel() != 1:

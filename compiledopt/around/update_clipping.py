@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiledopt.around.transformation import Transformation, asked, check_dense, check_one_element, named
+from compiledopt.around.transformation import Transformation, asked, check_one_element, check_reducing, named
 from compiledopt.around.update import taken_apart
 from compiledopt.rules.ops import apply
 from compiledopt.rules.rule import Rule
@@ -31,7 +31,7 @@ class UpdateClipped(Transformation):
             check_one_element(group[MOST], MOST)
             if group[MOST] is True or not group[MOST] > 0.0:
                 raise ValueError(f"Invalid {MOST} value: {group[MOST]}; it must be a number > 0, and Adafactor's is 1.0")
-            check_dense(rule, MOST)
+            check_reducing(rule, MOST)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def clipped(param: Any, grad: Any, *states: Any, update_clipping: Any, **options: Any) -> tuple[Any, ...]:

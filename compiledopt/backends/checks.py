@@ -44,9 +44,14 @@ def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owne
         raise RuntimeError(f"{owner}: a {grad.dtype} gradient does not fit a {param.dtype} parameter")
 
 
+def _is_code(*dtypes: torch.dtype) -> bool:
+    """Whether one of them is an integer's: floating point numbers of another width are read as what they are."""
+    return not all(dtype.is_floating_point or dtype.is_complex for dtype in dtypes)
+
+
 def check_state(entry: Entry, owner: str) -> None:
     """Refuse states that do not fit their parameter. Raises: RuntimeError, naming the state."""
-    param = entry.param
+    param, dtypes = entry.param, entry.traced.dtypes_of(entry.param)
     for name, shape in entry.traced.shapes_of(param).items():
         value = entry.state.get(name)
         if not isinstance(value, torch.Tensor) or value.shape != shape or value.device != param.device:
@@ -54,6 +59,12 @@ def check_state(entry: Entry, owner: str) -> None:
             raise RuntimeError(
                 f"{owner}: state {name!r} must be a tensor of shape {tuple(shape)} on {param.device} like its "
                 f"parameter, got {got}; delete optimizer.state[param] to start afresh"
+            )
+        if value.dtype != dtypes[name] and _is_code(value.dtype, dtypes[name]):
+            raise RuntimeError(
+                f"{owner}: state {name!r} must be {dtypes[name]}, as its group keeps it now, got {value.dtype}: what is kept "
+                "in another way is no number here. To change `state_dtype` between steps, take state_dict(), set the group's, "
+                "and load_state_dict() it, which converts; or delete optimizer.state[param] to start afresh"
             )
         if value.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(

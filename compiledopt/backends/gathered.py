@@ -19,7 +19,7 @@ from compiledopt.rules.traced import Traced, Variant
 READY, REGROUP = 0, 1
 MOST_TENSORS = 16  # of a parameter, its gradient and its states: kMostTensors in shared.h
 
-Row = tuple[int, float, tuple[float, ...], tuple[float, ...]]  # index of the group, first, 0-dim states, sizes
+RowKey = tuple[int, float, tuple[float, ...], tuple[float, ...]]  # index of the group, first, 0-dim states, sizes
 
 
 def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
@@ -125,7 +125,7 @@ class GatheredBatch(Batch):
         _, self.dtypes, self.scalar_dtypes, self.staged, _ = bucket_of(entries[0])
         self.rounded = any(dtype == torch.float32 for dtype in self.scalar_dtypes)
         self.first = [entry.first for entry in entries]
-        self.rows: list[Row] = []
+        self.rows: list[RowKey] = []
         self.fresh: list[tuple[float, ...]] = []
         self.table = array("d")
         self.native = self._plan()
@@ -195,7 +195,7 @@ class GatheredBatch(Batch):
 
     def _regroup(self) -> None:
         """Give each parameter the row of its group and its 0-dim states; parameters in step share one."""
-        rows: dict[Row, int] = {}
+        rows: dict[RowKey, int] = {}
         self.native.forget_rows()
         for index, *states in self.native.active():
             first = 1.0 if self.first[index] and self.traced.reads_first else 0.0

@@ -27,8 +27,11 @@ from compiledopt.rules.random import bits_at
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0 to 2) (int32: the first element's place in its
-    parameter, and the key of its random bits) or ("length", 0); types: the C types of the arguments."""
+    order, ("tensor", input index), ("column", column index), ("place", 0 to 2) or ("length", 0); types: their C types.
+
+    A place is three int32 on a GPU: the first element's in its parameter, and the key of its random bits. On the CPU it is the
+    random bits of each element, and who writes the file has a function for them: Inductor takes longer for that chain, in
+    which every value is used twice, than for all of the rest."""
 
     body: str
     arguments: tuple[tuple[str, int], ...]
@@ -328,7 +331,8 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        fakes += [torch.empty((), dtype=torch.int32, device=device) for _ in range(3) if program.is_random]
+        places: list[Any] = [(length,)] if device == "cpu" else [(), (), ()]
+        fakes += [torch.empty(shape, dtype=torch.int32, device=device) for shape in places if program.is_random]
     return mode, fakes, shape_env
 
 
@@ -348,6 +352,8 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
         columns = inputs[count : count + len(program.columns)]
 
         def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
+            if tensors[0].device.type == "cpu":
+                return inputs[-1]
             first, *words = inputs[-3:]
             element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=first.device) + first
             return bits_at((words[0], words[1]), element)

@@ -1,39 +1,32 @@
-"""The key of random bits (rules/random.py), operation by operation, for sources of kernels."""
+"""The functions of random bits (rules/random.py), operation by operation, for sources of kernels."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import RANDOM
 from compiledopt.rules.program import Node, Program
-from compiledopt.rules.random import key
 
 SIGNS = {"xor": "^", "and_": "&", "rshift": ">>", "mul": "*"}
 INT32 = "int32"
 
 
-def arguments() -> list[str]:
-    return [f"v_{name}" for name in inspect.signature(key).parameters]
-
-
-def operations() -> Iterator[tuple[str, str, list[str]]]:
-    """(name, what it is, of which values): a sign of two, INT32 of one; last ("", "", the two words). The names are words of no
-    language. Integers wrap around.
-
-    Inductor would write what is used twice out twice, and take 6 s for this chain, in which every value is.
-    """
+def operations(function: Callable[..., Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """(name, what it is, of which values): a sign of two, INT32 of one; last ("", "", the results). Each is named v_ and
+    its name, which so is a word of no language. Integers wrap around."""
     from torch.fx import symbolic_trace
 
-    for node in symbolic_trace(key).graph.nodes:
+    for node in symbolic_trace(function).graph.nodes:
         values = [str(arg) if isinstance(arg, int) else f"v_{arg}" for arg in node.args]
         if node.op == "call_method":
             yield f"v_{node}", INT32, values[:1]
         elif node.op == "call_function":
             yield f"v_{node}", SIGNS[node.target.__name__], values
         elif node.op == "output":
-            yield "", "", [f"v_{word}" for word in node.args[0]]
+            found = node.args[0] if isinstance(node.args[0], tuple) else node.args
+            yield "", "", [f"v_{value}" for value in found]
 
 
 def seed_and_step(program: Program) -> tuple[int | float, int | float]:

@@ -8,6 +8,8 @@ step, outside of a kernel, for all parameters at once; `bits` is what a kernel c
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,3 +70,11 @@ def bits_at(key: Key, element: Tensor) -> Tensor:
 def uniform(key: Key, element: Tensor) -> Tensor:
     """Numbers of [0, 1), float32, all multiples of 2^-24: the upper 24 of `bits`, whose arguments these are."""
     return _shifted(bits(key, element), 8).to(torch.float32) * 2.0**-24
+
+
+def normal(key: Key, shape: tuple[int, ...]) -> Tensor:
+    """Numbers of a normal distribution, float32, by the method of Box and Muller. key: two int32, of one element."""
+    count = math.prod(shape)
+    element = torch.arange(count, device=key[0].device)
+    radius = (-2 * torch.log1p(-uniform(key, element))).sqrt()
+    return (radius * torch.cos(2 * math.pi * uniform(key, element + count))).reshape(shape)

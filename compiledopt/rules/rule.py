@@ -10,6 +10,9 @@ from typing import Any
 from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
 
 Initial = float | str | Callable[..., Any]
+PLACE = "place_in_group"  # what a 0-dim state may start from: the number of its parameter among those of the group
+Turn = tuple[str, int] | Callable[[int, Mapping[str, Any]], bool]
+Count = int | str | Callable[[Any], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +28,11 @@ class Rule:
     optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
     initial: {state: a number, the name of an option, or a function of the parameter, or of the parameter and {option: value}}:
         what the state starts from; zero for those not named. A function makes the tensor itself, or None
-        where a parameter has no such state; its shape may depend on flags and static options alone.
+        where a parameter has no such state; its shape may depend on flags and static options alone. PLACE,
+        for a 0-dim state, is the number of its parameter in the group.
     branches: the numbers on whose being zero the function branches, as in `if weight_decay != 0`: zero and not zero
-        are two programs. All other numbers are entries of a table, and changing them costs nothing.
+        are two programs. All other numbers are entries of a table, and changing them costs nothing. `first` may be among them
+        with elementwise=False.
     static: numbers that the function takes as they are, such as a count of iterations: each value is another program.
     elementwise: False says that the function reduces, multiplies matrices or the like: it is then called on tensors, on
         stacks of those with one shape where that helps, instead of being compiled into one pass over memory.
@@ -40,10 +45,15 @@ class Rule:
         follows the numbers of the first group.
 
     every: {flag: (option, first)}: the option `flag` is not the group's: it is True at step `first`, counted from 1, and
-        every `option` steps from there, and False otherwise.
+        every `option` steps from there, and False otherwise. Or {flag: a function of the step and of the group}.
 
     evaluated: how a parameter is evaluated, where that is not how it is trained: the name of a state that it is exchanged with,
         or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
+
+    lists: {state: a number, the name of a static option, or a function of the parameter}: the state is a list of so many
+        tensors, which optimizer.state[param] has one by one as `state_0`, `state_1` and so on. What `initial` has for it is a
+        function of the parameter and the index, or of those and {option: value}, and makes one of them, or None, which the
+        list then has in that place.
 
     added: those of the states that a transformation of the rule brought along (around/).
     follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
@@ -71,8 +81,9 @@ class Rule:
     dense_alone: tuple[str, ...] = ()
     follows_norm: bool = False
     shared: Mapping[str, str] = field(default_factory=dict)
-    every: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    every: Mapping[str, Turn] = field(default_factory=dict)
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None
+    lists: Mapping[str, Count] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -93,6 +104,10 @@ class Rule:
         """What a group holds for this rule, typed. Raises: KeyError for an option that is not there."""
         return read(group, (*self.options, *self.shared), self.branches, self.static)
 
+    def starts_from_place(self, state: str) -> bool:
+        """Whether a 0-dim state starts from the number of its parameter in the group."""
+        return self.initial.get(state) == PLACE
+
     def initial_value(self, state: str, group: Mapping[str, Any]) -> float:
         value = self.initial.get(state, 0.0)
         return as_float(group[value] if isinstance(value, str) else value)
@@ -110,18 +125,22 @@ class Rule:
         value = self.initial.get(state)
         return callable(value) and _takes_options(value)
 
+    def takes_options(self, state: str) -> bool:
+        """Whether the function that makes the elements of a list is given the options too."""
+        return _takes_options(self.initial[state], 3)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
 
 
-def _takes_options(function: Callable[..., Any]) -> bool:
-    """Whether a function has a second argument that must be given."""
+def _takes_options(function: Any, arguments: int = 2) -> bool:
+    """Whether a function has so many arguments that must be given."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # one of C's
         return False
-    return sum(p.kind in positional and p.default is p.empty for p in parameters) == 2
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) == arguments
 
 
 def _check_meaning(
@@ -157,8 +176,9 @@ def rule(
     sparse: str | None = None,
     dense: bool = True,
     shared: Iterable[str] | Mapping[str, str] = (),
-    every: Mapping[str, str | tuple[str, int]] | None = None,
+    every: Mapping[str, str | Turn] | None = None,
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+    lists: Mapping[str, Count] | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
@@ -188,9 +208,11 @@ def rule(
             shared=scopes,
             every=turns,
             evaluated=evaluated,
+            lists=dict(lists or {}),
         )
         _check_names(made)
-        _check_meaning(made.name, (*made.scalars, *scopes), made.initial, {"branches": made.branches, "static": made.static})
+        known = made.branches if elementwise else made.branches - {"first"}
+        _check_meaning(made.name, (*made.scalars, *scopes), made.initial, {"branches": known, "static": made.static})
         return made
 
     return wrap
@@ -220,12 +242,15 @@ def _check_names(rule: Rule) -> None:
         ("optional", rule.optional, states),
         ("optional", rule.optional.values(), options),
         ("initial", rule.initial, states),
-        ("initial", [v for v in rule.initial.values() if isinstance(v, str)], options),
+        ("initial", [v for v in rule.initial.values() if isinstance(v, str)], (*options, PLACE)),
+        (f"initial {PLACE!r}", [name for name in rule.initial if rule.starts_from_place(name)], tuple(rule.scalars)),
         ("branches", sorted(rule.branches), options),
         ("static", sorted(rule.static), options),
         ("evaluated", evaluated, (*states, *options)),
         ("every", rule.every, options),
-        ("every", [option for option, _ in rule.every.values()], options),
+        ("lists", rule.lists, tuple(state for state in states if state not in (*rule.scalars, *rule.shared, *rule.optional))),
+        ("lists", [count for count in rule.lists.values() if isinstance(count, str)], tuple(rule.static)),
+        ("every", [turn[0] for turn in rule.every.values() if isinstance(turn, tuple)], options),
     ):
         for name in names:
             if name not in known:

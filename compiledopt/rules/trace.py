@@ -206,6 +206,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
             arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
         elif not is_number(value):
             arguments[name] = value
+        elif name in RESERVED:
+            arguments[name] = symbol(name, True)
         elif name in rule.branches and not truthy(value):
             arguments[name] = Zero()
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.around.average import exchange
 from compiledopt.backends.eager.stacked import number, operand
 from compiledopt.rules.rule import Rule
 
@@ -40,16 +41,10 @@ def set_mode(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any,
         for param in dict.fromkeys(group["params"]):
             if isinstance(rule.evaluated, str):
                 if rule.evaluated in state.get(param, {}):
-                    _exchange(param, state[param][rule.evaluated])
+                    exchange(param, state[param][rule.evaluated])
             else:
                 _convert(rule.evaluated[training], param, state.get(param, {}), group)
         group[MODE] = training
-
-
-def _exchange(one: torch.Tensor, other: torch.Tensor) -> None:
-    kept = one.clone()
-    one.copy_(other)
-    other.copy_(kept)
 
 
 def _convert(function: Callable[..., Any], param: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> None:

@@ -17,12 +17,14 @@ from compiledopt.step.plan import Plan
 
 
 def foresee(
-    rules: Sequence[Rule], groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
+    rules: Sequence[Rule], groups: Sequence[dict[str, Any]], state: Mapping[Any, Any], plan: Plan | None = None
 ) -> list[Entry]:
     """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here.
 
-    rules: of each group; plan: the one at work, if there is; what it decided stands. Mutates: nothing. Raises: as `decide`.
+    rules: of each group; plan: the one at work, if there is; what it decided stands. Mutates: groups into which something was
+    put by hand, that lack what goes with it. Raises: as `decide`.
     """
+    around.take_over(rules, groups)
     entries: list[Entry] = []
     batches = plan.batches if plan is not None else []
     settled: dict[Any, Choice] = {e.param if e.whole is None else e.whole: e.choice for b in batches for e in b.entries}

@@ -50,7 +50,7 @@ class Plan:
             self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
         except BaseException:
             maker.undo()
-            self.shards.take_back()
+            self.shards.drop_gradients()
             raise
         self.states = list(owner.state.values())
         ways = [batch.unchanged for batch in self.batches]
@@ -161,12 +161,12 @@ class Plan:
 
     def run(self) -> bool:
         """Check every tensor, then update. False, with nothing written: the plan must be made again."""
-        if not self.shards.known:
+        if not self.shards.parameters:
             return self._run()
         try:
-            return self.shards.lend() and self._run()
+            return self.shards.read_gradients() and self._run()
         finally:
-            self.shards.take_back()
+            self.shards.drop_gradients()
 
     def _run(self) -> bool:
         for number, batches in enumerate(self.rounds):

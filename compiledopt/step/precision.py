@@ -37,6 +37,7 @@ def in_precision(rules: Sequence[Rule], groups: Sequence[Group], packed: dict[st
     Raises: ValueError for a precision that there is not.
     """
     state, plain = dict(packed["state"]), []
+    storage.wanted({storage.STATE_DTYPE: precision})  # refuses what there is not, also where there is no state yet
     for rule, group, theirs in zip(rules, groups, packed["param_groups"], strict=True):
         asked = {**group, storage.STATE_DTYPE: precision, storage.ROUNDING: None}
         for param, number in zip(group["params"], theirs["params"], strict=True):

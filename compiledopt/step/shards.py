@@ -57,8 +57,8 @@ class Shards:
     """The distributed parameters of a plan."""
 
     def __init__(self) -> None:
-        self.known: list[Shard] = []
-        self.lent = False  # whether the shards have their gradients
+        self.parameters: list[Shard] = []
+        self.have_gradients = False  # whether the shards have their gradients
 
     def localize(self, entry: Entry) -> None:
         """Let an entry stand for the local shard, with the shards of its states."""
@@ -66,26 +66,26 @@ class Shards:
         states = [(name, value, local(value)) for name, value in tensors.items() if is_distributed(value)]
         scalars = [(name, value) for name, value in tensors.items() if not is_distributed(value)]
         shard = Shard(entry.param, local(entry.param), entry.state, states, scalars)
-        self.known.append(shard)
+        self.parameters.append(shard)
         rows = entry.param.shape[0] if entry.param.dim() else 1
         entry.offset = first_row(entry.param) * (entry.param.numel() // max(1, rows))
         entry.whole, entry.param = entry.param, shard.part
         entry.state = {name: local(value) for name, value in tensors.items()}
         shard.part.grad = _gradient(shard.param)
-        self.lent = True
+        self.have_gradients = True
 
-    def lend(self) -> bool:
+    def read_gradients(self) -> bool:
         """Give every shard its gradient for this step. False: parameters or states are others than before."""
-        if self.lent:
+        if self.have_gradients:
             return True
-        if not all(shard.is_as_before() for shard in self.known):
+        if not all(shard.is_as_before() for shard in self.parameters):
             return False
-        self.lent = True
-        for shard in self.known:
+        self.have_gradients = True
+        for shard in self.parameters:
             shard.part.grad = _gradient(shard.param)
         return True
 
-    def take_back(self) -> None:
-        self.lent = False
-        for shard in self.known:
+    def drop_gradients(self) -> None:
+        self.have_gradients = False
+        for shard in self.parameters:
             shard.part.grad = None

@@ -22,6 +22,7 @@ class StateMaker:
     def __init__(self, state: MutableMapping[torch.Tensor, Any]) -> None:
         self.state = state
         self.made: list[tuple[torch.Tensor, str | None]] = []
+        self.places: dict[int, dict[torch.Tensor, int]] = {}  # of the parameters in each group
         self.spare: dict[tuple[float, torch.dtype, torch.device], list[torch.Tensor]] = {}
 
     def make(self, wanted: Sequence[tuple[Traced, torch.Tensor, Mapping[str, Any]]]) -> list[bool]:
@@ -40,7 +41,9 @@ class StateMaker:
         for name in missing:
             self.made.append((param, name))
             if name in traced.rule.scalars:
-                state[name] = self._scalar(traced.rule.initial_value(name, group), param, group, expected)
+                placed = traced.rule.starts_from_place(name)
+                value = self._place(param, group) if placed else traced.rule.initial_value(name, group)
+                state[name] = self._scalar(value, param, group, 1 if placed else expected)
             elif name in traced.makers:
                 state[name] = traced.makers[name](param.detach(), group)
             else:
@@ -57,6 +60,11 @@ class StateMaker:
         if not spare:
             spare += torch.full((max(1, expected),), value, dtype=scalar_dtype(group), device=device).unbind()[::-1]
         return spare.pop()
+
+    def _place(self, param: torch.Tensor, group: Mapping[str, Any]) -> float:
+        if id(group) not in self.places:
+            self.places[id(group)] = {each: place for place, each in reversed(list(enumerate(group["params"])))}
+        return float(self.places[id(group)][param])
 
     def undo(self) -> None:
         for param, name in reversed(self.made):

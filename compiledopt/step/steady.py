@@ -45,7 +45,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
         around
         or any(rule.every for rule in owner.rules)
         or owner.fresh
-        or plan.shards.known
+        or plan.shards.parameters
         or len(plan.rounds) != 1
         or not all(seen.fixed for seen in plan.seen)
     ):

@@ -118,6 +118,7 @@ class Stepper:
         name, groups = type(optimizer).__name__, optimizer.param_groups
         rules = [optimizer.rule_of(group) for group in groups]
         share(optimizer)  # a number may have been put in the place of one by hand
+        around.take_over(rules, groups)
         owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
         return Plan(owner)
 

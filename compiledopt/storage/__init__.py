@@ -75,7 +75,7 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     known = asked_for(group)
     if rule is None or not is_asked(group):
         return
-    states = [name for name in rule.states if name not in rule.scalars]
+    states = [name for name in rule.states if name not in rule.scalars and name not in rule.shared]
     for name in known:
         if name != "*" and name not in states:
             raise ValueError(
@@ -129,6 +129,7 @@ def kept(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Kept | No
             codec = CODECS[codec.unsigned]
         if (
             name in rule.scalars
+            or name in rule.shared
             or codec is None
             or rule.is_made_of_options(name)
             or not _is_like(rule, name, param)

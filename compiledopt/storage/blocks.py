@@ -18,15 +18,15 @@ def decode_int8(codes: Any, scale: Any) -> Any:
     """x = a·q / (252 − |q|); ±127 are the infinities and −128 is NaN."""
     size = codes.abs()
     special = torch.where(codes < -127, torch.nan, codes * torch.inf)
-    return torch.where(size > 126, special, scale * codes / (252 - size))
+    return torch.where(size > 126, special, scale * (codes / (252 - size)))
 
 
 @operation
 def encode_int8(x: Any, scale: Any) -> Any:
-    """q = round(126·2x / (a + |x|)): finer for the small."""
+    """q = round(126·2x / (a + |x|)): finer for the small. Divided first: 252·x is infinite for what is above 1.3e36."""
     size, above = x.abs(), torch.where(scale > 0, scale, 1.0)
     special = torch.where(x == x, x.sign() * 127, -128.0)
-    return torch.where(size < torch.inf, (252 * x / (above + size)).round(), special)
+    return torch.where(size < torch.inf, (252 * (x / (above + size))).round(), special)
 
 
 @operation

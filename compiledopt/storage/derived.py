@@ -29,6 +29,10 @@ class Kept:
     dtype: torch.dtype
 
     @property
+    def has_blocks(self) -> bool:
+        return any(codec.block for _, codec, _ in self.states)
+
+    @property
     def is_random(self) -> bool:
         return any(codec.random for _, codec, _ in self.states) or bool(self.rounding and self.rounding.random)
 

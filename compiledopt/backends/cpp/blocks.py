@@ -1,5 +1,6 @@
 """A program that keeps values in blocks → one C++ kernel that sweeps over memory once: for each block, what comes before its
-scales, the scales, and what needs them, with everything between in an array of a block's length."""
+scales, the scales, and what needs them, with everything between in registers. Both parts are Inductor's functions for one
+element, made ones for vectors (lanes.py); where that cannot be, and for float64, they are loops over a block."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from compiledopt.backends.cpp import draws, lanes
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import LARGEST
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program, node_args
 
 HEADER = (Path(__file__).parent / "blocks.h").read_text()
-TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
-AHEAD = 16  # blocks whose memory is asked for early: streams of a byte an element are too slow for the processor to see
+TEXT = HEADER + lanes.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
+AHEAD = 512  # elements whose memory is asked for early: streams of a byte an element are too slow for the processor to see
 
 Operand = tuple[str, int]  # ("tensor", its index), ("tile", its index); of numbers ("column", index), ("scale", index of a
 #                            tensor), ("largest", index)
@@ -126,84 +128,135 @@ class _Part:
 Lower = Callable[[Program, Sequence[torch.dtype], str], tuple[list[str], list[tuple[str, int]], Sequence[str]]]
 
 
-def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str, key: Sequence[str]) -> list[str]:
+def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str) -> list[str]:
     """The functions of both parts, and `run` over a piece that begins with a block. lower: a program to the lines of a
-    function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic; key: the lines that
-    know `place`. Raises: CompileError."""
+    function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic. Raises:
+    CompileError."""
     if len(program.blocks) != 1:
         raise CompileError(
             f"values are kept in blocks of {' and of '.join(map(str, program.blocks))}, and one size is possible"
         )
-    block, cut = program.blocks[0], Cut(program)
-    wide = {"float": torch.float32, "double": torch.float64}[scalar]
-    lines, calls = [HEADER], []
-    for number, part in enumerate(cut.parts()):
+    writer = _Writer(program, dtypes, program.blocks[0], scalar, Cut(program))
+    bodies, calls = [], []
+    for number, part in enumerate(writer.cut.parts()):
+        wide = {"float": torch.float32, "double": torch.float64}[scalar]
         kinds = [dtypes[index] if kind == "tensor" else wide for kind, index in part.operands]
         body, arguments, types = lower(part.program, kinds, str(number))
-        lines += body
-        calls.append(_call(part, number, arguments, types, block, scalar))
-    order = [node.name for node in program.tensors]
-    stores = [
-        f"    static_cast<float*>(pointers[{order.index(name)}])[b] = largest{cut.scales[node]};"
-        for name, node in program.tensor_outputs.items()
-        if node in cut.scales
-    ]
-    sizes = {cut.tiles[node.args[0]]: number for node, number in cut.scales.items()}  # type: ignore[index]
-    declared = [f"    alignas(64) {scalar} tile{index}[{block}];" for index in cut.tiles.values()]
-    known = [f"    const {scalar} largest{n} = (float) largest_finite(tile{tile}, n);" for tile, n in sizes.items()] + stores
-    streams = [(i, dtypes[i].itemsize) for i, node in enumerate(program.tensors) if node.axes != BLOCKS]
-    return [*lines, *_run(program, block, scalar, key, declared, calls, known, streams)]
+        bodies.append(body)
+        calls.append(writer.call(part, number, arguments, types))
+    return [HEADER, *_either(bodies, scalar), *writer.block(calls), *writer.run()]
 
 
-def _run(
-    program: Program,
-    block: int,
-    scalar: str,
-    key: Sequence[str],
-    declared: Sequence[str],
-    calls: Sequence[Sequence[str]],
-    known: Sequence[str],
-    streams: Sequence[tuple[int, int]],
-) -> list[str]:
-    """`run`. declared: the arrays of a block; calls: of both parts; known: the scales, between them; streams: (operand, bytes
-    of an element) of what is read and written."""
-    columns = ", ".join(f"({scalar}) table[{i}]" for i in range(len(program.columns))) or "0"
+def _either(bodies: Sequence[list[str]], scalar: str) -> list[str]:
+    """The functions on vectors, and the plain ones for a compiler that does not take those."""
+    plain = [line for body in bodies for line in body]
+    made = [lanes.vectored(body) if scalar == "float" else None for body in bodies]
+    if any(one is None for one in made):
+        return ["#define largest_finite plain_largest_finite", *plain]
+    vectors = [line for one in made if one is not None for line in one]
     return [
-        'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
-        f"  const {scalar} columns[{max(len(program.columns), 1)}] = {{{columns}}};",
-        *key,
-        "  const auto one = [&](int64_t b, auto n) __attribute__((always_inline)) {",
-        *declared,
-        *calls[0],
-        *known,
-        *calls[1],
-        "  };",
-        f"  const int64_t blocks = length / {block};",
-        "  for (int64_t b = 0; b < blocks; ++b) {",
-        f"    if (b % {AHEAD} == 0) {{",
-        *(f"      ask_for(pointers[{i}], (b + {AHEAD}) * {block * n}, {AHEAD * block * n}, length * {n});" for i, n in streams),
-        "    }",
-        f"    one(b, std::integral_constant<int64_t, {block}>());",
-        "  }",
-        f"  if (length % {block}) one(blocks, length % {block});",
-        "}",
+        "#ifndef PLAIN",
+        lanes.HEADER,
+        "using lanes::largest_finite;",
+        *vectors,
+        "#else",
+        "#define largest_finite plain_largest_finite",
+        *plain,
+        "#endif",
     ]
 
 
-def _call(
-    part: Part, number: int, arguments: list[tuple[str, int]], types: Sequence[str], block: int, scalar: str
-) -> list[str]:
-    """What calls a part for block b of n elements."""
-    values = {"column": "columns[{}]", "scale": "static_cast<const float*>(pointers[{}])[b]", "largest": "largest{}"}
-    numbers = ", ".join(f"({scalar}) {values[kind].format(index)}" for kind, index in part.numbers) or "0"
-    given = []
-    for (kind, index), type_name in zip(arguments, types, strict=True):
-        if kind == "tensor":
-            where, at = part.operands[index]
-            given.append(f"tile{at}" if where == "tile" else f"({type_name}) pointers[{at}] + b * {block}")
-        else:
-            given.append({"column": f"numbers{number} + {index}", "length": "n", "place": f"place + {index}"}[kind])
-    lines = [f"    const {scalar} numbers{number}[{max(1, len(part.numbers))}] = {{{numbers}}};"]
-    if any(kind == "place" for kind, _ in arguments):
-        lines.append(f"    const int32_t place[3] = {{int32_t(at[0] + b * {block}), key.first, key.second}};")
-    return [*lines, f"    kernel{number}({', '.join(given)});"]
+@dataclass(eq=False)
+class _Writer:
+    """Writes what calls the parts. scalar: the C type of the arithmetic."""
+
+    program: Program
+    dtypes: Sequence[torch.dtype]
+    size: int
+    scalar: str
+    cut: Cut
+
+    def call(self, part: Part, number: int, arguments: list[tuple[str, int]], types: Sequence[str]) -> list[str]:
+        """What calls a part for a block."""
+        values = {"column": "columns[{}]", "scale": "*(const float*) data[{}]", "largest": "largest{}"}
+        numbers = ", ".join(f"({self.scalar}) {values[kind].format(index)}" for kind, index in part.numbers) or "0"
+        given = []
+        for (kind, index), type_name in zip(arguments, types, strict=True):
+            if kind == "tensor":
+                where, at = part.operands[index]
+                given.append(f"tile{at}" if where == "tile" else f"({type_name}) data[{at}]")
+            else:
+                given.append({"column": f"numbers{number} + {index}", "length": str(self.size), "place": "place"}[kind])
+        count = max(1, len(part.numbers))
+        return [
+            f"    const {self.scalar} numbers{number}[{count}] = {{{numbers}}};",
+            f"    kernel{number}({', '.join(given)});",
+        ]
+
+    def block(self, calls: Sequence[Sequence[str]]) -> list[str]:
+        """`block`, which computes one: of `count` elements, and followed by zeros where those are fewer than it has."""
+        order, scales = [node.name for node in self.program.tensors], self.cut.scales
+        sizes = {self.cut.tiles[node.args[0]]: number for node, number in scales.items()}  # type: ignore[index]
+        place = ", const Places& place" if self.program.is_random else ""
+        return [
+            "static inline __attribute__((always_inline))",
+            f"void block(const {self.scalar}* columns, char* const* data, int count{place}) {{",
+            *(f"    alignas(64) {self.scalar} tile{index}[{self.size}];" for index in self.cut.tiles.values()),
+            *calls[0],
+            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in sizes),
+            *(f"    const float largest{n} = (float) largest_finite<{self.size}>(tile{tile});" for tile, n in sizes.items()),
+            *calls[1],
+            *(
+                f"    *(float*) data[{order.index(name)}] = largest{scales[node]};"
+                for name, node in self.program.tensor_outputs.items()
+                if node in scales
+            ),
+            "}",
+        ]
+
+    def run(self) -> list[str]:
+        """`run`: all blocks of a piece, of which the last may be cut short by the end of a row."""
+        tensors = self.program.tensors
+        bytes_of = [
+            4 if node.axes == BLOCKS else self.size * dtype.itemsize for node, dtype in zip(tensors, self.dtypes, strict=True)
+        ]
+        columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
+        random = draws.place(self.program)
+        return [
+            'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
+            f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
+            *random,
+            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(tensors))),
+            f"  const int64_t blocks = length / {self.size};",
+            "  for (int64_t b = 0; b < blocks; ++b) {",
+            *(_ask_for(i, count, self.size) for i, count in enumerate(bytes_of)),
+            f"    char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
+            f"    block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
+            "  }",
+            f"  if (const int rest = length % {self.size}) {{",
+            *self.rest(bytes_of),
+            "  }",
+            "}",
+        ]
+
+    def rest(self, bytes_of: Sequence[int]) -> list[str]:
+        """The last block, of fewer elements: in memory of its own."""
+        own = [i for i, node in enumerate(self.program.tensors) if node.axes != BLOCKS]
+        written = [i for i in own if self.program.tensors[i].name in self.program.tensor_outputs]
+        data = ", ".join(f"own{i}" if i in own else f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of))
+        at = f", place + blocks * {self.size}" if self.program.is_random else ""
+        return [
+            *(f"    alignas(64) char own{i}[{bytes_of[i]}] = {{}};" for i in own),
+            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, rest * {self.dtypes[i].itemsize});" for i in own),
+            f"    char* const data[] = {{{data}}};",
+            f"    block(columns, data, rest{at});",
+            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, rest * {self.dtypes[i].itemsize});" for i in written),
+        ]
+
+
+def _ask_for(tensor: int, count: int, size: int) -> str:
+    """Asks for a block of a tensor early. count: its bytes."""
+    ahead = AHEAD // size * count
+    lines = [f"__builtin_prefetch(t{tensor} + b * {count} + {ahead + offset});" for offset in range(0, count, 64)]
+    each = max(1, 64 // count)  # blocks in a line of the cache
+    return "    " + (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)

@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks
+from compiledopt.backends.cpp import blocks, draws
 from compiledopt.backends.cpp.sources import HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
@@ -177,7 +177,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
-    parts = (loops(), prefix(), blocks.TEXT, more)
+    parts = (loops(), prefix(), blocks.TEXT, draws.TEXT, more)
     return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 
@@ -216,14 +216,15 @@ def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
 
 
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
-    """A kernel with functions that our prefix lacks (erf, random) gets torch's, and takes 5 s."""
+    """A kernel with functions that our prefix lacks gets torch's, and takes 5 s. One that was to run on vectors (lanes.h) runs
+    without."""
     if prefix() not in source:
         raise first
     full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
     try:
-        return build(name, full, [*flags, f"-I{include}", f"-I{include}/torch/csrc/api/include"])
+        return build(name, full, [*flags, "-DPLAIN", f"-I{include}", f"-I{include}/torch/csrc/api/include"])
     except CompileError as second:
         raise CompileError(f"{first}; with torch's headers: {second}") from first
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from compiledopt.backends import keys
-from compiledopt.backends.cpp import blocks
+from compiledopt.backends.cpp import blocks, draws
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
@@ -21,13 +20,12 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a kernel: our prefix, Inductor's function, and a `run` with one signature for all kernels."""
     from compiledopt.backends.inductor import compute_dtype
 
-    key = _key() if program.is_random else []
+    random = draws.functions() if program.is_random else []
     if program.blocks:
-        scalar, place = C_TYPES[compute_dtype(dtypes)], _place(program)[:-1] if program.is_random else []
-        function = blocks.source(program, dtypes, _body, scalar, place)
+        function = blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)])
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), *key, *function, ""])
+    return "\n".join([loops(), prefix(), *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -78,6 +76,8 @@ def _body(
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
     lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
     lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
+    if ("place", 0) in lowered.arguments:
+        lines = draws.as_argument(lines, lowered.arguments.index(("place", 0)))
     return lines, list(lowered.arguments), lowered.types
 
 
@@ -90,39 +90,15 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     arguments = []
     for (kind, index), type_name in zip(known, types, strict=True):
         pointer = {"tensor": f"({type_name}) pointers[{index}]", "column": f"columns + {index}", "length": "length"}
-        arguments.append({**pointer, "place": f"place + {index}"}[kind])
+        arguments.append({**pointer, "place": "place"}[kind])
     # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
     count = len(program.columns)
     values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
     run = [
         f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
-        *(_place(program) if program.is_random else ()),
+        *draws.place(program),
         f"  kernel{suffix}({', '.join(arguments)});",
         "}",
     ]
     return [*lines, *run]
-
-
-def _place(program: Program) -> list[str]:
-    """Where a piece is in its parameter, and the key of its random bits, of what the launcher says of it."""
-    seed, step = (f"table[{n}]" if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program))
-    return [
-        f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
-        f"  const Key key = key_of((int64_t) ({seed}), (int64_t) ({step}), at[1]);",
-        "  const int32_t place[3] = {at[0], key.first, key.second};",
-    ]
-
-
-def _key() -> list[str]:
-    """The function that makes a key. Integers wrap around, as -fwrapv says."""
-    lines = []
-    for name, sign, values in keys.operations():
-        if sign == keys.INT32:
-            lines.append(f"  const auto {name} = (int32_t) {values[0]};")
-        elif sign:
-            lines.append(f"  const auto {name} = {values[0]} {sign} ({values[1]});")
-        else:
-            lines.append(f"  return {{{', '.join(values)}}};")
-    names = ", ".join(f"int64_t {name}" for name in keys.arguments())
-    return ["struct Key { int32_t first, second; };", f"static inline Key key_of({names}) {{", *lines, "}"]

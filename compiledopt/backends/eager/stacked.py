@@ -35,8 +35,8 @@ class Stack:
         self.traced: Traced = entry.traced
         self.entries: list[Entry] = []
         rule, param = self.traced.rule, entry.param
-        self.names = ("param", "grad", *self.traced.states_of(param))
-        self.scalars = {name: number(float(value)) for name, value in zip(self.traced.scalar_names, values, strict=True)}
+        self.names = ("param", "grad", *self.traced.states_of(param), *places(self.traced))
+        self.scalars = {name: number(float(value)) for name, value in zip(counts(self.traced), values, strict=True)}
         given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
 
@@ -100,6 +100,16 @@ class Stack:
                 torch._foreach_copy_(homes, values)
 
 
+def places(traced: Traced) -> tuple[str, ...]:
+    """The 0-dim states in which parameters of one stack differ, so that they are stacked too."""
+    return tuple(name for name in traced.scalar_names if traced.rule.starts_from_place(name))
+
+
+def counts(traced: Traced) -> tuple[str, ...]:
+    """The other 0-dim states, which are one number for a stack."""
+    return tuple(name for name in traced.scalar_names if not traced.rule.starts_from_place(name))
+
+
 def _before(name: str, result: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What becomes of `name`: where that is another operand as it was, a copy, since that may be written first."""
     others = [value for other, value in given.items() if other != name]
@@ -127,16 +137,17 @@ class StackedBatch(Batch):
                 continue
             check_gradient(traced, param, grad, self.context.owner)
             check_state(entry, self.context.owner)
-            values = tuple(float(entry.state[name]) for name in traced.scalar_names)
+            values = tuple(float(entry.state[name]) for name in counts(traced))
             dtypes = (param.dtype, grad.dtype, *[entry.state[name].dtype for name in traced.states_of(param)])
-            shape = (traced, entry.group, param.shape, param.device, dtypes)
+            branch = entry.first and "first" in traced.rule.branches
+            shape = (traced, entry.group, param.shape, param.device, dtypes, branch)
             key = (*shape, entry.first, values)
             if key not in stacks:
                 stacks[key] = Stack(entry, self.context, values)
             stacks[key].entries.append(entry)
             if shape not in self.checked:
                 self.checked[shape] = stacks[key].check()
-        self.work = [(stack, stack.bounds(self.stack and self.checked[key[:5]])) for key, stack in stacks.items()]
+        self.work = [(stack, stack.bounds(self.stack and self.checked[key[:6]])) for key, stack in stacks.items()]
         for stack, bounds in self.work:
             most = max(end - begin for begin, end in pairwise(bounds))
             param = stack.entries[0].param

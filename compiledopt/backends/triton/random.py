@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from compiledopt.backends import keys
 from compiledopt.rules.program import Program
+from compiledopt.rules.random import key
 
 
 def key_source() -> str:
     """A function that makes a key of int64 values. Integers wrap around."""
-    lines = ["", "@triton.jit", f"def key_of({', '.join(keys.arguments())}):"]
-    for name, sign, values in keys.operations():
+    names = ", ".join(f"v_{name}" for name in signature(key).parameters)
+    lines = ["", "@triton.jit", f"def key_of({names}):"]
+    for name, sign, values in keys.operations(key):
         if sign == keys.INT32:
             lines.append(f"    {name} = {values[0]}.to(tl.int32)")
         elif sign:

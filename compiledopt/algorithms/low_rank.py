@@ -1,0 +1,50 @@
+"""States of rules that keep Adam's moments of a gradient projected to a low rank: which sides are, and their shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiledopt.algorithms.matrices import wide
+
+# For tall matrices and for wide ones: whether there is a projection from the left, and one from the right.
+SIDES = {
+    "std": ((False, True), (True, False)),
+    "reverse_std": ((True, False), (False, True)),
+    "left": ((True, False), (True, False)),
+    "right": ((False, True), (False, True)),
+    "full": ((True, True), (True, True)),
+}
+
+
+def _ranks(param: Tensor, options: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The ranks of the projections from the left and from the right; None where there is none."""
+    rank = options["rank"]
+    if rank is None or param.ndim != 2:
+        return None, None
+    rows, columns = param.shape
+    left, right = SIDES[options.get("proj_type", "std")][0 if rows >= columns else 1]
+    least = min(int(rank), rows, columns)
+    return least if left else None, least if right else None
+
+
+def left(param: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """rows × rank."""
+    rank = _ranks(param, options)[0]
+    return None if rank is None else param.new_zeros(param.shape[0], rank, dtype=wide(param))
+
+
+def right(param: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """rank × columns."""
+    rank = _ranks(param, options)[1]
+    return None if rank is None else param.new_zeros(rank, param.shape[1], dtype=wide(param))
+
+
+def moment(param: Tensor, options: dict[str, Any]) -> Tensor:
+    """A state like the projected gradient, or like the parameter where nothing is projected."""
+    rows, columns = _ranks(param, options)
+    if rows is None and columns is None:
+        return torch.zeros_like(param, memory_format=torch.preserve_format)
+    return param.new_zeros(rows or param.shape[0], columns or param.shape[1])

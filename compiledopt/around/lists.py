@@ -1,0 +1,90 @@
+"""`lists=` of a rule: states that are lists of tensors, as many as an option or a parameter says. Each element is a state of
+its own beside the others: `window_0`, `window_1`, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from compiledopt.around.transformation import Transformation, named, results
+from compiledopt.rules.author import TraceError
+from compiledopt.rules.rule import Count, Rule
+
+
+class Listed(Transformation):
+    """A rule whose lists are states one by one; it is the rule that is given lists."""
+
+    def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
+        """How many states of each list there are, for the parameter of the group that has most."""
+        if not rule.lists:
+            return None
+        return tuple((name, _most(count, group)) for name, count in rule.lists.items())
+
+    def derive(self, rule: Rule, wanted: Any) -> Rule:
+        most = dict(wanted)
+        places = [(name, [f"{name}_{i}" for i in range(most[name])] if name in most else [name]) for name in rule.states]
+        flat = tuple(element for _, elements in places for element in elements)
+
+        def listed(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+            known = dict(zip(flat, states, strict=True))
+            counts = {name: _count(rule.lists[name], most[name], param) for name in most}
+            given = [
+                [known.get(f"{name}_{i}") for i in range(counts[name])] if name in most else known[name] for name in rule.states
+            ]
+            new, *others = results(rule, param, grad, tuple(given), options)
+            if len(others) != len(places):
+                return (new, *others)  # which is refused, with the states by name
+            return (new, *_flat(rule, places, counts, most, others))
+
+        initial = {name: start for name, start in rule.initial.items() if name not in most}
+        for name, number in most.items():
+            initial |= {f"{name}_{i}": start for i in range(number) if (start := _start(rule, name, i)) is not None}
+        return named(replace(rule, function=listed, states=flat, initial=initial), rule)
+
+
+def _most(count: Count, group: Mapping[str, Any]) -> int:
+    if callable(count):
+        return max((count(param) for param in group["params"]), default=0)
+    return int(group[count]) if isinstance(count, str) else count
+
+
+def _count(count: Count, most: int, param: Any) -> int:
+    return count(param) if callable(count) else most
+
+
+def _start(rule: Rule, name: str, index: int) -> Any:
+    """What an element of a list starts from; None for zeros like the parameter."""
+    start, count = rule.initial.get(name), rule.lists[name]
+    if not callable(start):
+        return start if not callable(count) else _where_counted(lambda param, _: torch.zeros_like(param), index, count)
+    if rule.takes_options(name):
+        return lambda param, options: start(param, index, options) if index < _count(count, index + 1, param) else None
+    return _where_counted(start, index, count)
+
+
+def _where_counted(start: Callable[..., Any], index: int, count: Count) -> Callable[..., Any]:
+    return lambda param: start(param, index) if index < _count(count, index + 1, param) else None
+
+
+def _flat(
+    rule: Rule,
+    places: Sequence[tuple[str, list[str]]],
+    counts: Mapping[str, int],
+    most: Mapping[str, int],
+    values: Sequence[Any],
+) -> list[Any]:
+    """The new states one by one, None for those that a parameter does not have. Raises: TraceError for a list of another
+    length."""
+    found: list[Any] = []
+    for (name, _), value in zip(places, values, strict=True):
+        if name not in most:
+            found.append(value)
+            continue
+        if not isinstance(value, (list, tuple)) or len(value) != counts[name]:
+            got = f"one of {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
+            raise TraceError(f"{rule.place}: rule {rule.name} must return a list of {counts[name]} for {name}, got {got}")
+        found += [*value, *[None] * (most[name] - len(value))][: most[name]]
+    return found

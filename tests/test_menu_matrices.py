@@ -1,0 +1,380 @@
+"""SOAP, Shampoo, GaLore, APOLLO and Kron against their authors' loops, written out in float64; what they promise."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from catalog import MATRICES
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt.rules.random import key, normal
+
+WIDE = torch.float64
+# Of all sides the products have full rank at once: eigenvectors of equal values are anybody's choice.
+SHAPES = [(12, 12), (9,), (12, 12), (4, 3, 2, 2)]
+EXECUTORS = {"default": {}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
+
+
+def adam(state, g, betas, eps, t):
+    """(m / (√v + ε), √(1 − β₂ᵗ) / (1 − β₁ᵗ))."""
+    state["m"] = betas[0] * state.get("m", 0.0) + (1 - betas[0]) * g
+    state["v"] = betas[1] * state.get("v", 0.0) + (1 - betas[1]) * g**2
+    return state["m"] / (state["v"].sqrt() + eps), math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+
+
+def products(g, dim):
+    others = [d for d in range(g.ndim) if d != dim]
+    return torch.tensordot(g, g, dims=(others, others))
+
+
+def times(g, matrices):
+    """Σ over each dimension of x with the first of its matrix."""
+    for matrix in matrices:
+        g = g.movedim(0, -1) if matrix is None else torch.tensordot(g, matrix, dims=([0], [0]))
+    return g
+
+
+def transposed(matrices):
+    return [None if each is None else each.T for each in matrices]
+
+
+def soap(params, group, state, steps):
+    """nikhilvyas/SOAP, with the momentum in the parameter's own basis."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s = p.grad, state.setdefault(p, {})
+            sides = [d for d in range(p.ndim) if p.ndim > 1 or group["precondition_1d"]]
+            sides = [d for d in sides if p.shape[d] <= group["max_precond_dim"]]
+            beta = group["shampoo_beta"] if group["shampoo_beta"] >= 0 else group["betas"][1]
+            if not s:
+                s.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                s["L"] = [(1 - beta) * products(g, d) if d in sides else None for d in range(p.ndim)]
+                s["Q"] = [None if x is None else torch.linalg.eigh(x).eigenvectors.flip(1) for x in s["L"]]
+                continue
+            s["t"] += 1
+            betas, t = group["betas"], s["t"]
+            s["m"] = betas[0] * s["m"] + (1 - betas[0]) * g
+            s["v"] = betas[1] * s["v"] + (1 - betas[1]) * times(g, s["Q"]) ** 2
+            u = times(times(s["m"], s["Q"]) / (s["v"].sqrt() + group["eps"]), transposed(s["Q"]))
+            if group["normalize_grads"]:
+                u = u / (u**2).mean().sqrt()
+            size = group["lr"] * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t) if group["correct_bias"] else group["lr"]
+            p.sub_(size * u).mul_(1 - group["lr"] * group["weight_decay"])
+            for d in range(p.ndim):
+                if s["L"][d] is None:
+                    continue
+                s["L"][d] = beta * s["L"][d] + (1 - beta) * products(g, d)
+                if t % group["precondition_frequency"] == 0:
+                    order = torch.diag(s["Q"][d].T @ s["L"][d] @ s["Q"][d]).argsort(descending=True)
+                    s["v"] = s["v"].index_select(d, order)
+                    s["Q"][d] = torch.linalg.qr(s["L"][d] @ s["Q"][d][:, order]).Q
+
+
+def shampoo(params, group, state, steps):
+    """Algorithm 2 of the paper; roots by singular values, which are ε at least where the matrices forget."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s = p.grad, state.setdefault(p, {})
+            if group["weight_decouple"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            else:
+                g = g + group["weight_decay"] * p
+            sides = [d for d in range(p.ndim) if p.shape[d] <= group["max_preconditioner_dim"]]
+            new = not s
+            if new:
+                s.update(H=[group["matrix_eps"] * torch.eye(n, dtype=WIDE) for n in p.shape], b=torch.zeros_like(p), root={})
+            weight = 1 - group["beta2"] if group["beta2"] < 1 else 1.0
+            for d in sides:
+                s["H"][d] = group["beta2"] * s["H"][d] + weight * products(g, d)
+            if new or step % group["preconditioning_compute_steps"] == 0:
+                for d in sides:
+                    u, values, vh = torch.linalg.svd(s["H"][d])
+                    s["root"][d] = (u * values.clamp(min=group["matrix_eps"]) ** (-1 / (2 * len(sides)))) @ vh
+            u = times(g, [s["root"].get(d) for d in range(p.ndim)]) if sides else g
+            if group["grafting"]:
+                u = u * g.norm() / u.norm()
+            s["b"] = group["momentum"] * s["b"] + u
+            p.sub_(group["lr"] * s["b"])
+
+
+def galore(params, group, state, steps):
+    """jiaweizzhao/GaLore: projector, AdamW, projector back."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s, r = p.grad, state.setdefault(p, {}), group["rank"]
+            if p.ndim == 2 and (not s or step % group["update_proj_gap"] == 0):
+                u, _, vh = torch.linalg.svd(g, full_matrices=False)
+                s["left"], s["right"] = u[:, :r], vh[:r]
+            tall, kind = p.ndim == 2 and p.shape[0] >= p.shape[1], group["proj_type"]
+            kinds = ("right", "full", "std" if tall else "reverse_std"), ("left", "full", "reverse_std" if tall else "std")
+            right, left = (p.ndim == 2 and kind in each for each in kinds)
+            low = g @ s["right"].T if right else g
+            low = s["left"].T @ low if left else low
+            u, size = adam(s, low, group["betas"], group["eps"], step + 1)
+            u = s["left"] @ u if left else u
+            u = u @ s["right"] if right else u
+            u = u * group["scale"] if p.ndim == 2 else u
+            p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * u).mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def apollo(params, group, state, steps):
+    """zhuhanqing/APOLLO, with our random numbers, which have no other definition."""
+    for step in range(steps):
+        yield step
+        for place, p in enumerate(params):
+            g, s, r = p.grad, state.setdefault(p, {}), group["rank"]
+            low = g
+            if p.ndim == 2:
+                rows, columns = p.shape
+                r = min(r, rows, columns)
+                if not s or step % group["update_proj_gap"] == 0:
+                    words = key(*(torch.tensor(value) for value in (group["seed"], step, place)))
+                    s["P"] = normal(words, (r, columns) if rows >= columns else (rows, r)).double() / math.sqrt(r)
+                low = g @ s["P"].T if rows >= columns else s["P"].T @ g
+            u, size = adam(s, low, group["betas"], group["eps"], step + 1)
+            if p.ndim == 2:
+                if group["scale_type"] == "channel":
+                    dim = 0 if rows < columns else 1
+                    factor = u.norm(dim=dim, keepdim=True) / (low.norm(dim=dim, keepdim=True) + 1e-8)
+                else:
+                    factor = u.norm() / (low.norm() + 1e-8)
+                u = g * factor
+                if "norm" in s:
+                    u = u / (max(u.norm() / (s["norm"] + 1e-8), 1.01) / 1.01)
+                s["norm"] = u.norm()
+                u = u * math.sqrt(group["scale"])
+            p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * u).mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def kron(params, group, state, steps):
+    """evanatyourservice/kron_torch with dense factors, our random numbers, and steps that are due at what the option says."""
+    probability, waited = group["preconditioner_update_probability"], 0
+    for step in range(steps):
+        yield step
+        waited += 1
+        due = waited >= 1 / (1.0 if probability is None else probability)
+        waited = 0 if due else waited
+        for place, p in enumerate(params):
+            g, s = p.grad.reshape(p.shape or (1,)), state.setdefault(p, {})
+            if not s:
+                s["b"], s["diagonal"] = torch.zeros_like(g), []
+                s["Q"] = [group["precond_init_scale"] ** (1 / g.ndim) * torch.eye(n, dtype=WIDE) for n in g.shape]
+                for d, n in enumerate(g.shape):
+                    mode, longest = group["memory_save_mode"], n == max(g.shape) and n not in g.shape[d + 1 :]
+                    alone = longest and list(g.shape).count(n) == 1
+                    saved = mode == "all_diag" or (mode == "one_diag" and longest) or (mode == "smart_one_diag" and alone)
+                    short = n == 1 or n > group["max_size_triangular"] or p.ndim < group["min_ndim_triangular"]
+                    s["diagonal"].append(saved or short)
+            s["b"] = group["momentum"] * s["b"] + (1 - group["momentum"]) * g
+            b = s["b"] / (1 - group["momentum"] ** (step + 1))
+            if due:
+                words = key(*(torch.tensor(value) for value in (group["seed"], step, place)))
+                ahead = times(b if group["momentum_into_precond_update"] else g, transposed(s["Q"]))
+                behind = times(normal(words, tuple(g.shape)).double(), [torch.linalg.inv(q) for q in s["Q"]])
+                new = []
+                for d, q in enumerate(s["Q"]):
+                    one, two = products(ahead, d), products(behind, d)
+                    if s["diagonal"][d]:
+                        one, two = torch.diag(torch.diag(one)), torch.diag(torch.diag(two))
+                        length = (one + two).abs().max()
+                    else:
+                        both = (one + two) / (one + two).abs().max()
+                        x = both[(both**2).sum(1).argmax()] @ both
+                        length = (x / x.norm() @ both).norm() * (one + two).abs().max()
+                    new.append(q - group["precond_lr"] / length * torch.triu(one - two) @ q)
+                s["Q"] = new
+            u = times(times(b, transposed(s["Q"])), s["Q"])
+            u = u * min(1.0, 1.1 / (u.square().mean().sqrt().item() + 1e-8))
+            p.sub_(group["lr"] * (u.reshape(p.shape) + group["weight_decay"] * p))
+
+
+LOOPS = {"Kron": kron, "SOAP": soap, "Shampoo": shampoo, "GaLoreAdamW": galore, "APOLLOAdamW": apollo}
+PROJECTED = [(12, 12), (9,), (5, 12), (12, 5), (12, 5), (2, 3, 4)]
+OPTIONS = {
+    "Kron": [
+        {"lr": 0.02, "weight_decay": 0.1},
+        {"lr": 0.02, "preconditioner_update_probability": 0.3, "max_size_triangular": 9, "momentum_into_precond_update": False}
+        | {"memory_save_mode": "smart_one_diag", "precond_init_scale": 0.5},
+        {"lr": 0.02, "memory_save_mode": "one_diag", "min_ndim_triangular": 1, "precond_lr": 0.05},
+        {"lr": 0.02, "memory_save_mode": "all_diag"},
+    ],
+    "SOAP": [
+        {"lr": 0.01, "precondition_frequency": 7},
+        {"lr": 0.01, "max_precond_dim": 5, "shampoo_beta": 0.9, "normalize_grads": True, "correct_bias": False},
+    ],
+    "Shampoo": [
+        {"lr": 0.1, "weight_decay": 0.1},
+        {"lr": 0.1, "preconditioning_compute_steps": 4, "max_preconditioner_dim": 9, "beta2": 0.9, "momentum": 0.5}
+        | {"grafting": True, "weight_decouple": True, "weight_decay": 0.1},
+    ],
+    "GaLoreAdamW": [
+        {"lr": 0.05, "rank": 3, "update_proj_gap": 7},
+        *({"lr": 0.05, "rank": 3, "update_proj_gap": 7, "proj_type": kind} for kind in ("reverse_std", "left", "right")),
+        {"lr": 0.05, "rank": 4, "proj_type": "full", "weight_decay": 0.1, "correct_bias": False, "scale": 1.0},
+    ],
+    "APOLLOAdamW": [
+        {"lr": 0.02, "rank": 3, "update_proj_gap": 7, "seed": 5},
+        {"lr": 0.02, "rank": 1, "scale": 16.0, "scale_type": "tensor", "weight_decay": 0.1},
+    ],
+}
+CASES = [(name, number) for name, several in OPTIONS.items() for number in range(len(several))]
+
+
+def shapes_of(name):
+    return PROJECTED if name in ("GaLoreAdamW", "APOLLOAdamW") else [*SHAPES, ()] if name == "Kron" else SHAPES
+
+
+def made(name, params, number=0, **more):
+    return getattr(compiledopt, name)(params, **{**OPTIONS[name][number], **more})
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_fifty_steps_are_the_authors(name, number):
+    mine, theirs = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
+    start, gradients = flat(mine), Gradients(WIDE)
+    optimizer = made(name, mine, number, foreach=True)
+    run(optimizer, mine, gradients, range(50))
+    assert optimizer.executor == "foreach"
+    with torch.no_grad():
+        for step in LOOPS[name](theirs, optimizer.param_groups[0], {}, 50):
+            gradients.set(theirs, step)
+    effect = rms(flat(theirs) - start)
+    assert effect > 0.01 and (flat(mine) - flat(theirs)).abs().max() <= 1e-4 * effect
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_every_executor_does_the_same(name):
+    """Vectors are compiled where that is not declined; matrices run in stacks, or one by one."""
+    found = []
+    for options in EXECUTORS.values():
+        params = parameters(WIDE, shapes_of(name))
+        optimizer = made(name, params, **options)
+        run(optimizer, params, Gradients(WIDE), range(9))
+        found.append(flat(params))
+        if not options and name not in ("Kron", "Shampoo"):
+            assert optimizer.executor == "foreach + compiled"
+    start = flat(parameters(WIDE, shapes_of(name)))
+    for other in found[1:]:
+        assert rms(found[0] - start) > 1e-3 and rms(other - found[0]) <= 1e-9 * rms(found[0] - start)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_half_parameters_keep_wide_matrices(name):
+    params = parameters(torch.bfloat16, shapes_of(name))
+    start = flat(params)
+    optimizer = made(name, params)
+    run(optimizer, params, Gradients(torch.bfloat16), range(9))
+    assert torch.isfinite(flat(params)).all() and rms(flat(params) - start) > 1e-3
+    for value in optimizer.state[params[0]].values():
+        assert value.dtype is torch.float32 or value.shape == params[0].shape or name in ("GaLoreAdamW", "APOLLOAdamW")
+
+
+@pytest.mark.parametrize("way", ["file", "deepcopy"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_it_goes_on_as_it_was(name, way):
+    params = parameters(torch.float32, shapes_of(name))
+    optimizer = made(name, params)
+    run(optimizer, params, Gradients(skip=True), range(5))
+    if way == "file":
+        buffer, others = io.BytesIO(), copies(params)
+        torch.save(optimizer.state_dict(), buffer)
+        buffer.seek(0)
+        other = getattr(compiledopt, name)(others)
+        other.load_state_dict(torch.load(buffer, weights_only=True))
+    else:
+        other = copy.deepcopy(optimizer)
+        others = [p for group in other.param_groups for p in group["params"]]
+    for one, its in ((optimizer, params), (other, others)):
+        run(one, its, Gradients(skip=True), range(5, 12))
+    assert same(snapshot(optimizer), snapshot(other))
+
+
+@pytest.mark.parametrize("kind", ["nan", "zero", "one row"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_no_gradient_stops_a_step(name, kind):
+    """Singular products, and NaN, for which LAPACK raises: a step is whole, and other parameters do not see it."""
+    params, others = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
+    optimizer, reference = made(name, params), made(name, others)
+    gradients = Gradients(WIDE)
+    for step in range(9):
+        for one, its in ((optimizer, params), (reference, others)):
+            gradients.set(its, step)
+            if one is optimizer and (step in (0, 7) or kind != "nan"):
+                its[0].grad[0] = math.nan if kind == "nan" else its[0].grad[0]
+                its[0].grad[1 if kind == "one row" else 0 if kind == "zero" else 12 :] = 0.0
+            one.step()
+    assert torch.isfinite(params[0]).all() == (kind != "nan")
+    assert (flat(params[1:]) - flat(others[1:])).abs().max() <= 1e-6
+
+
+def test_long_dimensions_have_no_matrix():
+    """As embeddings are; where no dimension has one, what is left is the plain algorithm."""
+    for name, option, lists in (("SOAP", "max_precond_dim", ("GG", "Q")), ("Shampoo", "max_preconditioner_dim", ("pre_cond",))):
+        params = parameters(torch.float32, [(300, 8), (300, 200)])
+        optimizer = getattr(compiledopt, name)(params, **{option: 100})
+        run(optimizer, params, Gradients(), range(3))
+        for each in lists:
+            assert optimizer.state[params[0]][f"{each}_1"].shape == (8, 8) and f"{each}_0" not in optimizer.state[params[0]]
+        assert not any(each in state for state in optimizer.state[params[1]] for each in lists)
+        assert torch.isfinite(flat(params)).all()
+
+
+def test_ranks_and_groups_without():
+    params = parameters(torch.float32, [(40, 30), (40, 30)])
+    groups = [{"params": params[:1], "rank": 4}, {"params": params[1:], "rank": None}]
+    optimizer = compiledopt.GaLoreAdamW(groups)
+    run(optimizer, params, Gradients(), range(2))
+    assert optimizer.state[params[0]]["exp_avg"].shape == (40, 4) and optimizer.state[params[0]]["ortho_right"].shape == (4, 30)
+    assert optimizer.state[params[1]]["exp_avg"].shape == (40, 30) and optimizer.executor == "foreach + compiled"
+
+
+def test_random_projections_are_normal_and_follow_the_seed():
+    params = parameters(torch.float32, [(400, 300), (400, 300), (300, 400)])
+    optimizer = compiledopt.APOLLOAdamW(params, rank=50, seed=3)
+    run(optimizer, params, Gradients(), range(1))
+    first, second = (optimizer.state[p]["random_right"] for p in params[:2])
+    assert abs(first.var() * 50 - 1) < 0.05 and abs(first.mean()) < 0.01 and (first - second).abs().max() > 0.1
+    assert abs(((first - first.mean()) ** 4).mean() / first.var() ** 2 - 3) < 0.15
+    again = parameters(torch.float32, [(400, 300), (400, 300), (300, 400)])
+    other = compiledopt.APOLLOAdamW(again, rank=50, seed=4, foreach=False)
+    run(other, again, Gradients(), range(1))
+    assert (other.state[again[0]]["random_right"] - first).abs().max() > 0.1
+    assert optimizer.state[params[2]]["random_left"].shape == (300, 50)
+
+
+def test_krons_factors_are_due_ever_less():
+    """The counter of the authors' code, step by step."""
+    from compiledopt.algorithms.annealing import is_due
+
+    waited, group = 0, {"preconditioner_update_probability": None}
+    for step in range(6000):
+        waited += 1
+        expected = waited >= 1 / min(1.0, max(0.03, math.exp(-0.001 * (step - 500))))
+        waited = 0 if expected else waited
+        assert is_due(step + 1, group) == expected, step
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("SOAP", {"precondition_frequency": 0}, "Invalid precondition_frequency value: 0"),
+        ("Shampoo", {"matrix_eps": 0.0}, "Invalid matrix_eps value: 0.0"),
+        ("GaLoreAdamW", {"proj_type": "middle"}, "Invalid proj_type value: 'middle'"),
+        ("GaLoreAdamW", {"rank": 0}, "Invalid rank value: 0"),
+        ("Kron", {"memory_save_mode": "some"}, "Invalid memory_save_mode value: 'some'"),
+        ("APOLLOAdamW", {"scale_type": "row"}, "Invalid scale_type value: 'row'"),
+    ],
+)
+def test_what_they_refuse(name, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(compiledopt, name)(parameters(shapes=[(3, 2)]), **wrong)
+
+
+def test_the_list_is_whole():
+    assert set(MATRICES) == {*LOOPS}
