@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiledopt import around
+from compiledopt import around, storage
 from compiledopt.backends.batch import Entry
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
@@ -39,7 +39,8 @@ class Part:
     bytes_read_per_element: float
     bytes_written_per_element: float
     state_bytes_per_element: float  # that stay between steps
-    states: list[str]  # and how each is kept
+    states: list[str]  # and the dtype of each
+    kept: list[str]  # how values are kept of which `state_dtype` or `rounding` asks something, and why not as asked
     scalar_part: list[str]
     elementwise_part: list[str]
     formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
@@ -105,6 +106,7 @@ def _describe(part: Part) -> list[str]:
     ]
     if part.states:
         lines.append(f"  states: {', '.join(part.states)}; {part.state_bytes_per_element:.4g} bytes per element")
+    lines += [f"  {line}" for line in part.kept]
     if part.passes > 1:
         lines.append(f"  in {part.passes} passes, over all elements or over what they were reduced to")
     if part.clipped:
@@ -164,7 +166,7 @@ def explain(
         capturable = bool(groups[entry.group].get("capturable"))
         key = (entry.choice, entry.choice.backend, entry.traced, runs, entry.dtypes(), capturable)
         buckets.setdefault(key, []).append(entry)
-    parts = [_part(members, groups[members[0].group], source) for members in buckets.values()]
+    parts = [_part(members, rules, groups, source) for members in buckets.values()]
     total = sum(part.bytes_per_step for part in parts)
     devices = {str(entry.param.device) for entry in entries}
     bandwidth = memory_bandwidth(devices.pop() if len(devices) == 1 and "meta" not in devices else "cpu")
@@ -184,8 +186,9 @@ def explain(
     )
 
 
-def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> Part:
+def _part(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapping[str, Any]], source: bool) -> Part:
     first = entries[0]
+    group = groups[first.group]
     assert first.choice.backend is not None
     told, dtypes, clipped = first.choice.backend.describe(entries, group), first.dtypes(), first.traced.is_clipped
     scalar: list[str] = []
@@ -210,6 +213,7 @@ def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> P
         bytes_written_per_element=told.written,
         state_bytes_per_element=sum(kept * entry.param.numel() for entry, kept in held) / max(1, elements),
         states=[f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in zip(names, dtypes[2:], strict=True)],
+        kept=_kept(entries, rules, groups),
         scalar_part=scalar,
         elementwise_part=elementwise,
         formula=written_out.text,
@@ -218,6 +222,16 @@ def _part(entries: Sequence[Entry], group: Mapping[str, Any], source: bool) -> P
         totals=len(first.traced.measures),
         source=told.source() if source else "",
     )
+
+
+def _kept(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    counts: dict[str, int] = {}
+    for entry in entries:
+        rule, group = rules[entry.group], groups[entry.group]
+        told = storage.told(around.derived(rule, group), group, entry.param) if storage.is_asked(group) else {}
+        for name, words in told.items():
+            counts[f"{name} {words}"] = counts.get(f"{name} {words}", 0) + 1
+    return [line if count == len(entries) else f"{line} ({_counted(count, 'tensor')})" for line, count in counts.items()]
 
 
 def _read_for_totals(entry: Entry) -> int:

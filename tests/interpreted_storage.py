@@ -26,6 +26,7 @@ KEPT = {
     "int8 and split": (torch.bfloat16, {"state_dtype": "int8", "rounding": "split"}),
     "int8 and stochastic": (torch.bfloat16, {"state_dtype": "int8", "rounding": "stochastic"}),
     "int8 of float64": (torch.float64, {"state_dtype": "int8"}),
+    "blocks of 256": (torch.float32, {"state_dtype": "dynamic8"}),
 }
 
 
@@ -95,6 +96,7 @@ FAULTS = {
     "place": ("tl.load(lengths + tensor * 4 + 3)", "tl.load(lengths + 3)"),
     "row": ("x0 = b // many * row + at", "x0 = b * 32 + across"),
     "scale": ("tl.max(size0, 1, keep_dims=True)", "tl.max(size0)"),
+    "ragged end": ("(row == xnumel) & (xnumel % 32 == 0)", "(row == xnumel)"),
     "other scale": ("late_n0 = largest0", "late_n0 = largest1"),
 }
 
@@ -135,3 +137,11 @@ def test_replays(name, monkeypatch):
         assert torch.equal(p, q)
         for state, value in optimizers[0].state[p].items():
             assert torch.equal(optimizers[1].state[q][state], value)
+
+
+@pytest.mark.parametrize("name", ["int4", "float8_e4m3fn"])
+def test_what_the_kernel_does_not_have(name):
+    params = [torch.nn.Parameter(torch.ones(64, 128))]
+    params[0].grad = torch.ones_like(params[0])
+    with pytest.warns(UserWarning, match="which the Triton kernel does not have"):
+        compiledopt.AdamW(params, state_dtype=name).step()

@@ -31,7 +31,8 @@ def test_both_sides_have_the_same_numbers():
     found = {name: int(value) for name, value in re.findall(r"\b(k\w+) = (-?\d+)[,; ](?! ?<<|<<)", header)}
     expected = {"kMostTensors": gathered.MOST_TENSORS, "kMostOperands": cpp.MOST_OPERANDS}
     expected |= {
-        f"k{name.title()}": getattr(program, name) for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER", "BLOCKS")
+        f"k{name.title()}": getattr(program, name)
+        for name in ("MATRICES", "ROWS", "COLUMNS", "ELEMENTS", "NUMBER", "BLOCKS", "PACKED")
     }
     expected |= {"kAnyOrder": program.ANY_ORDER, "kRowAfterRow": program.ROW_AFTER_ROW}
     expected |= {"kColumnAfterColumn": program.COLUMN_AFTER_COLUMN, "kReady": gathered.READY, "kRegroup": gathered.REGROUP}
@@ -68,7 +69,7 @@ class Example:
             "scalar_names": ("step",),
             "examples": tuple(torch.empty(0) for _ in range(3)),
             "axes": (program.ELEMENTS,) * 3,
-            "block": 0,
+            "sizes": (0,) * 3,
             "places": bytes(16 * len(self.params)),
             "order": program.ANY_ORDER,
             "kernel": ctypes.cast(self.kernel, ctypes.c_void_p).value,

@@ -18,7 +18,7 @@ SUPPORTED = ["2.11.0", "2.13.0"]  # the lowest and the highest
 CORE = (
     "signature optimizer parity state recompile not_elementwise passes around modes dynamo explain fallback kernel layouts own"
 )
-CORE += " extend source formula amp triton"
+CORE += " extend source formula amp triton storage update steady evaluation every published whole_model combined"
 
 
 def tested(version: str, folder: Path) -> bool:

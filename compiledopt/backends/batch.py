@@ -234,7 +234,7 @@ def bytes_moved(entry: Entry) -> tuple[float, float]:
     """Bytes per element, read and written, of what is shaped like the parameter or has a number for each block of it."""
     param, traced = entry.param, entry.traced
     sizes = {"param": param.dtype.itemsize, "grad": entry.dtypes()[1].itemsize, **entry.state_bytes()}
-    like_it = {"param", "grad", *traced.rule.in_blocks}
+    like_it = {"param", "grad", *traced.rule.in_blocks, *traced.rule.packed}
     like_it |= {name for name, shape in traced.shapes_of(param).items() if shape == param.shape}
     read = {name: size for name, size in sizes.items() if name in like_it}
     written = traced.program.tensor_outputs if traced.elementwise else [name for name in read if name != "grad"]

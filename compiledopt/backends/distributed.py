@@ -55,11 +55,10 @@ def placed(param: torch.Tensor) -> tuple[Any, ...] | None:
     return (param.device_mesh, tuple(param.placements)) if is_distributed(param) else None  # type: ignore[attr-defined]
 
 
-def like_shards(param: torch.Tensor, shape: tuple[int, ...], value: float) -> torch.Tensor:
-    """A float32 tensor of one value with as many rows as `param`, placed as it is."""
+def placed_like(param: torch.Tensor, part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A tensor with as many rows as `param`, placed as it is. part: what this process has of it; shape: of the whole."""
     from torch.distributed.tensor import DTensor
 
-    part, mesh, placements = local(param), param.device_mesh, param.placements  # type: ignore[attr-defined]
-    own = torch.full((part.shape[0], *shape[1:]), value, dtype=torch.float32, device=part.device)
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(own, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -149,7 +149,7 @@ class GatheredBatch(Batch):
             scalar_names=self.traced.scalar_names,
             examples=examples,
             axes=self.traced.axes,
-            block=next(iter(self.traced.program.blocks), 0),
+            sizes=self._block_sizes(),
             places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
             order=self.traced.order,
             kernel=address,
@@ -157,6 +157,11 @@ class GatheredBatch(Batch):
             scale=2 if self.entries[0].param.is_complex() else 1,
             device_scalars=device_scalars,
         )
+
+    def _block_sizes(self) -> tuple[int, ...]:
+        """Elements of a block, of the operands that are scales or packed; 0 of the others."""
+        program = self.traced.program
+        return tuple(program.sizes.get(node.name, 0) for node in program.tensors)
 
     def prepare(self) -> bool:
         """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from compiledopt.errors import CompileError
-from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
+from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
@@ -71,8 +71,8 @@ def evaluate(
         if node.op == RANDOM:
             assert bits is not None
             values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
-        elif node.op == LARGEST:
-            values[node] = COMPOSED[LARGEST].tensor(args[0], int(args[1]))
+        elif node.op in SCALES:
+            values[node] = SCALES[node.op](args[0], int(args[1]))
         elif node.op in COMPOSED:
             values[node] = COMPOSED[node.op].tensor(*args)
         else:

@@ -9,6 +9,7 @@ import torch
 
 NOT_DENSE = "a parameter is not dense in memory"
 HALF = (torch.float16, torch.bfloat16)
+IN_BYTES = (torch.float8_e4m3fn,)
 FLOATING = (torch.float64, torch.float32, *HALF)  # that kernels are made for
 
 
@@ -21,9 +22,19 @@ def as_real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def as_operand(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as a program sees it: complex numbers as reals, float8 as bytes (storage/float8.py), sharing memory."""
+    return tensor.view(torch.uint8) if tensor.dtype in IN_BYTES else as_real(tensor)
+
+
+def as_stored(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a program made for a tensor of this dtype, as one: the other direction of `as_operand`."""
+    return values.to(torch.uint8).view(dtype) if dtype in IN_BYTES else values.to(dtype)
+
+
 def kernel_dtypes(dtypes: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
-    """The dtypes that a kernel sees: complex numbers are two reals."""
-    return tuple(dtype.to_real() for dtype in dtypes)
+    """The dtypes that a kernel sees: complex numbers are two reals, float8 is bytes."""
+    return tuple(torch.uint8 if dtype in IN_BYTES else dtype.to_real() for dtype in dtypes)
 
 
 def tensor_reason(param: torch.Tensor) -> str | None:

@@ -51,18 +51,38 @@ def _no_number(*_: float) -> float:
     raise TypeError("this operation is for tensors, and was given numbers alone")
 
 
-LARGEST = "largest"
+LARGEST, MARKED = "largest", "marked_largest"
 
 
 def largest(x: Any, block: int) -> Any:
-    """The largest finite size among the elements of each block, which lie along the last dimension."""
+    """The largest finite size among the elements of each block, of which the last dimension is a multiple."""
     if has_torch_function((x,)):
         return handle_torch_function(largest, (x,), x, block)
-    size = x.abs()
-    return torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True)
+    return _of_blocks(x, block, lambda values, size: torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True))
 
 
-COMPOSED[LARGEST] = Op(LARGEST, 2, largest, _no_number, in_place=False, definition=LARGEST)
+def marked_largest(x: Any, block: int) -> Any:
+    """The same, and with a minus where an element of the block is not finite."""
+    if has_torch_function((x,)):
+        return handle_torch_function(marked_largest, (x,), x, block)
+
+    def found(values: Any, size: Any) -> Any:
+        most = torch.where(size < torch.inf, size, 0.0).amax(-1, keepdim=True)
+        return torch.where((size < torch.inf).all(-1, keepdim=True), most, -most)
+
+    return _of_blocks(x, block, found)
+
+
+def _of_blocks(x: Any, block: int, found: Callable[[Any, Any], Any]) -> Any:
+    """One value for each block; for each element where blocks are smaller than the last dimension."""
+    if x.shape[-1] == block:
+        return found(x, x.abs())
+    values = x.unflatten(-1, (-1, block))
+    return found(values, values.abs()).expand_as(values).flatten(-2)
+
+
+SCALES = {LARGEST: largest, MARKED: marked_largest}
+COMPOSED.update({name: Op(name, 2, made, _no_number, in_place=False, definition=name) for name, made in SCALES.items()})
 # 32 bits for each element, of (seed, step): who runs a program knows the parameter, and which of its elements a tensor holds.
 RANDOM = "random_bits"
 COMPOSED[RANDOM] = Op(RANDOM, 2, _no_number, _no_number, in_place=False, definition=_digest(bits_at))

@@ -9,13 +9,14 @@ from functools import cached_property
 
 import torch
 
-from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
+from compiledopt.rules.composed import COMPOSED, RANDOM
 from compiledopt.rules.ops import OPS
 
 # The axes along which a value varies, as a set of bits. A parameter is seen as matrices of rows and columns.
 MATRICES, ROWS, COLUMNS = 1, 2, 4
 ELEMENTS, NUMBER = MATRICES | ROWS | COLUMNS, 0
 BLOCKS = 8  # of as many neighbours in a row as share a scale (storage/)
+PACKED = 16  # elements, two to a byte: one of the first half of a block and one of the second
 AXES = {
     ELEMENTS: "element",
     MATRICES | ROWS: "row",
@@ -23,6 +24,7 @@ AXES = {
     MATRICES: "matrix",
     NUMBER: "parameter",
     BLOCKS: "block",
+    PACKED: "element",
 }
 # How a parameter lies in memory: in any dense order; row after row; column after column. In the last, its columns are what
 # the rest calls rows, so that neighbours in memory always differ in COLUMNS.
@@ -67,12 +69,14 @@ class Program:
 
     inputs: the tensors (param, grad, states) and then the 0-dim values (states, numbers and totals).
     outputs: {"param" or a state's name: its new value}. shared: those of them that are not a parameter's own.
+    sizes: {input: elements of a block} of scales and of what is packed.
     """
 
     rule: str
     inputs: tuple[Node, ...]
     outputs: dict[str, Node]
     shared: frozenset[str] = frozenset()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> list[Node]:
@@ -184,6 +188,8 @@ class Program:
             lines.append(f"%{index} = {node.op}({args})")
         position = {node.name: i for i, node in enumerate(self.tensors)}
         lines += [f"tensor{position[name]} <- {names[node]}" for name, node in self.tensor_outputs.items()]
+        known = [(i, node) for i, node in enumerate(self.tensors) if node.name in self.sizes]
+        lines += [f"tensor{i} is of blocks of {self.sizes[node.name]}, {node.axes}" for i, node in known]
         made = dict.fromkeys(node.op for node in self.elementwise_part if node.op in COMPOSED)
         lines += [f"{op} is {COMPOSED[op].definition}" for op in made]
         return "\n".join(lines)
@@ -195,8 +201,8 @@ class Program:
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
-        """How many elements share a scale, where values are kept in blocks; several where those differ."""
-        return tuple({int(node.args[1]): None for node in self.nodes if node.op == LARGEST})  # type: ignore[arg-type]
+        """How many elements share a scale, where values are kept in blocks, the largest number first."""
+        return tuple(sorted(set(self.sizes.values()), reverse=True))
 
     @cached_property
     def is_random(self) -> bool:

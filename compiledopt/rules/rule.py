@@ -57,7 +57,8 @@ class Rule:
 
     added: those of the states that a transformation of the rule brought along (around/).
     follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
-    in_blocks: of the states, the scales of others that are kept in blocks (storage/).
+    in_blocks: {state: elements of a block} of the states that are scales of others, which are kept in blocks (storage/);
+    packed: likewise of those that have two elements to a byte.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
     Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
@@ -77,7 +78,8 @@ class Rule:
     sparse: str | None = None
     dense: bool = True
     added: frozenset[str] = frozenset()
-    in_blocks: frozenset[str] = frozenset()
+    in_blocks: Mapping[str, int] = field(default_factory=dict)
+    packed: Mapping[str, int] = field(default_factory=dict)
     dense_alone: tuple[str, ...] = ()
     follows_norm: bool = False
     shared: Mapping[str, str] = field(default_factory=dict)

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
-from compiledopt.rules.composed import COMPOSED, LARGEST, RANDOM
+from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.options import RESERVED, is_number, truthy
-from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program, depends_on
+from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, Argument, Node, Program, depends_on
 from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
@@ -154,7 +154,7 @@ class Tracer(Reducer):
 
 def _axes_of(op: str, args: tuple[Argument, ...]) -> int:
     """Along which axes the result of a pointwise operation varies."""
-    if op in (RANDOM, LARGEST):
+    if op == RANDOM or op in SCALES:
         return ELEMENTS if op == RANDOM else BLOCKS
     axes = 0
     for arg in args:
@@ -183,7 +183,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
 
     def symbol(name: str, scalar: bool, branch: bool = False) -> Symbol:
         shaped = tracer.shape_of(name, () if scalar or name in rule.scalars else None)
-        axes = NUMBER if scalar else BLOCKS if name in rule.in_blocks else tracer.axes_of(shaped)
+        axes = NUMBER if scalar else _of_blocks(rule, name) or tracer.axes_of(shaped)
         if axes is None:
             raise NotElementwise(f"state {name} has neither the shape of the parameter nor that of its rows or columns")
         inputs.append(Node("input", (), scalar, name, axes=axes))
@@ -217,7 +217,15 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     shared = frozenset(rule.shared) & set(present)
     for name in shared:
         _check_shared(rule, name, outputs[name], tracer)
-    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared)
+    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared, _sizes(rule, present))
+
+
+def _sizes(rule: Rule, present: Sequence[str]) -> dict[str, int]:
+    return {name: size for name, size in {**rule.in_blocks, **rule.packed}.items() if name in present}
+
+
+def _of_blocks(rule: Rule, name: str) -> int | None:
+    return BLOCKS if name in rule.in_blocks else PACKED if name in rule.packed else None
 
 
 def _check_shared(rule: Rule, name: str, value: Node, tracer: Tracer) -> None:

@@ -92,7 +92,7 @@ def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mappin
 
 def keep_as_now(group: dict[str, Any], now: Group) -> None:
     """A loaded group keeps its values as the optimizer does that loads it. Mutates: `group`."""
-    for name in (storage.STATE_DTYPE, storage.ROUNDING):
+    for name in (storage.STATE_DTYPE, storage.MIN_NUMEL, storage.ROUNDING):
         group.pop(name, None)
         if name in now:
             group[name] = now[name]

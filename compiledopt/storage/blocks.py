@@ -64,7 +64,7 @@ class Int8(Codec):
 class UInt8(Codec):
     """q = round(253·√(x / a)), for states that are never negative."""
 
-    name, dtype, block = "uint8", torch.uint8, BLOCK
+    name, dtype, block, signed = "uint8", torch.uint8, BLOCK, False
     source = "FlashOptim 2025, with two codes for what is not finite and none but 0 for zero"
 
     def decode(self, codes: Any, scale: Any) -> Any:

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.distributed import is_distributed, like_shards
+from compiledopt.backends.blocks import packed_shape, scales_of
+from compiledopt.backends.distributed import local
+from compiledopt.backends.layout import as_operand
 from compiledopt.rules.composed import random_bits
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named as by_name
-from compiledopt.storage.codec import SCALE, Codec, Maker, Rounding, blocks_of, initial
+from compiledopt.storage.codec import SCALE, Codec, Rounding
+from compiledopt.storage.cut import encoded, placed
 from compiledopt.storage.rounded import more_bits, upper_half
 
-STATE_DTYPE, ROUNDING, SEED = "state_dtype", "rounding", "seed"
+STATE_DTYPE, MIN_NUMEL, ROUNDING, SEED = "state_dtype", "min_quantized_numel", "rounding", "seed"
 STEP = "step"
+_LIKE: dict[str, Any] = {"memory_format": torch.preserve_format, "requires_grad": False}
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ def keep(rule: Rule, kept: Kept) -> Rule:
     own = {} if kept.rounding is None else kept.rounding.states
     makers = {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
     for name, codec, start in kept.states:
-        makers |= _makers(name, codec, initial(rule, name, start), start)
+        makers |= _makers(rule, name, codec, start)
     scales = {f"{name}_{SCALE}": name for name, codec, _ in kept.states if codec.block}
+    blocks = {f"{name}_{SCALE}": codec.block for name, codec, _ in kept.states if codec.block}
     added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
     states = (*rule.states, *scales, *own, *added)
     return replace(
@@ -55,7 +60,8 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         optional={**rule.optional, **{scale: rule.optional[name] for scale, name in scales.items() if name in rule.optional}},
         initial={**rule.initial, **makers},
         added=rule.added | {*own, *added},
-        in_blocks=frozenset(scales),
+        in_blocks=blocks,
+        packed={name: codec.block for name, codec, _ in kept.states if codec.packed},
         dense_alone=(*rule.dense_alone, STATE_DTYPE if kept.states else ROUNDING),
     )
 
@@ -90,35 +96,45 @@ def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tu
     return stored
 
 
-def _like(dtype: torch.dtype) -> Maker:
+def _like(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     def zeros(param: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+        return torch.zeros_like(param, dtype=dtype, **_LIKE)
 
     return zeros
 
 
-def _makers(name: str, codec: Codec, made: Maker, start: float) -> Mapping[str, Maker]:
+def _makers(rule: Rule, name: str, codec: Codec, start: float) -> Mapping[str, Callable[..., Any]]:
     """What makes the codes of a state, and its scales where it has some."""
+    given = rule.initial.get(name)
 
-    def stored(param: torch.Tensor) -> Any:
-        value = made(param)
-        return value if value is None else value.to(codec.dtype)
+    def part(index: int) -> Callable[..., Any]:
+        if not callable(given):
+            return lambda param: _full(codec, start, param)[index]
+        if rule.is_made_of_options(name):
+            return lambda param, options: _encoded(codec, given(param, options), param)[index]
+        return lambda param: _encoded(codec, given(param), param)[index]
 
+    return {name: part(0), f"{name}_{SCALE}": part(1)} if codec.block else {name: part(0)}
+
+
+def _encoded(codec: Codec, value: Any, param: torch.Tensor) -> tuple[Any, Any]:
+    return (value, value) if value is None else encoded(codec, value, param)
+
+
+def _full(codec: Codec, start: float, param: torch.Tensor) -> tuple[Any, Any]:
+    """(codes, scales) of a state that starts from a number, without its values in a wider dtype."""
     if not codec.block:
-        return {name: stored}
-    code, scale = (part.item() for part in codec.encode(torch.full((1, 1), start), None))
-
-    def codes(param: torch.Tensor) -> torch.Tensor:
-        made = torch.zeros_like(param, dtype=codec.dtype, memory_format=torch.preserve_format, requires_grad=False)
-        return made.fill_(code)
-
-    def scales(param: torch.Tensor) -> torch.Tensor:
-        shape = blocks_of(param, codec.block)
-        if is_distributed(param):
-            return like_shards(param, shape, scale)
-        return torch.full(shape, scale, dtype=torch.float32, device=param.device)
-
-    return {name: codes, f"{name}_{SCALE}": scales}
+        fill = complex(start, start) if param.is_complex() else start
+        return torch.full_like(param, fill, dtype=codec.dtype, **_LIKE), None
+    code, scale = (part[0, 0].item() for part in codec.encode(torch.full((1, codec.block), start), None))
+    part = local(param)
+    if codec.packed:
+        codes = torch.full(packed_shape(part.shape), 17 * int(code), dtype=codec.dtype, device=part.device)  # in both halves
+    else:
+        codes = torch.empty_like(part, dtype=codec.dtype, **_LIKE)
+        as_operand(codes).fill_(code)
+    scales = torch.full(scales_of(part.shape, codec.block), scale, dtype=torch.float32, device=part.device)
+    return placed(codec, codes, scales, param)
 
 
 def _draws(seed: Any, step: Any) -> Iterator[Any]:

@@ -1,19 +1,40 @@
 // For kernels that keep values in blocks.
 
-// The largest finite size: sizes in the order of their bits, so that the compiler vectorizes it.
-template <int n> static inline __attribute__((always_inline)) float plain_largest_finite(const float* values) {
-  int32_t most = 0;
+// The largest finite size: sizes in the order of their bits, so that the compiler vectorizes it. marked: with a minus where
+// one of the values is not finite.
+template <int n, bool marked = false> static inline __attribute__((always_inline)) float plain_largest_finite(const float* values) {
+  int32_t most = 0, all = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t bits = c10::bit_cast<int32_t>(values[i]) & 0x7fffffff, finite = bits < 0x7f800000 ? bits : 0;
     most = most < finite ? finite : most;
+    all = all < bits ? bits : all;
   }
-  return c10::bit_cast<float>(most);
+  return c10::bit_cast<float>(marked && all >= 0x7f800000 ? most | INT32_MIN : most);
 }
-template <int n> static inline __attribute__((always_inline)) double plain_largest_finite(const double* values) {
+template <int n, bool marked = false> static inline __attribute__((always_inline)) double plain_largest_finite(const double* values) {
   double most = 0;
+  bool finite = true;
   for (int64_t i = 0; i < n; ++i) {
     const double size = std::fabs(values[i]);
     most = size > most && size <= std::numeric_limits<double>::max() ? size : most;
+    finite &= size <= std::numeric_limits<double>::max();
   }
-  return most;
+  return marked && !finite ? -most : most;
+}
+// Codes of 4 bits of `count` of n elements, in blocks of `size`: a byte holds one of the first half of its block and one of the
+// second. Of elements that there are not, the codes are 0.
+template <int n, int size> static inline __attribute__((always_inline)) void unpack(const uint8_t* packed, uint8_t* codes, int count) {
+  if (count < n) std::memset(codes, 0, n);
+  for (int s = 0; s < count; s += size) {
+    const int length = count - s < size ? count - s : size, half = (length + 1) / 2;
+    for (int i = 0; i < half; ++i) codes[s + i] = packed[s / 2 + i] & 15;
+    for (int i = 0; i < length / 2; ++i) codes[s + half + i] = packed[s / 2 + i] >> 4;
+  }
+}
+template <int n, int size> static inline __attribute__((always_inline)) void pack(uint8_t* packed, const uint8_t* codes, int count) {
+  for (int s = 0; s < count; s += size) {
+    const int length = count - s < size ? count - s : size, half = (length + 1) / 2;
+    for (int i = 0; i < length / 2; ++i) packed[s / 2 + i] = codes[s + i] | codes[s + half + i] << 4;
+    if (length % 2) packed[s / 2 + half - 1] = codes[s + half - 1];
+  }
 }

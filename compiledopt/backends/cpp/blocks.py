@@ -1,6 +1,7 @@
 """A program that keeps values in blocks → one C++ kernel that sweeps over memory once: for each block, what comes before its
 scales, the scales, and what needs them, with everything between in registers. Both parts are Inductor's functions for one
-element, made ones for vectors (lanes.py); where that cannot be, and for float64, they are loops over a block."""
+element, made ones for vectors (lanes.py); where that cannot be, and for float64, they are loops over a block. Where blocks
+are of several sizes, the sweep goes by the largest, and both parts by the smallest, in which every scale is one number."""
 
 from __future__ import annotations
 
@@ -12,15 +13,16 @@ import torch
 
 from compiledopt.backends.cpp import draws, lanes
 from compiledopt.errors import CompileError
-from compiledopt.rules.composed import LARGEST
-from compiledopt.rules.program import BLOCKS, Argument, Node, Program, node_args
+from compiledopt.rules.composed import LARGEST, MARKED, SCALES
+from compiledopt.rules.program import BLOCKS, PACKED, Argument, Node, Program, node_args
 
 HEADER = (Path(__file__).parent / "blocks.h").read_text()
 TEXT = HEADER + lanes.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
 AHEAD = 512  # elements whose memory is asked for early: streams of a byte an element are too slow for the processor to see
+FOUND_BY = {LARGEST: "largest_finite<{}>", MARKED: "largest_finite<{}, true>"}
 
-Operand = tuple[str, int]  # ("tensor", its index), ("tile", its index); of numbers ("column", index), ("scale", index of a
-#                            tensor), ("largest", index)
+Operand = tuple[str, int]  # ("tensor", its index), ("codes", index of a packed one), ("tile", its index); of numbers ("column",
+#                            index), ("scale", index of a tensor), ("largest", index)
 
 
 @dataclass(eq=False)
@@ -43,11 +45,11 @@ class Cut:
 
     def __post_init__(self) -> None:
         for node in self.program.elementwise_part:
-            if node.op == LARGEST:
+            if node.op in SCALES:
                 self.scales[node] = len(self.scales)
                 self._keep(node.args[0])
             if any(arg in self.late or arg in self.scales for arg in node_args(node)):
-                if node.op == LARGEST or node.axes == BLOCKS:
+                if node.op in SCALES or node.axes == BLOCKS:
                     raise CompileError(f"{self.program.rule} computes with the scales of blocks more than once")
                 self.late.add(node)
         for node in self.late:
@@ -83,16 +85,19 @@ class _Part:
                 results[self._tensor(("tile", index))] = self.visit(node)  # type: ignore[assignment]
         order = [node.name for node in self.cut.program.tensors]
         for name, node in outputs.items():
-            result, place = self.visit(node), ("tensor", order.index(name))
+            result, place = self.visit(node), self._home(order.index(name))
             home = next((known for known, operand in self.tensors.items() if operand == place), None) or self._tensor(place)
             results[home] = result  # type: ignore[assignment]
         if len(results) > 1:  # let every result read one input, or Inductor makes several kernels
-            anchor = next(node for node, operand in self.tensors.items() if operand[0] == "tensor" or self.late)
+            anchor = next(node for node, operand in self.tensors.items() if operand[0] != "tile" or self.late)
             same = Node("eq", (anchor, anchor), False)
             results = {home: Node("where", (same, value, value), False) for home, value in results.items()}
         named = {home.name: value for home, value in results.items()}
         program = Program(f"{self.cut.program.rule}_{'late' if self.late else 'early'}", (*self.tensors, *self.numbers), named)
         return Part(program, list(self.tensors.values()), [self.numbers[node] for node in program.columns])
+
+    def _home(self, index: int) -> Operand:
+        return "codes" if self.cut.program.tensors[index].axes == PACKED else "tensor", index
 
     def _tensor(self, operand: Operand) -> Node:
         node = Node("input", (), False, f"t{len(self.tensors)}")
@@ -119,7 +124,7 @@ class _Part:
             return self._number(("column", program.columns.index(node)))
         if node.op == "input":
             index = program.tensors.index(node)
-            return self._number(("scale", index)) if node.axes == BLOCKS else self._tensor(("tensor", index))
+            return self._number(("scale", index)) if node.axes == BLOCKS else self._tensor(self._home(index))
         if self.late and node in self.cut.tiles:
             return self._tensor(("tile", self.cut.tiles[node]))
         return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
@@ -132,15 +137,15 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
     """The functions of both parts, and `run` over a piece that begins with a block. lower: a program to the lines of a
     function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic. Raises:
     CompileError."""
-    if len(program.blocks) != 1:
-        raise CompileError(
-            f"values are kept in blocks of {' and of '.join(map(str, program.blocks))}, and one size is possible"
-        )
-    writer = _Writer(program, dtypes, program.blocks[0], scalar, Cut(program))
+    size, step = program.blocks[0], program.blocks[-1]
+    odd = [one for one in program.blocks if size % one or one % step]
+    if odd:
+        raise CompileError(f"blocks of {size}, {odd[0]} and {step} do not divide each other")
+    writer = _Writer(program, dtypes, scalar, Cut(program))
     bodies, calls = [], []
     for number, part in enumerate(writer.cut.parts()):
         wide = {"float": torch.float32, "double": torch.float64}[scalar]
-        kinds = [dtypes[index] if kind == "tensor" else wide for kind, index in part.operands]
+        kinds = [wide if kind == "tile" else dtypes[index] for kind, index in part.operands]
         body, arguments, types = lower(part.program, kinds, str(number))
         bodies.append(body)
         calls.append(writer.call(part, number, arguments, types))
@@ -172,61 +177,98 @@ class _Writer:
 
     program: Program
     dtypes: Sequence[torch.dtype]
-    size: int
     scalar: str
     cut: Cut
 
+    def __post_init__(self) -> None:
+        self.size, self.step = self.program.blocks[0], self.program.blocks[-1]
+        self.order = [node.name for node in self.program.tensors]
+        self.packed = [i for i, node in enumerate(self.program.tensors) if node.axes == PACKED]
+        # Of a scale that is computed here, the elements of its blocks.
+        self.sizes = {number: int(node.args[1]) for node, number in self.cut.scales.items()}  # type: ignore[arg-type]
+
+    def _elements(self, i: int) -> int:
+        """Of a block of tensor i, those that share one of its values: 2 of what is packed."""
+        node = self.program.tensors[i]
+        return {BLOCKS: self.program.sizes.get(node.name, 1), PACKED: 2}.get(node.axes, 1)
+
+    def _number(self, operand: Operand) -> str:
+        kind, index = operand
+        if kind == "column":
+            return f"columns[{index}]"
+        if kind == "scale":
+            return f"((const float*) data[{index}])[s / {self._elements(index)}]"
+        return f"largest{index}[s / {self.sizes[index]}]"
+
     def call(self, part: Part, number: int, arguments: list[tuple[str, int]], types: Sequence[str]) -> list[str]:
-        """What calls a part for a block."""
-        values = {"column": "columns[{}]", "scale": "*(const float*) data[{}]", "largest": "largest{}"}
-        numbers = ", ".join(f"({self.scalar}) {values[kind].format(index)}" for kind, index in part.numbers) or "0"
+        """What calls a part for a block, step by step."""
+        numbers = ", ".join(f"({self.scalar}) {self._number(one)}" for one in part.numbers) or "0"
         given = []
         for (kind, index), type_name in zip(arguments, types, strict=True):
             if kind == "tensor":
                 where, at = part.operands[index]
-                given.append(f"tile{at}" if where == "tile" else f"({type_name}) data[{at}]")
+                given.append(f"({type_name}) data[{at}] + s" if where == "tensor" else f"{where}{at} + s")
             else:
-                given.append({"column": f"numbers{number} + {index}", "length": str(self.size), "place": "place"}[kind])
+                given.append({"column": f"numbers{number} + {index}", "length": str(self.step), "place": "place + s"}[kind])
         count = max(1, len(part.numbers))
         return [
-            f"    const {self.scalar} numbers{number}[{count}] = {{{numbers}}};",
-            f"    kernel{number}({', '.join(given)});",
+            f"    for (int s = 0; s < {self.size}; s += {self.step}) {{",
+            f"      const {self.scalar} numbers{number}[{count}] = {{{numbers}}};",
+            f"      kernel{number}({', '.join(given)});",
+            "    }",
         ]
 
     def block(self, calls: Sequence[Sequence[str]]) -> list[str]:
         """`block`, which computes one: of `count` elements, and followed by zeros where those are fewer than it has."""
-        order, scales = [node.name for node in self.program.tensors], self.cut.scales
-        sizes = {self.cut.tiles[node.args[0]]: number for node, number in scales.items()}  # type: ignore[index]
+        tiles = dict.fromkeys(self.cut.tiles[node.args[0]] for node in self.cut.scales)  # type: ignore[index]
         place = ", const Places& place" if self.program.is_random else ""
         return [
             "static inline __attribute__((always_inline))",
             f"void block(const {self.scalar}* columns, char* const* data, int count{place}) {{",
             *(f"    alignas(64) {self.scalar} tile{index}[{self.size}];" for index in self.cut.tiles.values()),
-            *calls[0],
-            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in sizes),
-            *(f"    const float largest{n} = (float) largest_finite<{self.size}>(tile{tile});" for tile, n in sizes.items()),
-            *calls[1],
+            *(f"    alignas(64) uint8_t codes{i}[{self.size}];" for i in self.packed),
             *(
-                f"    *(float*) data[{order.index(name)}] = largest{scales[node]};"
-                for name, node in self.program.tensor_outputs.items()
-                if node in scales
+                f"    unpack<{self.size}, {self._size_of(i)}>((const uint8_t*) data[{i}], codes{i}, count);"
+                for i in self.packed
             ),
+            *calls[0],
+            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in tiles),
+            *self._scales(),
+            *calls[1],
+            *self._stores(),
+            *(f"    pack<{self.size}, {self._size_of(i)}>((uint8_t*) data[{i}], codes{i}, count);" for i in self.packed),
             "}",
         ]
 
+    def _size_of(self, i: int) -> int:
+        return self.program.sizes[self.order[i]]
+
+    def _scales(self) -> list[str]:
+        """What finds the scales."""
+        lines = []
+        for node, n in self.cut.scales.items():
+            tile, size = self.cut.tiles[node.args[0]], self.sizes[n]  # type: ignore[index]
+            found = f"(float) {FOUND_BY[node.op].format(size)}(tile{tile} + i * {size})"
+            lines.append(f"    float largest{n}[{self.size // size}];")
+            lines.append(f"    for (int i = 0; i < {self.size // size}; ++i) largest{n}[i] = {found};")
+        return lines
+
+    def _stores(self) -> list[str]:
+        """What stores the scales, when nothing reads the old ones any more."""
+        outputs, scales = self.program.tensor_outputs, self.cut.scales
+        homes = {scales[node]: self.order.index(name) for name, node in outputs.items() if node in scales}
+        return [f"    std::memcpy(data[{home}], largest{n}, sizeof largest{n});" for n, home in homes.items()]
+
     def run(self) -> list[str]:
         """`run`: all blocks of a piece, of which the last may be cut short by the end of a row."""
-        tensors = self.program.tensors
-        bytes_of = [
-            4 if node.axes == BLOCKS else self.size * dtype.itemsize for node, dtype in zip(tensors, self.dtypes, strict=True)
-        ]
+        bytes_of = [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)]
         columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
         random = draws.place(self.program)
         return [
             'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
             f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
             *random,
-            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(tensors))),
+            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(bytes_of))),
             f"  const int64_t blocks = length / {self.size};",
             "  for (int64_t b = 0; b < blocks; ++b) {",
             *(_ask_for(i, count, self.size) for i, count in enumerate(bytes_of)),
@@ -240,17 +282,20 @@ class _Writer:
         ]
 
     def rest(self, bytes_of: Sequence[int]) -> list[str]:
-        """The last block, of fewer elements: in memory of its own."""
-        own = [i for i, node in enumerate(self.program.tensors) if node.axes != BLOCKS]
-        written = [i for i in own if self.program.tensors[i].name in self.program.tensor_outputs]
+        """The last block, of fewer elements: in memory of its own, but for what is packed, which has another place for them."""
+        own = {
+            i: f"(rest + {self._elements(i) - 1}) / {self._elements(i)}" for i in range(len(bytes_of)) if i not in self.packed
+        }
+        written = [i for i in own if self.order[i] in self.program.tensor_outputs]
         data = ", ".join(f"own{i}" if i in own else f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of))
         at = f", place + blocks * {self.size}" if self.program.is_random else ""
+        taken = {i: f"{count} * {self.dtypes[i].itemsize}" for i, count in own.items()}
         return [
             *(f"    alignas(64) char own{i}[{bytes_of[i]}] = {{}};" for i in own),
-            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, rest * {self.dtypes[i].itemsize});" for i in own),
+            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, {taken[i]});" for i in own),
             f"    char* const data[] = {{{data}}};",
             f"    block(columns, data, rest{at});",
-            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, rest * {self.dtypes[i].itemsize});" for i in written),
+            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, {taken[i]});" for i in written),
         ]
 
 

@@ -277,8 +277,9 @@ INLINE F select(M condition, float a, float b) { return chosen(condition, F(a), 
 INLINE I select(M condition, I a, I b) { return chosen(condition, a, b); }
 INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & b); }
 
-// The largest finite size of a block. Sizes are in the order of their bits; what is not finite is left out where there is any.
-template <int n> INLINE float largest_finite(const float* values) {
+// The largest finite size of a block. Sizes are in the order of their bits; what is not finite is left out where there is any,
+// and the result has a minus there if it is to be marked.
+template <int n, bool marked = false> INLINE float largest_finite(const float* values) {
   Ints sizes{};
   for (int i = 0; i < n; i += kCount) {
     const Ints size = ints(load(values + i).v) & 0x7fffffff;
@@ -291,6 +292,7 @@ template <int n> INLINE float largest_finite(const float* values) {
       const int32_t size = bits_of<int32_t>(values[i]) & 0x7fffffff;
       most = size < 0x7f800000 && size > most ? size : most;
     }
+    if (marked) most |= INT32_MIN;
   }
   return bits_of<float>(most);
 }

@@ -172,8 +172,14 @@ bool lies_in(const TensorImpl* param, int order, int outer) {
   return true;
 }
 
-// The length of what no block reaches across.
-int64_t row_of(const TensorImpl* param) { return param->dim() && param->size(0) ? param->numel() / param->size(0) : 1; }
+// How many rows no block reaches across, and their length: a vector is one.
+int64_t rows_of(const TensorImpl* param) { return param->dim() > 1 ? param->size(0) : 1; }
+int64_t row_of(const TensorImpl* param) { return param->numel() / std::max<int64_t>(1, rows_of(param)); }
+
+// How many values an operand has for the first `length` elements of a row: one for each, for each block, or for each byte of codes.
+int64_t values_of(int axes, int64_t size, int64_t length) {
+  return axes == kBlocks ? (length + size - 1) / size : axes == kPacked ? (length + 1) / 2 : length;
+}
 
 // Whether a tensor has one value for each row or the like of its parameter, one after the other, with or without dimensions of
 // size 1 for the others.
@@ -280,7 +286,8 @@ struct Plan {
   std::vector<Entry> entries;
   std::vector<Place> places;
   int most_row = -1;
-  int64_t block = 0;  // elements that share a scale, where values are kept in blocks
+  int64_t block = 0;  // elements that share a scale, where values are kept in blocks: the largest of the sizes
+  std::array<int64_t, kMostTensors> sizes{};  // elements of a block, of operands that are scales or packed
   int64_t layout = 0;  // another one after each change of the rows
 
   // What `gather` found, for `launch`.
@@ -378,10 +385,10 @@ class Table : public Rows {
 __attribute__((noinline)) bool fit_each_other(const Plan& plan, const Found& found) {
   if (!lies_in(found.param(), plan.order, plan.outer)) return false;
   for (int k = 1; k < plan.operands; ++k) {
-    if (plan.axes[k] == kBlocks) {
-      const TensorImpl *const param = found.param(), *const scales = found.operand(k);
-      const int64_t rows = param->dim() ? param->size(0) : 1, per_row = (row_of(param) + plan.block - 1) / plan.block;
-      if (!scales->is_contiguous() || scales->numel() != rows * per_row) return false;
+    if (plan.axes[k] >= kBlocks) {
+      const TensorImpl *const param = found.param(), *const own = found.operand(k);
+      const int64_t per_row = values_of(plan.axes[k], plan.sizes[k], row_of(param));
+      if (!own->is_contiguous() || own->numel() != rows_of(param) * per_row) return false;
       continue;
     }
     const bool fits = plan.axes[k] == kElements ? same_layout(found.param(), found.operand(k))
@@ -558,16 +565,18 @@ void fetch_data(const Plan& plan, size_t i) {
 // that are no whole number of blocks, begin; so the neighbouring share begins there.
 void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end) {
   const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(plan.found(i).param()), block = plan.block;
-  const bool flat = row % block == 0;
-  const int64_t unit = flat ? std::max(kAlignment, block) : row, per_row = (row + block - 1) / block;
+  const bool flat = row % block == 0 || row == length;
+  const int64_t unit = flat ? std::max(kAlignment, block) : row;
   const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
   begin = edge(begin), end = edge(end);
   const double* const columns = table.columns(plan.entries[i].row);
   for (int64_t at = begin, n; at < end; at += n) {
     n = flat ? end - at : row;
     void* pieces[kMostTensors + 1];
-    for (int k = 0; k < plan.operands; ++k)
-      pieces[k] = plan.data(i, k) + (plan.axes[k] == kBlocks ? at / row * per_row + at % row / block : at) * plan.itemsize[k];
+    for (int k = 0; k < plan.operands; ++k) {
+      const auto before = [&](int64_t length) { return values_of(plan.axes[k], plan.sizes[k], length); };
+      pieces[k] = plan.data(i, k) + (at / row * before(row) + before(at % row)) * plan.itemsize[k];
+    }
     int32_t place[] = {static_cast<int32_t>(plan.places[i].offset + at), static_cast<int32_t>(plan.places[i].number)};
     pieces[plan.operands] = place;
     plan.kernel(pieces, columns, n);
@@ -978,9 +987,20 @@ void add_axes(Plan& plan, PyObject* axes) {
   for (int k = 0; k < plan.operands; ++k) {
     const long value = PyLong_AsLong(PyTuple_GET_ITEM(axes, k));
     require(value != -1 || !PyErr_Occurred());
-    if (value < kNumber || value > (plan.block > 0 ? kBlocks : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
+    if (value < kNumber || value > (plan.sizes[k] > 0 ? kPacked : kElements)) fail(PyExc_ValueError, "axes: of program.py, added");
     plan.axes[k] = static_cast<int>(value);
     plan.alike &= value == kElements;
+  }
+}
+
+void add_sizes(Plan& plan, PyObject* sizes) {
+  if (PyTuple_GET_SIZE(sizes) != plan.operands) fail(PyExc_ValueError, "sizes: of a block, of each operand");
+  for (int k = 0; k < plan.operands; ++k) {
+    const long value = PyLong_AsLong(PyTuple_GET_ITEM(sizes, k));
+    require(value != -1 || !PyErr_Occurred());
+    if (value < 0) fail(PyExc_ValueError, "sizes: of a block, not negative");
+    plan.sizes[k] = value;
+    plan.block = std::max<int64_t>(plan.block, value);
   }
 }
 
@@ -999,16 +1019,15 @@ void add_types(Plan& plan, PyObject* examples) {
 }
 
 Plan described(PyObject* args, PyObject* named) {
-  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "places", "block", "order",
+  static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "sizes", "places", "order",
                                 "kernel", "columns", "scale", "device_scalars", nullptr};
-  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *places;
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *sizes, *places;
   unsigned long long kernel;
-  long long block;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!SLiKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!O!SiKiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
-                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &places, &block, &plan.order, &kernel,
+                                      &PyTuple_Type, &examples, &PyTuple_Type, &axes, &PyTuple_Type, &sizes, &places, &plan.order, &kernel,
                                       &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
@@ -1016,15 +1035,15 @@ Plan described(PyObject* args, PyObject* named) {
     throw PythonError();
   }
   plan.outer = plan.order >> kOuter, plan.order &= (1 << kOuter) - 1;
-  if (block < 0 || plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
-    fail(PyExc_ValueError, "block, columns, scale or order is none that there is");
+  if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
+    fail(PyExc_ValueError, "columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
-  plan.block = block;
   plan.device_scalars = device_scalars;
   plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
   plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));
   add_keys(plan, scalar_names);
   add_keys(plan, state_names);
+  add_sizes(plan, sizes);
   add_axes(plan, axes);
   add_types(plan, examples);
   add_entries(plan, params, states);

@@ -11,7 +11,7 @@ constexpr int kMostOperands = 64;            // of a pass: MOST_OPERANDS in kern
 constexpr int64_t kWorkPerThread = 1 << 15;
 
 // The axes along which a value varies, as rules/program.py numbers them; all of them for most.
-enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8 };
+enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8, kPacked = 16 };
 // What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
 enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
 // Shifted by so many bits, beside the order: how many dimensions, from the first, make up a row each.

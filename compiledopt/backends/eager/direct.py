@@ -13,7 +13,7 @@ from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.eager.evaluated import new_values
 from compiledopt.backends.eager.rows import EagerBatch, totals_of
 from compiledopt.backends.eager.stacked import given_to
-from compiledopt.backends.layout import HALF, as_real, is_sparse
+from compiledopt.backends.layout import HALF, as_operand, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
 from compiledopt.rules.program import Node, Program
@@ -53,7 +53,7 @@ class DirectBatch(EagerBatch):
                 continue
             measure = entry.traced.measures[round]
             operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
-            tensors = [as_real(operands[node.name]) for node in entry.traced.program.tensors]
+            tensors = [as_operand(operands[node.name]) for node in entry.traced.program.tensors]
             given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
             values = scalar_values(measure.program, given, entry.param.device)
             columns = [values[node] for node in measure.program.columns]
@@ -70,7 +70,7 @@ class DirectBatch(EagerBatch):
             with torch.set_grad_enabled(self._differentiable(entry)):
                 results = _by_program(entry, self.context) if entry.traced.elementwise else _by_rule(entry, self.context)
                 for name, result in results.items():
-                    target = as_real(entry.param if name == "param" else entry.state[name])
+                    target = as_operand(entry.param if name == "param" else entry.state[name])
                     target.copy_(result.reshape(target.shape))
             entry.first = False
         self.pending = []
@@ -83,7 +83,7 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     """The new values of an elementwise rule, by its program."""
     program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
-    tensors = [as_real(operands[node.name]) for node in program.tensors]
+    tensors = [as_operand(operands[node.name]) for node in program.tensors]
     given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
     numbers = [_on(values[node], entry.param.device) for node in program.columns]

@@ -7,48 +7,25 @@ from collections.abc import Callable, Sequence
 import torch
 
 from compiledopt.backends.batch import Entry
+from compiledopt.backends.blocks import Blocks
 from compiledopt.backends.inductor import compute_dtype, evaluate
 from compiledopt.backends.layout import as_real, is_dense
-from compiledopt.errors import CompileError
-from compiledopt.rules.program import BLOCKS, ELEMENTS
+from compiledopt.rules.program import ELEMENTS
 from compiledopt.rules.random import bits_at, key
-
-
-class Blocks:
-    """How a parameter is cut: its rows, all dimensions but the first, one after the other, each filled up with zeros."""
-
-    def __init__(self, param: torch.Tensor, sizes: Sequence[int]) -> None:
-        if len(sizes) != 1:
-            raise CompileError(f"values are kept in blocks of {' and of '.join(map(str, sizes))}, and one size is possible")
-        self.size, self.shape, self.rows = sizes[0], param.shape, param.shape[0]
-        self.row = param.numel() // max(1, self.rows)
-        self.count = -(-self.row // self.size)
-
-    def into(self, tensor: torch.Tensor, axes: int) -> torch.Tensor:
-        """(rows, blocks, elements of a block); scales have one element for each block."""
-        if axes == BLOCKS:
-            return tensor.reshape(self.rows, self.count, 1)
-        rows = tensor.reshape(self.rows, self.row)
-        filled = torch.nn.functional.pad(rows, (0, self.count * self.size - self.row))
-        return filled.reshape(self.rows, self.count, self.size)
-
-    def back(self, value: torch.Tensor, axes: int) -> torch.Tensor:
-        if axes == BLOCKS:
-            return value.reshape(self.rows, self.count)
-        return value.reshape(self.rows, self.count * self.size)[:, : self.row].reshape(self.shape)
 
 
 def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What an elementwise rule writes, in the order of its program. tensors: its operands; numbers: its columns, float64."""
     program = entry.traced.program
     wide = compute_dtype([tensor.dtype for tensor in tensors])
-    given, columns = [tensor.to(wide, copy=True) for tensor in tensors], [number.to(wide) for number in numbers]
-    cut = Blocks(entry.param, program.blocks) if program.blocks else None
-    if cut is None:
-        return evaluate(program, given, columns, False, _bits_for(entry, None))
-    given = [cut.into(tensor, node.axes) for node, tensor in zip(program.tensors, given, strict=True)]
-    found = evaluate(program, given, columns, False, _bits_for(entry, cut))
-    return [cut.back(value, node.axes) for node, value in zip(program.tensor_outputs.values(), found, strict=True)]
+    columns = [number.to(wide) for number in numbers]
+    if not program.blocks:
+        return evaluate(program, [tensor.to(wide, copy=True) for tensor in tensors], columns, False, _bits_for(entry, None))
+    cut = Blocks(entry.param.shape, program.sizes)
+    axes = {node.name: node.axes for node in program.tensors}
+    cuts = [cut.into(tensor, axes[name], name) for name, tensor in zip(axes, tensors, strict=True)]
+    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, False, _bits_for(entry, cut))
+    return [cut.back(value, axes[name], name) for name, value in zip(program.tensor_outputs, found, strict=True)]
 
 
 def _bits_for(entry: Entry, cut: Blocks | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -10,9 +10,12 @@ import torch
 from compiledopt.backends.cpp.blocks import Cut, Part
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton.bodies import Body
-from compiledopt.backends.triton.kernels import NAMES, lowered
+from compiledopt.backends.triton.kernels import CODES, NAMES, lowered
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import BLOCKS, Program
+from compiledopt.rules.composed import MARKED
+from compiledopt.rules.program import BLOCKS, PACKED, Program
+
+MOST = 512  # elements of a block: fewer than a block of threads has
 
 # FLAT: a tensor whose rows are whole numbers of blocks is one row, so that its blocks are neighbours.
 PLACES = """\
@@ -33,13 +36,8 @@ else:
 
 def update_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The body of `update`. Raises: CompileError."""
-    if len(program.blocks) != 1:
-        raise CompileError(
-            f"values are kept in blocks of {' and of '.join(map(str, program.blocks))}, and one size is possible"
-        )
+    check(program, dtypes)
     block, cut = program.blocks[0], Cut(program)
-    if block & (block - 1) or block > 512:
-        raise CompileError(f"values are kept in blocks of {block}, and powers of 2 up to 512 are possible")
     wide = compute_dtype(dtypes)
     lines = [PLACES.format(block=block)]
     for index, node in enumerate(program.tensors):
@@ -48,9 +46,7 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     early, late = cut.parts()
     lines += _part(early, "early", dtypes, wide)
     for node, number in cut.scales.items():
-        size = f"tl.abs(tile{cut.tiles[node.args[0]]})"  # type: ignore[index]
-        lines.append(f'size{number} = tl.where(inside & ({size} < float("inf")), {size}, 0.0)')
-        lines.append(f"largest{number} = tl.max(size{number}, 1, keep_dims=True).to(tl.float32)")
+        lines += _largest(number, f"tile{cut.tiles[node.args[0]]}", node.op == MARKED)  # type: ignore[index]
     lines += _part(late, "late", dtypes, wide)
     order = {node.name: index for index, node in enumerate(program.tensors)}
     for name, node in program.tensor_outputs.items():
@@ -60,6 +56,33 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         else:
             lines.append(f"tl.store(p{index} + x0, tl.broadcast_to(new{index}, inside.shape), inside)")
     return "\n".join(lines)
+
+
+def check(program: Program, dtypes: Sequence[torch.dtype]) -> None:
+    """Raises: CompileError, where values are kept in a way that these kernels do not have."""
+    if any(node.axes == PACKED for node in program.tensors):
+        raise CompileError("values are kept in 4 bits, two to a byte, which the Triton kernel does not have")
+    strange = [str(dtype) for dtype in dtypes if dtype not in NAMES | CODES]
+    if strange:
+        raise CompileError(f"values are kept as {strange[0]}, which the Triton kernel does not have")
+    if len(program.blocks) != 1:
+        sizes = " and of ".join(map(str, program.blocks))
+        raise CompileError(f"values are kept in blocks of {sizes}, and the Triton kernel has one size")
+    if program.blocks[0] & (program.blocks[0] - 1) or program.blocks[0] > MOST:
+        raise CompileError(f"values are kept in blocks of {program.blocks[0]}, and powers of 2 up to {MOST} are possible")
+
+
+def _largest(number: int, tile: str, marked: bool) -> list[str]:
+    """The scale of each block. marked: with a minus where an element is not finite."""
+    found = [
+        f'finite{number} = ~inside | (tl.abs({tile}) < float("inf"))',
+        f"size{number} = tl.where(inside & finite{number}, tl.abs({tile}), 0.0)",
+        f"largest{number} = tl.max(size{number}, 1, keep_dims=True).to(tl.float32)",
+    ]
+    if marked:
+        all_of_them = f"tl.min(finite{number}.to(tl.int32), 1, keep_dims=True) > 0"
+        found.append(f"largest{number} = tl.where({all_of_them}, largest{number}, -largest{number})")
+    return found
 
 
 def _part(part: Part, own: str, dtypes: Sequence[torch.dtype], wide: torch.dtype) -> list[str]:

@@ -64,6 +64,8 @@ def whole_model(pointers, lengths, rows, blocks, table, {arguments}ONE_ROW: tl.c
             update({general}{columns}{place}xoffset + part, {row}xnumel, {part}{is_not_flat})
 """
 
+WHOLE = f"(xnumel % {ALIGNMENT} == 0) | (xoffset + XBLOCK <= xnumel)"
+
 # Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
 ROWS_HEAD = """\
 import triton
@@ -239,7 +241,7 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
         addresses="\n".join(addresses),
         scalars="\n".join(given),
         bits=" | ".join(f"a{i}" for i in used),
-        whole="row == xnumel" if block else f"(xnumel % {ALIGNMENT} == 0) | (xoffset + XBLOCK <= xnumel)",
+        whole=f"(row == xnumel) & (xnumel % {block} == 0)" if block else WHOLE,
         alignment=ALIGNMENT,
         part=max(PART, block),
         aligned="".join(f"tl.multiple_of(a{i}.to({types[i]}), {ALIGNMENT}), " for i in used),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.blocks import Blocks, scales_of
 from compiledopt.backends.inductor import evaluate
 from compiledopt.backends.keys import seed_and_step
 from compiledopt.backends.layout import HALF
@@ -20,10 +21,10 @@ from compiledopt.rules.program import BLOCKS, ELEMENTS, Program
 from compiledopt.rules.random import bits_at, key
 
 # Whole blocks and ragged ones of tensors that vector loads can serve, one element, none, and one that begins off alignment.
-LENGTHS, OFFSETS = (1040, 4101, 1, 0, 2055), (0, 0, 0, 0, 1)
-# With states in blocks: rows that are whole blocks, ragged ones, one block, none, and whole ones off alignment.
-SHAPES = ((2, 1024), (7, 300), (1, 32), (0, 64), (3, 512))
-ROWS = (0, 1, 2, 1, 2)  # which row of scalars each has
+LENGTHS, OFFSETS = (1040, 4101, 1, 0, 2055, 16), (0, 0, 0, 0, 1, 0)
+# With states in blocks: rows that are whole blocks, ragged ones, one block, none, whole ones off alignment, and a vector.
+SHAPES = ((2, 1024), (7, 300), (1, 32), (0, 64), (3, 512), (1, 1100))
+ROWS = (0, 1, 2, 1, 2, 0)  # which row of scalars each has
 # Of the largest value: far above what rounding does, far below what a wrong element or row does.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 # Codes apart, around the end of the dtype too. The lower bits of a float32 (int16) may be any where terms cancel, in one of so
@@ -83,9 +84,9 @@ class _Case:
 
     def __init__(self, number: int, program: Program, block: int) -> None:
         self.number, self.program, self.block, self.offset = number, program, block, OFFSETS[number]
-        self.shape = SHAPES[number] if block else (1, LENGTHS[number])
-        self.length = self.shape[0] * self.shape[1]
-        self.per_row = -(-self.shape[1] // block) if block else 1
+        self.shape = torch.Size(SHAPES[number] if block else (1, LENGTHS[number]))
+        self.length = self.shape.numel()
+        self.cut = Blocks(self.shape, program.sizes) if block else None
         row = self.length if not block or self.shape[1] % block == 0 else self.shape[1]
         self.extents = (self.length, max(1, row), number + 3, 11 * number)
 
@@ -93,7 +94,7 @@ class _Case:
         """Positive, since states may be squares; gradients of either sign; of codes, all that there are for finite values."""
         found = []
         for k, (node, dtype) in enumerate(zip(self.program.tensors, dtypes, strict=True)):
-            shape = (self.shape[0], self.per_row) if node.axes == BLOCKS else self.shape
+            shape = scales_of(self.shape, self.program.sizes[node.name]) if node.axes == BLOCKS else self.shape
             if dtype.is_floating_point:
                 value = 0.5 + torch.rand(shape, generator=generator, device="cpu")
                 sign = torch.randint(0, 2, shape, generator=generator, device="cpu") * 2 - 1
@@ -124,29 +125,22 @@ class _Case:
         return None
 
     def _expected(self, before: Sequence[torch.Tensor], row: torch.Tensor) -> list[torch.Tensor]:
-        tensors = [self._cut(value.double(), node.axes) for node, value in zip(self.program.tensors, before, strict=True)]
+        tensors, cut = [value.double() for value in before], self.cut
+        if cut is not None:
+            given = zip(tensors, self.program.tensors, strict=True)
+            tensors = [cut.into(value, node.axes, node.name) for value, node in given]
         found = evaluate(self.program, tensors, list(row.double()), False, self._bits)
-        written = zip(self.program.tensor_outputs.values(), found, strict=True)
-        return [self._joined(value, node.axes) for node, value in written]
-
-    def _cut(self, value: torch.Tensor, axes: int) -> torch.Tensor:
-        """(rows, blocks, elements of a block)"""
-        if not self.block:
-            return value
-        if axes == BLOCKS:
-            return value.view(self.shape[0], self.per_row, 1)
-        rows = torch.nn.functional.pad(value.view(self.shape), (0, self.per_row * self.block - self.shape[1]))
-        return rows.view(self.shape[0], self.per_row, self.block)
-
-    def _joined(self, value: torch.Tensor, axes: int) -> torch.Tensor:
-        if not self.block or axes == BLOCKS:
-            return value.reshape(-1)
-        return value.reshape(self.shape[0], self.per_row * self.block)[:, : self.shape[1]].reshape(-1)
+        if cut is not None:
+            axes = {node.name: node.axes for node in self.program.tensors}
+            written = zip(found, self.program.tensor_outputs, strict=True)
+            found = [cut.back(value, axes[name], name) for value, name in written]
+        return [value.reshape(-1) for value in found]
 
     def _bits(self, seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         number, first = (torch.tensor(value, device="cpu") for value in self.extents[2:])
         element = torch.arange(self.length, dtype=torch.int32, device="cpu") + first.to(torch.int32)
-        return bits_at(key(seed.long(), step.long(), number), self._cut(element, ELEMENTS))
+        element = element if self.cut is None else self.cut.into(element, ELEMENTS)
+        return bits_at(key(seed.long(), step.long(), number), element)
 
 
 def _there(value: torch.Tensor, offset: int, device: torch.device) -> torch.Tensor:

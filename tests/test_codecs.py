@@ -1,0 +1,293 @@
+"""Codecs against their maps written out, and what a step makes of them: the same codes for every executor, any number of
+threads and after a file; into every other precision and back."""
+
+import copy
+import itertools
+import re
+
+import pytest
+import torch
+from catalog import EXECUTORS
+from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+
+import compiledopt
+from compiledopt.storage import CODECS
+from compiledopt.storage.cut import decoded, encoded
+
+BLOCKS = [name for name, codec in CODECS.items() if codec.block]
+ASKED = ["dynamic8", "float8_e4m3fn", "int4"]
+MATRICES = [(20, 256), (21, 333), (30, 10, 5, 6), (5,)]  # whole blocks, a row with a rest, several dimensions, too small
+FINE = {
+    "int8": 0.012,
+    "uint8": 0.012,
+    "dynamic8": 0.012,
+    "udynamic8": 0.008,
+    "float8_e4m3fn": 0.036,
+    "int4": 0.17,
+    "uint4": 0.063,
+}
+
+
+def dynamic_map(signed, decades, bits):
+    """As bitsandbytes makes it: in each decade the middles of equal parts, then 0 and 1."""
+    found = [0.0, 1.0]
+    for i in range(decades):
+        parts = 2 ** (i + bits - 1 - decades + (not signed))
+        edges = torch.linspace(0.1, 1, parts + 1, dtype=torch.float64)
+        middles = 10.0 ** (i + 1 - decades) * (edges[1:] + edges[:-1]) / 2
+        found += middles.tolist() + ((-middles).tolist() if signed else [])
+    return torch.tensor(sorted(found), dtype=torch.float64)
+
+
+def values_of(name, rows=6, row=777, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, row, generator=generator) * torch.exp(2 * torch.randn(rows, row, generator=generator))
+    return values if CODECS[name].signed else values.abs()
+
+
+def levels_of(name):
+    """The shares of a block's largest size that a codec has, written out."""
+    if name == "uint4":
+        return torch.arange(1, 17, dtype=torch.float64) / 16
+    if name == "float8_e4m3fn":
+        every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+        return every[every.isfinite()].unique() / 448
+    if name == "int4":
+        found = dynamic_map(True, 3, 4)
+        return torch.cat([found[(found.abs() < 0.8)], torch.tensor([-1.0, 1.0], dtype=torch.float64)]).sort().values
+    found = dynamic_map(name == "dynamic8", 7, 8)
+    most = {"dynamic8": 0.97, "udynamic8": 0.985}[name]  # codes above are what is not finite
+    ones = [-1.0, 1.0] if name == "dynamic8" else [1.0]
+    return torch.cat([found[found.abs() < most], torch.tensor(ones, dtype=torch.float64)]).sort().values
+
+
+@pytest.mark.parametrize("name", ["dynamic8", "udynamic8", "float8_e4m3fn", "int4", "uint4"])
+def test_a_value_becomes_the_nearest_of_the_map(name):
+    codec, levels = CODECS[name], levels_of(name)
+    shares = torch.rand(64, codec.block, dtype=torch.float64) * 10.0 ** -(7 * torch.rand(64, codec.block, dtype=torch.float64))
+    shares[:, 0] = 1.0
+    if codec.signed:
+        shares *= torch.randint(0, 2, shares.shape) * 2 - 1
+    values = (shares * 3.7).float()
+    codes, scale = codec.encode(values, None)
+    found = codec.decode(codes, scale).double() / scale
+    exact = values.double() / scale
+    nearest = levels[(exact.unsqueeze(-1) - levels).abs().argmin(-1)]
+    least = levels[levels > 0].min() * (name != "int4" and name != "dynamic8")  # those never make 0 of what is not
+    nearest = torch.where((nearest == 0) & (exact != 0), exact.sign() * least, nearest)
+    assert len(found.unique()) > len(levels) // 2 and scale.shape == (64, 1) and (scale > 3.69).all()
+    assert ((found - exact).abs() <= (nearest - exact).abs() + 2e-6).all(), "another one is nearer"
+    assert (found.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6, "a value that is none of the map"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_is_not_finite_stays_at_its_element(name):
+    codec = CODECS[name]
+    values = values_of(name, 5, 2 * codec.block)
+    special = torch.tensor([torch.nan, torch.inf] + ([-torch.inf] if codec.signed else []))
+    values[0, 3 : 3 + len(special)] = special
+    values[1, -1] = torch.nan
+    values[2] = 0
+    values[3] *= 1e-41
+    values[4] *= 1e37 / values[4].abs().max()
+    param = torch.nn.Parameter(torch.empty(values.shape))
+    codes, scale = encoded(codec, values, param)
+    found = decoded(codec, codes, scale, param)
+    odd = ~values.isfinite()
+    assert codes.dtype == codec.dtype and scale.dtype == torch.float32
+    assert same(found[odd].nan_to_num(7.0), values[odd].nan_to_num(7.0)) and (found[odd].isnan() == values[odd].isnan()).all()
+    blocks = values.nan_to_num(0, 0, 0).abs().reshape(5, 2, -1)
+    most = blocks.amax(-1, keepdim=True).expand_as(blocks).reshape(5, -1)
+    marked = (odd.reshape(5, 2, -1).any(-1, keepdim=True).expand_as(blocks).reshape(5, -1)) & codec.packed  # coarser there
+    assert ((found - values).abs() <= FINE[name] * most * (1 + 1e-3))[~odd & ~marked].all()
+    assert ((found - values).abs() <= 0.4 * most)[~odd].all() and (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_was_decoded_is_encoded_as_it_was(name):
+    codec, param = CODECS[name], torch.nn.Parameter(torch.empty(6, 777))
+    codes, scale = encoded(codec, values_of(name), param)
+    again, scales = encoded(codec, decoded(codec, codes, scale, param), param)
+    assert same(again, codes) and ((scales - scale).abs() <= 1e-6 * scale).all() and codes.float().unique().numel() > 8
+
+
+def trained(shapes=MATRICES, steps=4, kind=compiledopt.AdamW, dtype=torch.float32, **options):
+    params = parameters(dtype, shapes)
+    optimizer = kind(params, lr=0.01, **options)
+    run(optimizer, params, Gradients(), range(steps))
+    return optimizer, params
+
+
+MIXED = {"exp_avg": "int8", "exp_avg_sq": "uint4"}
+
+
+@pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
+def test_executors_make_the_same_codes(asked):
+    """But for those where float32's last bit decides between two."""
+    found = {how: trained(state_dtype=asked, **options) for how, options in EXECUTORS.items()}
+    optimizer, params = found["compiled"]
+    moved, count = rms(flat(params) - flat(parameters(shapes=MATRICES))), 0
+    for how in ("foreach", "for-loop"):
+        other, others = found[how]
+        assert optimizer.executor == "compiled" and other.executor == how
+        for p, q in zip(params, others, strict=True):
+            for name, value in optimizer.state[p].items():
+                if value.dtype.itemsize == 1:
+                    bytes = [v.view(torch.uint8) for v in (value, other.state[q][name])]
+                    apart = (bytes[0] != bytes[1]).double().mean()
+                    assert apart < 1e-3, (how, name, apart)
+                    count += len(bytes[0].unique()) > 8
+        assert moved > 1e-2 and rms(flat(params) - flat(others)) < 1e-2 * moved
+    assert count == 12, "codes that are all alike"
+    assert same(snapshot(found["foreach"][0]), snapshot(found["for-loop"][0]))
+
+
+@pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
+def test_a_step_decodes_before_and_encodes_after_the_rule(asked):
+    """Against torch's AdamW in float64, whose states go through the codec after each step."""
+    optimizer, params = trained(steps=0, state_dtype=asked, compiled=True)
+    exact = copies(params, torch.float64)
+    reference = torch.optim.AdamW(exact, lr=0.01, foreach=False)
+    plain, start = copies(params, torch.float64), flat(params)
+    for step in range(4):
+        Gradients().set(params, step)
+        Gradients().set(exact, step)
+        optimizer.step()
+        reference.step()
+        for p, q in list(zip(params, exact, strict=True))[:3]:
+            for name, unsigned in (("exp_avg", False), ("exp_avg_sq", True)):
+                wish = asked if isinstance(asked, str) else asked[name]
+                codec = CODECS[CODECS[wish].unsigned or wish] if unsigned else CODECS[wish]
+                value = reference.state[q][name]
+                value.copy_(decoded(codec, *encoded(codec, value.float(), p), p))
+                assert optimizer.state[p][name].dtype == codec.dtype
+    run(torch.optim.AdamW(plain, lr=0.01, foreach=False), plain, Gradients(), range(4))
+    moved, apart = rms(flat(exact) - start), rms(flat(exact) - flat(plain))
+    assert moved > 1e-2 and apart > 1e-3 * moved and rms(flat(params) - flat(exact)) < 0.1 * apart
+
+
+@pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
+def test_threads_make_the_same_codes(asked):
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        optimizer, _ = trained([(700, 512), (301, 777)], 2, state_dtype=asked, max_grad_norm=1.0)
+        found.append(snapshot(optimizer))
+    assert same(found[0], found[1]) and same(found[0], found[2])
+
+
+@pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
+def test_a_run_goes_on_from_a_file_and_from_a_copy(asked, tmp_path):
+    optimizer, params = trained(state_dtype=asked)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    twins = copies(params)
+    again = compiledopt.AdamW(twins, lr=0.5, state_dtype=asked)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    third = copy.deepcopy(optimizer)
+    run(optimizer, params, Gradients(), range(4, 6))
+    for other in (again, third):
+        run(other, other.param_groups[0]["params"], Gradients(), range(4, 6))
+        assert same([s for _, _, s in snapshot(optimizer)], [s for _, _, s in snapshot(other)])
+        assert same([p.detach() for p in params], [p.detach() for p in other.param_groups[0]["params"]])
+
+
+ALL = [None, "int8", "bfloat16", *ASKED, MIXED]
+
+
+@pytest.mark.parametrize(
+    ("there", "here"), [p for p in itertools.product(ALL, ALL) if {*map(str, p)} & {*ASKED, str(MIXED)}], ids=str
+)
+def test_states_load_into_any_precision(there, here):
+    """And into torch's AdamW, and from it, as the codecs of both convert them."""
+    optimizer, params = trained(steps=2, state_dtype=there, foreach=False)
+    target = compiledopt.AdamW(copies(params), state_dtype=here, foreach=False)
+    target.load_state_dict(optimizer.state_dict())
+    theirs = torch.optim.AdamW(copies(params))
+    theirs.load_state_dict(target.state_dict(precision="float32"))
+    exact = optimizer.state_dict(precision="float32")["state"]
+    back = compiledopt.AdamW(copies(params), state_dtype=here, foreach=False)
+    back.load_state_dict(theirs.state_dict())
+    for index, (p, q) in enumerate(zip(theirs.param_groups[0]["params"], back.param_groups[0]["params"], strict=True)):
+        for name in ("exp_avg", "exp_avg_sq"):
+            found, wanted = theirs.state[p][name], exact[index][name]
+            assert found.dtype == wanted.dtype == torch.float32 and wanted.abs().max() > 0
+            most = 0.2 if "int4" in f"{here}{there}" else 0.05
+            assert rms(found - wanted) <= (0 if here == there and here != "int8" else most) * rms(wanted) + 1e-12
+            mine = target.state[target.param_groups[0]["params"][index]][name]
+            assert same(back.state[q][name], mine) or here == "int8"
+    run(target, target.param_groups[0]["params"], Gradients(), range(2, 3))
+    run(theirs, theirs.param_groups[0]["params"], Gradients(), range(2, 3))
+
+
+@pytest.mark.parametrize(("asked", "most"), [("int8", 2.3), ("dynamic8", 2.05), ("float8_e4m3fn", 2.05), ("int4", 1.2)])
+def test_bytes_of_state_per_parameter(asked, most):
+    optimizer, params = trained([(64, 1024)], 1, state_dtype=asked, foreach=False)
+    held = sum(value.nbytes for value in optimizer.state[params[0]].values()) / params[0].numel()
+    said = float(re.search(r"; ([\d.]+) bytes per element", optimizer.explain())[1])
+    assert 0 < held <= most and said == pytest.approx(held, rel=1e-3)
+
+
+SMALL = [(9,), (), (3, 5), (0,), (4, 2, 3)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("asked", ["int8", "int4"])
+def test_small_parameters_are_kept_in_blocks_where_that_is_asked(asked, executor):
+    shapes = [*SMALL, (32, 128)]
+    plain, params = trained(shapes, 2, state_dtype=asked, **EXECUTORS[executor])
+    assert [plain.state[p]["exp_avg"].dtype.itemsize for p in params] == [4] * 5 + [1]
+    optimizer, params = trained(shapes, 3, state_dtype=asked, min_quantized_numel=0, **EXECUTORS[executor])
+    assert all(optimizer.state[p]["exp_avg"].dtype.itemsize == 1 for p in params) and optimizer.executor == executor
+    _, others = trained(shapes, 3, state_dtype=asked, min_quantized_numel=0, foreach=False)
+    assert rms(flat(params) - flat(others)) < 1e-3 * rms(flat(params) - flat(parameters(shapes=shapes)))
+    some, params = trained(shapes, 1, state_dtype=asked, min_quantized_numel=9, foreach=False)
+    assert [some.state[p]["exp_avg"].dtype.itemsize for p in params] == [1, 4, 1, 4, 1, 1]
+
+
+def test_explain_says_how_values_are_kept_and_why_not():
+    params = parameters(shapes=[(64, 64), (63, 64), (5000,), (5000, 3)])
+    text = compiledopt.AdamW(params, state_dtype="int8", rounding="split").explain()
+    for words in (
+        "exp_avg as int8, in blocks of 32",
+        "exp_avg_sq as uint8, in blocks of 32",
+        "exp_avg not as int8: the parameter has fewer than 4096 elements (1 tensor)",
+        "exp_avg not as int8: the parameter has fewer than 2 dimensions (1 tensor)",
+        "exp_avg not as int8: the parameter's rows have fewer than 32 elements (1 tensor)",
+        'param rounded to nearest, not "split", which is for bfloat16',
+    ):
+        assert words in text, words
+    complex_ = [torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.complex64))]
+    assert "not as int4: the parameter is complex" in compiledopt.AdamW(complex_, state_dtype="int4").explain()
+
+
+def made_of_options(param, grad, average, *, lr, start):
+    """average ← the mean of itself and the gradient."""
+    average = 0.5 * average + 0.5 * grad
+    return param - lr * average, average
+
+
+def test_states_made_by_functions_are_kept_in_blocks():
+    Own = compiledopt.define(
+        made_of_options, initial={"average": lambda param, options: torch.full_like(param, options["start"])}
+    )
+    found = []
+    for options in ({"state_dtype": "int8", "compiled": True}, {"state_dtype": "int8", "foreach": False}, {}):
+        params = parameters(shapes=[(64, 64)])
+        optimizer = Own(params, lr=0.1, start=0.75, **options)
+        run(optimizer, params, Gradients(), range(2))
+        found.append(flat(params))
+        assert optimizer.state[params[0]]["average"].dtype == (torch.int8 if options else torch.float32)
+    moved = rms(found[2] - flat(parameters(shapes=[(64, 64)])))
+    assert rms(found[0] - found[1]) < 1e-5 * moved and 0 < rms(found[0] - found[2]) < 0.03 * moved > 1e-3
+
+
+@pytest.mark.parametrize("asked", ["uint8", "uint4", {"exp_avg": "udynamic8"}], ids=str)
+def test_codes_without_a_sign_are_for_states_that_are_never_negative(asked):
+    with pytest.raises(ValueError, match=r"is for states that are never negative, which is not proved of exp_avg of adam"):
+        compiledopt.AdamW(parameters(), state_dtype=asked)
+    compiledopt.AdamW(parameters(), state_dtype={"exp_avg_sq": "uint4"})
+
+
+def test_a_least_size_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="Invalid min_quantized_numel value: -1; it is an integer >= 0"):
+        compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=-1)
