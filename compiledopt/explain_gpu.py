@@ -12,6 +12,7 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
+from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
@@ -72,7 +73,7 @@ def explain_gpu(
     if not known.elementwise:
         return _explain_reducing(name, known, group, arch, dtype, source, ptx)
     program = known.program
-    kernel = triton.kernel(program, (dtype, dtype, *known.dtypes_of(example).values()))
+    kernel = triton.kernel(program, kernel_dtypes((dtype, dtype, *known.dtypes_of(example).values())))
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
     return _explanation(name, known, program, group, arch, dtype, [kernel.source], built, source, ptx)
 

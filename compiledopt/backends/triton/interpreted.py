@@ -23,6 +23,9 @@ class Libdevice:
         "floor": np.floor,
         "exp2": np.exp2,
         "nearbyint": np.rint,
+        "copysign": np.copysign,
+        "ceil": np.ceil,
+        "trunc": np.trunc,
         "rsqrt": lambda x: 1 / np.sqrt(x),
     }
 
