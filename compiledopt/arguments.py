@@ -29,6 +29,7 @@ class Extras(TypedDict, total=False):
     max_grad_norm: float | None
     ema_decay: float | None
     state_dtype: torch.dtype | str | Mapping[str, torch.dtype | str | None] | None
+    min_quantized_numel: int | None
     rounding: str | None
     seed: int | None
     cautious: bool | None

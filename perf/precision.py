@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import memory
 import torch
-from common import append, circumstances
+from common import append, circumstances, read
+from tasks import TASKS, Label, Task, task_of
 from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -33,8 +32,7 @@ from compiledopt import demo, schedules
 from compiledopt.storage import CODECS
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS, upper_part
 
-Label = tuple[str, int, int]  # what was trained, its parameters, the steps
-SEEDS = (0, 1, 2)
+SEEDS, LOSS = (0, 1, 2), "held-out loss"
 REFERENCE = "float32"
 # Which others are made of: a name that is the unsigned form of another is what that one takes where it can.
 STATES = [name for name in CODECS if name not in {codec.unsigned for codec in CODECS.values()}]
@@ -48,73 +46,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.3, "momentum": 0.9},
     "AdEMAMix": {"lr": 1e-3, "weight_decay": 0.1},
     "CAME": {"lr": 3e-4, "weight_decay": 0.1},
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """model: a new one; loss: of a model on a batch drawn with a generator; held_out: its loss on other data."""
-
-    name: str
-    steps: int
-    model: Callable[[], nn.Module]
-    loss: Callable[[nn.Module, torch.Generator], torch.Tensor]
-    held_out: Callable[[nn.Module], float]
-
-    @cached_property
-    def label(self) -> Label:
-        return self.name, sum(param.numel() for param in self.model().parameters()), self.steps
-
-
-def transformer(name: str, scale: demo.Scale, limit: int) -> Task:
-    text = demo.read_text(limit)
-    index = {character: i for i, character in enumerate(sorted(set(text)))}
-    tokens = torch.tensor([index[character] for character in text])
-    held_out, training = tokens[: len(tokens) // 10], tokens[len(tokens) // 10 :]
-
-    def loss(model: nn.Module, generator: torch.Generator, source: torch.Tensor = training) -> torch.Tensor:
-        seen, following = demo.cut(source, scale, generator)
-        return nn.functional.cross_entropy(model(seen).flatten(0, 1).float(), following)
-
-    @torch.no_grad()
-    def on_held_out(model: nn.Module) -> float:
-        generator = torch.Generator().manual_seed(2)
-        return statistics.mean(loss(model, generator, held_out).item() for _ in range(32))
-
-    return Task(name, scale.steps, lambda: demo.Transformer(len(index), scale), loss, on_held_out)
-
-
-def digits() -> Task:
-    """With smoothed labels, so that the loss does not go to zero."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images, labels = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    count = len(labels) // 5  # the last fifth is from other writers
-
-    def model() -> nn.Module:
-        convolutions = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10))
-
-    def of(model: nn.Module, which: Any) -> torch.Tensor:
-        scores = model(images[which].to(next(model.parameters()).dtype)).float()
-        return nn.functional.cross_entropy(scores, labels[which], label_smoothing=0.1)
-
-    def loss(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
-        return of(model, torch.randint(len(labels) - count, (64,), generator=generator))
-
-    @torch.no_grad()
-    def on_held_out(model: nn.Module) -> float:
-        return of(model, slice(-count, None)).item()
-
-    return Task("convnet on digits", 300, model, loss, on_held_out)
-
-
-SMALL = demo.Scale(width=64, layers=3, context=32, batch=8, steps=400)
-TASKS: dict[str, Callable[[], Task]] = {
-    "demo": lambda: transformer("the demo's transformer", demo.FULL, 2_000_000),
-    "small": lambda: transformer("small transformer", SMALL, 200_000),
-    "digits": digits,
 }
 
 
@@ -177,7 +108,7 @@ def losses(task: Task, name: str, kept: str, seed: int) -> Iterator[dict[str, An
     found = trained(task, name, kept, seed)
     if found is not None:
         model, optimizer = found
-        yield row("held-out loss", task.label, name, kept, seed, task.held_out(model))
+        yield row(LOSS, task.label, name, kept, seed, task.held_out(model))
         if seed == 0:
             yield row("bytes per parameter", task.label, name, kept, seed, bytes_per_parameter(model, optimizer))
 
@@ -242,7 +173,7 @@ def errors(task: Task, name: str, ways: Iterable[str]) -> Iterator[dict[str, Any
         loss.backward()  # type: ignore[no-untyped-call]
         for shadow in (exact, *others):
             shadow.step()
-        if step % (task.steps // SAMPLES) == 0:
+        if step % max(1, task.steps // SAMPLES) == 0:
             compared(exact, others, [param.detach().clone() for param in params])
         with torch.no_grad():
             for param, stepped in zip(params, exact.params, strict=True):
@@ -357,22 +288,25 @@ def peaks(ways: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def measurements(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    old = [row for row in read("precision.csv") if row["what"] == LOSS] if given.missing else []
+    known = {(row["task"], row["optimizer"], row["kept"], row["seed"]) for row in old}
     states = [kept for kept in given.kept if kept != REFERENCE and kept in STATES]
     if "traps" in given.what:
         yield from traps([REFERENCE, *states])
     if "memory" in given.what:
         yield from peaks([kept for kept in given.kept if kept != MASTERS])
     if "errors" in given.what:
-        task = TASKS["small"]()
+        task = task_of("small", given.steps)
         for name in given.optimizer:
             yield from errors(task, name, states)
     for key in given.tasks if "loss" in given.what else ():
-        task = TASKS[key]()
+        task = task_of(key, given.steps)
         for name in given.optimizer if key != "demo" else sorted({"AdamW"} & set(given.optimizer)):
             for kept in given.kept:
                 if kept in STATES or (name == "AdamW" and key == "small"):
                     for seed in given.seeds:
-                        yield from losses(task, name, kept, seed)
+                        if (task.name, name, kept, str(seed)) not in known:
+                            yield from losses(task, name, kept, seed)
 
 
 def main() -> None:
@@ -383,6 +317,8 @@ def main() -> None:
     parser.add_argument("--optimizer", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--kept", nargs="+", default=[*STATES, *PARAMETERS], choices=[*STATES, *PARAMETERS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--steps", type=int, help="of a training, where not as many as the task has")
+    parser.add_argument("--missing", action="store_true", help="losses that have no row yet, alone")
     parser.add_argument("--save", action="store_true", help="into perf/results/precision.csv, each row as it is measured")
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -47,6 +47,7 @@ def llama_1b_scaled() -> Shapes:
 
 SHAPES: dict[str, Callable[[], Shapes]] = {
     "many_small": lambda: [(1000,)] * 300,
+    "small": lambda: [(50, 100)] * 300,
     "tiny": lambda: [(64,)] * 2000,
     "even": lambda: [(1000, 1000)] * 20,
     "matrices": lambda: [(512, 512)] * 24,

@@ -180,7 +180,8 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     print(memory.extra_mib(optimizer.step))
 
 
-def rows_for(arguments: argparse.Namespace, shapes: str, caches: str) -> list[dict[str, Any]]:
+def rows_for(arguments: argparse.Namespace, state_dtype: str | None, shapes: str, caches: str) -> list[dict[str, Any]]:
+    """state_dtype: how ours keeps its states, None for the parameters' dtype."""
     name, rows = arguments.optimizer, []
     cold = torch.zeros(24 * 2**20) if caches == "cold" else None
     extra: dict[str, float] = {}
@@ -192,7 +193,7 @@ def rows_for(arguments: argparse.Namespace, shapes: str, caches: str) -> list[di
             except Exception as error:
                 print(f"{against} on {shapes}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
                 break
-            kept = {"state_dtype": arguments.state_dtype} if arguments.state_dtype else {}
+            kept = {"state_dtype": state_dtype} if state_dtype else {}
             ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name], **OURS[executor], **kept)
             a, b = compare(theirs, ours, arguments.seconds, cold)
             for who in (against, f"ours {executor}") if arguments.with_memory else ():
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", default=["torch fused"], choices=sorted(contenders("AdamW")))
     parser.add_argument("--ours", nargs="+", default=["compiled"], choices=sorted(OURS))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each pair")
-    parser.add_argument("--state-dtype", help="how ours keeps its states: int8, bfloat16, ...")
+    parser.add_argument("--state-dtype", nargs="+", default=[None], help="how ours keeps its states: int8, bfloat16, ...")
     parser.add_argument("--between", nargs="+", default=list(BETWEEN), choices=list(BETWEEN), help="what happens between steps")
     parser.add_argument("--with-memory", action="store_true", help="peak memory too, in processes of their own")
     parser.add_argument("--no-save", action="store_true", help="print only")
@@ -240,8 +241,8 @@ def main() -> None:
     if arguments.memory:
         measure_memory(arguments)
         return
-    for shapes, between in itertools.product(arguments.shapes, arguments.between):
-        rows = rows_for(arguments, shapes, BETWEEN[between])
+    for state_dtype, shapes, between in itertools.product(arguments.state_dtype, arguments.shapes, arguments.between):
+        rows = rows_for(arguments, state_dtype, shapes, BETWEEN[between])
         if rows and not arguments.no_save:
             append("storage.csv" if arguments.state_dtype else "step.csv", rows)
 

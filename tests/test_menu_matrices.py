@@ -234,7 +234,7 @@ def made(name, params, number=0, **more):
     return getattr(compiledopt, name)(params, **{**OPTIONS[name][number], **more})
 
 
-@pytest.mark.parametrize(("name", "number"), CASES)
+@pytest.mark.parametrize(("name", "number"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] > 1)) for case in CASES])
 def test_fifty_steps_are_the_authors(name, number):
     mine, theirs = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
     start, gradients = flat(mine), Gradients(WIDE)
@@ -248,7 +248,7 @@ def test_fifty_steps_are_the_authors(name, number):
     assert effect > 0.01 and (flat(mine) - flat(theirs)).abs().max() <= 1e-4 * effect
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "SOAP")) for name in LOOPS])
 def test_every_executor_does_the_same(name):
     """Vectors are compiled where that is not declined; matrices run in stacks, or one by one."""
     found = []
@@ -268,7 +268,7 @@ def test_every_executor_does_the_same(name):
 def test_half_parameters_keep_wide_matrices(name):
     params = parameters(torch.bfloat16, shapes_of(name))
     start = flat(params)
-    optimizer = made(name, params)
+    optimizer = made(name, params, foreach=True)
     run(optimizer, params, Gradients(torch.bfloat16), range(9))
     assert torch.isfinite(flat(params)).all() and rms(flat(params) - start) > 1e-3
     for value in optimizer.state[params[0]].values():
@@ -279,13 +279,13 @@ def test_half_parameters_keep_wide_matrices(name):
 @pytest.mark.parametrize("name", LOOPS)
 def test_it_goes_on_as_it_was(name, way):
     params = parameters(torch.float32, shapes_of(name))
-    optimizer = made(name, params)
+    optimizer = made(name, params, compiled=False)
     run(optimizer, params, Gradients(skip=True), range(5))
     if way == "file":
         buffer, others = io.BytesIO(), copies(params)
         torch.save(optimizer.state_dict(), buffer)
         buffer.seek(0)
-        other = getattr(compiledopt, name)(others)
+        other = getattr(compiledopt, name)(others, compiled=False)
         other.load_state_dict(torch.load(buffer, weights_only=True))
     else:
         other = copy.deepcopy(optimizer)
@@ -295,12 +295,12 @@ def test_it_goes_on_as_it_was(name, way):
     assert same(snapshot(optimizer), snapshot(other))
 
 
-@pytest.mark.parametrize("kind", ["nan", "zero", "one row"])
+@pytest.mark.parametrize("kind", ["nan", pytest.param("zero", marks=pytest.mark.slow), "one row"])
 @pytest.mark.parametrize("name", LOOPS)
 def test_no_gradient_stops_a_step(name, kind):
     """Singular products, and NaN, for which LAPACK raises: a step is whole, and other parameters do not see it."""
     params, others = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
-    optimizer, reference = made(name, params), made(name, others)
+    optimizer, reference = made(name, params, foreach=True), made(name, others, foreach=True)
     gradients = Gradients(WIDE)
     for step in range(9):
         for one, its in ((optimizer, params), (reference, others)):

@@ -4,8 +4,10 @@
 timm's registry and Transformers' Trainer with our classes; and every name of theirs either made or refused with a reason.
 """
 
+import importlib
 import importlib.util
 import inspect
+import sys
 
 import peers
 import pytest
@@ -14,6 +16,7 @@ from catalog import PUBLISHED
 from helpers import Gradients, copies, flat, parameters, rms, run
 
 import compiledopt
+from compiledopt.rules import random
 
 pytestmark = pytest.mark.menu
 
@@ -64,6 +67,73 @@ def test_fifty_steps_beside_the_package(case):
     effect = rms(flat(other) - flat(start))
     assert effect > 0.01
     assert (flat(mine) - flat(other)).abs().max() <= 1e-3 * effect  # DiffGrad's ε stands within the correction here
+
+
+# Of all sides the products have full rank at once: eigenvectors of equal values are anybody's choice.
+MATRIX_SHAPES = [(12, 12), (9,), (4, 3, 2, 2)]
+LOW_RANK = {"rank": 3, "update_proj_gap": 60, "scale": 0.25}
+# {ours: (the package, its class, our options, its own, shapes)}
+MATRIX_PEERS = {
+    "SOAP": ("pytorch_optimizer", "SOAP", {"lr": 0.01, "weight_decay": 0.1}, {}, MATRIX_SHAPES),
+    "Shampoo": ("pytorch_optimizer", "Shampoo", {"lr": 0.1, "weight_decay": 0.1}, {}, MATRIX_SHAPES),
+    "GaLoreAdamW": (
+        "pytorch_optimizer",
+        "GaLore",
+        {"lr": 0.05, **LOW_RANK},
+        {**LOW_RANK, "projection_type": "std"},
+        [(9, 12), (12, 9)],
+    ),
+    "Kron": ("timm", "Kron", {"lr": 0.02, "weight_decay": 0.1}, {}, [*MATRIX_SHAPES, (), (1, 7)]),
+    "GrokAdamW": ("grokadamw", "GrokAdamW", {"lr": 0.01, "weight_decay": 0.1}, {}, [(40, 50), (301,), (1, 7)]),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX_PEERS)
+def test_fifty_steps_of_matrices_beside_the_package(name, monkeypatch):
+    module, title, options, more, shapes = MATRIX_PEERS[name]
+    package(module)
+    if module == "timm":
+        timm_optim()
+    cls = getattr(importlib.import_module("timm.optim.kron" if module == "timm" else module), title)
+    start = parameters(torch.float64, shapes=shapes)
+    mine, other = copies(start), copies(start)
+    optimizer = getattr(compiledopt, name)(mine, foreach=True, **options)
+    reference = cls(other, **{**options, **more})
+    if name == "Kron":  # our noise, and none of its torch.compile
+        numbers = iter((step, place) for step in range(50) for place in range(len(shapes)))
+
+        def noise(shape, **_):
+            words = random.key(*(torch.tensor(value) for value in (0, *next(numbers))))
+            return random.normal(words, tuple(shape)).double()
+
+        theirs = sys.modules[cls.__module__]
+        for function in ("_calc_A_and_conjB", "_q_terms", "_precond_grad", "_balance_Q"):
+            monkeypatch.setattr(reference, function, getattr(theirs, function))
+    run(optimizer, mine, Gradients(torch.float64), range(50))
+    for step in range(50):
+        Gradients(torch.float64).set(other, step)
+        with monkeypatch.context() as patch:
+            if name == "Kron":
+                patch.setattr(torch, "randn", noise)
+            reference.step()
+    effect = rms(flat(other) - flat(start))
+    assert effect > 0.01
+    assert (flat(mine) - flat(other)).abs().max() <= 5e-3 * effect
+
+
+@pytest.mark.parametrize(("alpha", "k"), [(0.5, 5), (0.8, 1)])
+def test_lookahead_beside_the_package(alpha, k):
+    package("pytorch_optimizer")
+    import pytorch_optimizer
+
+    start = parameters(torch.float64, shapes=[(40, 50), (301,)])
+    mine, other = copies(start), copies(start)
+    optimizer = compiledopt.Lookahead(compiledopt.AdamW(mine, lr=0.01, foreach=True), alpha=alpha, k=k)
+    reference = pytorch_optimizer.Lookahead(torch.optim.AdamW(other, lr=0.01), alpha=alpha, k=k)
+    run(optimizer, mine, Gradients(torch.float64), range(50))
+    run(reference, other, Gradients(torch.float64), range(50))
+    effect = rms(flat(other) - flat(start))
+    assert effect > 0.01 and (flat(mine) - flat(other)).abs().max() <= 1e-4 * effect
 
 
 @pytest.mark.parametrize("name", peers.THEIRS)

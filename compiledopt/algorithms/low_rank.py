@@ -33,13 +33,13 @@ def _ranks(param: Tensor, options: dict[str, Any]) -> tuple[int | None, int | No
 def left(param: Tensor, options: dict[str, Any]) -> Tensor | None:
     """rows × rank."""
     rank = _ranks(param, options)[0]
-    return None if rank is None else param.new_zeros(param.shape[0], rank, dtype=wide(param))
+    return None if rank is None else torch.zeros(param.shape[0], rank, dtype=wide(param), device=param.device)
 
 
 def right(param: Tensor, options: dict[str, Any]) -> Tensor | None:
     """rank × columns."""
     rank = _ranks(param, options)[1]
-    return None if rank is None else param.new_zeros(rank, param.shape[1], dtype=wide(param))
+    return None if rank is None else torch.zeros(rank, param.shape[1], dtype=wide(param), device=param.device)
 
 
 def moment(param: Tensor, options: dict[str, Any]) -> Tensor:
@@ -47,4 +47,11 @@ def moment(param: Tensor, options: dict[str, Any]) -> Tensor:
     rows, columns = _ranks(param, options)
     if rows is None and columns is None:
         return torch.zeros_like(param, memory_format=torch.preserve_format)
-    return param.new_zeros(rows or param.shape[0], columns or param.shape[1])
+    shape = rows or param.shape[0], columns or param.shape[1]  # whole in each process, where the parameter is distributed
+    return torch.zeros(shape, dtype=param.dtype, device=param.device)
+
+
+def norm(param: Tensor, options: dict[str, Any]) -> Tensor | None:
+    """One number of a parameter that is projected."""
+    projected = options["rank"] is not None and param.ndim == 2
+    return torch.zeros(1, 1, dtype=wide(param), device=param.device) if projected else None

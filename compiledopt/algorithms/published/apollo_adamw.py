@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from compiledopt.algorithms.low_rank import left, moment, right
+from compiledopt.algorithms.low_rank import left, moment, norm, right
 from compiledopt.algorithms.parts import moments, with_maximize
 from compiledopt.algorithms.projections import bias_corrected, is_tall, length, projected, random
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
@@ -17,10 +15,6 @@ from compiledopt.rules.rule import PLACE, rule
 GROWTH = 1.01  # of the update's norm from one step to the next, at most: Fira's limiter
 
 
-def _norm(param: Any, options: dict[str, Any]) -> Any:
-    return param.new_zeros(1, 1, dtype=torch.float32) if options["rank"] is not None and param.ndim == 2 else None
-
-
 @rule(
     scalars=("step", "number"),
     initial={
@@ -29,7 +23,7 @@ def _norm(param: Any, options: dict[str, Any]) -> Any:
         "random_right": right,
         "exp_avg": moment,
         "exp_avg_sq": moment,
-        "scaled_grad": _norm,
+        "scaled_grad": norm,
     },
     static=("rank", "update_proj_gap"),
     branches=("first",),
@@ -71,9 +65,9 @@ def apollo_adamw(
     if not plain:
         dims = (0, 1) if scale_type == "tensor" else (1,) if is_tall(param) else (0,)
         update = grad * (length(update, dims) / (length(low, dims) + 1e-8))
-        norm = length(update, (0, 1))
-        limiter = norm.new_ones(1, 1) if first else (norm / (scaled_grad + 1e-8)).clamp_min(GROWTH) / GROWTH
-        scaled_grad, update = norm / limiter, update * (scale.sqrt() / limiter)
+        size = length(update, (0, 1))
+        limiter = size.new_ones(1, 1) if first else (size / (scaled_grad + 1e-8)).clamp_min(GROWTH) / GROWTH
+        scaled_grad, update = size / limiter, update * (scale.sqrt() / limiter)
     param = (param - bias_corrected(lr, step + 1, betas, correct_bias) * update) * (1 - lr * weight_decay)
     return param, step + 1, number, random_left, random_right, exp_avg, exp_avg_sq, scaled_grad
 

@@ -192,6 +192,15 @@ class _Writer:
         node = self.program.tensors[i]
         return {BLOCKS: self.program.sizes.get(node.name, 1), PACKED: 2}.get(node.axes, 1)
 
+    def _bytes(self, i: int, count: str) -> str:
+        """Of tensor i, for so many elements that begin a row."""
+        each = self._elements(i)
+        return (
+            f"({count} + {each - 1}) / {each} * {self.dtypes[i].itemsize}"
+            if each > 1
+            else f"{count} * {self.dtypes[i].itemsize}"
+        )
+
     def _number(self, operand: Operand) -> str:
         kind, index = operand
         if kind == "column":
@@ -219,8 +228,7 @@ class _Writer:
         ]
 
     def block(self, calls: Sequence[Sequence[str]]) -> list[str]:
-        """`block`, which computes one: of `count` elements, and followed by zeros where those are fewer than it has."""
-        tiles = dict.fromkeys(self.cut.tiles[node.args[0]] for node in self.cut.scales)  # type: ignore[index]
+        """`block`, which computes one: of whose elements `count` are a row's, and the others are of no concern."""
         place = ", const Places& place" if self.program.is_random else ""
         return [
             "static inline __attribute__((always_inline))",
@@ -232,7 +240,6 @@ class _Writer:
                 for i in self.packed
             ),
             *calls[0],
-            *(f"    for (int i = count; i < {self.size}; ++i) tile{tile}[i] = 0;" for tile in tiles),
             *self._scales(),
             *calls[1],
             *self._stores(),
@@ -248,7 +255,7 @@ class _Writer:
         lines = []
         for node, n in self.cut.scales.items():
             tile, size = self.cut.tiles[node.args[0]], self.sizes[n]  # type: ignore[index]
-            found = f"(float) {FOUND_BY[node.op].format(size)}(tile{tile} + i * {size})"
+            found = f"(float) {FOUND_BY[node.op].format(size)}(tile{tile} + i * {size}, count - i * {size})"
             lines.append(f"    float largest{n}[{self.size // size}];")
             lines.append(f"    for (int i = 0; i < {self.size // size}; ++i) largest{n}[i] = {found};")
         return lines
@@ -260,42 +267,49 @@ class _Writer:
         return [f"    std::memcpy(data[{home}], largest{n}, sizeof largest{n});" for n, home in homes.items()]
 
     def run(self) -> list[str]:
-        """`run`: all blocks of a piece, of which the last may be cut short by the end of a row."""
-        bytes_of = [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)]
+        """`run`: all blocks of a piece that is made of rows, of which the last block may be short. The launcher says how long
+        rows are, after a piece's place."""
+        bytes_of, random = (
+            [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)],
+            draws.place(self.program),
+        )
+        row_of, names = [self._bytes(i, "row") for i in range(len(bytes_of))], range(len(bytes_of))
         columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
-        random = draws.place(self.program)
         return [
             'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
             f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
             *random,
-            *(f"  char* const t{i} = static_cast<char*>(pointers[{i}]);" for i in range(len(bytes_of))),
-            f"  const int64_t blocks = length / {self.size};",
-            "  for (int64_t b = 0; b < blocks; ++b) {",
-            *(_ask_for(i, count, self.size) for i, count in enumerate(bytes_of)),
-            f"    char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
-            f"    block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
-            "  }",
-            f"  if (const int rest = length % {self.size}) {{",
+            f"  const int64_t row = ((const int64_t*) pointers[{len(self.dtypes)}])[1], blocks = row / {self.size};",
+            f"  const int rest = row % {self.size};",
+            *(f"  char* t{i} = static_cast<char*>(pointers[{i}]);" for i in names),
+            "  for (; length > 0; length -= row) {",
+            "    for (int64_t b = 0; b < blocks; ++b) {",
+            *(f"      {_ask_for(i, count, self.size)}" for i, count in enumerate(bytes_of)),
+            f"      char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
+            f"      block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
+            "    }",
+            "    if (rest) {",
             *self.rest(bytes_of),
+            "    }",
+            *(f"    t{i} += {count};" for i, count in enumerate(row_of)),
+            *(["    place = place + row;"] if random else []),
             "  }",
             "}",
         ]
 
     def rest(self, bytes_of: Sequence[int]) -> list[str]:
-        """The last block, of fewer elements: in memory of its own, but for what is packed, which has another place for them."""
-        own = {
-            i: f"(rest + {self._elements(i) - 1}) / {self._elements(i)}" for i in range(len(bytes_of)) if i not in self.packed
-        }
+        """The last block of a row, of fewer elements: in memory of its own, but for what has another place for them (packed
+        codes) or one value for a block."""
+        own = [i for i in range(len(bytes_of)) if i not in self.packed and self._elements(i) < self.size]
         written = [i for i in own if self.order[i] in self.program.tensor_outputs]
-        data = ", ".join(f"own{i}" if i in own else f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of))
-        at = f", place + blocks * {self.size}" if self.program.is_random else ""
-        taken = {i: f"{count} * {self.dtypes[i].itemsize}" for i, count in own.items()}
+        at = [f"t{i} + blocks * {count}" for i, count in enumerate(bytes_of)]
+        place = f", place + blocks * {self.size}" if self.program.is_random else ""
         return [
-            *(f"    alignas(64) char own{i}[{bytes_of[i]}] = {{}};" for i in own),
-            *(f"    std::memcpy(own{i}, t{i} + blocks * {bytes_of[i]}, {taken[i]});" for i in own),
-            f"    char* const data[] = {{{data}}};",
-            f"    block(columns, data, rest{at});",
-            *(f"    std::memcpy(t{i} + blocks * {bytes_of[i]}, own{i}, {taken[i]});" for i in written),
+            *(f"      alignas(64) char own{i}[{bytes_of[i]}];" for i in own),
+            *(f"      take<{bytes_of[i]}>(own{i}, {at[i]}, {self._bytes(i, 'rest')});" for i in own),
+            f"      char* const data[] = {{{', '.join(f'own{i}' if i in own else at[i] for i in range(len(at)))}}};",
+            f"      block(columns, data, rest{place});",
+            *(f"      give<{bytes_of[i]}>({at[i]}, own{i}, {self._bytes(i, 'rest')});" for i in written),
         ]
 
 
@@ -304,4 +318,4 @@ def _ask_for(tensor: int, count: int, size: int) -> str:
     ahead = AHEAD // size * count
     lines = [f"__builtin_prefetch(t{tensor} + b * {count} + {ahead + offset});" for offset in range(0, count, 64)]
     each = max(1, 64 // count)  # blocks in a line of the cache
-    return "    " + (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)
+    return (f"if (b % {each} == 0) " if each > 1 else "") + " ".join(lines)

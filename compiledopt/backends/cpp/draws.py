@@ -73,5 +73,5 @@ def place(program: Program) -> list[str]:
     seed, step = (f"table[{n}]" if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program))
     return [
         f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
-        f"  const Places place = {{at[0], key_of((int64_t) ({seed}), (int64_t) ({step}), at[1])}};",
+        f"  Places place = {{at[0], key_of((int64_t) ({seed}), (int64_t) ({step}), at[1])}};",
     ]

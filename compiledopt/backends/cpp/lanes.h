@@ -82,6 +82,7 @@ INLINE F trunc(F a) { return (Floats)_mm512_roundscale_ps((__m512)a.v, _MM_FROUN
 // The second operand where one is NaN, so that it is the one that may be.
 INLINE F smaller(F a, F b) { return (Floats)_mm512_min_ps((__m512)a.v, (__m512)b.v); }
 INLINE F larger(F a, F b) { return (Floats)_mm512_max_ps((__m512)a.v, (__m512)b.v); }
+INLINE Ints most_of(Ints a, Ints b) { return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 INLINE int32_t largest(Ints a) { return _mm512_reduce_max_epi32((__m512i)a); }
 INLINE Ints read(const int8_t* at) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)); }
 INLINE Ints read(const uint8_t* at) { return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)at)); }
@@ -132,6 +133,7 @@ INLINE F fma(F a, F b, F c) {
 }
 INLINE F smaller(F a, F b) { return chosen(a < b, a, b); }
 INLINE F larger(F a, F b) { return chosen(a > b, a, b); }
+INLINE Ints most_of(Ints a, Ints b) { return chosen(I(a) > I(b), I(a), I(b)).v; }
 INLINE int32_t largest(Ints a) {
   int32_t most = a[0];
   for (int i = 1; i < kCount; ++i) most = most < a[i] ? a[i] : most;
@@ -277,18 +279,20 @@ INLINE F select(M condition, float a, float b) { return chosen(condition, F(a), 
 INLINE I select(M condition, I a, I b) { return chosen(condition, a, b); }
 INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & b); }
 
-// The largest finite size of a block. Sizes are in the order of their bits; what is not finite is left out where there is any,
-// and the result has a minus there if it is to be marked.
-template <int n, bool marked = false> INLINE float largest_finite(const float* values) {
-  Ints sizes{};
+// Of a block, the largest finite size among the first `count`. Sizes are in the order of their bits; what is not finite is left
+// out where there is any, and the result has a minus there if it is to be marked.
+template <int n, bool marked = false> INLINE float largest_finite(const float* values, int count) {
+  Ints sizes{}, place{};
+  for (int i = 0; i < kCount; ++i) place[i] = i;
   for (int i = 0; i < n; i += kCount) {
-    const Ints size = ints(load(values + i).v) & 0x7fffffff;
-    sizes = chosen(I(size) > I(sizes), I(size), I(sizes)).v;
+    Ints size = ints(load(values + i).v) & 0x7fffffff;
+    if (count < n) size = chosen(I(place + i) < I(count), I(size), I(0)).v;
+    sizes = most_of(sizes, size);
   }
   int32_t most = largest(sizes);
   if (__builtin_expect(most >= 0x7f800000, 0)) {
     most = 0;
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < count; ++i) {
       const int32_t size = bits_of<int32_t>(values[i]) & 0x7fffffff;
       most = size < 0x7f800000 && size > most ? size : most;
     }

@@ -569,18 +569,17 @@ void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, in
   const int64_t unit = flat ? std::max(kAlignment, block) : row;
   const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
   begin = edge(begin), end = edge(end);
-  const double* const columns = table.columns(plan.entries[i].row);
-  for (int64_t at = begin, n; at < end; at += n) {
-    n = flat ? end - at : row;
-    void* pieces[kMostTensors + 1];
-    for (int k = 0; k < plan.operands; ++k) {
-      const auto before = [&](int64_t length) { return values_of(plan.axes[k], plan.sizes[k], length); };
-      pieces[k] = plan.data(i, k) + (at / row * before(row) + before(at % row)) * plan.itemsize[k];
-    }
-    int32_t place[] = {static_cast<int32_t>(plan.places[i].offset + at), static_cast<int32_t>(plan.places[i].number)};
-    pieces[plan.operands] = place;
-    plan.kernel(pieces, columns, n);
+  if (begin >= end) return;
+  void* pieces[kMostTensors + 1];
+  for (int k = 0; k < plan.operands; ++k) {
+    const auto before = [&](int64_t length) { return values_of(plan.axes[k], plan.sizes[k], length); };
+    pieces[k] = plan.data(i, k) + (begin / row * before(row) + before(begin % row)) * plan.itemsize[k];
   }
+  // What no block reaches across begins anew after so many elements.
+  struct { int32_t offset, number; int64_t row; } piece{
+      static_cast<int32_t>(plan.places[i].offset + begin), static_cast<int32_t>(plan.places[i].number), flat ? end - begin : row};
+  pieces[plan.operands] = &piece;
+  plan.kernel(pieces, table.columns(plan.entries[i].row), end - begin);
 }
 
 // The new 0-dim states, and the version counters that tell autograd of a write.

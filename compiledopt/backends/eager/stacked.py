@@ -35,7 +35,8 @@ class Stack:
         self.traced: Traced = entry.traced
         self.entries: list[Entry] = []
         rule, param = self.traced.rule, entry.param
-        self.names = ("param", "grad", *self.traced.states_of(param), *places(self.traced))
+        self.placed = places(self.traced)
+        self.names = ("param", "grad", *self.traced.states_of(param), *self.placed)
         self.scalars = {name: number(float(value)) for name, value in zip(counts(self.traced), values, strict=True)}
         given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
@@ -57,10 +58,18 @@ class Stack:
             return entry.param
         return entry.param.grad if name == "grad" else entry.state[name]  # type: ignore[return-value]
 
+    def operand(self, entry: Entry, name: str) -> torch.Tensor:
+        """What the rule is given; a 0-dim state that is stacked has the dtype of the others, as torch.vmap wants it."""
+        if name not in self.placed:
+            return operand(self.of(entry, name))
+        wide = torch.float32 if entry.param.dtype in HALF else entry.param.dtype
+        number: torch.Tensor = entry.state[name].reshape(())
+        return number.to(entry.param.device, wide)
+
     def check(self) -> bool:
         """Try the rule without data; whether it can run on stacks. Raises: TraceError."""
         rule = self.traced.rule
-        operands = {name: operand(self.of(self.entries[0], name)) for name in self.names}
+        operands = {name: self.operand(self.entries[0], name) for name in self.names}
         every = {name: {**operands, **self.scalars}.get(name) for name in ("param", "grad", *rule.states)}
         try_rule(rule, every, self.options)
         options, scalars = self.options, self.scalars
@@ -80,7 +89,7 @@ class Stack:
         return cut(params, TEMPORARIES, CPU_LIMIT if on_host else LIMIT)
 
     def update(self, entries: Sequence[Entry]) -> None:
-        columns = {name: [operand(self.of(entry, name)) for entry in entries] for name in self.names}
+        columns = {name: [self.operand(entry, name) for entry in entries] for name in self.names}
         if len(entries) == 1:
             given = {name: column[0] for name, column in columns.items()}
             results = [
