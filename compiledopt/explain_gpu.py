@@ -12,9 +12,8 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
-from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
+from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import ELEMENTS, Program, scalar_program
@@ -73,7 +72,8 @@ def explain_gpu(
     if not known.elementwise:
         return _explain_reducing(name, known, group, arch, dtype, source, ptx)
     program = known.program
-    kernel = triton.kernel(program, kernel_dtypes((dtype, dtype, *known.dtypes_of(example).values())))
+    kernel = kernel_of(known, (dtype, dtype, *known.dtypes_of(example).values()))
+    assert isinstance(kernel, triton.TritonKernel)
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
     return _explanation(name, known, program, group, arch, dtype, [kernel.source], built, source, ptx)
 
@@ -85,9 +85,10 @@ def _explain_reducing(
     variant = known.variant(torch.empty(2, 3, dtype=dtype, device="meta"))
     if isinstance(variant, str):
         raise CompileError(f"{known.reason}: {variant}")
-    kernel = reducing_kernel(variant.passes, (dtype,) * len(variant.program.tensors))
+    kernel = kernel_of(variant, (dtype,) * len(variant.program.tensors))
+    assert not isinstance(kernel, triton.TritonKernel)
     masks = masks_of(kernel, [(1, *EXAMPLE)])
-    built = [triton.build_for(s, arch, warps=WARPS, kinds=mask) for s, mask in zip(kernel.stages, masks, strict=True)]
+    built = [triton.build_for(s, arch, warps=kernel.warps, kinds=mask) for s, mask in zip(kernel.stages, masks, strict=True)]
     sources = [stage.source for stage in kernel.stages]
     return _explanation(name, known, variant.program, group, arch, dtype, sources, built, source, ptx)
 

@@ -12,10 +12,9 @@ from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes
 from compiledopt.backends.cpp.kernels import launcher, platform_reason
 from compiledopt.backends.distributed import is_distributed, local
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
-from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.triton.batch import TritonBatch, check_norm
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.norm import norm_kernel
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -51,7 +50,7 @@ class TritonBackend(GatheredBackend):
             check_on_device(runs, param, entry.dtypes())
             there = is_on_device(runs, group, param, entry.state)
             if runs.is_clipped:
-                norm_kernel(runs, entry.dtypes(), kernel, param.device, there)
+                check_norm(runs, entry.dtypes(), kernel, param.device, there)
             if there:
                 check_scalars(runs, group, param, entry.state, kernel)
             launcher()

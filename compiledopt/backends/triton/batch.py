@@ -13,11 +13,21 @@ import torch
 from compiledopt.backends.batch import spread_of
 from compiledopt.backends.gathered import READY, GatheredBatch
 from compiledopt.backends.triton.devices import is_capturing, upload
-from compiledopt.backends.triton.norm import Squares, fills_in, norm_kernel
-from compiledopt.backends.triton.readiness import FIRST, tables_for
+from compiledopt.backends.triton.kernels import TritonKernel
+from compiledopt.backends.triton.norm import Squares, fills_in, squares_kernel
+from compiledopt.backends.triton.readiness import FIRST, AnyKernel, tables_for
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
+from compiledopt.rules.traced import Traced, Variant
+
+
+def check_norm(
+    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
+) -> TritonKernel:
+    """The kernel that measures the gradients for another one, which has run. dtypes: of its operands; on_device: whether the
+    scalar part is. Raises: CompileError."""
+    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 class TritonBatch(GatheredBatch):
@@ -37,7 +47,7 @@ class TritonBatch(GatheredBatch):
         self.has_norm = False  # whether the columns hold what the measured norm makes of them
         self.norm: Squares | None = None
         if self.is_clipped:
-            kernel = norm_kernel(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
+            kernel = check_norm(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
             self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
 
     def prepare(self) -> bool:
@@ -80,7 +90,11 @@ class TritonBatch(GatheredBatch):
             return None, ()
         self._fill_table()
         self.columns = table = self.tables.fill(self._rows_of_columns())
-        return table, [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+        return table, self._bounds()
+
+    def _bounds(self) -> list[float]:
+        """Of the norm, for each row."""
+        return [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
 
     def _pointers(self) -> torch.Tensor:
         """The table of pointers, of a graph its own."""
@@ -114,7 +128,7 @@ class TritonBatch(GatheredBatch):
         """Put what depends on the norm, which only the device knows, into its column."""
         for column, node in enumerate(self.traced.program.columns):
             if depends_on(node, "grad_norm"):
-                bounds = [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+                bounds = self._bounds()
                 norm = self.context.step["grad_norm"]
                 given = {"max_grad_norm": upload(bounds, self.device, torch.float64), "grad_norm": norm}
                 table[:, column].copy_(value_of(node, given), non_blocking=True)

@@ -9,8 +9,7 @@ import torch
 
 from compiledopt.backends.cpp.blocks import Cut, Part
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton.bodies import Body
-from compiledopt.backends.triton.kernels import CODES, NAMES, lowered
+from compiledopt.backends.triton.bodies import CODES, NAMES, Body, lowered
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import MARKED
 from compiledopt.rules.program import BLOCKS, PACKED, Program

@@ -1,10 +1,37 @@
-"""Inductor's arithmetic for one pass of a rule that reduces, freed of where its values come from."""
+"""Inductor's lines for a program, and those of one pass of a rule that reduces or keeps values in blocks, freed of where their
+values come from."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
+
+import torch
 
 from compiledopt.errors import CompileError
+from compiledopt.rules.program import Program
+from compiledopt.stats import STATS, timed
+
+NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+CODES = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}  # of storage/
+
+
+def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
+    from compiledopt.backends.inductor import lower_triton
+
+    with timed("seconds_lowering"):
+        lowered = lower_triton(program, dtypes)
+    STATS.kernels_lowered += 1
+    function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
+    names = [argument.arg for argument in function.args.args]
+    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
+    if given != ["xnumel"] or not assigns(function.body[0], "xoffset"):
+        raise CompileError("Inductor's Triton kernel has a form that is not known here")
+    return function, lowered.arguments
+
+
+def assigns(statement: ast.stmt, name: str) -> bool:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
 
 
 class Body(ast.NodeTransformer):

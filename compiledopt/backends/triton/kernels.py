@@ -24,15 +24,14 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton import random
+from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
-from compiledopt.stats import STATS, timed
+from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads
-NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
-CODES = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}  # of storage/
+NAMES = bodies.NAMES
 # The names that a signature for triton.compile uses.
 SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -174,38 +173,22 @@ def extents_of(program: Program) -> int:
 
 def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over rows. Raises: CompileError."""
-    function, arguments = lowered(program, dtypes)
+    function, arguments = bodies.lowered(program, dtypes)
     lines = []
     for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
         if kind == "tensor":
             address = f"tl.load(pointers + xindex * {len(program.tensors)} + {index}, xmask, other=0)"
             lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
-    kept = [s for s in function.body if not any(_assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
+    kept = [s for s in function.body if not any(bodies.assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
     body = "\n".join([*lines, *(ast.unparse(statement) for statement in kept)])
     return ROWS_HEAD.format(imports=imports_of(body)) + textwrap.indent(body, "    ") + "\n"
-
-
-def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
-    from compiledopt.backends.inductor import lower_triton
-
-    with timed("seconds_lowering"):
-        lowered = lower_triton(program, dtypes)
-    STATS.kernels_lowered += 1
-    function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
-    names = [argument.arg for argument in function.args.args]
-    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
-    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
-        raise CompileError("Inductor's Triton kernel has a form that is not known here")
-    return function, lowered.arguments
 
 
 def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over a whole model. Raises: CompileError."""
     if program.blocks:
-        from compiledopt.backends.triton.blocks import update_source
-
-        return framed(program, dtypes, list(range(len(program.tensors))), update_source(program, dtypes))
-    function, arguments = lowered(program, dtypes)
+        return framed(program, dtypes, list(range(len(program.tensors))), blocks.update_source(program, dtypes))
+    function, arguments = bodies.lowered(program, dtypes)
     names, body = _renamed(function, arguments, f"tl.{NAMES[compute_dtype(dtypes)]}")
     return framed(program, dtypes, sorted(set(names.values())), body)
 
@@ -213,7 +196,7 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
     """The file around the body of `update`. used: the tensors that it reads or writes."""
     count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
-    known = NAMES | CODES
+    known = NAMES | bodies.CODES
     types = {index: f"tl.pointer_type(tl.{known[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     scalars = [f"        s{i} = c{i}" for i in range(count)]
@@ -272,10 +255,6 @@ def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], sc
 
     body = "\n".join(ast.unparse(Ours().visit(statement)) for statement in function.body[1:])
     return {name: index for name, (kind, index) in kinds.items() if kind == "tensor"}, body
-
-
-def _assigns(statement: ast.stmt, name: str) -> bool:
-    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
 
 
 def imports_of(body: str) -> str:

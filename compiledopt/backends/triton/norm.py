@@ -12,10 +12,9 @@ import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel
-from compiledopt.backends.triton.readiness import AnyKernel, made_ready
+from compiledopt.backends.triton.readiness import made_ready
 from compiledopt.backends.triton.tables import cut, launch
 from compiledopt.rules.program import Argument, Node, Program, depends_on
-from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8
 NORM, BOUND = "grad_norm", "max_grad_norm"
@@ -101,13 +100,6 @@ def squares_kernel(
 
     made_ready(kernel, device, run_on_nothing)
     return kernel
-
-
-def norm_kernel(
-    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
-) -> TritonKernel:
-    """What measures the gradients for a kernel. dtypes: of its operands. Raises: CompileError."""
-    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 @lru_cache
