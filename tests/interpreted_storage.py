@@ -145,3 +145,25 @@ def test_what_the_kernel_does_not_have():
     params[0].grad = torch.ones_like(params[0])
     with pytest.warns(UserWarning, match="in 4 bits, two to a byte, which the Triton kernel does not have"):
         compiledopt.AdamW(params, state_dtype="int4").step()
+
+
+def noisy(param, grad, *, lr=0.1, noise):
+    return param - lr * grad + 0.01 * noise.normal()
+
+
+def shortened(param, grad, *, lr=0.1, noise):
+    return param - lr * grad / (grad.norm() + 1.0) + 0.01 * noise.normal()
+
+
+def test_noise_is_the_for_loops():
+    """Of rules that are elementwise; where a rule reduces too, torch's operators make it, with the reason."""
+    reference, mine = model(torch.float32), model(torch.float32)
+    start, made = flat(reference), compiledopt.define(noisy)
+    for optimizer, params in ((made(reference, foreach=False), reference), (made(mine, compiled=True), mine)):
+        for step in range(2):
+            grads_for(params, step, skip=False)
+            optimizer.step()
+    assert 0.01 < rms(flat(reference) - start) and (flat(mine) - flat(reference)).abs().max() <= 1e-6
+    grads_for(mine, 0, skip=False)
+    with pytest.warns(UserWarning, match="reduces and reads random bits, and there is no Triton kernel for that"):
+        compiledopt.define(shortened)(mine).step()

@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.once import values_once
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
+
+Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 random bits for each element, of (seed, step)
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ def evaluate(
     tensors: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     fused: bool,
-    bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    bits: Bits | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
-    bits: where the program is random, what gives 32 random bits for each element, of (seed, step).
+    bits: where the program is random.
     fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
     """
     compute = tensors[0].dtype
@@ -74,7 +77,8 @@ def evaluate(
         elif node.op in SCALES:
             values[node] = SCALES[node.op](args[0], int(args[1]))
         elif node.op in COMPOSED:
-            values[node] = COMPOSED[node.op].tensor(*args)
+            made = COMPOSED[node.op].tensor(*args)  # of bits alone, it is float32
+            values[node] = made.to(compute) if made.is_floating_point() else made
         else:
             values[node] = _computed(OPS[node.op], args, tensors[0].device, compute)
     found = [values[node] for node in program.tensor_outputs.values()]
@@ -286,6 +290,7 @@ def _codegen(
     with ExitStack() as stack:
         for context in (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad()):
             stack.enter_context(context)
+        stack.enter_context(values_once())
         graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)
         _record_kernels(graph, definitions, calls)
         for context in (V.set_graph_handler(graph), V.set_debug_handler(DebugContext())):

@@ -59,7 +59,7 @@ def as_argument(lines: list[str], index: int) -> list[str]:
     """Inductor's function with what is a pointer to random bits there, its argument `index`, as Places."""
     text = "\n".join(lines)
     head, brace, rest = text.partition("{")
-    before, parenthesis, listed = head.partition("(")
+    before, parenthesis, listed = head.rpartition("(")  # the first may be that of an attribute
     arguments = listed.rsplit(")", 1)[0].split(",")
     name = arguments[index].split("*")[-1].strip()
     arguments[index] = f" const Places {name}"
