@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.once import values_once
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
@@ -24,12 +25,13 @@ from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
 
 Arithmetic = Mapping[str, Callable[..., torch.Tensor]]
+Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 random bits for each element, of (seed, step)
 
 
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0) or ("length", 0); types: their C types.
+    order, ("tensor", input index), ("column", column index), ("place", 0 to 2) or ("length", 0); types: their C types.
 
     A place is three int32 on a GPU: the first element's in its parameter, and the key of its random bits. On the CPU it is the
     random bits of each element, and who writes the file has a function for them: Inductor takes longer for that chain, in
@@ -50,11 +52,11 @@ def evaluate(
     tensors: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     arithmetic: Arithmetic | None,
-    bits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    bits: Bits | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
-    bits: where the program is random, what gives 32 random bits for each element, of (seed, step).
+    bits: where the program is random.
     arithmetic: {an operation: another way to compute it}, and "fma": what makes a·b + c of sums of products with one rounding,
     as torch's vectorized loops do; without it there are two.
     """
@@ -79,7 +81,8 @@ def evaluate(
         elif node.op in SCALES:
             values[node] = SCALES[node.op](args[0], int(args[1]))
         elif node.op in COMPOSED:
-            values[node] = COMPOSED[node.op].tensor(*args)
+            made = COMPOSED[node.op].tensor(*args)  # of bits alone, it is float32
+            values[node] = made.to(compute) if made.is_floating_point() else made
         else:
             values[node] = _computed(OPS[node.op], args, tensors[0].device, compute)
     found = [values[node] for node in program.tensor_outputs.values()]
@@ -276,7 +279,7 @@ def _no_compiler() -> Iterator[None]:
 def _kind(program: Program, index: int) -> tuple[str, int]:
     tensors, columns = len(program.tensors), len(program.columns)
     if index >= tensors + columns:
-        return "place", 0
+        return "place", index - tensors - columns
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
@@ -298,6 +301,7 @@ def _codegen(
     with ExitStack() as stack:
         for context in (config.patch(options), tracing(TracingContext(mode)), V.set_fake_mode(mode), torch.no_grad()):
             stack.enter_context(context)
+        stack.enter_context(values_once())
         graph = GraphLowering(module, example_inputs=fakes, shape_env=shape_env, is_inference=True)
         _record_kernels(graph, definitions, calls)
         for context in (V.set_graph_handler(graph), V.set_debug_handler(DebugContext())):
@@ -343,8 +347,8 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        place = length if device == "cpu" else 3
-        fakes += [torch.empty(place, dtype=torch.int32, device=device)] * program.is_random  # type: ignore[list-item]
+        places: list[Any] = [(length,)] if device == "cpu" else [(), (), ()]
+        fakes += [torch.empty(shape, dtype=torch.int32, device=device) for shape in places if program.is_random]
     return mode, fakes, shape_env
 
 
@@ -364,11 +368,11 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
         columns = inputs[count : count + len(program.columns)]
 
         def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
-            place = inputs[-1]
-            if place.device.type == "cpu":
-                return place
-            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
-            return bits_at((place[1], place[2]), element)
+            if tensors[0].device.type == "cpu":
+                return inputs[-1]
+            first, *words = inputs[-3:]
+            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=first.device) + first
+            return bits_at((words[0], words[1]), element)
 
         results = evaluate(program, tensors, columns, fused, bits)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
