@@ -30,7 +30,7 @@ Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 ran
 @dataclass(frozen=True)
 class Lowered:
     """A kernel as Inductor wrote it. body: the source of a function `kernel`; arguments: for each of its arguments, in
-    order, ("tensor", input index), ("column", column index), ("place", 0) or ("length", 0); types: their C types.
+    order, ("tensor", input index), ("column", column index), ("place", 0 to 2) or ("length", 0); types: their C types.
 
     A place is three int32 on a GPU: the first element's in its parameter, and the key of its random bits. On the CPU it is the
     random bits of each element, and who writes the file has a function for them: Inductor takes longer for that chain, in
@@ -268,7 +268,7 @@ def _no_compiler() -> Iterator[None]:
 def _kind(program: Program, index: int) -> tuple[str, int]:
     tensors, columns = len(program.tensors), len(program.columns)
     if index >= tensors + columns:
-        return "place", 0
+        return "place", index - tensors - columns
     return ("tensor", index) if index < tensors else ("column", index - tensors)
 
 
@@ -336,8 +336,8 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     with mode:
         fakes = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]  # type: ignore[list-item]
         fakes += [torch.empty((), dtype=compute_dtype(dtypes), device=device) for _ in program.columns]
-        place = length if device == "cpu" else 3
-        fakes += [torch.empty(place, dtype=torch.int32, device=device)] * program.is_random  # type: ignore[list-item]
+        places: list[Any] = [(length,)] if device == "cpu" else [(), (), ()]
+        fakes += [torch.empty(shape, dtype=torch.int32, device=device) for shape in places if program.is_random]
     return mode, fakes, shape_env
 
 
@@ -357,11 +357,11 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
         columns = inputs[count : count + len(program.columns)]
 
         def bits(*_: torch.Tensor) -> torch.Tensor:  # the key of (seed, step, parameter) is among the inputs
-            place = inputs[-1]
-            if place.device.type == "cpu":
-                return place
-            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=place.device) + place[0]
-            return bits_at((place[1], place[2]), element)
+            if tensors[0].device.type == "cpu":
+                return inputs[-1]
+            first, *words = inputs[-3:]
+            element = torch.arange(tensors[0].shape[0], dtype=torch.int32, device=first.device) + first
+            return bits_at((words[0], words[1]), element)
 
         results = evaluate(program, tensors, columns, fused, bits)
         return [result.to(dtypes[i]) for i, result in zip(written, results, strict=True)]
