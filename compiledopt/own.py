@@ -11,7 +11,7 @@ from compiledopt import around
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, check_one_element
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.options import RESERVED, is_number
+from compiledopt.rules.options import NOISE, RESERVED, SEED, is_number
 from compiledopt.rules.rule import rule
 
 Function = Callable[..., Any]
@@ -49,6 +49,8 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
 def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
     own = rule(**declarations)(with_maximize(function))
     defaults = {name: each for name, each in _defaults(function).items() if name not in own.every}
+    if NOISE in own.options:
+        defaults.setdefault(SEED, inspect.Parameter(SEED, inspect.Parameter.KEYWORD_ONLY, default=0))
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     options = [p.replace(annotation=p.empty) for p in defaults.values()]
     names = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), inspect.Parameter("params", either)]

@@ -172,7 +172,7 @@ def formulas_page() -> str:
 
 
 def operations_page() -> str:
-    names: dict[str, list[str]] = {name: [] for name in (*OPS, *REDUCTIONS)}
+    names: dict[str, list[str]] = {name: [] for name in (*(name for name in OPS if name[0] != "_"), *REDUCTIONS)}
     for alias, name in ALIASES.items():
         names[name].append(alias)
     made = sorted(name for name in SPELLINGS if name not in MENDS and not name.startswith(("_", "special_")))

@@ -1,12 +1,13 @@
-"""The published algorithms beside the packages they come from, in pairs: python perf/menu.py [--optimizer Lion ...] [--save]
+"""The published algorithms beside the packages they come from, in pairs: python perf/menu.py [--optimizer Lion ...] [--no-save]
 
 20 × 1M and 300 × 1000 elements, float32, each contender with its defaults, by which theirs runs lists of tensors where it can.
-Needs the extra `menu`. Without --save rows are printed only.
+Needs the extra `menu`; six minutes on two quiet cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,49 @@ import compiledopt
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import peers
 
+# Those whose steps are compared with the authors' packages elsewhere: {ours: (package, class, options of theirs)}.
+AUTHORS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "AdamAtan2": ("adam_atan2_pytorch", "AdamAtan2", {"weight_decay": 0.01}),
+    "AdamWScheduleFree": ("schedulefree", "AdamWScheduleFree", {}),
+    "DAdaptAdam": ("dadaptation", "DAdaptAdam", {}),
+    "Prodigy": ("prodigyopt", "Prodigy", {}),
+    "RAdamScheduleFree": ("schedulefree", "RAdamScheduleFree", {}),
+    "SGDScheduleFree": ("schedulefree", "SGDScheduleFree", {}),
+}
+
+
+def theirs_of(name: str, params: Any) -> tuple[Any, str]:
+    """Theirs, and whose it is."""
+    if name not in AUTHORS:
+        package, title, _ = peers.THEIRS[name]
+        return peers.theirs(name, params, lr=1e-3), f"{package}.{title}"
+    package, title, options = AUTHORS[name]
+    made = getattr(importlib.import_module(package), title)(params, lr=1e-3, **options)
+    if hasattr(made, "train"):
+        made.train()
+    return made, f"{package}.{title}"
+
 
 def measured(name: str, shapes: str, seconds: float) -> dict[str, Any]:
     sizes = SHAPES[shapes]()
-    theirs = peers.theirs(name, model(sizes, torch.float32), lr=1e-3)
+    theirs, against = theirs_of(name, model(sizes, torch.float32))
     ours = getattr(compiledopt, name)(model(sizes, torch.float32), lr=1e-3)
-    package, title, _ = peers.THEIRS[name]
-    labels = {"optimizer": name, "shapes": shapes, "against": f"{package}.{title}", "executor": ours.executor}
+    ours.step()
+    labels = {"optimizer": name, "shapes": shapes, "against": against, "executor": ours.executor}
     return pair(theirs.step, ours.step, labels, seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optimizer", nargs="*", default=list(peers.THEIRS))
+    parser.add_argument("--optimizer", nargs="*", default=sorted([*peers.THEIRS, *AUTHORS]))
     parser.add_argument("--shapes", nargs="*", default=["even", "many_small"])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each pair")
-    parser.add_argument("--save", action="store_true", help="into perf/results/menu.csv")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each pair")
+    parser.add_argument("--no-save", action="store_true", help="print only, nothing into perf/results/menu.csv")
     given = parser.parse_args()
-    rows = [measured(name, shapes, given.seconds) for name in given.optimizer for shapes in given.shapes]
-    if given.save:
-        append("menu.csv", rows)
+    for name in given.optimizer:
+        rows = [measured(name, shapes, given.seconds) for shapes in given.shapes]
+        if not given.no_save:
+            append("menu.csv", rows)
 
 
 if __name__ == "__main__":

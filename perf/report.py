@@ -202,7 +202,10 @@ FEWER = """Ours with its states in fewer bytes, against float32 states and again
 (`python perf/step.py --state-dtype int8`; what it costs in quality: [precision](precision.md))."""
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
-PUBLISHED = "[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py --save`)."
+PUBLISHED = """[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py`). Where an
+algorithm has little state, torch's own operations move few bytes more than one pass does, and there is less to be gained."""
+COMBINED = """A step of `Combined(Muon(matrices), AdamW(others))` against a step of each, one after the other, in turns
+(`python perf/combined.py`): what one step for both costs beside the sum of its parts."""
 SHARDED = (
     "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
 )
@@ -250,8 +253,24 @@ def bandwidth() -> str:
 
 
 def published() -> str:
-    columns = {"optimizer": "optimizer", "shapes": "tensors", "against": "against", "executor": "ours runs", **PAIR}
-    return plain("Published optimizers", PUBLISHED, "menu.csv", ["optimizer", "shapes"], columns)
+    """A line for each algorithm: its ratio for each of the shapes."""
+    rows = latest(read("menu.csv"), ["optimizer", "shapes", "against"])
+    shapes = list(dict.fromkeys(row["shapes"] for row in rows))
+    pairs: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        pairs.setdefault((row["optimizer"], row["against"]), {})[row["shapes"]] = row
+    cells = []
+    for (name, against), of in sorted(pairs.items()):
+        executors = " + ".join(dict.fromkeys(row["executor"] for row in of.values()))
+        figures = [[of[one][key] for key in ("our_ms", "ratio")] if one in of else ["–", "–"] for one in shapes]
+        cells.append([name, against, executors, *(cell for both in figures for cell in both)])
+    header = ["optimizer", "against", "ours runs", *(head for one in shapes for head in (f"{words(one)}: our ms", "ratio"))]
+    return section("Published optimizers", PUBLISHED, rows, header, cells)
+
+
+def combined() -> str:
+    columns = {"shapes": "tensors", "their_ms": "one by one, ms", "our_ms": "combined, ms", "ratio": "ratio"}
+    return plain("Several algorithms as one", COMBINED, "combined.csv", ["shapes"], columns)
 
 
 def sharded() -> str:
@@ -270,7 +289,7 @@ def pictures() -> str:
 
 
 PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, fewer_bytes, around, averages]
-PARTS += [published, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
+PARTS += [published, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
 def page() -> str:

@@ -12,6 +12,10 @@ p / (g.abs() + 1)
 p ** 2
 p.pow(2)
 p.abs() ** 0.5
+p ** (1 / 3)
+torch.exp(40 * p)
+(p.abs() * 1e-40) ** (1 / 3)
+(p.abs() * 3e37) ** (1 / 3)
 2.0 ** p
 torch.pow(p.abs(), g)
 p.abs().pow(lr)
@@ -26,6 +30,8 @@ p.clamp(-9, 9).div(s, rounding_mode="floor")
 torch.div(p.clamp(-9, 9), s, rounding_mode="trunc")
 p.clamp(-9, 9) // 0.25
 torch.floor_divide(p.clamp(-9, 9), 0.25)
+torch.floor_divide(torch.round(p.clamp(-9, 9) * 10), 0.1)
+(p * 0 + 1) // 0.1
 p % 0.3
 torch.remainder(p, 0.3)
 p.fmod(0.3)

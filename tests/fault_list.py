@@ -698,7 +698,7 @@ fault(
 )
 fault(
     "eager:reduces-in-bfloat16",
-    "stacked.py",
+    "given.py",
     "return tensor.float() if tensor.dtype in HALF else tensor",
     "return tensor",
     "test_state.py::test_half_types_are_computed_in_float32[Adafactor-foreach-torch.bfloat16]",

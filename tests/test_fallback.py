@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import time
 import warnings
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from helpers import Gradients, flat, parameters, run
 
 import compiledopt
+from compiledopt import errors
 from compiledopt.backends import cache, inductor
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.layout import tensor_reason
@@ -123,6 +126,45 @@ def test_falls_back_with_one_warning(broken, way):
     assert optimizer.executor == "for-loop"
     assert (flat(theirs) - flat(mine)).abs().max() < 1e-6
     assert WAYS[way] in optimizer.explain()
+
+
+@pytest.mark.parametrize("what", ["kernel", "launcher"])
+def test_what_may_pass_is_tried_again_later(broken, what):
+    """A compiler that took too long was on a machine that was too busy then: not for the rest of the process."""
+
+    def times_out(command, **_):
+        raise subprocess.TimeoutExpired(command, cpp.TIMEOUT)
+
+    def made():
+        params = parameters(shapes=[(3,)])
+        optimizer = compiledopt.AdamW(params, compiled=True)
+        run(optimizer, params, Gradients(), range(1))
+        return optimizer
+
+    asked, run_as_it_is = [], subprocess.run
+    with broken.context() as patch:
+        if what == "launcher":
+            made()
+            cpp.forget()
+            name = f"{cache.key('launcher', cpp._with_runtime(*cpp.LAUNCHER), cpp.LAUNCHER_FLAGS)}.so"
+            content = cache.load(name)
+            (cache.cache_dir() / name).unlink()
+        patch.setattr(cpp.subprocess, "run", lambda command, **more: asked.append(command) or times_out(command))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"timed out after 300 seconds. Optimizers made in 10 minutes or later"):
+                made()
+        count = len(asked)
+        assert count >= 1
+        now = time.monotonic()
+        patch.setattr(cpp.time, "monotonic", lambda: now + errors.RETRY_AFTER)
+        with pytest.raises(RuntimeError, match="timed out"):
+            made()
+        assert len(asked) > count
+        patch.setattr(cpp.time, "monotonic", lambda: now + 3 * errors.RETRY_AFTER)
+        patch.setattr(cpp.subprocess, "run", run_as_it_is)
+        if what == "launcher":
+            cache.store(name, content)
+        assert made().executor == "compiled"
 
 
 @pytest.mark.parametrize("options", [{"compiled": True}, {"fused": True}], ids=str)

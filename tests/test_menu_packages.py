@@ -12,10 +12,11 @@ import sys
 import peers
 import pytest
 import torch
-from catalog import PUBLISHED
+from catalog import EXECUTORS, PUBLISHED
 from helpers import Gradients, copies, flat, parameters, rms, run
 
 import compiledopt
+from compiledopt.menu import CAUTIOUS, CORRECTED
 from compiledopt.rules import random
 
 pytestmark = pytest.mark.menu
@@ -67,6 +68,51 @@ def test_fifty_steps_beside_the_package(case):
     effect = rms(flat(other) - flat(start))
     assert effect > 0.01
     assert (flat(mine) - flat(other)).abs().max() <= 1e-3 * effect  # DiffGrad's ε stands within the correction here
+
+
+# Of timm's names with caution (c before) or corrected decay (c behind), those whose update is another than the class's here.
+OTHERWISE = {
+    "cadafactor": "timm's Adafactor is not torch's",
+    "nadamc": "timm's NAdamW has no schedule of its momentum, torch's NAdam has one",
+    "cnadamw": "the same",
+    "cnadamc": "the same",
+}
+# And those whose caution stands inside: before LAMB's trust ratio, before AdamP's projection, for Adan's first momentum alone.
+INSIDE = ("clamb", "clambw", "cadamp", "csgdp", "cadan", "cadanw")
+
+
+def beside_timm(name, **options):
+    """(parameters at the start, theirs, ours) after 50 steps under a rate that falls."""
+    timm, start = timm_optim(), parameters(torch.float64, shapes=[(40, 50), (301,), (1, 7)])
+    theirs, mine = copies(start), copies(start)
+    own = {"max_grad_norm": None} if "lamb" in name else {}
+    takes = inspect.signature(timm.get_optimizer_class(name, bind_defaults=False)).parameters
+    one_by_one = {"foreach": False} if "foreach" in takes else {}
+    reference = timm.create_optimizer_v2(theirs, opt=name, lr=0.01, weight_decay=0.1, **one_by_one, **own)
+    known = inspect.signature(type(compiledopt.create_optimizer(name, copies(start), lr=0.01))).parameters
+    decided = {"params", "lr", "weight_decay", "foreach", "maximize", "capturable", "differentiable", *own}
+    options |= {key: value for key, value in reference.param_groups[0].items() if key in known and key not in decided}
+    optimizer = compiledopt.create_optimizer(name, mine, lr=0.01, weight_decay=0.1, **options)
+    for step in range(50):
+        for one, params in ((reference, theirs), (optimizer, mine)):
+            one.param_groups[0]["lr"] = 0.01 * (1 - step / 60)
+            run(one, params, Gradients(torch.float64), range(step, step + 1))
+    return flat(start), flat(theirs), flat(mine)
+
+
+@pytest.mark.parametrize("executor", ["compiled", "for-loop"])
+@pytest.mark.parametrize("name", [*CORRECTED, *(f"c{name}" for name in CAUTIOUS)])
+def test_timms_letters_are_transformations(name, executor):
+    if name in OTHERWISE:
+        pytest.skip(OTHERWISE[name])
+    start, theirs, mine = beside_timm(name, **EXECUTORS[executor])
+    _, plain, _ = beside_timm(name[1:] if name[0] == "c" else CORRECTED[name])
+    effect = rms(theirs - plain)  # of the letter
+    assert effect > 1e-4 * rms(theirs - start) > 0
+    if name in INSIDE:
+        assert rms(mine - theirs) > 1e-3 * effect  # docs/training-loop.md says so
+    else:
+        assert (mine - theirs).abs().max() <= 1e-5 * effect
 
 
 # Of all sides the products have full rank at once: eigenvectors of equal values are anybody's choice.

@@ -288,13 +288,14 @@ def native_calls(example):
         "active": (plan.active, ()),
         "tables": (plan.tables, ()),
         "shapes": (plan.shapes, ()),
+        "places": (plan.places, ()),
         "hold": (plan.hold, ()),
         "sums": (plan.sums, (summed, (1,), 1, None, 0, 2)),
         "launch": (plan.launch, (table, 2)),
     }
 
 
-@pytest.mark.parametrize("name", ["active", "tables", "shapes"])
+@pytest.mark.parametrize("name", ["active", "tables", "shapes", "places"])
 def test_python_without_memory(name):
     """Whichever of its allocations fails, MemoryError it is, and the next call succeeds."""
     allocator = pytest.importorskip("_testcapi", reason="this Python has no allocator that fails on demand")
@@ -339,7 +340,7 @@ def test_cpp_without_memory(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     failures = dict(re.findall(r"(\w+): (\d+)", done.stdout))
     without = {name for name, count in failures.items() if count == "0"}
-    assert without == {"active", "hold", "launch", "run"} and len(failures) == 10, failures
+    assert without == {"active", "hold", "launch", "run"} and len(failures) == 11, failures
 
 
 # ---- sanitizers ----

@@ -24,7 +24,7 @@ def test_the_pages_examples():
     if not PAGE.exists():
         pytest.skip("the tests run without the repository around them")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     namespace = {"__name__": "page"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -358,6 +358,21 @@ def test_a_branch_that_would_fail_later_fails_at_once():
         with pytest.raises(TypeError, match=r"test_own.py:\d+: .* write != 0|must not branch on the value"):
             Pulled([param], pull=pull).step()
     assert torch.equal(param.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_number_may_be_compared_with_zero_either_way(executor):
+    @compiledopt.define(branches=("pull",))
+    def Pulled(param, grad, *, lr=0.1, pull=0.0):
+        if pull == 0:
+            return param - lr * grad
+        return param - lr * grad if pull == 0 else param * (1 - pull) - lr * grad
+
+    for pull in (0.0, 0.5):
+        param = torch.nn.Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        Pulled([param], pull=pull, **EXECUTORS[executor]).step()
+        torch.testing.assert_close(param.detach(), torch.full((3,), 1 - pull - 0.1))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

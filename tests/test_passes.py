@@ -343,7 +343,7 @@ def test_what_is_kept_is_small():
         for shape in itertools.product([1, 3, 25, 10**4], [1, 3, 1000, 10**6], [1, 3, 256, 2049, 10**6]):
             elements = math.prod(shape)
             if elements <= 10**9:
-                work = reducing.Work(batch.driver, batch.described, array("q", shape).tobytes(), 2)
+                work = reducing.Work(batch.driver, batch.described, array("q", shape).tobytes(), bytes(16), 2)
                 usual = min(shape[1:]) >= 256
                 assert work.bytes <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, work.bytes)
 
@@ -360,7 +360,7 @@ def test_without_memory_nothing_is_written(monkeypatch, outcome, error):
     for batch in optimizer._plan.batches:
         library = SimpleNamespace(passes_make=lambda *arguments: outcome)
         monkeypatch.setattr(batch, "driver", SimpleNamespace(library=library))
-        monkeypatch.setattr(batch, "known", (b"", 0))
+        monkeypatch.setattr(batch, "known", (b"", b"", 0))
     with pytest.raises(error, match="the passes of a rule"):
         optimizer.step()
     assert same(before, snapshot(optimizer))

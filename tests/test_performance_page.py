@@ -51,6 +51,32 @@ def test_the_page_is_generated_and_a_stale_one_or_a_missing_picture_noticed(tmp_
     assert check() == 1
 
 
+def test_the_menus_table_has_a_line_for_each_algorithm(monkeypatch):
+    """Of rows that nobody measured: the newest of each pair, and both shapes in one line."""
+    if not PERF.exists():
+        pytest.skip("the tests run without the repository around them")
+    monkeypatch.syspath_prepend(str(PERF))
+    import report
+
+    common = {"processor": "P", "threads": "2", "torch": "T", "python": "3", "commit": "c", "date": "2026-01-01 00:00"}
+
+    def row(name, shapes, ms, ratio):
+        pair = {"against": f"timm.{name}", "executor": "compiled", "their_ms": "9", "our_ms": ms, "ratio": ratio}
+        return {"optimizer": name, "shapes": shapes, **pair, **common}
+
+    rows = [row("Yogi", "even", "3.0", "3.00"), row("Yogi", "many_small", "0.1", "20.0"), row("Yogi", "even", "2.0", "4.50")]
+    rows += [row("Lion", "many_small", "0.2", "30.0")]
+    monkeypatch.setattr(report, "read", lambda file: rows if file == "menu.csv" else [])
+    lines = report.published().splitlines()
+    assert "| Lion | timm.Lion | compiled | – | – | 0.2 | 30.0 |" in lines
+    assert "| Yogi | timm.Yogi | compiled | 2.0 | 4.50 | 0.1 | 20.0 |" in lines
+    monkeypatch.setattr(report, "read", lambda file: [])
+    assert report.published() == report.combined() == ""
+    pair = {"shapes": "width 64, 4 layers", "their_ms": "9", "our_ms": "9", "ratio": "1.00"}
+    monkeypatch.setattr(report, "read", lambda file: [{**pair, **common}] if file == "combined.csv" else [])
+    assert "| width 64, 4 layers | 9 | 9 | 1.00 |" in report.combined()
+
+
 def test_shapes_are_the_models():
     sys.path.insert(0, str(PERF))
     try:

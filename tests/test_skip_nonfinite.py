@@ -91,6 +91,7 @@ def test_with_all_that_may_stand_around(executor):
     text = optimizer.explain()
     assert text.count("the norm over all gradients is measured first") == len(re.findall(r"tensors? of", text))
     assert ("n_skipped" in text) is (executor == "compiled")  # what stacks run is no program
+    assert ("if N finite else" in text) is (executor == "compiled") and "isfinite(N)" not in re.sub("(?s)program.*", "", text)
 
 
 def test_one_bad_gradient_stops_every_group():

@@ -24,6 +24,23 @@ def saved(optimizer):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_who_has_a_state_is_as_in_torch(momentum, executor):
+    """No empty dicts: neither for a rule without states nor for parameters without gradients."""
+    keys = []
+    for library, options in ((torch.optim, {"foreach": False}), (compiledopt, EXECUTORS[executor])):
+        params = parameters(shapes=[(3, 4), (5,), (6,)])
+        optimizer = library.SGD(params, lr=0.1, momentum=momentum, **options)
+        for step in range(3):
+            Gradients().set(params, step)
+            params[1].grad = None
+            optimizer.step()
+        keys.append([index for index, param in enumerate(params) if param in optimizer.state])
+        assert library is torch.optim or not torch.equal(params[0], parameters(shapes=[(3, 4)])[0])
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("case", EXCHANGED, ids=str)
 def test_from_torch_and_back(case, executor):
     """torch for 5 steps, ours for 5, torch for 5, against torch alone: as if nothing happened."""

@@ -296,3 +296,41 @@ def test_values_at_the_ends_of_float32_are_kept(size):
     codec, values = CODECS["int8"], torch.linspace(-1, 1, 32).reshape(1, 32) * size
     codes, scale = codec.encode(values, None)
     assert ((codec.decode(codes, scale) - values).abs() <= 0.01 * size).all() and codes.abs().max() == 126
+
+
+@pytest.mark.parametrize("kept", NAMES)
+def test_small_gradients_take_no_large_steps(kept):
+    """Squares of 1e-6 and less, which float16 has not, by whose roots AdamW divides; within what 4 bits keep."""
+    found = []
+    for way in ("float32", kept):
+        optimizer = made(parameters(shapes=[(64, 64)]), way, weight_decay=0.0, eps=1e-15, foreach=False)
+        start = flat(params_of(optimizer))
+        for step in range(20):
+            Gradients().set(params_of(optimizer), step)
+            params_of(optimizer)[0].grad.mul_(torch.logspace(-5, -3, 64)[:, None])
+            optimizer.step()
+        found.append((flat(params_of(optimizer)) - start) / 0.01)
+    assert rms(found[0]) > 3 and found[1].abs().max() < 1.5 * found[0].abs().max()
+    assert rms(found[1] - found[0]) < 0.5 * rms(found[0])
+
+
+@pytest.mark.parametrize("kept", ["float16", "float16_nearest"])
+def test_roots_in_float16_are_what_they_stand_for(kept):
+    """Of states that are never negative, also those that start elsewhere than at zero, and through conversions."""
+    params = parameters(shapes=[(64, 64)])
+    optimizer = compiledopt.Adagrad(params, lr=0.01, initial_accumulator_value=0.1, state_dtype=kept, foreach=False)
+    exact = compiledopt.Adagrad(copies(params), lr=0.01, initial_accumulator_value=0.1)
+    for step in range(3):
+        for each in (optimizer, exact):
+            Gradients().set(params_of(each), step)
+            for param in params_of(each):
+                param.grad.mul_(0.1)
+            each.step()
+    kept_root, wanted = states(optimizer)[0]["sum"], states(exact)[0]["sum"]
+    assert kept_root.dtype == torch.float16 and (wanted > 0.1).double().mean() > 0.9
+    torch.testing.assert_close(kept_root.double().square(), wanted.double(), rtol=4e-3, atol=0)
+    back = optimizer.state_dict(precision="float32")["state"][0]["sum"]
+    torch.testing.assert_close(back, wanted, rtol=4e-3, atol=0)
+    again = compiledopt.Adagrad(copies(params), state_dtype=kept)
+    again.load_state_dict(optimizer.state_dict(precision="float32"))
+    assert same(again.state[params_of(again)[0]]["sum"], kept_root)

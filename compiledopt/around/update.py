@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from compiledopt.around.transformation import results
+from compiledopt.rules.ops import apply
 from compiledopt.rules.program import NUMBER
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.stand_in import NotZero, StandIn, plain
@@ -79,19 +80,16 @@ class Share(StandIn):
             return super().__getattr__(name)
         return lambda *args, **kwargs: Share.__torch_function__(getattr(torch, name), (), (self, *args), kwargs)
 
-    def _both(self, other: Any) -> tuple[Any, Any]:
-        return (other.share, other.rest) if isinstance(other, Share) else (0.0, plain(other))
-
     def __add__(self, other: Any) -> Share:
-        share, rest = self._both(other)
+        share, rest = _parts(other)
         return Share(self.theta, _plus(self.share, share), _plus(self.rest, rest))
 
     def __sub__(self, other: Any) -> Share:
-        share, rest = self._both(other)
+        share, rest = _parts(other)
         return Share(self.theta, _minus(self.share, share), _minus(self.rest, rest))
 
     def __rsub__(self, other: Any) -> Share:
-        share, rest = self._both(other)
+        share, rest = _parts(other)
         return Share(self.theta, _minus(share, self.share), _minus(rest, self.rest))
 
     def __neg__(self) -> Share:
@@ -136,9 +134,28 @@ def _addcdiv(a: Any, b: Any, c: Any, value: Any = 1) -> Any:
     return a + _times(plain(b) / plain(c), value)
 
 
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    """One of two, for all elements alike: ADOPT's first update. Else a plain value."""
+    condition = plain(condition)
+    if not _is_number(condition):
+        return torch.where(condition, plain(a), plain(b))
+    (share, rest), (other, more) = (_parts(one) for one in (a, b))
+    theta = a.theta if isinstance(a, Share) else b.theta
+    return Share(theta, _either(condition, share, other), _either(condition, rest, more))
+
+
+def _parts(value: Any) -> tuple[Any, Any]:
+    return (value.share, value.rest) if isinstance(value, Share) else (0.0, plain(value))
+
+
+def _either(condition: Any, a: Any, b: Any) -> Any:
+    return a if isinstance(a, (int, float)) and _is(b, a) else apply("where", condition, a, b)
+
+
 # By torch's names; at least one of the operands is a Share.
 _LINEAR: dict[str, Callable[..., Any]] = {"add": _add, "sub": _sub, "subtract": _sub, "mul": _mul, "multiply": _mul}
 _LINEAR |= {"div": _div, "divide": _div, "true_divide": _div, "addcmul": _addcmul, "addcdiv": _addcdiv}
+_LINEAR["where"] = _where
 _LINEAR |= {"rsub": lambda a, b, alpha=1: _sub(b, a, alpha), "neg": lambda a: -a, "negative": lambda a: -a}
 
 

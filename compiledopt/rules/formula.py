@@ -8,8 +8,8 @@ from typing import Any
 
 import sympy
 
-from compiledopt.rules.composed import COMPOSED
-from compiledopt.rules.ops import OPS
+from compiledopt.rules.composed import COMPOSED, RANDOM
+from compiledopt.rules.ops import CUBE_ROOT, OPS
 from compiledopt.rules.printing import Latex, Text
 from compiledopt.rules.program import AXES, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
 
@@ -85,6 +85,7 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
     "pow": lambda a, b: a**b,
+    CUBE_ROOT: lambda a: a ** sympy.Rational(1, 3),
     "neg": lambda a: -a,
     "abs": sympy.Abs,
     "sign": sympy.sign,
@@ -122,6 +123,8 @@ _SYMPY: dict[str, Callable[..., Any]] = {
     "logical_or": sympy.Or,
     "logical_xor": sympy.Xor,
     "logical_not": sympy.Not,
+    "normal": lambda bits, draw: _function("normal")(*bits.args, draw),
+    "uniform": lambda bits, draw: _function("uniform")(*bits.args, draw),
 }
 
 
@@ -197,9 +200,11 @@ def _primed(symbol: sympy.Symbol) -> sympy.Symbol:
 
 def _is_shared(program: Program, node: Node, symbols: Mapping[Node, Any]) -> bool:
     """Whether a value is used twice and is worth a name: any tensor, and 0-dim ones that are long."""
-    if (node.op in OPS and OPS[node.op].boolean) or sum(
-        arg is node for other in program.nodes for arg in set(node_args(other))
-    ) < 2:
+    if (
+        node.op == RANDOM
+        or (node.op in OPS and OPS[node.op].boolean)
+        or sum(arg is node for other in program.nodes for arg in set(node_args(other))) < 2
+    ):
         return False
     return not node.scalar or _expression(node, symbols).count_ops() >= 5
 

@@ -47,6 +47,8 @@ class Op:
         return _ARGUMENTS.get(self.name, ("input", "other")[: self.arity])
 
 
+CUBE_ROOT = "_cube_root"  # what x ** (1 / 3) is recorded as; torch has no such function
+
 _ARGUMENTS = {
     "pow": ("input", "exponent"),
     "lerp": ("input", "end", "weight"),
@@ -112,7 +114,7 @@ _TABLE = (
     Op("trunc", 1, torch.trunc, ieee.whole(math.trunc), "trunc"),
     Op("fmod", 2, torch.fmod, ieee.fmod),
     Op("remainder", 2, torch.remainder, ieee.remainder),
-    Op("floor_divide", 2, torch.floor_divide, ieee.floor_divide),
+    Op("floor_divide", 2, casts.floor_divide, ieee.floor_divide, in_place=False, numbers=False),
     Op("maximum", 2, torch.maximum, ieee.maximum, "maximum", in_place=False, numbers=False),
     Op("minimum", 2, torch.minimum, ieee.minimum, "minimum", in_place=False, numbers=False),
     Op("copysign", 2, torch.copysign, math.copysign),
@@ -123,6 +125,7 @@ _TABLE = (
     Op("nan_to_num", 1, torch.nan_to_num, ieee.nan_to_num),
     Op("float16", 1, casts.float16, ieee.rounded_to(torch.float16), in_place=False),
     Op("bfloat16", 1, casts.bfloat16, ieee.rounded_to(torch.bfloat16), in_place=False),
+    Op(CUBE_ROOT, 1, casts.cube_root, lambda a: ieee.power(a, 1 / 3), in_place=False),
     Op("where", 3, torch.where, ieee.where, in_place=False),
     *map(_compared, ("gt", "ge", "lt", "le", "eq", "ne")),
     _asked("isnan", math.isnan),

@@ -10,7 +10,8 @@ import torch
 
 # Options that do not come from the group: what a step knows of itself, and of the parameter.
 STEP_NUMBERS = ("grad_norm", "grad_scale", "found_inf")
-RESERVED = ("first", "dtype", *STEP_NUMBERS)
+NOISE, SEED, STEP = "noise", "seed", "step"  # random numbers, and the option and the state that they follow from
+RESERVED = ("first", "dtype", NOISE, *STEP_NUMBERS)
 
 
 class Read(NamedTuple):

@@ -15,6 +15,16 @@ from sympy.printing.str import StrPrinter
 # From here on a power of two is written as one.
 _LONG = 1024
 _BRACKETED = (sympy.Add, sympy.Piecewise)
+# Questions that there is no sign for.
+_ASKED = {"isfinite": "finite", "isinf": "infinite", "isnan": "NaN", "signbit": "negative"}
+
+
+def _question(relation: Any) -> tuple[Any, str] | None:
+    """What is asked, and how one says that, of a function of yes and no compared with zero."""
+    asked, word = relation.lhs, _ASKED.get(getattr(relation.lhs.func, "__name__", ""))
+    if word is None or relation.rhs != 0 or not isinstance(relation, sympy.Eq | sympy.Ne):
+        return None
+    return asked.args[0], word if isinstance(relation, sympy.Ne) else f"not {word}"
 
 
 class _Conventional:
@@ -138,6 +148,8 @@ class Text(_Conventional, StrPrinter):  # type: ignore[misc]
         return f"({text}{self._print(last)})"
 
     def _print_Relational(self, expression: Any) -> str:
+        if question := _question(expression):
+            return f"{self._print(question[0])} {question[1]}"
         sign = {"==": "=", "!=": "≠", "<=": "≤", ">=": "≥"}.get(expression.rel_op, expression.rel_op)
         return f"{self._print(expression.lhs)} {sign} {self._print(expression.rhs)}"
 
@@ -162,6 +174,11 @@ class Latex(_Conventional, LatexPrinter):  # type: ignore[misc]
         word = len(first) > 1 and first.lower() not in greeks
         written = rf"\mathrm{{{plain}}}".replace("_", r"\_") if word else super()._print_Symbol(sympy.Symbol(plain), style)
         return str(written) + r"^{\prime}" * name.count("'")
+
+    def _print_Relational(self, expression: Any) -> str:
+        if question := _question(expression):
+            return rf"{self._print(question[0])} \text{{ {question[1]}}}"
+        return str(super()._print_Relational(expression))
 
     def _print_Rational(self, value: Any) -> str:
         mantissa, _, exponent = super()._print_Rational(value).partition("e")

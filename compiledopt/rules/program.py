@@ -197,7 +197,7 @@ class Program:
     @cached_property
     def is_composed(self) -> bool:
         """Whether it has operations that are made of others: no sequence in place is derived from such a program."""
-        return any(node.op in COMPOSED for node in self.nodes)
+        return any(node.op in COMPOSED for node in self._with_totals)
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:

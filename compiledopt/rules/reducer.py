@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.composed import random_bits
+from compiledopt.rules.noise import Noise
+from compiledopt.rules.options import STEP
 from compiledopt.rules.program import ELEMENTS, MATRICES, NUMBER, REDUCTIONS, SIZES, Argument, Node
 from compiledopt.rules.reduced import REDUCED
 from compiledopt.rules.spellings import unknown
@@ -63,6 +66,19 @@ class Reducer:
         if self.frame is not None:
             result.shaped = broadcast([arg.shaped for arg in args if isinstance(arg, Symbol)])
         return result
+
+    def noise(self, given: Callable[[], tuple[Any, Symbol]]) -> Noise:
+        """Random numbers for each element, from (seed, step). Where they are drawn, raises: TraceError."""
+
+        def bits() -> Symbol:
+            seed, step = given()
+            if not step.node.scalar:
+                raise TraceError(f"{author_line()}: noise is a function of the state {STEP!r}, which follows from tensors here")
+            drawn: Symbol = random_bits(seed, step)
+            drawn.shaped = () if self.frame is None else self.frame.whole
+            return drawn
+
+        return Noise(bits)
 
     def spreads(self, value: Symbol, home: Symbol) -> bool:
         """Whether a value is as large as another, once spread over it."""

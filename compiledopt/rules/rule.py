@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiledopt.rules.options import RESERVED, Read, as_float, read, truthy
+from compiledopt.rules.noise import counted
+from compiledopt.rules.options import NOISE, RESERVED, STEP, Read, as_float, read, truthy
 
 Initial = float | str | Callable[..., Any]
 PLACE = "place_in_group"  # what a 0-dim state may start from: the number of its parameter among those of the group
@@ -61,9 +62,10 @@ class Rule:
     packed: likewise of those that have two elements to a byte.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
 
-    Three options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
+    Four options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
-    the norm over all gradients, where the group has `max_grad_norm`.
+    the norm over all gradients, where the group has `max_grad_norm`; `noise` gives random numbers (rules/noise.py), which
+    follow from the option `seed` and the 0-dim state `step`.
     """
 
     function: Callable[..., Any]
@@ -195,11 +197,16 @@ def rule(
 
     def wrap(function: Callable[..., Any]) -> Rule:
         states, options = _arguments(function)
+        takes_noise = NOISE in options
+        if takes_noise:
+            _check_noise(function.__name__, states, scalars, sparse)
+            function = counted(function)
+            states, options = _arguments(function)
         made = Rule(
             function=function,
             states=states,
             options=options,
-            scalars=frozenset(scalars),
+            scalars=frozenset(scalars) | {STEP} if takes_noise else frozenset(scalars),
             optional=dict(optional or {}),
             initial=dict(initial or {}),
             branches=frozenset(branches),
@@ -230,6 +237,14 @@ def _arguments(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str
     if len(positional) + len(options) != len(parameters):
         raise TypeError(f"rule {function.__name__}: *args and **kwargs are not allowed; name every state and option")
     return positional[2:], options
+
+
+def _check_noise(rule: str, states: Iterable[str], scalars: Iterable[str], sparse: str | None) -> None:
+    """Refuse noise where nothing tells the numbers of one update from those of the next. Raises: TypeError."""
+    if STEP in states and STEP not in scalars:
+        raise TypeError(f"rule {rule}: noise is a function of the state {STEP!r}, a count of updates; say scalars=({STEP!r},)")
+    if sparse is not None:
+        raise TypeError(f"rule {rule}: noise is for dense gradients, and sparse={sparse!r} says that it takes others")
 
 
 def _check_names(rule: Rule) -> None:

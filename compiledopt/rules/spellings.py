@@ -330,10 +330,10 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
 # What to write instead of an operation that no kernel is made of.
 MENDS = {
     "empty_like": "it has no values; write torch.zeros_like",
-    "rand_like": "take the keyword argument `noise`, uniform in [0, 1) for each element",
-    "randn_like": "take the keyword argument `noise`, uniform in [0, 1), and make normal numbers of it",
-    "bernoulli": "take the keyword argument `noise`, and compare it with the probability",
-    "dropout": "take the keyword argument `noise`, and compare it with the probability",
+    "rand_like": "take the keyword argument `noise`, and write noise.uniform()",
+    "randn_like": "take the keyword argument `noise`, and write noise.normal()",
+    "bernoulli": "take the keyword argument `noise`, and write noise.uniform() < p",
+    "dropout": "take the keyword argument `noise`, and write noise.uniform() < p",
     "double": "arithmetic is float32 unless an operand is float64; give a state that dtype with initial={...}",
     "float_power": "it computes in float64; write **",
     "prod": "write the exponential of a sum of logarithms, or elementwise=False",

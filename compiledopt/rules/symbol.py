@@ -81,7 +81,7 @@ class Symbol:
             return True
         raise TraceError(
             f"{author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
-            "number that is compared with zero in branches=(...)"
+            "number that is compared with zero, by == or != alone, in branches=(...)"
         )
 
     def __floordiv__(self, other: Any) -> Any:
@@ -214,15 +214,14 @@ class Symbol:
     def __hash__(self) -> int:
         return id(self)
 
+    def _branches_on(self, other: Any) -> bool:
+        return self.branch and isinstance(other, (int, float)) and other == 0
+
     def __eq__(self, other: Any) -> Any:
-        return self.tracer.apply("eq", (self, other), {})
+        return False if self._branches_on(other) else self.tracer.apply("eq", (self, other), {})
 
     def __ne__(self, other: Any) -> Any:
-        return (
-            True
-            if self.branch and isinstance(other, (int, float)) and other == 0
-            else self.tracer.apply("ne", (self, other), {})
-        )
+        return True if self._branches_on(other) else self.tracer.apply("ne", (self, other), {})
 
 
 class Zero(float):

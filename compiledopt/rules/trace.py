@@ -15,8 +15,8 @@ import torch
 
 from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
-from compiledopt.rules.ops import OPS, Op
-from compiledopt.rules.options import RESERVED, is_number, truthy
+from compiledopt.rules.ops import CUBE_ROOT, OPS, Op
+from compiledopt.rules.options import NOISE, RESERVED, SEED, STEP, is_number, truthy
 from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, Argument, Node, Program, depends_on
 from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
@@ -52,6 +52,8 @@ class Tracer(Reducer):
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
             # One division in the scalar part instead of one per element: 12% of AdamW's time on 300 × 1000.
             op, args = "mul", (args[0], self.record("reciprocal", (args[1],)).node)
+        if op == "pow" and args[1] == 1 / 3 and not _is_scalar(args[0]):
+            op, args = CUBE_ROOT, args[:1]
         key = (op, *((arg if isinstance(arg, Node) else (type(arg), arg)) for arg in args))
         if key not in self.known:
             axes = _axes_of(op, args)
@@ -71,7 +73,7 @@ class Tracer(Reducer):
                 f"{author_line()}: {name} with out= or inplace=True mutates; a rule returns new values: write x = ..."
             )
         if name in COMPOSED:
-            return self.record(name, tuple(map(self.argument, args)))
+            return self.shaped_like(self.record(name, tuple(map(self.argument, args))), args)
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         if (function := SPELLINGS.get(name) or self.spelled(name)) is not None:
             return self._bound(function, name, args, kwargs)
@@ -149,6 +151,7 @@ class Tracer(Reducer):
             return value if isinstance(value, bool) else float(value)
         raise TraceError(
             f"{author_line()}: a rule computes with its arguments and with numbers, not with {type(value).__name__}"
+            f"{getattr(value, 'mend', '')}"
         )
 
 
@@ -198,14 +201,14 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]
-        if name == "dtype" and shape is not None:
+        if name == NOISE:
+            arguments[name] = tracer.noise(lambda: (arguments[SEED], states[STEP]))
+        elif name == "dtype" and shape is not None:
             arguments[name] = shape.dtype
-        elif name in rule.static:
+        elif name in rule.static or not (isinstance(value, (tuple, list)) or is_number(value)):
             arguments[name] = value
         elif isinstance(value, (tuple, list)):
             arguments[name] = tuple(None if one is None else symbol(f"{name}[{i}]", True) for i, one in enumerate(value))
-        elif not is_number(value):
-            arguments[name] = value
         elif name in RESERVED:
             arguments[name] = symbol(name, True)
         elif name in rule.branches and not truthy(value):
@@ -248,7 +251,8 @@ def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> d
     values = {name: value for name, value in zip(expected, returned, strict=True) if name == "param" or name in present}
     for name, value in values.items():
         if not isinstance(value, kind):
-            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+            mend = f"; write torch.full_like({name}, {value})" if isinstance(value, (int, float)) else ""
+            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor{mend}")
     return values
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.author import NotElementwise
+from compiledopt.rules.author import NotElementwise, TraceError
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -30,6 +30,7 @@ from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
+IN_BLOCKS = "its states are kept in blocks, which a rule that reduces has on tensors alone"
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
 
 
@@ -172,7 +173,9 @@ class Traced(Runnable):
         if self._group is None:
             return self.reason
         probe = torch.empty(tuple(range(2, 2 + dims)), dtype=dtype, device="meta")  # sizes that are all different
-        views = {name: view_of(tuple(probe.shape), tuple(shape)) for name, shape in self.shapes_of(probe).items()}
+        whole, packed = tuple(probe.shape), {*self.rule.in_blocks, *self.rule.packed}
+        shapes = {name: whole if name in packed else tuple(shape) for name, shape in self.shapes_of(probe).items()}
+        views = {name: view_of(whole, shape) for name, shape in shapes.items()}
         strange = [name for name, view in views.items() if view is None]
         if strange:
             return f"state {strange[0]} has neither the shape of the parameter nor that of its rows or columns"
@@ -199,6 +202,8 @@ class Traced(Runnable):
                 break
             except FedByTensors as state:
                 shape = replace(shape, fed=shape.fed | {state.name})
+        if program.blocks:
+            raise TraceError(IN_BLOCKS)
         scalars = tuple(name for name in self.scalar_names if name not in shape.fed)
         cut_by_columns = any(node.axes == MATRICES | COLUMNS for node in program.tensors)
         if among:

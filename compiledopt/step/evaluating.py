@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from compiledopt.around.average import exchange
-from compiledopt.backends.eager.stacked import number, operand
+from compiledopt.backends.eager.given import number, operand
 from compiledopt.rules.rule import Rule
 
 MODE = "train_mode"  # of a group whose rule says how a parameter is evaluated: as schedulefree has it

@@ -99,7 +99,7 @@ class Plan:
         made = maker.make([(entry.traced, entry.param, owner.groups[entry.group]) for entry in entries])
         for entry, first in zip(entries, made, strict=True):
             entry.first = first or entry.param in owner.fresh
-            entry.state = owner.state[entry.param]
+            entry.state = owner.state.get(entry.param, entry.state)
             check_state(entry, owner.name)
         for entry in entries:
             group = owner.groups[entry.group]

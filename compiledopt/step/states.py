@@ -33,10 +33,12 @@ class StateMaker:
 
     def _make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
         """expected: parameters that may follow, with this one."""
+        present = (*traced.scalar_names, *traced.states_of(param))
+        if not present:
+            return False  # and no empty dict: as torch's
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
-        present = (*traced.scalar_names, *traced.states_of(param))
         missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))

@@ -61,8 +61,6 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     if rule.elementwise:
         return
     for asked in (*known.values(), rounding):
-        if asked in CODECS and CODECS[asked].block:
-            raise ValueError(f"{asked!r} is for rules that are elementwise, {rule.name} is not")
         if asked == "stochastic" or (asked in CODECS and CODECS[asked].random):
             raise ValueError(
                 f"{asked!r} rounds with random bits, which rules that are not elementwise do not have, as {rule.name}"

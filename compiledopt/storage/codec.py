@@ -43,6 +43,10 @@ class Codec(ABC):
     def encode(self, values: Any, bits: Any) -> tuple[Any, Any]:
         """(codes, scale or None). bits: 32 random ones for each element, or None."""
 
+    def converted(self, values: torch.Tensor) -> torch.Tensor:
+        """The codes of values outside of a step, rounded to nearest, where they are not kept in blocks."""
+        return values.to(self.dtype)
+
     def objection(self, param: torch.Tensor, smallest: int | None = None) -> str | None:
         """Why a state shaped like `param` is not kept so, or None. smallest: elements from which on it is, whatever its shape;
         None for those to which it brings something."""

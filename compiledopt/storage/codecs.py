@@ -13,16 +13,18 @@ from compiledopt.storage.derived import STATE_DTYPE
 from compiledopt.storage.dynamic import Dynamic8, UDynamic8
 from compiledopt.storage.float8 import Float8
 from compiledopt.storage.four_bits import Int4, UInt4
-from compiledopt.storage.rounded import StochasticallyRounded, Stored
+from compiledopt.storage.rounded import Root, StochasticallyRounded, StochasticRoot, Stored
 
 CODECS: dict[str, Codec] = {
     one.name: one
     for one in (
         Stored("float32", torch.float32),
         StochasticallyRounded("bfloat16", torch.bfloat16),
-        StochasticallyRounded("float16", torch.float16),
+        StochasticallyRounded("float16", torch.float16, unsigned="float16_root"),
+        StochasticRoot(),
         Stored("bfloat16_nearest", torch.bfloat16),
-        Stored("float16_nearest", torch.float16),
+        Stored("float16_nearest", torch.float16, unsigned="float16_root_nearest"),
+        Root(),
         Int8(),
         UInt8(),
         Dynamic8(),

@@ -15,7 +15,7 @@ def decoded(codec: Codec, codes: torch.Tensor, scale: torch.Tensor | None, param
     """The values of a state, in float32 at least."""
     if scale is None or not codec.block:
         wide = torch.promote_types(torch.float32, codes.dtype) if codes.is_floating_point() else torch.float32
-        return codes.to(wide)
+        return codec.decode(codes.to(wide), None)  # type: ignore[no-any-return]
     cut, axes = Blocks(local(param).shape, {"": codec.block}), PACKED if codec.packed else ELEMENTS
     numbers = cut.into(as_operand(local(codes)), axes).to(torch.float32)
     found = cut.back(codec.decode(numbers, cut.into(local(scale), BLOCKS)), ELEMENTS)
@@ -25,7 +25,7 @@ def decoded(codec: Codec, codes: torch.Tensor, scale: torch.Tensor | None, param
 def encoded(codec: Codec, values: torch.Tensor, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(codes, scale or None), rounded to nearest."""
     if not codec.block:
-        return values.to(codec.dtype), None
+        return codec.converted(values), None
     cut, axes = Blocks(local(param).shape, {"": codec.block}), PACKED if codec.packed else ELEMENTS
     found, scale = codec.encode(cut.into(local(values), ELEMENTS), None)
     codes, scales = as_stored(cut.back(found, axes), codec.dtype), cut.back(scale, BLOCKS).to(torch.float32)

@@ -15,7 +15,7 @@ from compiledopt.rules.composed import random_bits
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named as by_name
 from compiledopt.storage.codec import SCALE, Codec, Rounding
-from compiledopt.storage.cut import encoded, placed
+from compiledopt.storage.cut import decoded, encoded, placed
 from compiledopt.storage.rounded import more_bits, upper_half
 
 STATE_DTYPE, MIN_NUMEL, ROUNDING, SEED = "state_dtype", "min_quantized_numel", "rounding", "seed"
@@ -77,13 +77,13 @@ def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tu
         if kept.is_random and SEED not in rule.options:
             del options[SEED]
         present = {name: codec for name, codec in codecs.items() if given[name] is not None}
-        decoded = {name: codec.decode(given[name], given.get(f"{name}_{SCALE}")) for name, codec in present.items()}
-        before = [decoded.get(name, given[name]) for name in rule.states]
+        values_of = {name: _read(codec, given[name], given.get(f"{name}_{SCALE}"), param) for name, codec in present.items()}
+        before = [values_of.get(name, given[name]) for name in rule.states]
         master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
         after: dict[str, Any] = by_name(rule, rule(master, grad, *before, **options), rule.states, object)
         bits = _draws(seed, given[STEP]) if kept.is_random else iter(())
         for name, codec in present.items():
-            after[name], after[f"{name}_{SCALE}"] = codec.encode(after[name], next(bits) if codec.random else None)
+            after[name], after[f"{name}_{SCALE}"] = _written(codec, after[name], param, next(bits) if codec.random else None)
         if rounding is not None:
             found = rounding.after(after["param"], kept.dtype, next(bits) if rounding.random else None)
             after |= dict(zip(("param", *own), found, strict=True))
@@ -94,6 +94,21 @@ def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tu
     stored.__name__ = rule.function.__name__
     stored.__wrapped__ = rule.function  # type: ignore[attr-defined]  # messages name the author's function, and its place
     return stored
+
+
+def _read(codec: Codec, codes: Any, scale: Any, param: Any) -> Any:
+    """The values of a state: of symbols, in the blocks of whoever runs the program; of tensors, where a rule is called on
+    them, in those of the parameter."""
+    if codec.block and isinstance(param, torch.Tensor):
+        return decoded(codec, codes, scale, param)
+    return codec.decode(codes, scale)
+
+
+def _written(codec: Codec, values: Any, param: Any, bits: Any) -> tuple[Any, Any]:
+    """(codes, scale or None), as in `_read`."""
+    if codec.block and isinstance(param, torch.Tensor):
+        return encoded(codec, values, param)
+    return codec.encode(values, bits)
 
 
 def _like(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -124,7 +139,7 @@ def _encoded(codec: Codec, value: Any, param: torch.Tensor) -> tuple[Any, Any]:
 def _full(codec: Codec, start: float, param: torch.Tensor) -> tuple[Any, Any]:
     """(codes, scales) of a state that starts from a number, without its values in a wider dtype."""
     if not codec.block:
-        fill = complex(start, start) if param.is_complex() else start
+        fill = complex(start, start) if param.is_complex() else codec.converted(torch.tensor(start)).item()
         return torch.full_like(param, fill, dtype=codec.dtype, **_LIKE), None
     code, scale = (part[0, 0].item() for part in codec.encode(torch.full((1, codec.block), start), None))
     part = local(param)

@@ -15,6 +15,7 @@ from compiledopt.rules.random import mixed
 from compiledopt.storage.codec import Codec
 
 SMALLEST_NORMAL, LARGEST = 2.0**-14, 65504.0  # of float16
+SMALLEST_ROOT = 2.0**-24
 
 
 def _bits(x: Any) -> Any:
@@ -60,6 +61,12 @@ def nearest_float16(x: Any) -> Any:
 
 
 @operation
+def root_float16(x: Any) -> Any:
+    """√x, at least the smallest that float16 has where x > 0: a step divides by the root of such a state."""
+    return torch.where(x > 0, x.sqrt().clamp(min=SMALLEST_ROOT), x.sqrt())
+
+
+@operation
 def more_bits(bits: Any) -> Any:
     """32 random bits of 32 others."""
     return mixed(bits ^ 0x5BE0CD19)
@@ -80,8 +87,8 @@ class Stored(Codec):
 
     plain = True
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
-        self.name, self.dtype, self.source = name, dtype, "IEEE 754"
+    def __init__(self, name: str, dtype: torch.dtype, unsigned: str | None = None) -> None:
+        self.name, self.dtype, self.unsigned, self.source = name, dtype, unsigned, "IEEE 754"
 
     def decode(self, codes: Any, scale: Any) -> Any:
         return codes
@@ -95,8 +102,8 @@ class StochasticallyRounded(Codec):
 
     random = True
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
-        self.name, self.dtype = name, dtype
+    def __init__(self, name: str, dtype: torch.dtype, unsigned: str | None = None) -> None:
+        self.name, self.dtype, self.unsigned = name, dtype, unsigned
         self.source = "Gupta et al. 2015, arXiv:1502.02551"
 
     def decode(self, codes: Any, scale: Any) -> Any:
@@ -104,3 +111,30 @@ class StochasticallyRounded(Codec):
 
     def encode(self, values: Any, bits: Any) -> tuple[Any, Any]:
         return STOCHASTIC[self.dtype](values, bits), None
+
+
+class Root(Codec):
+    """√x in float16 to nearest, for states that are never negative: float16 has nothing below 6e-8, the square of 2e-4, so that
+    averages of squares would be zeros, and steps divide by their root."""
+
+    dtype, signed, source = torch.float16, False, "the root of FlashOptim 2025's 8 bits, for float16"
+    name = "float16_root_nearest"
+
+    def decode(self, codes: Any, scale: Any) -> Any:
+        return codes * codes
+
+    def encode(self, values: Any, bits: Any) -> tuple[Any, Any]:
+        return root_float16(values), None
+
+    def converted(self, values: torch.Tensor) -> torch.Tensor:
+        rooted: torch.Tensor = root_float16(values)
+        return rooted.to(self.dtype)
+
+
+class StochasticRoot(Root):
+    """The same with random bits."""
+
+    name, random = "float16_root", True
+
+    def encode(self, values: Any, bits: Any) -> tuple[Any, Any]:
+        return stochastic_float16(root_float16(values), bits), None

@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compiledopt.rules.author import NotElementwise, TraceError
-from compiledopt.rules.program import Argument, Node
+import torch
+
+from compiledopt.rules.program import Argument, Node, Program
+from compiledopt.rules.reducer import Shape
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import trace
+from compiledopt.rules.views import Frame
 
 Interval = tuple[float, float]
 EVERYTHING, INFINITY = (-float("inf"), float("inf")), float("inf")
@@ -20,9 +23,8 @@ NOT_NEGATIVE = re.compile(r"lr|eps(\[\d\])?|step|weight_decay|n_averaged|first")
 
 def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
     """The states that stay at or above zero once they start there, whatever the gradients are."""
-    try:
-        program = trace(rule, group)
-    except (NotElementwise, TraceError):
+    program = _program(rule, group)
+    if program is None:
         return frozenset()
     candidates = {name for name in program.tensor_outputs if name != "param"}
     candidates = {name for name in candidates if rule.maker(name) is None and rule.initial_value(name, group) >= 0}
@@ -32,6 +34,18 @@ def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
         if not failing:
             return frozenset(candidates)
         candidates -= failing
+
+
+def _program(rule: Rule, group: Mapping[str, Any]) -> Program | None:
+    """The rule's program; where it reduces, that for a matrix; None where it has neither."""
+    frame = Frame(2, 0, False)
+    views = tuple((name, frame.whole) for name in rule.states_for(group) if rule.maker(name) is None)
+    for shape in (None, Shape(frame, torch.float32, views)) if rule.elementwise else (Shape(frame, torch.float32, views),):
+        try:
+            return trace(rule, group, shape)
+        except (TypeError, AttributeError, ValueError):  # TraceError among them: what a rule says to symbols
+            continue
+    return None
 
 
 def _interval(node: Argument, positive: set[str], known: dict[Node, Interval]) -> Interval:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks, draws
-from compiledopt.backends.cpp.sources import HERE, kernel_source, loops, passes_source, prefix, totals, totals_source
-from compiledopt.errors import CompileError
+from compiledopt.backends.cpp.sources import HERE, functions, kernel_source, loops, passes_source, prefix, totals, totals_source
+from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
@@ -60,10 +61,13 @@ def _run(command: Sequence[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=_environment())
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
+        raise PassingCompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
     if done.returncode != 0:
         said = done.stderr.strip()[-800:]
-        raise CompileError(f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}")
+        killed = done.returncode < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
+        raise (PassingCompileError if killed else CompileError)(
+            f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}"
+        )
 
 
 def _environment() -> dict[str, str]:
@@ -103,7 +107,7 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
         object_file.unlink(missing_ok=True)
         return library.read_bytes()
     except OSError as error:
-        raise CompileError(f"no room for temporary files: {error}") from error
+        raise PassingCompileError(f"no room for temporary files: {error}") from error
 
 
 # ---- kernels ----
@@ -147,12 +151,13 @@ def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
-    """What `find` finds, looked for once; a failure is not tried again. Raises: CompileError."""
+    """What `find` finds, looked for once; a failure is not tried again while it is remembered. Raises: CompileError."""
     with _lock:
         known = _kernels.get(identity)
         if isinstance(known, CompileError):
-            raise known
-        if known is not None:
+            if time.monotonic() < known.until:
+                raise known
+        elif known is not None:
             STATS.memory_hits += 1
             return known
         try:
@@ -177,7 +182,7 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
-    parts = (loops(), prefix(), blocks.TEXT, draws.TEXT, more)
+    parts = (loops(), prefix(), functions(), blocks.TEXT, draws.TEXT, more)
     return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
 
 
@@ -218,13 +223,15 @@ def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
 def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
     """A kernel with functions that our prefix lacks gets torch's, and takes 5 s. One that was to run on vectors (lanes.h) runs
     without."""
-    if prefix() not in source:
+    if prefix() not in source or isinstance(first, PassingCompileError):
         raise first
     full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
     try:
         return build(name, full, [*flags, "-DPLAIN", f"-I{include}", f"-I{include}/torch/csrc/api/include"])
+    except PassingCompileError:
+        raise
     except CompileError as second:
         raise CompileError(f"{first}; with torch's headers: {second}") from first
 
@@ -248,7 +255,8 @@ def launcher_soon() -> None:
     """Start building the launcher beside the caller, which is about to spend seconds in Inductor's import."""
     global _launcher
     with _lock:
-        if _launcher is None:
+        failed = _launcher.exception() if _launcher is not None and _launcher.done() else None
+        if _launcher is None or (isinstance(failed, CompileError) and time.monotonic() >= failed.until):
             _launcher = Future()
             threading.Thread(target=_fill, args=(_launcher,), daemon=True, name="compiledopt-launcher").start()
 

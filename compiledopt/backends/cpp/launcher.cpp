@@ -258,11 +258,6 @@ struct Found {
 // The operand that is read only.
 constexpr int kGrad = 1;
 
-// Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it.
-struct Place {
-  int64_t number, offset;
-};
-
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
 
@@ -652,10 +647,13 @@ std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, i
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
       const auto [i, offset] = blocks[b];
-      void* pointers[kMostTensors + 1];
+      void* pointers[kMostTensors + 2];
       for (int k = 0; k < wanted.reads; ++k)
         pointers[k] = plan.data(i, wanted.operands[k]) + offset * plan.itemsize[wanted.operands[k]];
       pointers[wanted.reads] = &sums[b * wanted.count];
+      const Place& own = plan.places[i];
+      int32_t place[] = {static_cast<int32_t>(own.offset + offset), static_cast<int32_t>(own.number)};
+      pointers[wanted.reads + 1] = place;  // for kernels that read random numbers
       const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
       wanted.kernel(pointers, columns, std::min(kBlock, plan.lengths[i] - offset));
     }
@@ -826,6 +824,19 @@ Owned plan_tables(Plan& plan, PyObject*) {
   return Owned::checked(PyTuple_Pack(4, parts[0].get(), parts[1].get(), parts[2].get(), parts[3].get()));
 }
 
+// (length, what no block reaches across, number, offset) of the entries in `tables`; where blocks fill the rows, a row is all.
+Owned plan_extents(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "extents");
+  std::vector<int64_t> extents;
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    const int64_t length = plan.lengths[i], row = row_of(plan.found(i).param());
+    const bool fills = plan.block == 0 || row % plan.block == 0;
+    extents.insert(extents.end(), {length, std::max<int64_t>(1, fills ? length : row), plan.places[i].number, plan.places[i].offset});
+  }
+  return bytes_of(extents);
+}
+
 // For a launch in passes: (matrices, rows, columns), as they lie in memory, of the entries in `tables`.
 Owned plan_shapes(Plan& plan, PyObject*) {
   require_stage(plan, kSeen, "shapes");
@@ -845,6 +856,15 @@ Owned plan_shapes(Plan& plan, PyObject*) {
     shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
   }
   return bytes_of(shapes);
+}
+
+// And which parameters they are.
+Owned plan_places(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "places");
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < plan.count(); ++i)
+    if (plan.has_gradient(i)) places.insert(places.end(), {plan.places[i].number, plan.places[i].offset});
+  return bytes_of(places);
 }
 
 // Before a launch elsewhere that lets the GIL go.
@@ -1050,7 +1070,10 @@ PyMethodDef plan_methods[] = {
     {"forget_rows", plan_method<plan_forget_rows>, METH_NOARGS, "forget_rows(): no entry has a row"},
     {"tables", plan_method<plan_tables>, METH_NOARGS,
      "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
+    {"extents", plan_method<plan_extents>, METH_NOARGS,
+     "extents() -> (length, what no block reaches across, number, offset) of each entry in tables()"},
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
+    {"places", plan_method<plan_places>, METH_NOARGS, "places() -> (number, offset) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
     {"sums", plan_method<plan_sums>, METH_VARARGS,

@@ -149,12 +149,13 @@ Window window_of(const Pass& pass, const Reduction& r, const Shape& shape, int64
 struct Job {
   const Rule& rule;
   Shape shape;
+  Place origin;
   std::vector<char*> buffers;
   std::vector<double> numbers;
   std::vector<std::vector<Window>> windows;  // for each pass, part by part, reduction by reduction
 
-  Job(const Rule& rule, const Shape& shape)
-      : rule(rule), shape(shape), buffers(rule.buffers.size()), numbers(rule.numbers), windows(rule.passes.size()) {
+  Job(const Rule& rule, const Shape& shape, const Place& origin)
+      : rule(rule), shape(shape), origin(origin), buffers(rule.buffers.size()), numbers(rule.numbers), windows(rule.passes.size()) {
     if (shape.size(kElements) == 0) return;
     for (size_t p = 0; p < rule.passes.size(); ++p) {
       const Pass& pass = rule.passes[p];
@@ -304,7 +305,7 @@ struct Worker {
 
   void sweep(const Pass& pass, int64_t begin, int64_t end, Window* windows) const {
     const Shape& shape = job.shape;
-    void* pointers[kMostOperands];
+    void* pointers[kMostOperands + 1];
     double columns[kMostOperands];
     for (size_t i = 0; i < pass.columns.size(); ++i) columns[i] = job.numbers[pass.columns[i]];
     Cursor cursor(shape, pass.axes, begin);
@@ -326,6 +327,8 @@ struct Worker {
           }
         }
       }
+      int32_t place[] = {static_cast<int32_t>(job.origin.offset + at), static_cast<int32_t>(job.origin.number)};
+      pointers[pass.operands.size()] = place;  // for kernels that read random numbers
       pass.run(pointers, columns, n);
       for (size_t i = 0; i < pass.reductions.size(); ++i) {
         const Reduction& r = pass.reductions[i];
@@ -427,7 +430,7 @@ struct Work {
   std::vector<int64_t> small, large;
   int64_t threads, tiles, each, shared = 0;  // bytes of a thread's tiles, of all that is its own, of what is everybody's
 
-  Work(const int64_t* plan, int64_t count, const Shape* shapes, int64_t most_threads) : rule(plan) {
+  Work(const int64_t* plan, int64_t count, const Shape* shapes, const Place* places, int64_t most_threads) : rule(plan) {
     int64_t total = 0, own = 0;
     size_t operands = 1;
     for (const auto& pass : rule.passes) operands = std::max(operands, pass.operands.size());
@@ -435,7 +438,7 @@ struct Work {
     threads = std::clamp<int64_t>(total / kWorkPerThread, 1, std::max<int64_t>(most_threads, 1));
     jobs.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
-      jobs.emplace_back(rule, shapes[i]);
+      jobs.emplace_back(rule, shapes[i], places[i]);
       const int64_t size = shapes[i].size(kElements);
       if (size == 0) continue;
       const bool all = threads > 1 && size >= kWorkPerThread;
@@ -484,11 +487,12 @@ template <class F> Outcome guarded(F&& body) noexcept {
 
 }  // namespace
 
-// plan: the rule, as backends/cpp/reducing.py writes it; count: of the parameters; shapes: theirs; threads: at most; made:
-// where the work goes, for passes_run as often as wanted, one at a time, and passes_free.
-extern "C" Outcome passes_make(const int64_t* plan, int64_t count, const Shape* shapes, int64_t threads, Work** made) {
+// plan: the rule, as backends/cpp/reducing.py writes it; count: of the parameters; shapes, places: theirs; threads: at
+// most; made: where the work goes, for passes_run as often as wanted, one at a time, and passes_free.
+extern "C" Outcome passes_make(const int64_t* plan, int64_t count, const Shape* shapes, const Place* places, int64_t threads,
+                               Work** made) {
   return guarded([&] {
-    *made = std::make_unique<Work>(plan, count, shapes, threads).release();
+    *made = std::make_unique<Work>(plan, count, shapes, places, threads).release();
     return kDone;
   });
 }

@@ -42,10 +42,11 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
 class Work:
     """The passes over parameters of known shapes: who runs which, and the memory for what is kept between passes."""
 
-    def __init__(self, driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> None:
-        """shapes: (matrices, rows, columns) of each parameter, as int64. Raises: MemoryError, RuntimeError."""
+    def __init__(self, driver: cpp.Kernel, rule: array[int], shapes: bytes, places: bytes, threads: int) -> None:
+        """shapes: (matrices, rows, columns) of each parameter, places: (number, offset), as int64. Raises: MemoryError,
+        RuntimeError."""
         self.library = driver.library
-        self.handle = made(driver, rule, shapes, threads)
+        self.handle = made(driver, rule, shapes, places, threads)
         weakref.finalize(self, self.library.passes_free, self.handle).atexit = False
         size = self.library.passes_room
         size.restype = ctypes.c_int64
@@ -59,11 +60,11 @@ class Work:
         self.library.passes_run(self.handle, pointers, _address(table), ctypes.c_int64(width), rows, room)
 
 
-def made(driver: cpp.Kernel, rule: array[int], shapes: bytes, threads: int) -> ctypes.c_void_p:
+def made(driver: cpp.Kernel, rule: array[int], shapes: bytes, places: bytes, threads: int) -> ctypes.c_void_p:
     """passes.cpp's side of a Work, which passes_free frees. Raises: MemoryError, RuntimeError."""
     handle = ctypes.c_void_p()
-    make, numbers = driver.library.passes_make, (ctypes.c_int64(len(shapes) // 24), shapes, ctypes.c_int64(threads))
-    outcome = make(_address(rule), *numbers, ctypes.byref(handle))
+    count, most = ctypes.c_int64(len(shapes) // 24), ctypes.c_int64(threads)
+    outcome = driver.library.passes_make(_address(rule), count, shapes, places, most, ctypes.byref(handle))
     if outcome == NO_MEMORY:
         raise MemoryError("no memory for what the passes of a rule keep")
     if outcome != DONE:
@@ -81,7 +82,7 @@ class ReducingBatch(CppBatch):
             self.squared = squares_kernel(self.dtypes[1])
         self.driver = cpp.passes_driver()
         self.described = described(self.traced, self.dtypes, self.kernel)
-        self.known: tuple[bytes, int] = (b"", 0)  # the shapes and threads that `work` is for
+        self.known: tuple[bytes, bytes, int] = (b"", b"", 0)  # the shapes, places and threads that `work` is for
         return self._native_plan(0, self.dtypes)
 
     @property
@@ -92,7 +93,7 @@ class ReducingBatch(CppBatch):
         """Read and check every tensor, and take the memory for what is kept between passes; nothing is written."""
         if not super().prepare():
             return False
-        known = (self.native.shapes(), torch.get_num_threads())
+        known = (self.native.shapes(), self.native.places(), torch.get_num_threads())
         if known != self.known:
             self.work, self.known = Work(self.driver, self.described, *known), known
         self.pointers, _, self.row_of, _ = self.native.tables()

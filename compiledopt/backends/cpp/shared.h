@@ -24,6 +24,11 @@ enum Status : int { kReady = 0, kRegroup = 1, kRebuild = 2 };
 enum Kind : int { kTensor = 0, kBuffer = 1, kTile = 2, kSlot = 3 };
 enum Op : int { kSum = 0, kMean = 1, kAmax = 2, kAmin = 3 };
 
+// Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it: for random numbers.
+struct Place {
+  int64_t number, offset;
+};
+
 // What the functions of passes.cpp return: no exception may leave them.
 enum Outcome : int { kDone = 0, kNoMemory = -1, kFailed = -2 };
 

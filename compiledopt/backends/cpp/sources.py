@@ -25,14 +25,15 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         function = blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)])
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), *random, *function, ""])
+    return "\n".join([loops(), prefix(), functions(), *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     """The C++ file of a rule that reduces: `run0`, `run1`, ... for its passes, and a `run` that is never called."""
     from compiledopt.backends.inductor import compute_dtype
 
-    wide, lines = compute_dtype(dtypes), [loops(), prefix()]
+    bits = draws.functions() if any(sweep.program.is_random for sweep in passes.sweeps) else []
+    wide, lines = compute_dtype(dtypes), [loops(), prefix(), functions(), *bits]
     for index, sweep in enumerate(passes.sweeps):
         lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
     return "\n".join([*lines, 'extern "C" void run() {}', ""])
@@ -45,8 +46,11 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
     values = _function(program, (*dtypes, *[wide] * count), "_values")
     sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
+    bits = draws.functions() if program.is_random else []
     types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
-    return "\n".join([loops(), prefix(), *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()])
+    return "\n".join(
+        [loops(), prefix(), functions(), *bits, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()]
+    )
 
 
 def totals() -> str:
@@ -55,6 +59,10 @@ def totals() -> str:
 
 def prefix() -> str:
     return (HERE / "prefix.h").read_text()
+
+
+def functions() -> str:
+    return (HERE / "functions.h").read_text()
 
 
 def loops() -> str:
@@ -86,6 +94,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     from compiledopt.backends.inductor import compute_dtype
 
     lines, known, types = _body(program, dtypes, suffix)
+    lines = [line.replace("std::exp(", "exp_of(") for line in lines]
     scalar = C_TYPES[compute_dtype(dtypes)]
     arguments = []
     for (kind, index), type_name in zip(known, types, strict=True):

@@ -10,9 +10,9 @@ import torch
 
 from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.eager.evaluated import new_values
+from compiledopt.backends.eager.evaluated import bits_of, new_values
+from compiledopt.backends.eager.given import given_to
 from compiledopt.backends.eager.rows import EagerBatch, totals_of
-from compiledopt.backends.eager.stacked import given_to
 from compiledopt.backends.layout import HALF, as_operand, as_real, is_sparse
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
@@ -57,7 +57,7 @@ class DirectBatch(EagerBatch):
             given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
             values = scalar_values(measure.program, given, entry.param.device)
             columns = [values[node] for node in measure.program.columns]
-            for node, value in zip(measure.totals, totals_of(measure, tensors, columns), strict=True):
+            for node, value in zip(measure.totals, totals_of(measure, tensors, columns, bits_of(entry)), strict=True):
                 key = total_of(node, entry.group)
                 found[key] = found.get(key, 0.0) + over_processes(value, entry)
         return found

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from compiledopt.backends.batch import Entry
 from compiledopt.backends.blocks import Blocks
-from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.eager.arithmetic import AS_KERNELS
+from compiledopt.backends.inductor import Arithmetic, Bits, compute_dtype, evaluate, is_fused
 from compiledopt.backends.layout import as_real, is_dense
+from compiledopt.rules.options import STEP
 from compiledopt.rules.program import ELEMENTS
 from compiledopt.rules.random import bits_at, key
 
@@ -20,22 +24,35 @@ def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     columns = [number.to(wide) for number in numbers]
     if not program.blocks:
-        return evaluate(program, [tensor.to(wide, copy=True) for tensor in tensors], columns, False, _bits_for(entry, None))
+        given = [tensor.to(wide, copy=True) for tensor in tensors]
+        return evaluate(program, given, columns, None, bits_of(entry))
+    # Codes are the same bit for bit, which the plain ones above are with those of parameters in float32; mps has no float64.
+    exact = wide is torch.float32 and is_fused(entry.param.device) and entry.param.device.type != "mps"
+    special: Arithmetic | None = AS_KERNELS if exact else None
     cut = Blocks(entry.param.shape, program.sizes)
     axes = {node.name: node.axes for node in program.tensors}
     cuts = [cut.into(tensor, axes[name], name) for name, tensor in zip(axes, tensors, strict=True)]
-    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, False, _bits_for(entry, cut))
+    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, special, bits_of(entry, cut))
     return [cut.back(value, axes[name], name) for name, value in zip(program.tensor_outputs, found, strict=True)]
 
 
-def _bits_for(entry: Entry, cut: Blocks | None) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def noise_bits(entry: Entry, seed: Any) -> torch.Tensor:
+    """32 random bits for each element of a parameter at its next update, for rules that are called on tensors."""
+    device = entry.param.device
+    if not isinstance(seed, torch.Tensor):
+        seed = torch.full((), seed, dtype=torch.int64, device=device)  # no copy from the host, which no graph may capture
+    bits = bits_of(entry)(*(value.reshape(()).to(device, torch.int64) for value in (seed, entry.state[STEP])))
+    return bits.reshape(1) if bits.dim() == 0 else bits  # as the operands
+
+
+def bits_of(entry: Entry, cut: Blocks | None = None) -> Bits:
     """The random bits of a parameter, or of the part of it that is here."""
 
     def bits(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         param, device = as_real(entry.param), entry.param.device
-        number = torch.tensor(entry.number, device=device)
+        number = torch.full((), entry.number, dtype=torch.int64, device=device)
         element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
-        if is_dense(param):  # in the order of memory, as kernels count them, whatever the order of the dimensions
+        if not is_distributed(param) and is_dense(param):  # in the order of memory, as kernels count them
             element = element.as_strided(param.shape, param.stride())
         element = element.reshape(param.shape)
         element = element if cut is None else cut.into(element, ELEMENTS)

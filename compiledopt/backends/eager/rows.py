@@ -15,7 +15,7 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.inductor import compute_dtype, evaluate
+from compiledopt.backends.inductor import Bits, compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, is_sparse
 from compiledopt.rules.scalar_part import Measurement
 
@@ -186,14 +186,16 @@ class EagerBatch(Batch):
         raise NotImplementedError
 
 
-def totals_of(measure: Measurement, tensors: Sequence[torch.Tensor], columns: Sequence[Any]) -> list[torch.Tensor]:
-    """What a parameter contributes, as 0-dim float64 tensors. tensors: the operands of its rule."""
+def totals_of(
+    measure: Measurement, tensors: Sequence[torch.Tensor], columns: Sequence[Any], bits: Bits | None = None
+) -> list[torch.Tensor]:
+    """What a parameter contributes, as 0-dim float64 tensors. tensors: the operands of its rule; bits: as of `evaluate`."""
     reads = [tensors[index] for index in measure.reads]
     wide = compute_dtype([tensor.dtype for tensor in reads])
     given = [tensor.to(wide) for tensor in reads]
     places = [given[0]] * len(measure.totals)
     numbers = [torch.as_tensor(value, dtype=wide, device=given[0].device) for value in columns]
-    values = evaluate(measure.program, [*given, *places], numbers, False)
+    values = evaluate(measure.program, [*given, *places], numbers, None, bits)
     return [value.sum(dtype=torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
 
 

@@ -11,12 +11,12 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.distributed import is_distributed, put, whole
+from compiledopt.backends.distributed import is_distributed, put
+from compiledopt.backends.eager.given import as_option, drawn_from, given_to, meta_number, noise_bits, number, operand
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut, reserve
 from compiledopt.backends.eager.trial import can_stack, try_rule
 from compiledopt.backends.layout import HALF
-from compiledopt.rules.options import as_float, is_number
-from compiledopt.rules.rule import Rule
+from compiledopt.rules.options import NOISE, SEED
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
 
@@ -40,13 +40,17 @@ class Stack:
         self.scalars = {name: number(float(value)) for name, value in zip(counts(self.traced), values, strict=True)}
         given = given_to(entry, context)
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
+        self.seed = given[SEED] if NOISE in rule.options else None
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rule on tensors named as in `names`, to the new values of `targets`, in that order."""
-        rule = self.traced.rule
+        rule, options = self.traced.rule, self.options
+        if self.seed is not None:
+            *tensors, bits = tensors  # type: ignore[assignment]
+            options = {**options, NOISE: drawn_from(bits)}
         operands = {**dict(zip(self.names, tensors, strict=True)), **self.scalars}
         ordered = [operands.get(name) for name in ("param", "grad", *rule.states)]
-        results = named(rule, rule(*ordered, **self.options), self.targets, torch.Tensor)
+        results = named(rule, rule(*ordered, **options), self.targets, torch.Tensor)
         return tuple(results[name] for name in self.targets)
 
     @property
@@ -71,12 +75,14 @@ class Stack:
         rule = self.traced.rule
         operands = {name: self.operand(self.entries[0], name) for name in self.names}
         every = {name: {**operands, **self.scalars}.get(name) for name in ("param", "grad", *rule.states)}
-        try_rule(rule, every, self.options)
+        bits = torch.zeros_like(operands["param"], dtype=torch.int32, device="meta")
+        noisy = self.seed is not None
+        try_rule(rule, every, {**self.options, NOISE: drawn_from(bits)} if noisy else self.options)
         options, scalars = self.options, self.scalars
         self.options = {name: meta_number(value) for name, value in options.items()}
         self.scalars = {name: meta_number(value) for name, value in scalars.items()}
         try:
-            return can_stack(self.call, list(operands.values())) is None
+            return can_stack(self.call, [*operands.values(), *[bits] * noisy]) is None
         finally:
             self.options, self.scalars = options, scalars
 
@@ -90,6 +96,8 @@ class Stack:
 
     def update(self, entries: Sequence[Entry]) -> None:
         columns = {name: [self.operand(entry, name) for entry in entries] for name in self.names}
+        if self.seed is not None:
+            columns[NOISE] = [noise_bits(entry, self.seed) for entry in entries]
         if len(entries) == 1:
             given = {name: column[0] for name, column in columns.items()}
             results = [
@@ -182,39 +190,3 @@ class OneByOneBatch(StackedBatch):
 
     executor = "for-loop"
     stack = False
-
-
-def given_to(entry: Entry, context: Context) -> dict[str, Any]:
-    """What a rule called on tensors reads its options from: the group, the step, and what is the parameter's own."""
-    own = {**context.step, "first": float(entry.first), "dtype": entry.param.dtype}
-    group = context.groups[entry.group]
-    return {name: own[name] if name in own else group[name] for name in entry.traced.rule.options}
-
-
-def as_option(rule: Rule, name: str, value: Any) -> Any:
-    """What a rule is given for an option: a tensor, but a plain number where it branches on being zero."""
-    if name in rule.static:
-        return value
-    return as_float(value) if name in rule.branches else number(value)
-
-
-def number(value: Any) -> Any:
-    """A number as a 0-dim float64 tensor, so that a rule may call its methods; flags as they are."""
-    if isinstance(value, tuple | list):
-        return tuple(map(number, value))
-    if isinstance(value, torch.Tensor):
-        return value.detach().reshape(()).double()
-    return torch.tensor(as_float(value), dtype=torch.float64, device="cpu") if is_number(value) else value
-
-
-def meta_number(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(meta_number, value))
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
-
-
-def operand(tensor: torch.Tensor) -> torch.Tensor:
-    """What a rule computes with: float32 for the half types; one dimension at least, so that 0-dim numbers do not widen it."""
-    tensor = whole(tensor)
-    tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
-    return tensor.float() if tensor.dtype in HALF else tensor
