@@ -10,7 +10,8 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
-from compiledopt.backends.triton import devices, proof, readiness, tables
+from compiledopt.backends.triton import capturable as capturing
+from compiledopt.backends.triton import devices, norm, proof, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
@@ -240,6 +241,36 @@ def test_schedule_clipping_and_average_on_the_device(name, capturable):
     averages = [flat(one.ema_parameters()) for one in optimizers]
     assert rms(averages[0] - flat(reference)) > 1e-4
     assert (averages[1] - averages[0]).abs().max() <= 1e-4 * effect
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_norm_is_one_launch(dtype, capturable, monkeypatch):
+    """Of ragged tensors, off alignment too, in two groups with other bounds, one of which clips; the same bits at every run."""
+    launched, plain = [], tables.launch
+    for module in (tables, capturing, norm):
+        monkeypatch.setattr(module, "launch", lambda kernel, *rest: launched.append(kernel) or plain(kernel, *rest))
+    reference, found = model(dtype), []
+    expected = compiledopt.AdamW(
+        [{"params": reference[:3]}, {"params": reference[3:], "max_grad_norm": 1.5}], lr=0.1, max_grad_norm=1e4, foreach=False
+    )
+    run(expected, reference, Gradients(dtype), range(2))
+    monkeypatch.setattr(torch, "_foreach_norm", lambda *_: pytest.fail("the norm is measured by torch"))
+    for _ in range(2):
+        mine = model(dtype)
+        groups = [{"params": mine[:3]}, {"params": mine[3:], "max_grad_norm": 1.5}]
+        optimizer = compiledopt.AdamW(groups, lr=0.1, max_grad_norm=1e4, compiled=True, capturable=capturable)
+        run(optimizer, mine, Gradients(dtype), range(1))
+        before = optimizer.grad_norm
+        launched.clear()
+        run(optimizer, mine, Gradients(dtype), range(1, 2))
+        assert len(launched) == 2 + capturable
+        exact = torch.cat([param.grad.double().flatten() for param in mine]).norm()
+        torch.testing.assert_close(optimizer.grad_norm, exact, rtol=1e-6 if dtype is torch.float32 else 1e-14, atol=0.0)
+        assert before != optimizer.grad_norm, "a norm that was read stays as it was"
+        found.append((optimizer.grad_norm, flat(mine)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][1], flat(reference), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -17,7 +17,7 @@ from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import tuning
+from compiledopt.backends.triton import norm, tuning
 from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.rules.options import truthy
@@ -169,14 +169,17 @@ def test_lowering_leaves_torch_as_it_was():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py"])
+@pytest.mark.parametrize(
+    "file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
+)
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
 
 
 @pytest.mark.slow
-def test_much_in_the_interpreter():
-    run_in_the_interpreter("interpreted_reductions.py", "slow")
+@pytest.mark.parametrize("file", ["interpreted_reductions.py", "interpreted_storage.py"])
+def test_much_in_the_interpreter(file):
+    run_in_the_interpreter(file, "slow")
 
 
 def run_in_the_interpreter(file, marked):
@@ -209,6 +212,35 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
     assert __main__.main(["explain", "Muon", "--device", "cuda"]) == 1
+
+
+STORED = {
+    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (6, 4)),
+    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (4, 3)),
+    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        pytest.param(name, arch, marks=() if (name, arch) == ("int8 and stochastic", "sm_90") else pytest.mark.slow)
+        for name in STORED
+        for arch in ("sm_80", "sm_90")
+    ],
+)
+def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
+    """One launch, nothing spilled, each tensor once, in vectors where its rows are whole blocks; of states in 8 bits the bytes
+    are those and their scales'."""
+    dtype, options, moved, vectors = STORED[name]
+    command = ["explain", "AdamW", "--device", "cuda", "--arch", arch, "--dtype", dtype, "--json"]
+    assert __main__.main([*command, *(word for option in options for word in ("--option", option))]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == told["launches_per_step"] == 1 and told["spills"] == 0 and told["registers"] <= 128
+    scales = 4 * (2 + 2) / 32 if "int8" in name else 0.0
+    assert told["bytes_per_element"] == sum(moved) + scales
+    assert (told["vector_loads"], told["vector_stores"]) == vectors
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -294,7 +326,18 @@ def test_tuning_without_room_is_left_for_another_time(monkeypatch):
 def test_explain_for_a_gpu_tells_of_the_norm(capsys):
     for more, told in (([], False), (["--option", "max_grad_norm=1.0"], True)):
         assert __main__.main(["explain", "SGD", "--device", "cuda", *more]) == 0
-        assert ("read every gradient once more, for their norm" in capsys.readouterr().out) is told
+        out = capsys.readouterr().out
+        assert ("one of the launches reads every gradient once more, for their norm" in out) is told
+        assert f"launches per step: {1 + told}" in out
+
+
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
+def test_ptx_of_the_norm(arch):
+    """Vector loads, nothing spilled; one atomic operation, of a counter, and a fence before what the last block reads."""
+    kernel = norm._kernel(torch.bfloat16, ((0, "bound / norm"),), 1)
+    built = triton.build_for(kernel, arch, block=norm.BLOCK, warps=norm.WARPS)
+    assert (built.vector_loads, built.spills) == (norm.BLOCK // (32 * norm.WARPS) * 2 // 16, 0) and built.registers <= 64
+    assert built.count(r"atom\.global\.gpu\.acq_rel\.add") == built.count(r"\batom\.") == 1
 
 
 def test_numbers_on_a_device_are_not_read_for_branches():

@@ -55,6 +55,7 @@ class Clipping:
         self.norm: Value | None = None
         self.on_host = on_host
         self.given: dict[torch.device, dict[str, Any]] = {}
+        self.places: dict[torch.device, torch.Tensor] = {}  # [sum of squares, norm], of which the second is given
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The norm as a number of the step, for batches on a device; changed in place."""
@@ -62,8 +63,9 @@ class Clipping:
             backend = compiled_for(device)
             on_host = self.on_host and device.type == "cpu" and (backend is None or backend.numbers_on_host)
             with torch.inference_mode(False):  # later steps write to it
-                value = 0.0 if on_host else torch.zeros((), dtype=torch.float64, device=device)
-            self.given[device] = {"grad_norm": value}
+                if not on_host:
+                    self.places[device] = torch.zeros(2, dtype=torch.float64, device=device)
+            self.given[device] = {"grad_norm": 0.0 if on_host else self.places[device][1]}
         return self.given[device]
 
     @torch.no_grad()
@@ -72,16 +74,30 @@ class Clipping:
         are listed twice, which were measured before."""
         clipped = [batch for batch in batches if batch.is_clipped]
         if not again:
-            self._set(_root([batch.squares() for batch in clipped]), grad_scale)
+            there = self._in_place(clipped)
+            self._set(self._given([batch.squares() for batch in clipped]) if there is None else there, grad_scale)
         for batch in clipped:
             batch.renew()
 
-    def _set(self, norm: Value, grad_scale: torch.Tensor | None) -> None:
+    def _in_place(self, clipped: Sequence[Batch]) -> torch.Tensor | None:
+        """The norm where it is given, left there by the batches themselves, or None."""
+        if len(self.given) != 1 or not self.places or not clipped:
+            return None
+        (place,) = self.places.values()
+        places = [(number == 0, number == len(clipped) - 1) for number in range(len(clipped))]
+        done = all(batch.measure_into(place, *each) for batch, each in zip(clipped, places, strict=True))
+        return place[1] if done else None
+
+    def _given(self, squares: Sequence[Value]) -> Value:
+        norm = _root(squares)
         for device, given in self.given.items():
             if isinstance(given["grad_norm"], float):
                 given["grad_norm"] = as_float(norm)
             else:
                 given["grad_norm"].copy_(_on(norm, device))
+        return norm
+
+    def _set(self, norm: Value, grad_scale: torch.Tensor | None) -> None:
         if grad_scale is not None:
             norm = norm / (as_float(grad_scale) if isinstance(norm, float) else _on(grad_scale.reshape(()), norm.device))
         self.norm = norm

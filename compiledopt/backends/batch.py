@@ -139,6 +139,11 @@ class Batch(ABC):
         """The sum of squares of the gradients that `prepare` read."""
         return sum_of_squares(self.entries)
 
+    def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
+        """Add what `squares` is to place[0], or begin there with it, and leave the root in place[1], without waiting and in one
+        launch. first, last: of the batches that do so. Mutates: `place`. False: it cannot."""
+        return False
+
     @property
     def is_measured(self) -> bool:
         return any(entry.traced.is_measured for entry in self.entries)

@@ -207,4 +207,6 @@ class Stepper:
     @property
     def grad_norm(self) -> torch.Tensor | None:
         norm = None if self.clipping is None else self.clipping.norm
-        return torch.tensor(norm, dtype=torch.float64, device="cpu") if isinstance(norm, float) else norm
+        if isinstance(norm, torch.Tensor):
+            return norm.clone()  # where it stands the next step, or a replay, leaves its own
+        return norm if norm is None else torch.tensor(norm, dtype=torch.float64, device="cpu")

@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(eq=False)
-class _Cut:
+class Cut:
     """Splits a program at the largest sizes of its blocks."""
 
     program: Program
@@ -72,7 +72,7 @@ class _Cut:
 class _Part:
     """Collects the operands of one part."""
 
-    def __init__(self, cut: _Cut, late: bool) -> None:
+    def __init__(self, cut: Cut, late: bool) -> None:
         self.cut, self.late = cut, late
         self.made: dict[Node, Node] = {}
         self.tensors: dict[Node, Operand] = {}
@@ -141,7 +141,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
     odd = [one for one in program.blocks if size % one or one % step]
     if odd:
         raise CompileError(f"blocks of {size}, {odd[0]} and {step} do not divide each other")
-    writer = _Writer(program, dtypes, scalar, _Cut(program))
+    writer = _Writer(program, dtypes, scalar, Cut(program))
     bodies, calls = [], []
     for number, part in enumerate(writer.cut.parts()):
         wide = {"float": torch.float32, "double": torch.float64}[scalar]
@@ -178,7 +178,7 @@ class _Writer:
     program: Program
     dtypes: Sequence[torch.dtype]
     scalar: str
-    cut: _Cut
+    cut: Cut
 
     def __post_init__(self) -> None:
         self.size, self.step = self.program.blocks[0], self.program.blocks[-1]

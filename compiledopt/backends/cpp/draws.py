@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiledopt.errors import CompileError
-from compiledopt.rules.composed import RANDOM
-from compiledopt.rules.program import Node, Program
+from compiledopt.backends import keys
+from compiledopt.rules.program import Program
 from compiledopt.rules.random import bits_at, key
 
 TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
-SIGNS = {"xor": "^", "and_": "&", "rshift": ">>", "mul": "*"}
 PLACES = """struct Key { int32_t first, second; };
 // Of an element and those that follow it in a parameter.
 struct Places {
@@ -42,18 +40,14 @@ def functions() -> list[str]:
 
 def _function(signature: str, kind: str, function: Callable[..., Any]) -> list[str]:
     """Integers wrap around, as -fwrapv says."""
-    from torch.fx import symbolic_trace
-
     lines = []
-    for node in symbolic_trace(function).graph.nodes:
-        values = [str(arg) if isinstance(arg, int) else f"v_{arg}" for arg in node.args]  # `xor` is a word of C++
-        if node.op == "call_method":
-            lines.append(f"  const auto v_{node} = (int32_t) {values[0]};")
-        elif node.op == "call_function":
-            lines.append(f"  const auto v_{node} = {values[0]} {SIGNS[node.target.__name__]} ({values[1]});")
-        elif node.op == "output":
-            found = node.args[0]
-            lines.append(f"  return {{v_{found[0]}, v_{found[1]}}};" if isinstance(found, tuple) else f"  return v_{found};")
+    for name, sign, values in keys.operations(function):
+        if sign == keys.INT32:
+            lines.append(f"  const auto {name} = (int32_t) {values[0]};")
+        elif sign:
+            lines.append(f"  const auto {name} = {values[0]} {sign} ({values[1]});")
+        else:
+            lines.append(f"  return {{{', '.join(values)}}};" if len(values) > 1 else f"  return {values[0]};")
     names = list(inspect.signature(function).parameters)
     # Of a key, the words are numbers, whatever the elements are.
     kinds = [kind] * len(names) if kind != "T" else ["int32_t", "int32_t", "T"]
@@ -74,12 +68,9 @@ def as_argument(lines: list[str], index: int) -> list[str]:
 
 def place(program: Program) -> list[str]:
     """Where a piece is in its parameter, of what the launcher says of it, and the key of its random bits, as `place`."""
-    draws = [node for node in program.elementwise_part if node.op == RANDOM]
-    if len(draws) > 1:
-        raise CompileError(f"{program.rule} draws random numbers of several seeds or steps")
-    if not draws:
+    if not program.is_random:
         return []
-    seed, step = (f"table[{program.columns.index(arg)}]" if isinstance(arg, Node) else repr(arg) for arg in draws[0].args)
+    seed, step = (f"table[{n}]" if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program))
     return [
         f"  const auto at = (const int32_t*) pointers[{len(program.tensors)}];",
         f"  Places place = {{at[0], key_of((int64_t) ({seed}), (int64_t) ({step}), at[1])}};",

@@ -824,6 +824,19 @@ Owned plan_tables(Plan& plan, PyObject*) {
   return Owned::checked(PyTuple_Pack(4, parts[0].get(), parts[1].get(), parts[2].get(), parts[3].get()));
 }
 
+// (length, what no block reaches across, number, offset) of the entries in `tables`; where blocks fill the rows, a row is all.
+Owned plan_extents(Plan& plan, PyObject*) {
+  require_stage(plan, kSeen, "extents");
+  std::vector<int64_t> extents;
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    const int64_t length = plan.lengths[i], row = row_of(plan.found(i).param());
+    const bool fills = plan.block == 0 || row % plan.block == 0;
+    extents.insert(extents.end(), {length, std::max<int64_t>(1, fills ? length : row), plan.places[i].number, plan.places[i].offset});
+  }
+  return bytes_of(extents);
+}
+
 // For a launch in passes: (matrices, rows, columns), as they lie in memory, of the entries in `tables`.
 Owned plan_shapes(Plan& plan, PyObject*) {
   require_stage(plan, kSeen, "shapes");
@@ -1057,6 +1070,8 @@ PyMethodDef plan_methods[] = {
     {"forget_rows", plan_method<plan_forget_rows>, METH_NOARGS, "forget_rows(): no entry has a row"},
     {"tables", plan_method<plan_tables>, METH_NOARGS,
      "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
+    {"extents", plan_method<plan_extents>, METH_NOARGS,
+     "extents() -> (length, what no block reaches across, number, offset) of each entry in tables()"},
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
     {"places", plan_method<plan_places>, METH_NOARGS, "places() -> (number, offset) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},

@@ -10,9 +10,9 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp.kernels import launcher, platform_reason
-from compiledopt.backends.distributed import is_distributed
+from compiledopt.backends.distributed import is_distributed, local
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
-from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.triton.batch import TritonBatch, check_norm
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
@@ -43,14 +43,18 @@ class TritonBackend(GatheredBackend):
             return f"{runs.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
         if runs.scalars.size_names and is_on_device(runs, group, param, entry.state):
             return f"{runs.rule.name} reads {runs.scalars.size_names[0]}, which a table on the device has not"
-        if runs.program.is_random:
-            return f"{runs.rule.name} reads random bits, for noise or for rounding, which the Triton kernel does not have"
-        if runs.program.blocks:
-            return "states are kept in blocks, which the Triton kernel does not have"
+        if not entry.traced.elementwise and (runs.program.is_random or runs.program.blocks):
+            what = "reads random bits" if runs.program.is_random else "has states in blocks"
+            return f"{runs.rule.name} reduces and {what}, and there is no Triton kernel for that"
+        if runs.program.blocks and not local(param).is_contiguous():
+            return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
         try:
             kernel = kernel_of(runs, entry.dtypes())
             check_on_device(runs, param, entry.dtypes())
-            if is_on_device(runs, group, param, entry.state):
+            there = is_on_device(runs, group, param, entry.state)
+            if runs.is_clipped:
+                check_norm(runs, entry.dtypes(), kernel, param.device, there)
+            if there:
                 check_scalars(runs, group, param, entry.state, kernel)
             launcher()
         except CompileError as error:

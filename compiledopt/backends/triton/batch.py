@@ -5,22 +5,35 @@ A few numbers per row change at every step: arguments of the kernel where all te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
+from compiledopt.backends.batch import spread_of
 from compiledopt.backends.gathered import READY, GatheredBatch
 from compiledopt.backends.triton.devices import is_capturing, upload
-from compiledopt.backends.triton.readiness import FIRST, tables_for
+from compiledopt.backends.triton.kernels import TritonKernel
+from compiledopt.backends.triton.norm import Squares, fills_in, squares_kernel
+from compiledopt.backends.triton.readiness import FIRST, AnyKernel, tables_for
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
-from compiledopt.rules.traced import Variant
+from compiledopt.rules.traced import Traced, Variant
+
+
+def check_norm(
+    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
+) -> TritonKernel:
+    """The kernel that measures the gradients for another one, which has run. dtypes: of its operands; on_device: whether the
+    scalar part is. Raises: CompileError."""
+    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 class TritonBatch(GatheredBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
+
+    scalars_there: ClassVar[bool] = False  # whether the scalar part is computed on the device
 
     def _plan(self) -> Any:
         self._make_tables()
@@ -30,6 +43,12 @@ class TritonBatch(GatheredBatch):
         if is_capturing(self.device):
             raise RuntimeError(FIRST)
         self.triton, self.tables = tables_for(self.traced, self.dtypes, self.device)
+        self.graph_pointers: torch.Tensor | None = None
+        self.has_norm = False  # whether the columns hold what the measured norm makes of them
+        self.norm: Squares | None = None
+        if self.is_clipped:
+            kernel = check_norm(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
+            self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
 
     def prepare(self) -> bool:
         """Read and check every tensor, and bring the tables to the device; nothing is written. False: the plan does not fit."""
@@ -42,7 +61,10 @@ class TritonBatch(GatheredBatch):
             return False
         pointers, lengths, rows, _ = self.native.tables()
         self.tables.update(pointers, self._extents(lengths), rows)
-        if not self.is_clipped:
+        self.has_norm = False
+        if self.norm is not None:
+            self.norm.update(lengths)
+        else:
             self.columns = self._columns()
         return True
 
@@ -51,9 +73,40 @@ class TritonBatch(GatheredBatch):
         return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
 
     def _extents(self, lengths: bytes) -> bytes:
-        return self.native.shapes() if isinstance(self.traced, Variant) else lengths  # type: ignore[no-any-return]
+        extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
+        return extents()  # type: ignore[no-any-return]
+
+    def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
+        if self.norm is None or spread_of(self.entries[0]) is not None:
+            return False
+        table, bounds = self._norms_columns() if first and last else (None, ())
+        self.norm.run(self._pointers(), place, first, table, bounds)
+        self.has_norm = table is not None
+        return True
+
+    def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
+        """The table that the launch fills in, and the bound of the norm of each row."""
+        if not fills_in(self.traced.program):
+            return None, ()
+        self._fill_table()
+        self.columns = table = self.tables.fill(self._rows_of_columns())
+        return table, self._bounds()
+
+    def _bounds(self) -> list[float]:
+        """Of the norm, for each row."""
+        return [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+
+    def _pointers(self) -> torch.Tensor:
+        """The table of pointers, of a graph its own."""
+        if not is_capturing(self.device):
+            return self.tables.pointers
+        if self.graph_pointers is None:
+            self.graph_pointers = self.tables.capture(self.native.tables()[0])
+        return self.graph_pointers
 
     def renew(self) -> None:
+        if self.has_norm:
+            return
         self._fill_table()
         self.columns = upload(self._rows_of_columns(), self.device, self.triton.scalar)
         self._clip(self.columns.view(len(self.rows), self.triton.columns))
@@ -75,7 +128,7 @@ class TritonBatch(GatheredBatch):
         """Put what depends on the norm, which only the device knows, into its column."""
         for column, node in enumerate(self.traced.program.columns):
             if depends_on(node, "grad_norm"):
-                bounds = [as_float(self.context.number(group, "max_grad_norm")) for group, *_ in self.rows]
+                bounds = self._bounds()
                 norm = self.context.step["grad_norm"]
                 given = {"max_grad_norm": upload(bounds, self.device, torch.float64), "grad_norm": norm}
                 table[:, column].copy_(value_of(node, given), non_blocking=True)

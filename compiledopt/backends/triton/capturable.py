@@ -176,6 +176,8 @@ class Mirror:
 class CapturableBatch(TritonBatch):
     """The parameters of one bucket, with their 0-dim states on the device."""
 
+    scalars_there = True
+
     def _plan(self) -> Any:
         self._make_tables()
         used = list(dict.fromkeys(entry.group for entry in self.entries))
@@ -205,6 +207,7 @@ class CapturableBatch(TritonBatch):
     def prepare(self) -> bool:
         """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
         plan no longer fits, as where a number that was a float is a tensor on the device by now."""
+        self.graph_pointers = None
         ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
         if ready:
             staged = self._stage()
@@ -216,8 +219,12 @@ class CapturableBatch(TritonBatch):
             self._upload()
         return ready
 
+    def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
+        """The scalar part reads the norm where it is."""
+        return None, ()
+
     def renew(self) -> None:
-        """The norm is read where it is."""
+        """As above."""
 
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
@@ -226,6 +233,8 @@ class CapturableBatch(TritonBatch):
         if key != self.key:
             self._point(key, states)
         self.tables.update(pointers, self._extents(lengths), self.order)
+        if self.norm is not None:
+            self.norm.update(lengths)
 
     def key_of(self, pointers: bytes, states: bytes) -> Key:
         """What the table of addresses depends on: who has a gradient, wherever that lies; states, numbers, and `first`."""
@@ -236,9 +245,10 @@ class CapturableBatch(TritonBatch):
     def _run(self) -> None:
         pointers = None
         if is_capturing(self.device):
-            pointers = self.tables.capture(self.native.tables()[0])
+            pointers, self.graph_pointers = self._pointers(), None
             self.mirror.follow()
-            self.captured.append((self.results, self.addresses, self.mirror.table, self.mirror.tensors()))
+            kept = () if self.norm is None else (*self.norm.read_by_graphs(), self.context.step)
+            self.captured.append((self.results, self.addresses, self.mirror.table, self.mirror.tensors(), kept))
         if self.count and self.launch_rows is not None:
             self.launch_rows(self.addresses, self.count, self.results, self.mirror.table)
         self.tables.run(self.results, pointers)

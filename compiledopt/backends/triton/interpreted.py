@@ -22,6 +22,10 @@ class Libdevice:
         "cos": np.cos,
         "floor": np.floor,
         "exp2": np.exp2,
+        "nearbyint": np.rint,
+        "copysign": np.copysign,
+        "ceil": np.ceil,
+        "trunc": np.trunc,
         "rsqrt": lambda x: 1 / np.sqrt(x),
     }
 

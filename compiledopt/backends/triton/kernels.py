@@ -17,19 +17,21 @@ import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
-from compiledopt.stats import STATS, timed
+from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads
-NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+NAMES = bodies.NAMES
 # The names that a signature for triton.compile uses.
 SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -41,25 +43,27 @@ HEAD = """\
 import triton
 import triton.language as tl
 {imports}
-
+{key}
 @triton.jit
-def update({pointers}{columns}xoffset, xnumel, XBLOCK: tl.constexpr):
+def update({pointers}{columns}{place}xoffset, {row}xnumel, XBLOCK: tl.constexpr{flat}):
 {body}
 
 @triton.jit(do_not_specialize={names})
 def whole_model(pointers, lengths, rows, blocks, table, {arguments}ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
-    xnumel = tl.load(lengths + tensor)
+{extents}
 {addresses}
 {scalars}
     bits = {bits}
-    if (bits % {alignment} == 0) & ((xnumel % {alignment} == 0) | (xoffset + XBLOCK <= xnumel)):
-        update({aligned}{columns}xoffset, xnumel // {alignment} * {alignment}, XBLOCK)
+    if (bits % {alignment} == 0) & ({whole}):
+        update({aligned}{columns}{place}xoffset, {row}xnumel // {alignment} * {alignment}, XBLOCK{is_flat})
     else:
         for part in range(0, XBLOCK, {part}):
-            update({general}{columns}xoffset + part, xnumel, {part})
+            update({general}{columns}{place}xoffset + part, {row}xnumel, {part}{is_not_flat})
 """
+
+WHOLE = f"(xnumel % {ALIGNMENT} == 0) | (xoffset + XBLOCK <= xnumel)"
 
 # Over rows instead: element i of operand k is where entry (i, k) of the table of pointers says.
 ROWS_HEAD = """\
@@ -77,12 +81,15 @@ def whole_model(pointers, xnumel, XBLOCK: tl.constexpr):
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table."""
+    """source: the file; operands: pointers per tensor; columns: scalars per row; scalar: the dtype of the table; block: how
+    many elements share a scale, 0 where there is none; extents: numbers per tensor in the table of lengths."""
 
     source: str
     operands: int
     columns: int
     scalar: torch.dtype
+    block: int = 0
+    extents: int = 1
     launches = 1
 
     @cached_property
@@ -98,6 +105,8 @@ class TritonKernel:
         return module.whole_model
 
 
+# Of which kernels in the cache are made.
+TEXT = "".join((Path(__file__).parent / name).read_text() for name in ("kernels.py", "blocks.py", "bodies.py", "random.py"))
 _kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 
@@ -144,7 +153,7 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], ROWS_HEAD if rows else HEAD)
+    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT)
     content = cache.load(f"{name}.py")
     if content is None:
         source = (rows_source if rows else whole_model_source)(program, dtypes)
@@ -152,60 +161,72 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     else:
         STATS.disk_hits += 1
         source = content.decode()
-    return TritonKernel(source, len(program.tensors), len(program.columns), scalar)
+    block = next(iter(program.blocks), 0)
+    return TritonKernel(source, len(program.tensors), len(program.columns), scalar, block, extents_of(program))
+
+
+def extents_of(program: Program) -> int:
+    """How many numbers of a tensor its kernel reads: its length; where there are blocks or random bits, as `extents` of the
+    launcher has them."""
+    return 4 if program.blocks or program.is_random else 1
 
 
 def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over rows. Raises: CompileError."""
-    function, arguments = lowered(program, dtypes)
+    function, arguments = bodies.lowered(program, dtypes)
     lines = []
     for name, (kind, index) in zip([argument.arg for argument in function.args.args], arguments, strict=False):
         if kind == "tensor":
             address = f"tl.load(pointers + xindex * {len(program.tensors)} + {index}, xmask, other=0)"
             lines.append(f"{name} = {address}.to(tl.pointer_type(tl.{NAMES[dtypes[index]]}))")
-    kept = [s for s in function.body if not any(_assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
+    kept = [s for s in function.body if not any(bodies.assigns(s, name) for name in ("xoffset", "xindex", "xmask", "x0"))]
     body = "\n".join([*lines, *(ast.unparse(statement) for statement in kept)])
     return ROWS_HEAD.format(imports=imports_of(body)) + textwrap.indent(body, "    ") + "\n"
 
 
-def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:
-    from compiledopt.backends.inductor import lower_triton
-
-    with timed("seconds_lowering"):
-        lowered = lower_triton(program, dtypes)
-    STATS.kernels_lowered += 1
-    function = next(node for node in ast.parse(lowered.body).body if isinstance(node, ast.FunctionDef))
-    names = [argument.arg for argument in function.args.args]
-    given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
-    if given != ["xnumel"] or not _assigns(function.body[0], "xoffset"):
-        raise CompileError("Inductor's Triton kernel has a form that is not known here")
-    return function, lowered.arguments
-
-
 def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over a whole model. Raises: CompileError."""
-    function, arguments = lowered(program, dtypes)
-    count, scalar = len(program.columns), SHORT[compute_dtype(dtypes)]
+    if program.blocks:
+        return framed(program, dtypes, list(range(len(program.tensors))), blocks.update_source(program, dtypes))
+    function, arguments = bodies.lowered(program, dtypes)
     names, body = _renamed(function, arguments, f"tl.{NAMES[compute_dtype(dtypes)]}")
-    used = sorted(set(names.values()))
-    types = {index: f"tl.pointer_type(tl.{NAMES[dtypes[index]]})" for index in used}
+    return framed(program, dtypes, sorted(set(names.values())), body)
+
+
+def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
+    """The file around the body of `update`. used: the tensors that it reads or writes."""
+    count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
+    known = NAMES | bodies.CODES
+    types = {index: f"tl.pointer_type(tl.{known[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     scalars = [f"        s{i} = c{i}" for i in range(count)]
     rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
     rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
     given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
+    given += random.place(program, f"tl.{NAMES[compute_dtype(dtypes)]}") if program.is_random else []
+    width = extents_of(program)
+    extents = ["    xnumel = tl.load(lengths + tensor" + (f" * {width})" if width > 1 else ")")]
+    extents += [f"    row = tl.load(lengths + tensor * {width} + 1)"] if block else []
     return HEAD.format(
         imports=imports_of(body),
+        key=random.key_source() if program.is_random else "",
         pointers="".join(f"p{i}, " for i in used),
         columns="".join(f"s{i}, " for i in range(count)),
+        place="place0, place1, place2, " if program.is_random else "",
+        row="row, " if block else "",
+        flat=", FLAT: tl.constexpr" if block else "",
+        is_flat=", True" if block else "",
+        is_not_flat=", False" if block else "",
         body=textwrap.indent(body, "    "),
         names=["pointers", "lengths", "rows", "blocks", "table", *(f"c{i}" for i in range(count))],
         arguments="".join(f'c{i}: "{scalar}", ' for i in range(count)),
+        extents="\n".join(extents),
         addresses="\n".join(addresses),
         scalars="\n".join(given),
         bits=" | ".join(f"a{i}" for i in used),
+        whole=f"(row == xnumel) & (xnumel % {block} == 0)" if block else WHOLE,
         alignment=ALIGNMENT,
-        part=PART,
+        part=max(PART, block),
         aligned="".join(f"tl.multiple_of(a{i}.to({types[i]}), {ALIGNMENT}), " for i in used),
         general="".join(f"a{i}.to({types[i]}), " for i in used),
     )
@@ -218,8 +239,14 @@ def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], sc
     class Ours(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.AST:
             of = ast.unparse(node.args[0]).split(" + ")[0] if ast.unparse(node.func) == "tl.load" else ""
-            if kinds.get(of, ("", 0))[0] == "column":  # a number may be one of Python's, under the interpreter
-                return ast.parse(f"tl.full([1], s{kinds[of][1]}, {scalar})", mode="eval").body
+            kind, index = kinds.get(of, ("", 0))
+            if kind == "column":  # a number may be one of Python's, under the interpreter
+                return ast.parse(f"tl.full([1], s{index}, {scalar})", mode="eval").body
+            return ast.Name(f"place{index}") if kind == "place" else self.generic_visit(node)
+
+        def visit_Assign(self, node: ast.Assign) -> ast.AST:
+            if ast.unparse(node.value) == "x0":  # as a value: int64 here, and int32 for Inductor
+                node.value = ast.parse("x0.to(tl.int32)", mode="eval").body
             return self.generic_visit(node)
 
         def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -228,10 +255,6 @@ def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], sc
 
     body = "\n".join(ast.unparse(Ours().visit(statement)) for statement in function.body[1:])
     return {name: index for name, (kind, index) in kinds.items() if kind == "tensor"}, body
-
-
-def _assigns(statement: ast.stmt, name: str) -> bool:
-    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
 
 
 def imports_of(body: str) -> str:
@@ -286,7 +309,9 @@ def build_for(
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
         types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
         types |= {f"c{i}": SHORT[kernel.scalar] for i in range(kernel.columns)}
-        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds}
+        types |= {"partial": "*fp64", "counter": "*i32", "place": "*fp64", "bounds": "*fp64", "first": "i32", "count": "i32"}
+        types["OPERANDS"] = "constexpr"
+        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})

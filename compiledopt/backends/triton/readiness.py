@@ -24,6 +24,7 @@ AnyKernel = triton.TritonKernel | ReducingKernel
 # What a kernel is timed on: far more than the caches hold, and longer on the device than a launch takes on the host.
 SCRATCH = 1 << 29  # bytes, of all tensors together
 RUNS = 20
+ROUND = 4096  # elements: whole blocks of whatever size
 FIRST = "CUDA graph capture of a first step(): run step() once before, to have kernels and states"
 
 
@@ -33,16 +34,17 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     The launches are all between two events: an event for each would count the host's time too, while the device waits for it.
     The values are like a model's: the square root of zero takes another path.
     """
-    length = SCRATCH // sum(dtype.itemsize for dtype in dtypes) // triton.ALIGNMENT * triton.ALIGNMENT
+    length = SCRATCH // sum(dtype.itemsize for dtype in dtypes) // ROUND * ROUND
     tensors = [torch.empty(length, dtype=dtype, device=device) for dtype in dtypes]
     row = [1.0] * kernel.columns
-    numbers = [array("q", values).tobytes() for values in ([t.data_ptr() for t in tensors], [length], [0])]
+    extents = (length, length, 0, 0)[: kernel.extents]
+    numbers = [array("q", values).tobytes() for values in ([t.data_ptr() for t in tensors], extents, [0])]
 
     def milliseconds(candidate: Config) -> float:
         tables = Tables(kernel, device, candidate)
         tables.update(*numbers)
         for tensor in tensors:
-            tensor.uniform_(0.5, 1.0)
+            tensor.uniform_(0.5, 1.0) if tensor.is_floating_point() else tensor.random_(1, 100)
         with on_device(device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             tables.run(row)
@@ -99,7 +101,8 @@ def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: C
     """Launch a kernel, with one row of scalars and with a table of them, on a tensor without elements."""
     scratch = torch.zeros(2 * triton.ALIGNMENT, dtype=torch.float64, device=device)
     tables = Tables(kernel, device, chosen)
-    tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, [0], [0])))
+    extents = (0, 1, 0, 0)[: kernel.extents]
+    tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, extents, [0])))
     tables.blocks = torch.zeros(1, 2, dtype=torch.int32, device=device)
     row = [1.0] * kernel.columns
     tables.run(row)

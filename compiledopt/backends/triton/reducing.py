@@ -16,8 +16,8 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton.bodies import Body
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, lowered, missing
+from compiledopt.backends.triton.bodies import Body, lowered
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, ROWS
@@ -115,6 +115,8 @@ class ReducingKernel:
     columns: int
     wide: torch.dtype
     scalar: torch.dtype = torch.float64
+    extents = 3  # numbers of a tensor: matrices, rows, columns
+    warps = WARPS
 
     @property
     def launches(self) -> int:

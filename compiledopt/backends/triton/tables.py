@@ -59,7 +59,8 @@ class Tables:
 
     def _arrange(self, sizes: bytes) -> Any:
         """What depends on the sizes alone."""
-        return upload(cut(as_numbers(sizes), self.block), self.device)
+        extents = as_numbers(sizes).view(-1, self.kernel.extents)
+        return upload(cut(lengths_in_blocks(extents, self.kernel.block), self.block), self.device)
 
     def _take(self, arranged: Any) -> None:
         self.blocks = arranged
@@ -135,6 +136,13 @@ def launch(
     made = kernel.function[(count,)](*tensors, *numbers, *constants, num_warps=warps)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made
+
+
+def lengths_in_blocks(extents: torch.Tensor, block: int) -> torch.Tensor:
+    """How many elements there would be if each row were filled up with blocks. extents: as the launcher has them."""
+    if not block:
+        return extents[:, 0]
+    return extents[:, 0] // extents[:, 1] * (-(-extents[:, 1] // block) * block)
 
 
 def cut(lengths: torch.Tensor, block: int) -> torch.Tensor:

@@ -1,0 +1,169 @@
+"""Values kept in other ways in the kernels of GPUs, in Triton's interpreter: test_triton.py runs it in a process of its own."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import Gradients, flat, rms
+from interpreter import round_to_nearest
+from simulated import capture
+
+import compiledopt
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import proof
+from compiledopt.backends.triton.batch import TritonBatch
+from compiledopt.backends.triton.capturable import CapturableBatch
+
+round_to_nearest()
+# Rows of whole blocks, rows with a rest, too small, a vector; and rows of whole blocks off alignment.
+SHAPES = [(64, 96), (9, 7, 75), (8, 8), (1030,)]
+KEPT = {
+    "bfloat16": (torch.bfloat16, {"state_dtype": "bfloat16", "rounding": "stochastic", "seed": 7}),
+    "float16": (torch.float32, {"state_dtype": "float16"}),
+    "compensated": (torch.bfloat16, {"rounding": "compensated"}),
+    "split": (torch.bfloat16, {"rounding": "split", "state_dtype": {"exp_avg": "bfloat16_nearest"}}),
+    "int8": (torch.float32, {"state_dtype": "int8"}),
+    "int8 and split": (torch.bfloat16, {"state_dtype": "int8", "rounding": "split"}),
+    "int8 and stochastic": (torch.bfloat16, {"state_dtype": "int8", "rounding": "stochastic"}),
+    "int8 of float64": (torch.float64, {"state_dtype": "int8"}),
+    "blocks of 256": (torch.float32, {"state_dtype": "dynamic8"}),
+    "float8": (torch.float32, {"state_dtype": "float8_e4m3fn"}),
+}
+
+
+def model(dtype):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    odd = torch.randn(1 + 64 * 70, generator=generator)[1:].view(70, 64)
+    return [torch.nn.Parameter(one.to(dtype)) for one in (*params, odd)]
+
+
+def grads_for(params, step, skip):
+    Gradients(params[0].dtype, skip=skip).set(params, step)
+    if not skip:
+        params[0].grad[3, :40] = 0.0  # a block of zeros, and one that begins with some
+
+
+def apart(a, b):
+    """How many codes, or units of what is left of a float32, two tensors of integers are apart, around the end too."""
+    found = (a.double() - b.double()).abs()
+    return torch.minimum(found, 2 ** (8 * a.dtype.itemsize) - found)
+
+
+DEFAULT = (("int8 and stochastic", False), ("bfloat16", True))
+
+
+@pytest.mark.parametrize(
+    ("name", "capturable"),
+    [
+        pytest.param(name, capturable, marks=() if (name, capturable) in DEFAULT else pytest.mark.slow)
+        for name in KEPT
+        for capturable in (False, True)
+    ],
+)
+def test_against_the_for_loop(name, capturable):
+    """Codes are the same, or one off where the arithmetic differs in the last place: fused multiply-adds, and division on a
+    GPU. Of random bits one such place is a unit of a half type."""
+    dtype, kept = KEPT[name]
+    reference, mine = model(dtype), model(dtype)
+    start = flat(reference)
+    expected = compiledopt.AdamW(reference, lr=0.01, weight_decay=0.1, foreach=False, **kept)
+    flags = {"capturable": True} if capturable else {}
+    optimizer = compiledopt.AdamW(mine, lr=0.01, weight_decay=0.1, compiled=True, **kept, **flags)
+    for step in range(4):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            grads_for(params, step, skip=step == 2)
+            one.step()
+            one.param_groups[0]["lr"] *= 0.9
+    kinds = {type(batch) for batch in optimizer._plan.batches}
+    assert kinds == {CapturableBatch if capturable else TritonBatch} and optimizer.executor == "compiled"
+    effect = rms(flat(reference) - start)
+    assert effect > 1e-3 and (flat(mine) - flat(reference)).abs().max() <= (2**-6 if dtype is torch.bfloat16 else 1e-3) * 4
+    assert rms(flat(mine) - flat(reference)) <= 0.01 * effect
+    for p, q in zip(reference, mine, strict=True):
+        for state, value in expected.state[p].items():
+            found = optimizer.state[q][state]
+            assert found.dtype is value.dtype and found.shape == value.shape
+            if not value.is_floating_point():
+                off = apart(found, value)
+                if value.dtype is torch.int16:  # the lower bits of a float32, which another code changes by many units
+                    assert (off > 512).float().mean() <= 0.01
+                else:
+                    assert off.max() <= 1 and (off > 0).float().mean() <= 0.02
+
+
+FAULTS = {
+    "key": ("tl.load(lengths + tensor * 4 + 2)", "tl.load(lengths + 2)"),
+    "place": ("tl.load(lengths + tensor * 4 + 3)", "tl.load(lengths + 3)"),
+    "row": ("x0 = b // many * row + at", "x0 = b * 32 + across"),
+    "scale": ("tl.max(size0, 1, keep_dims=True)", "tl.max(size0)"),
+    "ragged end": ("(row == xnumel) & (xnumel % 32 == 0)", "(row == xnumel)"),
+    "other scale": ("late_n0 = largest0", "late_n0 = largest1"),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_what_a_kernel_proves(fault):
+    dtype, kept = KEPT["int8 and stochastic"]
+    param = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
+    param.grad = torch.ones_like(param)
+    optimizer = compiledopt.AdamW([param], foreach=False, **kept)
+    optimizer.step()
+    entry = optimizer._plan.batches[0].entries[0]
+    kernel = triton.kernel(entry.runs.program, entry.dtypes())
+    if fault is not None:
+        assert kernel.source.count(FAULTS[fault][0]) == 1
+        kernel = dataclasses.replace(kernel, source=kernel.source.replace(*FAULTS[fault]))
+    wrong = proof.difference(kernel, entry.runs.program, entry.dtypes(), torch.device("cpu"), (1024, 4))
+    assert wrong is None if fault is None else "not what the for-loop computes" in wrong
+
+
+@pytest.mark.parametrize("name", ["int8 and stochastic", "split"])
+def test_replays(name, monkeypatch):
+    """Random bits follow the step on the device, and codes are written where the graph found them."""
+    dtype, kept = KEPT[name]
+    reference, mine = model(dtype), model(dtype)
+    optimizers = [compiledopt.AdamW(params, lr=0.01, compiled=True, capturable=True, **kept) for params in (reference, mine)]
+    for optimizer, params in zip(optimizers, (reference, mine), strict=True):
+        grads_for(params, 0, skip=False)
+        optimizer.step()
+    for _ in range(2):
+        optimizers[0].step()
+    with capture(monkeypatch) as graph:
+        optimizers[1].step()
+    assert not torch.equal(flat(mine), flat(reference))
+    for _ in range(2):
+        graph.replay()
+    for p, q in zip(reference, mine, strict=True):
+        assert torch.equal(p, q)
+        for state, value in optimizers[0].state[p].items():
+            assert torch.equal(optimizers[1].state[q][state], value)
+
+
+def test_what_the_kernel_does_not_have():
+    params = [torch.nn.Parameter(torch.ones(64, 128))]
+    params[0].grad = torch.ones_like(params[0])
+    with pytest.warns(UserWarning, match="in 4 bits, two to a byte, which the Triton kernel does not have"):
+        compiledopt.AdamW(params, state_dtype="int4").step()
+
+
+def noisy(param, grad, *, lr=0.1, noise):
+    return param - lr * grad + 0.01 * noise.normal()
+
+
+def shortened(param, grad, *, lr=0.1, noise):
+    return param - lr * grad / (grad.norm() + 1.0) + 0.01 * noise.normal()
+
+
+def test_noise_is_the_for_loops():
+    """Of rules that are elementwise; where a rule reduces too, torch's operators make it, with the reason."""
+    reference, mine = model(torch.float32), model(torch.float32)
+    start, made = flat(reference), compiledopt.define(noisy)
+    for optimizer, params in ((made(reference, foreach=False), reference), (made(mine, compiled=True), mine)):
+        for step in range(2):
+            grads_for(params, step, skip=False)
+            optimizer.step()
+    assert rms(flat(reference) - start) > 0.01 and (flat(mine) - flat(reference)).abs().max() <= 1e-6
+    grads_for(mine, 0, skip=False)
+    with pytest.warns(UserWarning, match="reduces and reads random bits, and there is no Triton kernel for that"):
+        compiledopt.define(shortened)(mine).step()
