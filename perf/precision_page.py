@@ -137,8 +137,8 @@ def recommended(known: Sequence[Row]) -> str:
             f"- **{kept}**: at worst {percent(change)} ({key[1]}, {key[0]}) in {tried[kept]} of {most} cases{bytes_each}"
         )
     first = f'Take **state_dtype="{fine[0][1]}"**: the fewest bytes' if fine else "There is none"
-    text = f"{first} whose loss is at most {MOST:.1%} above float32's in all {most} cases (algorithms and models). The worst of each:"
-    return "\n".join([text, "", *said])
+    text = f"{first} whose loss is at most {MOST:.1%} above float32's in all {most} cases (algorithms and models)."
+    return "\n".join([f"{text} The worst of each:", "", *said])
 
 
 PARTS: list[tuple[str, str, Callable[[Sequence[Row]], str]]] = [
