@@ -168,16 +168,17 @@ def test_lowering_leaves_torch_as_it_was():
     assert before == after
 
 
+INTERPRETED = ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    "file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
-)
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["interpreted_reductions.py", "interpreted_storage.py"])
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_much_in_the_interpreter(file):
     run_in_the_interpreter(file, "slow")
 

@@ -41,9 +41,9 @@ def shape_of(param: torch.Tensor, order: int) -> Shape:
 
 
 def tiles(kind: Kind, shape: Shape, is_flat: bool) -> tuple[int, Tile, int]:
-    """(which tile, the tile, how many of them) for a tensor: the first that needs few. A tile of many matrices takes whole ones,
-    so that neighbours in it are neighbours in memory. Those that come first have vector loads, for some more blocks: with the
-    fewest, 1000 × 1000 went by 16 columns at a time."""
+    """(which tile, the tile, how many of them) for a tensor: the first that needs few. A tile of many matrices takes whole
+    ones, so that neighbours in it are neighbours in memory. Those that come first have vector loads, for some more blocks: with
+    the fewest, 1000 × 1000 went by 16 columns at a time."""
     forms = tiles_of(kind, is_flat)
     whole = [number for number, tile in enumerate(forms) if tile[0] == 1 or _is_whole(kind.axes, shape, tile)]
     counts = {number: _count(kind.axes, shape, forms[number]) for number in whole}
