@@ -17,6 +17,7 @@ BEGIN, END = (
 )
 REFERENCE, HALF = "float32", "bfloat16 parameters, "
 DEMO, SMALL, DIGITS = "the demo's transformer", "small transformer", "convnet on digits"
+TASKS = (DEMO, SMALL, DIGITS)
 LOSS, MOST = "held-out loss", 0.005  # the loss may be so much above float32's for the bytes to be recommended
 Row = dict[str, str]
 Key = tuple[str, str, str]  # task, optimizer, way
@@ -62,17 +63,18 @@ def states(known: Sequence[Row]) -> str:
     for optimizer in dict.fromkeys(row["optimizer"] for row in known if row["what"] == LOSS):
         for kept in ways(known):
             key = (SMALL, optimizer, kept)
-            if key not in losses:
+            if key not in update and not any((task, optimizer, kept) in losses for task in TASKS):
                 continue
+            held = next((bytes_each[task, optimizer, kept][0] for task in TASKS if (task, optimizer, kept) in bytes_each), None)
             own = [(what, values) for what, values in errors_of_states(known).items() if key in values]
             each = ", ".join(f"{what} {percent(values[key][0], '')}" for what, values in own)
             # Of the states alone: float32 parameters have 4 bytes themselves.
-            cells = [optimizer, kept, f"{bytes_each[key][0] - 4:.2f}", each or "–"]
+            cells = [optimizer, kept, "–" if held is None else f"{held - 4:.2f}", each or "–"]
             cells += [percent(found[key][0], "") if key in found else "–" for found in (update, signs)]
-            changed = [losses.get((task, optimizer, kept)) for task in (DEMO, SMALL, DIGITS)]
+            changed = [losses.get((task, optimizer, kept)) for task in TASKS]
             lines.append(cells + [percent(None if change is None else change[0]) for change in changed])
     header = ["algorithm", "states", "bytes of states", "errors of states", "of updates", "signs that differ"]
-    return table([*header, *(f"loss, {task}" for task in (DEMO, SMALL, DIGITS))], lines)
+    return table([*header, *(f"loss, {task}" for task in TASKS)], lines)
 
 
 def errors_of_states(known: Sequence[Row]) -> dict[str, dict[Key, list[float]]]:
