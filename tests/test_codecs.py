@@ -123,23 +123,14 @@ MIXED = {"exp_avg": "int8", "exp_avg_sq": "uint4"}
 
 @pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
 def test_executors_make_the_same_codes(asked):
-    """But for those where float32's last bit decides between two."""
+    """And the same parameters, bit for bit, where the processor has a fused multiply-add and the kernel too."""
     found = {how: trained(state_dtype=asked, **options) for how, options in EXECUTORS.items()}
-    optimizer, params = found["compiled"]
-    moved, count = rms(flat(params) - flat(parameters(shapes=MATRICES))), 0
-    for how in ("foreach", "for-loop"):
-        other, others = found[how]
-        assert optimizer.executor == "compiled" and other.executor == how
-        for p, q in zip(params, others, strict=True):
-            for name, value in optimizer.state[p].items():
-                if value.dtype.itemsize == 1:
-                    bytes = [v.view(torch.uint8) for v in (value, other.state[q][name])]
-                    apart = (bytes[0] != bytes[1]).double().mean()
-                    assert apart < 1e-3, (how, name, apart)
-                    count += len(bytes[0].unique()) > 8
-        assert moved > 1e-2 and rms(flat(params) - flat(others)) < 1e-2 * moved
-    assert count == 12, "codes that are all alike"
-    assert same(snapshot(found["foreach"][0]), snapshot(found["for-loop"][0]))
+    for how, (optimizer, params) in found.items():
+        codes = [v for p in params[:3] for v in optimizer.state[p].values() if v.dtype.itemsize == 1]
+        assert optimizer.executor == how and len(codes) == 6
+        assert all(len(code.view(torch.uint8).unique()) > 8 for code in codes), "codes that are all alike"
+    compiled, foreach, loop = ([one[:3] for one in zip(*snapshot(o)[:3], strict=True)] for o, _ in found.values())
+    assert same(compiled, loop) and same(foreach, loop)
 
 
 @pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
@@ -291,3 +282,73 @@ def test_codes_without_a_sign_are_for_states_that_are_never_negative(asked):
 def test_a_least_size_that_is_none_is_refused():
     with pytest.raises(ValueError, match="Invalid min_quantized_numel value: -1; it is an integer >= 0"):
         compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=-1)
+
+
+# ---- parameters and gradients of different dtypes ----
+
+DTYPES = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16)]
+ROUNDINGS = ["nearest", "stochastic", "compensated", "split"]
+
+
+def with_gradients(params, dtype, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for param in params:
+            param.grad_dtype = dtype
+            param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(("own", "gradient"), DTYPES, ids=str)
+def test_gradients_of_another_dtype(own, gradient, rounding):
+    """Within what the parameter's dtype keeps, of float64; the same for every executor, but for float32's last bit."""
+    shapes, found = [(40, 50), (33,)], []
+    for options in EXECUTORS.values():
+        params = parameters(own, shapes)
+        optimizer = compiledopt.AdamW(params, lr=0.01, rounding=rounding, state_dtype="float32", **options)
+        with_gradients(params, gradient, optimizer, range(4))
+        assert all(p.dtype == own and p.grad.dtype == gradient for p in params)
+        found.append(flat(params))
+    exact = copies(parameters(own, shapes), torch.float64)
+    reference, start = torch.optim.AdamW(exact, lr=0.01, foreach=False), flat(exact)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        for param in exact:
+            param.grad = torch.randn(param.shape, generator=generator).to(gradient).double()
+        reference.step()
+    moved = rms(flat(exact) - start)
+    most = {torch.bfloat16: 0.2, torch.float16: 0.02, torch.float32: 1e-5}[own] * (3 if rounding == "stochastic" else 1)
+    assert moved > 1e-2 and rms(found[0] - flat(exact)) < most * moved
+    assert all((other != found[0]).double().mean() < 0.01 or rms(other - found[0]) < 1e-5 * moved for other in found[1:])
+
+
+@pytest.mark.parametrize("gradient", [torch.bfloat16, torch.float32], ids=str)
+def test_split_is_a_float32_master_over_a_hundred_steps_in_its_bytes(gradient):
+    half = parameters(torch.bfloat16, [(64, 128), (33,)])
+    single = copies(half, torch.float32)
+    ours = compiledopt.AdamW(half, lr=1e-3, rounding="split", state_dtype="float32", compiled=True)
+    reference = compiledopt.AdamW(single, lr=1e-3, compiled=True)
+    with_gradients(half, gradient, ours, range(100))
+    with_gradients(single, gradient, reference, range(100))
+    for h, s in zip(half, single, strict=True):
+        master = (h.detach().view(torch.int16).int() << 16) + ours.state[h]["rest"].int()
+        assert torch.equal(master.view(torch.float32), s.detach()) and not torch.equal(h.float(), s)
+        assert h.nbytes + ours.state[h]["rest"].nbytes == s.nbytes
+        assert all(same(ours.state[h][name], reference.state[s][name]) for name in ("exp_avg", "exp_avg_sq"))
+
+
+def test_backward_gives_gradients_of_the_dtype_that_was_asked_for():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64).to(torch.bfloat16)
+    for param in model.parameters():
+        param.grad_dtype = torch.float32
+    optimizer = compiledopt.AdamW(model.parameters(), lr=0.01, rounding="split", state_dtype="int8", compiled=True)
+    start = model.weight.detach().clone()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 64, dtype=torch.bfloat16)).float().square().mean().backward()
+        assert model.weight.grad.dtype == torch.float32
+        optimizer.step()
+    held = sum(value.nbytes for value in optimizer.state[model.weight].values() if value.dim()) + model.weight.nbytes
+    assert held == (4 + 2.25) * model.weight.numel() and not torch.equal(start, model.weight)

@@ -61,7 +61,7 @@ class TensorBatch(Batch):
             wide = compute_dtype([tensor.dtype for tensor in tensors.values()])
             inputs = [tensor.to(wide, copy=True) for tensor in tensors.values()]
             numbers = [torch.full((), value, dtype=wide) for value in columns]
-            for name, value in zip(program.tensor_outputs, evaluate(program, inputs, numbers, False), strict=True):
+            for name, value in zip(program.tensor_outputs, evaluate(program, inputs, numbers, None), strict=True):
                 tensors[name].copy_(value)
             for name, value in zip(program.scalar_outputs, fresh, strict=True):
                 entry.state[name].fill_(value)

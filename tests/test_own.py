@@ -24,7 +24,7 @@ def test_the_pages_examples():
     if not PAGE.exists():
         pytest.skip("the tests run without the repository around them")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     namespace = {"__name__": "page"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -84,7 +84,7 @@ def test_sequences_compute_what_the_program_says(foreach, compute, lr):
     columns, fresh = some.scalars({"lr": lr, "k": 1.5}, {}, (0.0, 3.0))
     assert fresh == [4.0]
     as_tensors = [torch.tensor(c, dtype=torch.float64 if not isinstance(c, bool) else torch.bool) for c in columns]
-    expected = evaluate(some.program, tensors, as_tensors, fused=False)
+    expected = evaluate(some.program, tensors, as_tensors, arithmetic=None)
     written = [t.clone() for t in tensors]
     sequence = eager(some.program, foreach=foreach, compute=compute)
     sequence.function(columns, *([[t] for t in written] if foreach else written))
@@ -234,5 +234,5 @@ def test_operations_as_torch_spells_them(spelled):
     program = traced(rule()(Spelled), {}).program
     x, y = torch.randn(50, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
     y[:5] = x[:5]
-    (found,) = evaluate(program, [x, y], [torch.tensor(node.args[0]) for node in program.columns], fused=False)
+    (found,) = evaluate(program, [x, y], [torch.tensor(node.args[0]) for node in program.columns], arithmetic=None)
     torch.testing.assert_close(found, spelled(x, y).expand_as(x))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from compiledopt.rules.ops import OPS, Op
 from compiledopt.rules.program import BLOCKS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
 
+Arithmetic = Mapping[str, Callable[..., torch.Tensor]]
 Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 random bits for each element, of (seed, step)
 
 
@@ -50,15 +51,16 @@ def evaluate(
     program: Program,
     tensors: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
-    fused: bool,
+    arithmetic: Arithmetic | None,
     bits: Bits | None = None,
 ) -> list[torch.Tensor]:
     """The elementwise part on tensors: the new values of `program.tensor_outputs`.
 
     bits: where the program is random.
-    fused: whether sums of products are one fused multiply-add each, with one rounding, as torch's vectorized loops are.
+    arithmetic: {an operation: another way to compute it}, and "fma": what makes a·b + c of sums of products with one rounding,
+    as torch's vectorized loops do; without it there are two.
     """
-    compute = tensors[0].dtype
+    compute, special = tensors[0].dtype, arithmetic or {}
     values: dict[Node, torch.Tensor] = dict(zip(program.tensors, tensors, strict=True))
     values.update(zip(program.columns, columns, strict=True))
 
@@ -66,14 +68,16 @@ def evaluate(
         return values[arg] if isinstance(arg, Node) else arg
 
     for node in program.elementwise_part:
-        product = _product_in(node) if fused else None
+        product = _product_in(node) if "fma" in special else None
         if product is not None:
-            values[node] = _multiply_add(node, product, argument, tensors[0])
+            values[node] = special["fma"](*_factors(node, product, argument, tensors[0]))
             continue
         args = [argument(arg) for arg in node.args]
         if node.op == RANDOM:
             assert bits is not None
             values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
+        elif node.op in special:
+            values[node] = special[node.op](*(_as_tensor(arg, tensors[0].device, compute) for arg in args))
         elif node.op in SCALES:
             values[node] = SCALES[node.op](args[0], int(args[1]))
         elif node.op in COMPOSED:
@@ -117,21 +121,28 @@ def _product_in(node: Node) -> Node | None:
     return products[-1] if node.op in ("add", "sub") and products else None
 
 
-def _multiply_add(node: Node, product: Node, argument: Callable[[Argument], Any], example: torch.Tensor) -> torch.Tensor:
-    from torch._inductor import inductor_prims
-
+def _factors(node: Node, product: Node, argument: Callable[[Argument], Any], example: torch.Tensor) -> list[torch.Tensor]:
+    """a, b and c of the a·b + c that an addition or subtraction with this product is."""
     left, right = (argument(arg) for arg in product.args)
     last = node.args[1] is product
     other = argument(node.args[0] if last else node.args[1])
     left, right, other = (_as_tensor(value, example.device, example.dtype) for value in (left, right, other))
     if node.op == "sub":
         left, other = (-left, other) if last else (left, -other)
-    result: torch.Tensor = inductor_prims.fma(*torch.broadcast_tensors(left, right, other))  # type: ignore[no-untyped-call]
-    return result
+    return list(torch.broadcast_tensors(left, right, other))  # type: ignore[no-untyped-call]
 
 
-def has_fused_multiply_add() -> bool:
-    """Whether the processor multiplies and adds in one instruction; std::fma is a slow function where it does not."""
+def traced_multiply_add(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """For a graph of Inductor's."""
+    from torch._inductor import inductor_prims
+
+    return inductor_prims.fma(a, b, c)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def is_fused(device: torch.device) -> bool:
+    """Whether a device multiplies and adds in one instruction; std::fma is a slow function where a processor does not."""
+    if device.type != "cpu":
+        return True
     arm = platform.machine() in ("aarch64", "arm64")
     return arm or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -348,7 +359,7 @@ def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, 
     from torch.fx.experimental.proxy_tensor import make_fx
 
     compute, count = compute_dtype(dtypes), len(program.tensors)
-    fused = fakes[0].device.type != "cpu" or has_fused_multiply_add()
+    fused = {"fma": traced_multiply_add} if is_fused(fakes[0].device) else None
     index = {node.name: i for i, node in enumerate(program.tensors)}
     written = [index[name] for name in program.tensor_outputs]
 

@@ -251,7 +251,8 @@ def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> d
     values = {name: value for name, value in zip(expected, returned, strict=True) if name == "param" or name in present}
     for name, value in values.items():
         if not isinstance(value, kind):
-            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor")
+            mend = f"; write torch.full_like({name}, {value})" if isinstance(value, (int, float)) else ""
+            raise TraceError(f"{rule.place}: rule {rule.name} returned {type(value).__name__} for {name}, not a tensor{mend}")
     return values
 
 

@@ -10,7 +10,8 @@ import torch
 from compiledopt.backends.batch import Entry
 from compiledopt.backends.blocks import Blocks
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.inductor import Bits, compute_dtype, evaluate
+from compiledopt.backends.eager.arithmetic import AS_KERNELS
+from compiledopt.backends.inductor import Arithmetic, Bits, compute_dtype, evaluate, is_fused
 from compiledopt.backends.layout import as_real, is_dense
 from compiledopt.rules.options import STEP
 from compiledopt.rules.program import ELEMENTS
@@ -23,11 +24,15 @@ def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     columns = [number.to(wide) for number in numbers]
     if not program.blocks:
-        return evaluate(program, [tensor.to(wide, copy=True) for tensor in tensors], columns, False, bits_of(entry))
+        given = [tensor.to(wide, copy=True) for tensor in tensors]
+        return evaluate(program, given, columns, None, bits_of(entry))
+    # Codes are the same bit for bit, which the plain ones above are with those of parameters in float32; mps has no float64.
+    exact = wide is torch.float32 and is_fused(entry.param.device) and entry.param.device.type != "mps"
+    special: Arithmetic | None = AS_KERNELS if exact else None
     cut = Blocks(entry.param.shape, program.sizes)
     axes = {node.name: node.axes for node in program.tensors}
     cuts = [cut.into(tensor, axes[name], name) for name, tensor in zip(axes, tensors, strict=True)]
-    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, False, bits_of(entry, cut))
+    found = evaluate(program, [one.to(wide, copy=True) for one in cuts], columns, special, bits_of(entry, cut))
     return [cut.back(value, axes[name], name) for name, value in zip(program.tensor_outputs, found, strict=True)]
 
 

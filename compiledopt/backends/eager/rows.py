@@ -195,7 +195,7 @@ def totals_of(
     given = [tensor.to(wide) for tensor in reads]
     places = [given[0]] * len(measure.totals)
     numbers = [torch.as_tensor(value, dtype=wide, device=given[0].device) for value in columns]
-    values = evaluate(measure.program, [*given, *places], numbers, False, bits)
+    values = evaluate(measure.program, [*given, *places], numbers, None, bits)
     return [value.sum(dtype=torch.float32 if value.device.type == "mps" else torch.float64) for value in values]
 
 

@@ -132,7 +132,7 @@ class _Case:
         if cut is not None:
             given = zip(tensors, self.program.tensors, strict=True)
             tensors = [cut.into(value, node.axes, node.name) for value, node in given]
-        found = evaluate(self.program, tensors, list(row.double()), False, self._bits)
+        found = evaluate(self.program, tensors, list(row.double()), None, self._bits)
         if cut is not None:
             axes = {node.name: node.axes for node in self.program.tensors}
             written = zip(found, self.program.tensor_outputs, strict=True)
