@@ -325,6 +325,16 @@ def test_long_dimensions_have_no_matrix():
         assert torch.isfinite(flat(params)).all()
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_parameters_without_elements_and_what_stands_around(name):
+    """Empty ones are left as they are; clipping and caution reach matrices too."""
+    params = parameters(WIDE, [(0,), (0, 5), (3, 0), (6, 4)])
+    start = flat(params)
+    optimizer = made(name, params, foreach=True, max_grad_norm=0.5, cautious=True)
+    run(optimizer, params, Gradients(WIDE), range(3))
+    assert torch.isfinite(flat(params)).all() and rms(flat(params) - start) > 1e-4 and optimizer.grad_norm > 0.5
+
+
 def test_ranks_and_groups_without():
     params = parameters(torch.float32, [(40, 30), (40, 30)])
     groups = [{"params": params[:1], "rank": 4}, {"params": params[1:], "rank": None}]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 from compiledopt.backends.layout import HALF
 
@@ -48,7 +50,7 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
 
 def gram(tensor: Tensor, dim: int) -> Tensor:
     """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
-    rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+    rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
     return rows @ rows.mT
 
 
@@ -56,9 +58,8 @@ def divided(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """Q⁻ᵀ·x of each line x, along each dimension, of triangular matrices and diagonals."""
     for factor in factors:
         rows = tensor.movedim(0, -1)
-        if factor.ndim == 1:
-            tensor = rows / factor
-        else:
-            flat = rows.reshape(-1, rows.shape[-1])
-            tensor = torch.linalg.solve_triangular(factor, flat, upper=True, left=False).reshape(rows.shape)
+        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
+        tensor = (flat / factor if factor.ndim == 1 else solve_triangular(factor, flat, upper=True, left=False)).reshape(
+            rows.shape
+        )
     return tensor

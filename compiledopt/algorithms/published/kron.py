@@ -49,7 +49,7 @@ def kron(
 ):
     momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
     debiased = momentum_buffer / (1 - momentum ** (step + 1))
-    if due:
+    if due and grad.numel() > 0:
         noise = normal(key(seed.long(), step.long(), number.long()), grad.shape).to(grad)
         Q = learned(Q, debiased if momentum_into_precond_update else grad, noise, precond_lr)
     update = along(along(debiased, Q, back=True), Q)
