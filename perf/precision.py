@@ -62,7 +62,8 @@ def how(kept: str) -> dict[str, Any]:
     if kept.startswith(HALF):
         rounding = kept.removeprefix(HALF)
         return {"state_dtype": REFERENCE} | ({"rounding": rounding} if rounding in ROUNDINGS else {})
-    return {} if kept == REFERENCE else {"state_dtype": kept}
+    # Rows of these small models are shorter than a block of 128 or 256 is.
+    return {} if kept == REFERENCE else {"state_dtype": kept, "min_quantized_numel": 4096}
 
 
 def made(name: str, params: Any, steps: int, kept: str) -> Any:

@@ -27,6 +27,7 @@ all day (so the pictures place each contender by its ratio). Quartiles, loads an
 """
 SHAPES = {
     "many_small": "300 × 1,000",
+    "small": "300 × 5,000",
     "tiny": "2,000 × 64",
     "even": "20 × 1,000,000",
     "one": "1 × 20,000,000",

@@ -244,7 +244,7 @@ def main() -> None:
     for state_dtype, shapes, between in itertools.product(arguments.state_dtype, arguments.shapes, arguments.between):
         rows = rows_for(arguments, state_dtype, shapes, BETWEEN[between])
         if rows and not arguments.no_save:
-            append("storage.csv" if arguments.state_dtype else "step.csv", rows)
+            append("storage.csv" if state_dtype else "step.csv", rows)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def near(mine, reference):
 # ---- captures ----
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "RAdam"])
+@pytest.mark.parametrize("name", ["AdamW", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SGD", "RAdam"))])
 def test_replays_follow_numbers_and_gradients(monkeypatch, name):
     more = {"momentum": 0.9} if name == "SGD" else {}
     rate = torch.tensor(0.03)

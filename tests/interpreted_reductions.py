@@ -66,7 +66,8 @@ def check(name, dtype, capturable, shapes, turned=False, **more):
 
 
 @pytest.mark.parametrize(("name", "dtype", "capturable"), [
-    ("Adafactor", torch.float32, False), ("Adafactor", torch.bfloat16, True), ("Lamb", torch.float32, True),
+    ("Adafactor", torch.float32, False), ("Lamb", torch.float32, True),
+    pytest.param("Adafactor", torch.bfloat16, True, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_against_the_for_loop(name, dtype, capturable):
     check(name, dtype, capturable, SMALL)

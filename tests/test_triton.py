@@ -168,16 +168,17 @@ def test_lowering_leaves_torch_as_it_was():
     assert before == after
 
 
+INTERPRETED = ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    "file", ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
-)
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_in_the_interpreter(file):
     run_in_the_interpreter(file, "not slow")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["interpreted_reductions.py", "interpreted_storage.py"])
+@pytest.mark.parametrize("file", INTERPRETED)
 def test_much_in_the_interpreter(file):
     run_in_the_interpreter(file, "slow")
 
@@ -262,8 +263,8 @@ def reducing(name, dims, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dims", [1, 2])
 def test_ptx_of_a_rule_that_reduces(dims, dtype, arch):
-    """With the tiles of a large tensor: nothing spilled, and vector loads where a tensor is one row; the rows of a matrix may
-    have any length, so its tiles are read element by element, each warp its neighbours."""
+    """With the tiles of a large tensor: nothing spilled, and vector loads and stores of each tensor that a launch reads and
+    writes, for tensors whose rows begin on multiples of 16 bytes."""
     kernel = reducing("Adafactor", dims, dtype)
     shape = (1, 1000, 1000) if dims == 2 else (1, 1, 10_000)
     loads = stores = 0
@@ -272,7 +273,7 @@ def test_ptx_of_a_rule_that_reduces(dims, dtype, arch):
         assert built.spills == 0 and built.registers <= 168
         loads, stores = loads + built.vector_loads, stores + built.vector_stores
     per_tensor = 4096 // (32 * WARPS) * dtype.itemsize // 16
-    assert dims == 2 or (loads, stores) == (6 * per_tensor, 2 * per_tensor)
+    assert (loads, stores) == ((6 * per_tensor, 2 * per_tensor) if dims == 1 else (5 * per_tensor, per_tensor))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float64", 8)])

@@ -11,11 +11,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.triton.bodies import TEXT as BODIES
 from compiledopt.backends.triton.bodies import Body, lowered
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
@@ -37,6 +39,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
 WARPS = 8
+TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
 JOIN = {"sum": "{} + {}", "mean": "{} + {}", "amax": "larger({}, {})", "amin": "smaller({}, {})"}
@@ -153,9 +156,7 @@ def _made(passes: Passes, dtypes: tuple[torch.dtype, ...]) -> ReducingKernel:
     kinds = tuple(map(tuple, stages_of(passes).stages))
     writer, stages = _Writer(passes, dtypes), []
     for number, members in enumerate(kinds):
-        name = cache.key(
-            "triton stage", passes.text, [str(d) for d in dtypes], number, HEAD, KIND, STAGE, sorted(TILES.items())
-        )
+        name = cache.key("triton stage", passes.text, [str(d) for d in dtypes], number, TEXT, BODIES)
         content = cache.load(f"{name}.py")
         source = content.decode() if content else writer.stage(members)
         if content is None:
@@ -177,13 +178,15 @@ class _Writer:
         self.passes, self.dtypes = passes, dtypes
         self.wide = f"tl.{NAMES[compute_dtype(dtypes)]}"
         self.layout, self.stages = Layout(passes), stages_of(passes)
+        # Columns of which all rows begin on multiples of 16 bytes.
+        self.unit = ALIGNMENT // min(dtype.itemsize for dtype in dtypes)
 
     def stage(self, kinds: Sequence[Kind]) -> str:
         functions = []
         for number, kind in enumerate(kinds):
             lines = self._combine(kind) if kind.combined else self._sweep(kind)
             body = textwrap.indent("\n".join(lines), "    ")
-            functions.append(KIND.format(number=number, alignment=ALIGNMENT, body=body))
+            functions.append(KIND.format(number=number, alignment=self.unit, body=body))
         text = "\n".join(functions)
         text += STAGE.format(operands=len(self.dtypes), width=self.layout.width, columns=self.passes.columns)
         text += textwrap.indent("\n".join(self._dispatch(kinds)), "    ") + "\n"
@@ -198,8 +201,8 @@ class _Writer:
                 call = f"kind{number}(pointers, layout, table, index, {tile[0]}, {tile[1]}, {tile[2]}, {{}})"
                 lines += [f"if (KINDS >> {code}) & 1:", f"    if code == {code}:"]
                 if kind.axes == ELEMENTS and tile in VECTORS:
-                    bits = " | ".join(["tl.load(layout + 2)", *aligned])
-                    lines += [f"        if ({bits}) % {ALIGNMENT} == 0:", f"            {call.format(True)}"]
+                    bits = f"(({' | '.join(aligned or '0')}) % {ALIGNMENT} == 0) & (tl.load(layout + 2) % {self.unit} == 0)"
+                    lines += [f"        if {bits}:", f"            {call.format(True)}"]
                     lines += ["        else:", f"            {call.format(False)}"]
                 else:
                     lines.append(f"        {call.format(False)}")
