@@ -1929,9 +1929,9 @@ fault(
 )
 fault(
     "storage:one-seed-for-all",
-    "storage/derived.py",
-    "bits = _draws(seed, given[STEP])",
-    "bits = _draws(0, given[STEP])",
+    "rules/trace.py",
+    "tracer.noise(lambda: (arguments[SEED], states[STEP]))",
+    "tracer.noise(lambda: (0.0, states[STEP]))",
     "test_storage.py::test_stochastic_rounding_is_right_in_the_mean",
 )
 fault(

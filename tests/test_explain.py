@@ -110,3 +110,8 @@ def test_states_are_told_as_they_are_kept():
     assert blocks.state_bytes_per_element == 2 + 2 * 4 / 32 and plain.state_bytes_per_element == 8
     assert blocks.bytes_read_per_element == 4 + 4 + 2.25 and blocks.bytes_written_per_element == 4 + 2.25
     assert "exp_avg int8" in blocks.states and "2.25 bytes per element" in optimizer.explain()
+
+
+def test_a_rule_that_asks_for_its_device_says_so():
+    told = compiledopt.Muon([torch.nn.Parameter(torch.zeros(8, 8))]).explain()
+    assert "the device's type is not known where a kernel is made" in told

@@ -40,6 +40,23 @@ def test_executors_draw_the_same_bits(options, dtype):
             assert moved > 1e-3 and (apart < 0.02 or rms(other - values[0]) <= 1e-5 * moved)
 
 
+@pytest.mark.parametrize("options", [{"state_dtype": "bfloat16"}, {"rounding": "stochastic"}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "around"), [(compiledopt.AdamW, {"cautious": True}), (compiledopt.LAMB, {}), (compiledopt.Muon, {})]
+)
+def test_rules_that_reduce_draw_them_too(kind, around, options):
+    found = []
+    for how in ({}, {"foreach": True}, {"foreach": False}):
+        optimizer, params = trained(kind, torch.bfloat16, shapes=[(40, 50), (40, 50)], lr=0.01, **options, **around, **how)
+        found.append(flat(params))
+        kept = [v.dtype for v in optimizer.state[params[0]].values() if v.shape == params[0].shape]
+        assert all(dtype is torch.bfloat16 for dtype in kept) or "rounding" in options
+    to_nearest = flat(trained(kind, torch.bfloat16, shapes=[(40, 50), (40, 50)], lr=0.01, **around)[1])
+    assert (found[0] != to_nearest).double().mean() > 0.05
+    for other in found[1:]:
+        assert (other != found[0]).double().mean() < 0.02
+
+
 def test_threads_draw_the_same_bits():
     found = []
     for threads in (1, 2, 3):

@@ -71,6 +71,10 @@ class Noise:
         self._draws += 1
         return self._bits(), float(self._draws)
 
+    def bits(self) -> Any:
+        """The 32 random bits for each element that all draws are made of."""
+        return self._bits()
+
     def uniform(self) -> Any:
         """Numbers of [0, 1), multiples of 2^-24, shaped like the parameter."""
         return uniform(*self._next())

@@ -19,6 +19,11 @@ class Own:
     def __repr__(self) -> str:
         return f"the rule's own {self.name}"
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise not_compiled(f"the {self.name}'s {name} is not known where a kernel is made")
+
 
 class Sizes:
     """The sizes of a value, as numbers of the parameter. of: the value."""

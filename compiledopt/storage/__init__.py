@@ -6,12 +6,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from compiledopt.rules.options import SEED
 from compiledopt.rules.rule import Rule
 from compiledopt.storage.choosing import is_asked, kept, kind_of, told
 from compiledopt.storage.codec import SMALLEST
 from compiledopt.storage.codecs import CODECS, asked_for
 from compiledopt.storage.converting import converted
-from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, SEED, STATE_DTYPE, Kept, keep
+from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept, keep
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.signs import never_negative
 
@@ -58,13 +59,6 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     _check_states(rule, group, known)
     if group.get("differentiable"):
         raise ValueError(f"{STATE_DTYPE} and {ROUNDING} do not go with differentiable=True: rounding has no derivative")
-    if rule.elementwise:
-        return
-    for asked in (*known.values(), rounding):
-        if asked == "stochastic" or (asked in CODECS and CODECS[asked].random):
-            raise ValueError(
-                f"{asked!r} rounds with random bits, which rules that are not elementwise do not have, as {rule.name}"
-            )
 
 
 def _check_states(rule: Rule, group: Mapping[str, Any], known: Mapping[str, str]) -> None:

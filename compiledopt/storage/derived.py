@@ -11,15 +11,14 @@ import torch
 from compiledopt.backends.blocks import packed_shape, scales_of
 from compiledopt.backends.distributed import local
 from compiledopt.backends.layout import as_operand
-from compiledopt.rules.composed import random_bits
+from compiledopt.rules.options import NOISE, SEED, STEP
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named as by_name
 from compiledopt.storage.codec import SCALE, Codec, Rounding
 from compiledopt.storage.cut import decoded, encoded, placed
 from compiledopt.storage.rounded import more_bits, upper_half
 
-STATE_DTYPE, MIN_NUMEL, ROUNDING, SEED = "state_dtype", "min_quantized_numel", "rounding", "seed"
-STEP = "step"
+STATE_DTYPE, MIN_NUMEL, ROUNDING = "state_dtype", "min_quantized_numel", "rounding"
 _LIKE: dict[str, Any] = {"memory_format": torch.preserve_format, "requires_grad": False}
 
 
@@ -40,6 +39,11 @@ class Kept:
     def is_random(self) -> bool:
         return any(codec.random for _, codec, _ in self.states) or bool(self.rounding and self.rounding.random)
 
+    @property
+    def draws_from(self) -> tuple[str, ...]:
+        """The options that random bits come with."""
+        return (SEED, NOISE) if self.is_random else ()
+
 
 def keep(rule: Rule, kept: Kept) -> Rule:
     """The rule with its values kept so; it is one like any other."""
@@ -55,7 +59,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         rule,
         function=_stored(rule, kept, states),
         states=states,
-        options=(*rule.options, SEED) if kept.is_random and SEED not in rule.options else rule.options,
+        options=(*rule.options, *(name for name in kept.draws_from if name not in rule.options)),
         scalars=rule.scalars | set(added),
         optional={**rule.optional, **{scale: rule.optional[name] for scale, name in scales.items() if name in rule.optional}},
         initial={**rule.initial, **makers},
@@ -69,19 +73,18 @@ def keep(rule: Rule, kept: Kept) -> Rule:
 def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:
     """The function of such a rule. states: all that it has."""
     codecs, rounding = {name: codec for name, codec, _ in kept.states}, kept.rounding
-    own = () if rounding is None else tuple(rounding.states)
+    own, drawing = () if rounding is None else tuple(rounding.states), kept.draws_from
 
     def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
         given = dict(zip(states, values, strict=True))
-        seed = options.get(SEED)
-        if kept.is_random and SEED not in rule.options:
-            del options[SEED]
+        noise = options.get(NOISE)
+        options = {name: value for name, value in options.items() if name not in drawing or name in rule.options}
         present = {name: codec for name, codec in codecs.items() if given[name] is not None}
         values_of = {name: _read(codec, given[name], given.get(f"{name}_{SCALE}"), param) for name, codec in present.items()}
         before = [values_of.get(name, given[name]) for name in rule.states]
         master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
         after: dict[str, Any] = by_name(rule, rule(master, grad, *before, **options), rule.states, object)
-        bits = _draws(seed, given[STEP]) if kept.is_random else iter(())
+        bits = _draws(noise.bits()) if noise is not None and kept.is_random else iter(())
         for name, codec in present.items():
             after[name], after[f"{name}_{SCALE}"] = _written(codec, after[name], param, next(bits) if codec.random else None)
         if rounding is not None:
@@ -152,9 +155,8 @@ def _full(codec: Codec, start: float, param: torch.Tensor) -> tuple[Any, Any]:
     return placed(codec, codes, scales, param)
 
 
-def _draws(seed: Any, step: Any) -> Iterator[Any]:
+def _draws(bits: Any) -> Iterator[Any]:
     """Random bits for several values of an element from as few hashes as there can be: 16 are enough for one value."""
-    bits = random_bits(seed, step)
     while True:
         yield bits
         yield upper_half(bits)

@@ -17,10 +17,8 @@ FIRST, FIRST_UNSIGNED = 1, 2  # values of the lowest decade
 
 
 def share_of(size: Any, scale: Any) -> Any:
-    """size / scale, by one division for a block: scaled by powers of two, since the inverse of a tiny one is infinite."""
-    above = torch.where(scale > 0, scale, 1.0)
-    lift = torch.where(above < 2.0**-60, 2.0**64, torch.where(above > 2.0**60, 2.0**-64, 1.0))
-    return (size * lift) * (1 / (above * lift))
+    """size / scale, 0 where that is. Divided for each element: the inverse of a tiny scale is infinite."""
+    return size / torch.where(scale > 0, scale, 1.0)
 
 
 def level(number: Any, first: int, decades: int) -> Any:

@@ -39,6 +39,7 @@ class Stack:
         self.names = ("param", "grad", *self.traced.states_of(param), *self.placed)
         self.scalars = {name: number(float(value)) for name, value in zip(counts(self.traced), values, strict=True)}
         given = given_to(entry, context)
+        self.kept: frozenset[str] = frozenset()  # of what the last call gave back
         self.options = {name: as_option(rule, name, given[name]) for name in rule.options}
         self.seed = given[SEED] if NOISE in rule.options else None
 
@@ -107,6 +108,8 @@ class Stack:
             stacked = torch.vmap(self.call)(*map(torch.stack, columns.values()))
             results = [list(result.unbind()) for result in stacked]
         for name, values in zip(self.targets, results, strict=True):
+            if name in self.kept:  # as it was, such as matrices that are not due
+                continue
             homes = [self.of(entry, name) for entry in entries]
             if homes[0].shape != values[0].shape:  # 0-dim ones, that `operand` gave a dimension
                 values = [value.reshape(home.shape) for home, value in zip(homes, values, strict=True)]
