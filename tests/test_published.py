@@ -119,7 +119,7 @@ def test_the_rule_is_the_papers(case):
 
 # ---- what all optimizers promise ----
 
-QUICK = ("states_go_through_a_file", "states_have_the_form_of_torchs", "groups_have_options_of_their_own")
+QUICK = ("states_go_through_a_file", "states_have_the_form_of_torchs")
 # Yogi's momentum begins at initial_accumulator, and so moves parameters by itself.
 BROKEN = {("nothing_happens_for_zeros", "Yogi")}
 PROMISES = [(promise.__name__, name) for promise in CONTRACTS for name in PUBLISHED if (promise.__name__, name) not in BROKEN]

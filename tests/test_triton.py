@@ -172,18 +172,17 @@ INTERPRETED = ["interpreted.py", "interpreted_captures.py", "interpreted_reducti
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("file", INTERPRETED)
-def test_in_the_interpreter(file):
-    run_in_the_interpreter(file, "not slow")
+def test_in_the_interpreter():
+    run_in_the_interpreter("not slow", *INTERPRETED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_much_in_the_interpreter(file):
-    run_in_the_interpreter(file, "slow")
+    run_in_the_interpreter("slow", file)
 
 
-def run_in_the_interpreter(file, marked):
+def run_in_the_interpreter(marked, *files):
     """In a process of its own, since triton reads TRITON_INTERPRET when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "COMPILEDOPT_TRITON_ON_CPU": "1"}
     environment["PYTHONPATH"] = str(Path(compiledopt.__file__).parent.parent)
@@ -197,7 +196,7 @@ def run_in_the_interpreter(file, marked):
         "no:cacheprovider",
         "-m",
         marked,
-        str(Path(__file__).parent / file),
+        *(str(Path(__file__).parent / file) for file in files),
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
