@@ -1949,3 +1949,63 @@ fault(
     "test_random.py::test_bits_are_the_same_in_whole_numbers",
     "test_random.py::test_streams_are_uniform_and_have_nothing_to_do_with_each_other",
 )
+CODECS, MATRICES = (
+    "test_codecs.py::test_a_value_becomes_the_nearest_of_the_map",
+    "test_menu_matrices.py::test_fifty_steps_are_the_authors",
+)
+fault("storage:dynamic-rounded-down", "storage/dynamic.py", "is_first & (place - number < middle)", "is_first", CODECS)
+fault("storage:float8-cut", "storage/float8.py", "(bits + ((1 << (PLACES - 1)) - 1) + ((bits >> PLACES) & 1))", "bits", CODECS)
+fault(
+    "storage:float8-loses-the-small",
+    "storage/float8.py",
+    "torch.where(size > 0, 1.0, 0.0))",
+    "0.0 * size)",
+    "test_codecs.py::test_what_is_not_finite_stays_at_its_element",
+    CODECS,
+)
+fault("storage:four-bits-lose-the-largest", "storage/four_bits.py", "(share > 0.83125) & (most > 6)", "share > 2", CODECS)
+fault(
+    "storage:four-bits-unmarked",
+    "storage/four_bits.py",
+    "    special = torch.where(codes == 8, torch.nan, torch.where(size > 6, infinite, finite))\n",
+    "    special = finite\n",
+    "test_codecs.py::test_what_is_not_finite_stays_at_its_element",
+)
+fault(
+    "storage:least-size-forgotten",
+    "storage/choosing.py",
+    "reason = codec.objection(param, group.get(MIN_NUMEL))",
+    "reason = codec.objection(param, None)",
+    "test_codecs.py::test_small_parameters_are_kept_in_blocks_where_that_is_asked",
+)
+fault(
+    "storage:codes-taken-for-unsigned",
+    "storage/__init__.py",
+    "if not CODECS[codec].signed:",
+    "if False:",
+    "test_codecs.py::test_codes_without_a_sign_are_for_states_that_are_never_negative",
+)
+fault("algorithms:soap-turned-the-other-way", "published/soap.py", "along(update, Q, back=True)", "along(update, Q)", MATRICES)
+fault("algorithms:soap-first-step-taken", "published/soap.py", "if not plain and first:", "if False and first:", MATRICES)
+fault(
+    "optimizer:slow-weights-never-due",
+    "lookahead.py",
+    "every={**rule.every, DUE: (STEPS, 0)}",
+    "every={**rule.every, DUE: (STEPS, 1)}",
+    "test_lookahead.py::test_against_the_paper",
+)
+fault(
+    "optimizer:slow-weights-all-the-way",
+    "lookahead.py",
+    "slow + alpha * (new - slow)",
+    "new + 0 * alpha",
+    "test_lookahead.py::test_against_the_paper",
+)
+fault(
+    "rules:draws-alike",
+    "rules/noise.py",
+    "        self._draws += 1\n",
+    "        self._draws += 0\n",
+    "test_noise.py::test_steps_parameters_and_draws_differ",
+    "test_noise.py::test_the_noise_is_the_hash",
+)
