@@ -82,7 +82,8 @@ WAYS = [pickled, copy.deepcopy, through_a_file, data_exchanged, states_exchanged
 @pytest.mark.parametrize("kept", KEPT)
 def test_an_interrupted_run_goes_on_bit_for_bit(kept, executor, rounding):
     found, dtype = {}, torch.float32 if rounding is None else torch.bfloat16
-    for way in (straight, *WAYS):
+    ways = [way for way in WAYS if way is not pickled or kept != "float8_e4m3fn"]  # whose tensors torch cannot pickle
+    for way in (straight, *ways):
         optimizer = made(parameters(dtype, SHAPES), kept, rounding=rounding, **EXECUTORS[executor])
         go(optimizer, range(3))
         optimizer = way(optimizer)
@@ -185,8 +186,15 @@ def test_clipping_average_and_schedule_inside_are_those_around(dtype):
     tolerance = 1e-3 if dtype is torch.float32 else 2e-2  # bfloat16's clipped gradients and averages are rounded in between
     assert norm > 50 and moved > 0.05
     assert rms(flat(params_of(inside)) - flat(params_of(around))) < tolerance * moved
+    tolerance = 2 * tolerance if dtype is torch.bfloat16 else tolerance  # an average in bfloat16 is rounded at each step
     assert rms(flat(inside.ema_parameters()) - averages) < tolerance * moved < 0.3 * rms(averages - now)
     assert all(state["exp_avg"].dtype == torch.int8 for state in states(inside)[:3])
+
+
+def test_torch_does_not_pickle_float8():
+    """As docs/precision.md says; files are written by torch.save."""
+    with pytest.raises(AttributeError):
+        pickle.dumps(torch.zeros(2).to(torch.float8_e4m3fn))
 
 
 # ---- between ways of keeping ----
