@@ -76,6 +76,7 @@ OTHERWISE = {
     "nadamc": "timm's NAdamW has no schedule of its momentum, torch's NAdam has one",
     "cnadamw": "the same",
     "cnadamc": "the same",
+    "kronc": "Kron draws random numbers, and timm others; below both draw the same",
 }
 # And those whose caution stands inside: before LAMB's trust ratio, before AdamP's projection, for Adan's first momentum alone.
 INSIDE = ("clamb", "clambw", "cadamp", "csgdp", "cadan", "cadanw")
