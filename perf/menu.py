@@ -62,7 +62,11 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="print only, nothing into perf/results/menu.csv")
     given = parser.parse_args()
     for name in given.optimizer:
-        rows = [measured(name, shapes, given.seconds) for shapes in given.shapes]
+        try:
+            rows = [measured(name, shapes, given.seconds) for shapes in given.shapes]
+        except ModuleNotFoundError as error:
+            print(f"{name}: not measured, {error}", flush=True)
+            continue
         if not given.no_save:
             append("menu.csv", rows)
 
