@@ -207,6 +207,8 @@ PUBLISHED = """[The menu](menu.md) beside the packages it comes from, each with 
 algorithm has little state, torch's own operations move few bytes more than one pass does, and there is less to be gained."""
 COMBINED = """A step of `Combined(Muon(matrices), AdamW(others))` against a step of each, one after the other, in turns
 (`python perf/combined.py`): what one step for both costs beside the sum of its parts."""
+TRAININGS = """Small networks that step thousands of times, from one seed on one thread, in turns; medians of seconds and means
+of the rewards of ten episodes afterwards (`python perf/reinforcement.py`)."""
 SHARDED = (
     "AdamW on 200 tensors sharded over two processes (DTensor, gloo), one thread each, in turns (`python perf/sharded.py`)."
 )
@@ -274,6 +276,13 @@ def combined() -> str:
     return plain("Several algorithms as one", COMBINED, "combined.csv", ["shapes"], columns)
 
 
+def whole_trainings() -> str:
+    columns = {"algorithm": "algorithm", "environment": "environment", "steps": "steps", "rounds": "rounds"}
+    columns |= {"their_s": "torch.optim.Adam, s", "our_s": "ours, s", "ratio": "ratio"}
+    columns |= {"their_reward": "its reward", "our_reward": "our reward"}
+    return plain("Whole trainings of stable-baselines3", TRAININGS, "reinforcement.csv", ["algorithm"], columns)
+
+
 def sharded() -> str:
     return plain(
         "Sharded parameters", SHARDED, "sharded.csv", ["shapes", "against"], {"shapes": "tensors", "against": "against", **PAIR}
@@ -289,7 +298,7 @@ def pictures() -> str:
     return "\n".join(shown)
 
 
-PARTS: list[Callable[[], str]] = [pictures, in_training, alone, libraries, fewer_bytes, around, averages]
+PARTS: list[Callable[[], str]] = [pictures, in_training, whole_trainings, alone, libraries, fewer_bytes, around, averages]
 PARTS += [published, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
