@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 from compiledopt.algorithms.matrices import wide
+from compiledopt.arguments import BOUNDS, Bound
+
+OF_RANK = (
+    *BOUNDS,
+    Bound("rank", "Invalid rank value", least=1.0, optional=True),
+    Bound("update_proj_gap", "Invalid update_proj_gap value", least=1.0),
+    Bound("scale", "Invalid scale value"),
+)
 
 # For tall matrices and for wide ones: whether there is a projection from the left, and one from the right.
 SIDES = {

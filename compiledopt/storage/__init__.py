@@ -16,20 +16,8 @@ from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept, 
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
 from compiledopt.storage.signs import never_negative
 
-__all__ = [
-    "CODECS",
-    "DESCRIBED",
-    "MIN_NUMEL",
-    "OPTIONS",
-    "ROUNDING",
-    "STATE_DTYPE",
-    "Kept",
-    "check",
-    "complete",
-    "converted",
-    "is_asked",
-]
-__all__ += ["keep", "kept", "kind_of", "reading", "told", "wanted"]
+__all__ = ["CODECS", "DESCRIBED", "MIN_NUMEL", "OPTIONS", "ROUNDING", "STATE_DTYPE", "Kept", "check", "complete", "converted"]
+__all__ += ["is_asked", "keep", "kept", "kind_of", "reading", "told", "wanted"]
 
 OPTIONS = (STATE_DTYPE, MIN_NUMEL, ROUNDING, SEED)
 DESCRIBED = {

@@ -77,14 +77,14 @@ def _stored(rule: Rule, kept: Kept, states: tuple[str, ...]) -> Callable[..., tu
 
     def stored(param: Any, grad: Any, *values: Any, **options: Any) -> tuple[Any, ...]:
         given = dict(zip(states, values, strict=True))
-        noise = options.get(NOISE)
+        noise: Any = options.get(NOISE)
         options = {name: value for name, value in options.items() if name not in drawing or name in rule.options}
         present = {name: codec for name, codec in codecs.items() if given[name] is not None}
         values_of = {name: _read(codec, given[name], given.get(f"{name}_{SCALE}"), param) for name, codec in present.items()}
         before = [values_of.get(name, given[name]) for name in rule.states]
         master = param if rounding is None else rounding.before(param, *(given[name] for name in own))
         after: dict[str, Any] = by_name(rule, rule(master, grad, *before, **options), rule.states, object)
-        bits = _draws(noise.bits()) if noise is not None and kept.is_random else iter(())
+        bits = _draws(noise.bits()) if kept.is_random else iter(())
         for name, codec in present.items():
             after[name], after[f"{name}_{SCALE}"] = _written(codec, after[name], param, next(bits) if codec.random else None)
         if rounding is not None:

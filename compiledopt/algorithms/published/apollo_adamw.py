@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiledopt.algorithms.low_rank import left, moment, norm, right
+from compiledopt.algorithms.low_rank import OF_RANK, left, moment, norm, right
 from compiledopt.algorithms.parts import moments, with_maximize
 from compiledopt.algorithms.projections import bias_corrected, is_tall, length, projected, random
-from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
+from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.random import key
 from compiledopt.rules.rule import PLACE, rule
@@ -93,12 +93,7 @@ class APOLLOAdamW(Optimizer):
     """
 
     rule = apollo_adamw
-    bounds = (
-        *BOUNDS,
-        Bound("rank", "Invalid rank value", least=1.0, optional=True),
-        Bound("update_proj_gap", "Invalid update_proj_gap value", least=1.0),
-        Bound("scale", "Invalid scale value"),
-    )
+    bounds = OF_RANK
 
     def __init__(
         self,

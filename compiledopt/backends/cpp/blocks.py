@@ -195,11 +195,8 @@ class _Writer:
     def _bytes(self, i: int, count: str) -> str:
         """Of tensor i, for so many elements that begin a row."""
         each = self._elements(i)
-        return (
-            f"({count} + {each - 1}) / {each} * {self.dtypes[i].itemsize}"
-            if each > 1
-            else f"{count} * {self.dtypes[i].itemsize}"
-        )
+        values = count if each == 1 else f"({count} + {each - 1}) / {each}"
+        return f"{values} * {self.dtypes[i].itemsize}"
 
     def _number(self, operand: Operand) -> str:
         kind, index = operand
@@ -269,10 +266,8 @@ class _Writer:
     def run(self) -> list[str]:
         """`run`: all blocks of a piece that is made of rows, of which the last block may be short. The launcher says how long
         rows are, after a piece's place."""
-        bytes_of, random = (
-            [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)],
-            draws.place(self.program),
-        )
+        bytes_of = [self.size // self._elements(i) * dtype.itemsize for i, dtype in enumerate(self.dtypes)]
+        random = draws.place(self.program)
         row_of, names = [self._bytes(i, "row") for i in range(len(bytes_of))], range(len(bytes_of))
         columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
         return [
