@@ -34,6 +34,7 @@ class Tracer(Reducer):
         super().__init__(shape)
         self.name = name
         self.totals: list[Node] = []
+        self.param: Any = None
 
     def total(self, value: Symbol, over: str) -> Symbol:
         """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""
@@ -41,6 +42,8 @@ class Tracer(Reducer):
             raise TraceError(
                 f"{author_line()}: total(...) in a rule that reduces over its own parameter, which is not compiled"
             )
+        if value.node.scalar:  # once for each element
+            value = self.apply("where", (self.param == self.param, value, value), {})
         key = ("total", value.node, over)
         if key not in self.known:
             name = f"{self.name}.{over}_total[{len(self.totals)}]"
@@ -196,6 +199,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         n for n in rule.states_for(options) if shape is None or n in tracer.views or n in rule.scalars or n in rule.shared
     )
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars and n not in rule.shared}
+    tracer.param = states["param"]
     states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
     states |= {n: symbol(n, True) for n in present if n in numbers}
     arguments: dict[str, Any] = {}
