@@ -26,7 +26,7 @@ class Rule:
     states: the names after `param` and `grad` in its signature, as in `optimizer.state[param]`.
     options: its keyword-only names, read from the parameter group by the same names.
     scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
-    optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
+    optional: {state: option}: the state exists only where the option is not zero, False or None (max_exp_avg_sq: amsgrad).
     initial: {state: a number, the name of an option, or a function of the parameter, or of the parameter and {option: value}}:
         what the state starts from; zero for those not named. A function makes the tensor itself, or None
         where a parameter has no such state; its shape may depend on flags and static options alone. PLACE,
@@ -217,7 +217,7 @@ def rule(
             scalars=frozenset(scalars) | {STEP} if takes_noise else frozenset(scalars),
             optional=dict(optional or {}),
             initial=dict(initial or {}),
-            branches=frozenset(branches),
+            branches=frozenset(branches).union((optional or {}).values()),  # with and without the state are two programs
             static=frozenset(static),
             elementwise=elementwise,
             sparse=sparse,

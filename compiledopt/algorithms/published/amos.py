@@ -39,7 +39,7 @@ class Amos(Optimizer):
         u = ((κ − λ) / 2·θ + γ·η·√r·g) / (1 + d·√(γ·η)·b);  θ ← θ − u, or an average of u;  b ← b·(1 + κ) + κ
 
     lr (γ): the global rate. η is the scale that a parameter is expected to have: 1/2 for vectors, √(2 / columns) for matrices,
-        √(1 / size(1)) for others. momentum: float, of an average of updates; none for 0. extra_l2 (λ): float. c_coef (c), d_coef (d).
+        √(1 / size(1)) for others. momentum: float, of an average of updates; none for 0. extra_l2 (λ), c_coef (c), d_coef (d).
     State: `exp_avg_sq` (v) and `decay` (b), 0-dim; `exp_avg`, like the parameter, where momentum is not 0.
     Good for: pre-training transformers with next to no state, and without a schedule or a decay to tune.
     Start: lr about 1 / √(steps of an epoch), momentum 0.9 where there is room.

@@ -10,7 +10,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule
+@rule()
 @with_maximize
 def ftrl(param, grad, z, n, *, lr, lr_power, beta, lambda_1, lambda_2):
     square = n + grad * grad

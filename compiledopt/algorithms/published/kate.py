@@ -8,7 +8,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule
+@rule()
 @with_maximize
 def kate(param, grad, m, b, *, lr, delta, weight_decay, eps):
     square = grad * grad

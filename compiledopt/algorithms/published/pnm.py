@@ -8,7 +8,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule
+@rule()
 @with_maximize
 def pnm(param, grad, pos_momentum, neg_momentum, *, lr, betas, weight_decay):
     beta1, beta0 = betas

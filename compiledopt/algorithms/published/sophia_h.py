@@ -14,7 +14,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule
+@rule()
 @with_maximize
 def sophiah(param, grad, momentum, hessian_moment, *, lr, betas, weight_decay, p, eps):
     momentum = momentum.lerp(grad, 1 - betas[0])
