@@ -405,7 +405,7 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
         _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
-        _published("AdaHessian", {"weight_decay": 0.1, "eps": 0.5}, lr=1e-9, brief=True),
+        _published("AdaHessian", {"weight_decay": 0.1, "eps": 0.5}, lr=0.05, brief=True),
         _published("AdaMod", {"weight_decay": 0.1, "betas": (0.8, 0.9, 0.95)}, lr=0.1, brief=True),
         _published("AdaNorm", {"weight_decay": 0.1, "ams_bound": True}, brief=True),
         _published("AdaPNM", {"weight_decay": 0.1}, more={"unbounded": {"ams_bound": False}}, brief=True),

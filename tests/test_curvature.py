@@ -14,7 +14,7 @@ def quadratic(param):
 
 
 def prepared(name, **options):
-    """An optimizer of a parameter, whose Hessian is diagonal, so that random signs tell it exactly, and one without a gradient."""
+    """An optimizer of a parameter, whose Hessian is diagonal (random signs tell it exactly), and of one without a gradient."""
     param, other = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))
     return getattr(compiledopt, name)([param, other], foreach=False, **options), param, other
 
