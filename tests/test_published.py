@@ -101,7 +101,7 @@ def steps_are_the_papers(case, executor, dtype, gradients):
 
 
 # What a parameter's size or the place in a list says is no symbol of sympy's.
-ON_TENSORS = {*EAGER, "AdamP", "SGDP", "SM3", "Amos"}
+ON_TENSORS = {*EAGER, "AdamP", "SGDP", "SM3", "AggMo", "Amos"}
 PROVED = [(case,) for case in CASES if case.algorithm not in ON_TENSORS]
 
 
