@@ -37,7 +37,7 @@ class Algorithm:
     tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
     moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
     multiplies: whether it multiplies matrices, in bfloat16 as torch's does: runs differ by the rounding of those.
-    brief: whether its kernels are made by slow tests alone: its mathematics is proved and run by the for-loop.
+    brief: whether its kernels are made by slow tests alone: its mathematics is proved, or else run by the for-loop.
     """
 
     ours: type[compiledopt.Optimizer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
+from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
@@ -28,7 +28,7 @@ class Ano(Optimizer):
 
         m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·sign(g² − v)·g²;  θ ← (1 − γ·λ)·θ − γ·|g|·sign(m) / (√(v / (1 − β₂ᵗ)) + ε)
 
-    logarithmic_schedule: β₁ = 1 − 1 / ln(max(2, t)), the paper's Anolog.
+    betas (β₁, β₂): two floats, the second ≥ 1/2, or v may fall below 0. logarithmic_schedule: β₁ = 1 − 1 / ln(max(2, t)).
     State: `exp_avg` (m) and `exp_avg_sq` (v), like the parameter.
     Good for: noisy and moving targets, as in reinforcement learning.
     Start: lr a tenth to a third of Adam's, betas (0.92, 0.99).
@@ -37,6 +37,7 @@ class Ano(Optimizer):
     """
 
     rule = ano
+    bounds = (*BOUNDS, Bound("betas", "Invalid beta parameter at index 1", least=0.5, index=1))
 
     def __init__(
         self,
