@@ -126,7 +126,7 @@ class Mirror:
     """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
 
     def __init__(self, context: Context, groups: Sequence[int], names: Sequence[str], device: torch.device) -> None:
-        self.context, self.groups, self.device = context, groups, device
+        self.context, self.groups, self.names, self.device = context, groups, names, device
         self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
         self.known: bytes | None = None
         self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
@@ -226,6 +226,21 @@ class CapturableBatch(TritonBatch):
     def renew(self) -> None:
         """As above."""
 
+    def reads(self, value: Any) -> bool:
+        return lives_on(value, self.device)
+
+    def stays_put(self) -> bool:
+        """Whether no number must be copied at each step."""
+        copied = (self.is_captured or not lives_on(value, self.device) for _, value in self.mirror.tensors())
+        return not any(copied)
+
+    def bring(self) -> bool:
+        self.context.read()
+        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+        if ready:
+            self._upload()
+        return ready
+
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
         self.mirror.refresh(self.is_captured)
@@ -243,6 +258,10 @@ class CapturableBatch(TritonBatch):
         return params, states, options, any(self.first)
 
     def _run(self) -> None:
+        self.launch_kernels()
+        self.native.commit(array("d"))
+
+    def launch_kernels(self) -> None:
         pointers = None
         if is_capturing(self.device):
             pointers, self.graph_pointers = self._pointers(), None
@@ -252,7 +271,6 @@ class CapturableBatch(TritonBatch):
         if self.count and self.launch_rows is not None:
             self.launch_rows(self.addresses, self.count, self.results, self.mirror.table)
         self.tables.run(self.results, pointers)
-        self.native.commit(array("d"))
 
     @ordinary
     def _point(self, key: Key, states: bytes) -> None:
