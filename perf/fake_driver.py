@@ -131,6 +131,13 @@ def _launches(library: ctypes.CDLL) -> Callable[[], list[tuple[int, int]]]:
 class Stream:
     """The only one."""
 
+    def current(self, *_: object) -> Stream:
+        return self
+
+
+def _no(*_: object) -> bool:
+    return False
+
 
 @contextmanager
 def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
@@ -155,9 +162,9 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
     try:
         with (
             mock.patch.dict(os.environ, {"COMPILEDOPT_TRITON_ON_CPU": "1"}),
-            mock.patch.object(readiness, "proved", lambda *_: None),
-            mock.patch.object(devices, "is_capturing", lambda _: False),
-            mock.patch.object(torch.accelerator, "current_stream", lambda *_: stream),
+            mock.patch.object(readiness, "proved", return_value=None),
+            mock.patch.object(devices, "is_capturing", _no),
+            mock.patch.object(torch.accelerator, "current_stream", stream.current),
         ):
             yield _launches(library)
     finally:

@@ -176,7 +176,7 @@ def against(
 def mine(name: str, **flags: Any) -> Make:
     """Ours, which must be compiled where that can be had."""
     one = {**CATALOG, **MENU}[name]
-    options = OPTIONS[name] if name in OPTIONS else {**one.promised}
+    options = OPTIONS.get(name, {**one.promised})
     matrices = not one.elementwise and not one.reduces
     return lambda params: one.ours(params, **({} if matrices else {"compiled": True}), **options, **flags)
 
@@ -184,7 +184,7 @@ def mine(name: str, **flags: Any) -> Make:
 def eager(name: str, **flags: Any) -> Make:
     """Ours, by torch's operations on lists of tensors."""
     one = {**CATALOG, **MENU}[name]
-    return lambda params: one.ours(params, foreach=True, **(OPTIONS[name] if name in OPTIONS else one.promised), **flags)
+    return lambda params: one.ours(params, foreach=True, **OPTIONS.get(name, {**one.promised}), **flags)
 
 
 def free() -> None:
@@ -239,7 +239,9 @@ def host(measure: Measure) -> Iterator[Row]:
     """The time until step() returns, with nothing queued before it, at 300 tensors; against torch's fused, and against our own
     where Python takes every step."""
     for label, options in HOST.items():
-        contenders: dict[str, Callable[[Any], Step]] = {"ours, from Python": lambda groups, o=options: from_python(hosted(groups, o))}
+        contenders: dict[str, Callable[[Any], Step]] = {
+            "ours, from Python": lambda groups, o=options: from_python(hosted(groups, o))
+        }
         if not FAKE:
             contenders["torch fused"] = lambda groups, o=options: fused_step(groups, o)
         for name, make in contenders.items():

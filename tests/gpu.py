@@ -1,5 +1,5 @@
-"""Where the tests of GPUs run: on the GPU; or, with TRITON_INTERPRET=1 and COMPILEDOPT_TRITON_ON_CPU=1, a rehearsal of them on the
-CPU, in Triton's interpreter, with stand-ins for what they ask of torch.cuda. So none of them dies of a typing error in the
+"""Where the tests of GPUs run: on the GPU; or, with TRITON_INTERPRET=1 and COMPILEDOPT_TRITON_ON_CPU=1, a rehearsal of them on
+the CPU, in Triton's interpreter, with stand-ins for what they ask of torch.cuda. So none of them dies of a typing error in the
 first minute on a GPU."""
 
 import contextlib
@@ -105,4 +105,3 @@ def stand_in(patch):
     known |= {"current_stream": lambda *_: stream, "set_sync_debug_mode": lambda _: None, "current_device": lambda: 0}
     for name, value in known.items():
         patch.setattr(torch.cuda, name, value)
-

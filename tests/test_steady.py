@@ -467,7 +467,9 @@ def test_wrong_descriptions_are_refused(wrong):
     more, error, words = WRONG[wrong]
     lists = {name: [] for name in ("attributes", "modules", "empty", "param_groups", "params", "states", "waiting", "quiet")}
     with pytest.raises(error, match=words):
-        launcher().Steady(**{**lists, "state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], "measure": None, **more})
+        launcher().Steady(
+            **{**lists, "state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], "measure": None, **more}
+        )
     for lines in ((0, (), (("nothing", 0, 0, 0),), (), ()), (0, (), (("add", 0, 0, 0),), (), ())):
         with pytest.raises((LookupError, IndexError)):
             launcher().evaluate(lines, ())

@@ -84,12 +84,10 @@ def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "")
     return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded, elsewhere
 
 
-def _group(
-    group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers, is_read: Callable[[Any], bool]
-) -> Any | None:
+def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers, is_read: Callable[[Any], bool]) -> Any | None:
     """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
-    of a tuple or -1, number)]) of each entry, the numbers that the host knows). own: its rule before that: what else it asks for
-    stands around it."""
+    of a tuple or -1, number)]) of each entry, the numbers that the host knows). own: its rule before that: what else it asks
+    for stands around it."""
     entries, given = [], set()
     for name, value in dict.items(group):  # not what a group may compute
         many = isinstance(value, tuple)

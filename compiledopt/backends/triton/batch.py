@@ -51,6 +51,7 @@ class TritonBatch(GatheredBatch):
         if self.is_clipped:
             kernel = check_norm(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
             self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
+        self.fills_in = self.is_clipped and fills_in(self.traced.program)
 
     def prepare(self) -> bool:
         """Read and check every tensor, and bring the tables to the device; nothing is written. False: the plan does not fit."""
@@ -98,7 +99,7 @@ class TritonBatch(GatheredBatch):
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
         """The table that the launch fills in, and the bound of the norm of each row."""
-        if not fills_in(self.traced.program):
+        if not self.fills_in:
             return None, ()
         self.columns = table = self.tables.fill(self._rows_of_columns())
         return table, self._bounds()
@@ -161,7 +162,7 @@ class TritonBatch(GatheredBatch):
         return False
 
     def bring(self) -> bool:
-        """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan does not fit."""
+        """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit."""
         self.context.read()
         self._upload()
         return True
