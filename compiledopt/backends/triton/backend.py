@@ -12,9 +12,10 @@ from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes
 from compiledopt.backends.cpp.kernels import launcher, platform_reason
 from compiledopt.backends.distributed import is_distributed, local
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
-from compiledopt.backends.triton.batch import TritonBatch, check_norm
+from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
+from compiledopt.backends.triton.norm import check_norm
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source

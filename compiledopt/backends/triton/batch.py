@@ -14,22 +14,12 @@ import torch
 from compiledopt.backends.batch import Standing, Steady, spread_of
 from compiledopt.backends.gathered import READY, GatheredBatch
 from compiledopt.backends.triton.devices import is_capturing, upload
-from compiledopt.backends.triton.kernels import TritonKernel
-from compiledopt.backends.triton.norm import Squares, fills_in, squares_kernel
-from compiledopt.backends.triton.readiness import FIRST, AnyKernel, tables_for
+from compiledopt.backends.triton.norm import Squares, check_norm, fills_in
+from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.steady import steady
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
-from compiledopt.rules.traced import Traced, Variant
-
-
-def check_norm(
-    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
-) -> TritonKernel:
-    """The kernel that measures the gradients for another one, which has run. dtypes: of its operands; on_device: whether the
-    scalar part is. Raises: CompileError."""
-    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 class TritonBatch(GatheredBatch):
