@@ -15,7 +15,6 @@ from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.norm import check_norm
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -54,7 +53,7 @@ class TritonBackend(GatheredBackend):
             check_on_device(runs, param, entry.dtypes())
             there = is_on_device(runs, group, param, entry.state)
             if runs.is_clipped:
-                check_norm(runs, entry.dtypes(), kernel, param.device, there)
+                TritonBatch.check_norm(runs, entry.dtypes(), kernel, param.device, there)
             if there:
                 check_scalars(runs, group, param, entry.state, kernel)
             launcher()
