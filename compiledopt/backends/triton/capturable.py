@@ -194,6 +194,9 @@ class CapturableBatch(TritonBatch):
     def _option_dtypes(self, group: int) -> tuple[torch.dtype, ...]:
         return option_dtypes(self.traced, self.context.numbers[group], self.device)
 
+    def _reads_numbers_as_before(self) -> bool:
+        return all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+
     def refresh(self) -> None:
         if is_capturing(self.device):
             raise RuntimeError("refresh() during a CUDA graph capture: call it before, and between replays")
@@ -208,7 +211,7 @@ class CapturableBatch(TritonBatch):
         """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
         plan no longer fits, as where a number that was a float is a tensor on the device by now."""
         self.graph_pointers = None
-        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+        ready = self._reads_numbers_as_before()
         if ready:
             staged = self._stage()
             ready = self._gathered(staged)
@@ -236,7 +239,7 @@ class CapturableBatch(TritonBatch):
 
     def bring(self) -> bool:
         self.context.read()
-        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+        ready = self._reads_numbers_as_before()
         if ready:
             self._upload()
         return ready
