@@ -109,7 +109,7 @@ class Crossing:
             self._part(variant, {name: program.outputs[name] for name in second}, dtype, frozenset(scalars)),
             *self.found,
             dtype,
-            program,
+            _told(program, self.found[0].__name__, first),
         )
 
     def _part(self, variant: Variant, outputs: dict[str, Node], dtype: torch.dtype, scalars: frozenset[str]) -> Part:
@@ -143,6 +143,23 @@ class Crossing:
 
 def _matrix(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty_like(param, dtype=dtype, requires_grad=False)
+
+
+def _told(program: Program, function: str, first: set[str]) -> Program:
+    """Both programs in their order, for people: what the function made of the matrix is an input by that name."""
+    made: dict[Node, Node] = {}
+
+    def again(node: Node) -> Node:
+        if node not in made:
+            name = f"{function}({MATRIX})" if node.name == MATRIX else node.name
+            args = tuple(again(arg) if isinstance(arg, Node) else arg for arg in node.args)
+            made[node] = Node(node.op, args, node.scalar, name, node.line, node.axes)
+        return made[node]
+
+    order = sorted(program.outputs, key=lambda name: (name not in first, name == MATRIX, name == "param"))
+    outputs = {name: again(program.outputs[name]) for name in order}
+    home = Node("input", (), False, MATRIX)
+    return Program(program.rule, (*map(again, program.inputs), home), outputs)
 
 
 def _after(program: Program) -> set[str]:

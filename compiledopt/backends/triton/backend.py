@@ -15,7 +15,7 @@ from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.triton.batch import TritonBatch, check_norm
 from compiledopt.backends.triton.capturable import CapturableBatch, check_scalars, is_on_device, option_dtypes
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.matrices import MatrixBatch, parts_of, products, program_of
+from compiledopt.backends.triton.matrices import MatrixBatch, parts_of, products, program_of, told
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.matrix_program import MatrixProgram
@@ -87,15 +87,10 @@ class TritonBackend(GatheredBackend):
         parts = [self.describe([part], group) for part in parts_of(first, program)]
         launches = count * (sum(part.kernels for part in parts) + sum(bool(p.scalars) for p in _programs(program)) * there)
         calls = launches + sum(sum(each.values()) for each in found.values())
-        told = tuple(
-            f"{program.function.__name__} on {matrices} of {rows} × {columns}, by calls of torch: "
-            + ", ".join(f"{number} {name}" for name, number in each.items())
-            for (matrices, rows, columns), each in found.items()
-        )
         kernels, (read, written) = sum(part.kernels for part in parts), (sum(p.read for p in parts), sum(p.written for p in parts))
         text = [part.source for part in parts]
         return Description(
-            calls, kernels, kernels, read, written, program.whole, lambda: "\n\n".join(each() for each in text), told
+            calls, kernels, kernels, read, written, program.whole, lambda: "\n\n".join(each() for each in text), told(program, found)
         )
 
 

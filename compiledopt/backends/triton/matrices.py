@@ -8,7 +8,7 @@ Stacks are filled and emptied in waves, so that what they take does not grow wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -265,3 +265,16 @@ def products(program: MatrixProgram, shapes: Iterable[Sequence[int]]) -> tuple[i
             for name, number in counted.found.items():
                 calls[name] = calls.get(name, 0) + number
     return len(cuts), found
+
+
+def told(program: MatrixProgram, calls: Mapping[tuple[int, ...], Mapping[str, int]]) -> tuple[str, ...]:
+    """What `products` found, in words."""
+    return tuple(
+        f"{program.function.__name__} on {_counted(matrices)} of {rows} × {columns}, by calls of torch: "
+        + ", ".join(f"{number} {name}" for name, number in each.items())
+        for (matrices, rows, columns), each in calls.items()
+    )
+
+
+def _counted(matrices: int) -> str:
+    return "1 matrix" if matrices == 1 else f"a stack of {matrices}"
