@@ -1,5 +1,5 @@
-"""Muon and its relatives on CPU tensors by the executors of GPUs, under Triton's interpreter: run by test_triton.py in a process
-of its own."""
+"""Muon and its relatives on CPU tensors by the executors of GPUs, under Triton's interpreter: test_triton.py runs it in a
+process of its own."""
 
 import copy
 import itertools

@@ -35,7 +35,6 @@ class Part(Traced):
         return self.only
 
 
-
 @dataclass(frozen=True, eq=False)
 class MatrixProgram:
     """function: of whole matrices; arguments: those after the first; dtype: of the matrices that it is given."""
@@ -126,13 +125,14 @@ class Crossing:
         outputs |= {name: program.outputs[name] if name in scalars else known[name] for name in numbers}
         states = tuple(name for name in (*self.rule.states, MATRIX) if name in names)
         read = {name.split("[")[0] for name in names}
+        initial = {name: start for name, start in self.rule.initial.items() if name in states}
         rule = replace(
             self.rule,
             states=states,
             options=tuple(name for name in self.rule.options if name in read),
             scalars=frozenset(numbers),
             optional={},
-            initial={**{n: v for n, v in self.rule.initial.items() if n in states}, MATRIX: lambda param: _matrix(param, dtype)},
+            initial={**initial, MATRIX: lambda param: _matrix(param, dtype)},
             branches=self.rule.branches & read,
             static=self.rule.static & read,
             added=self.rule.added & {*states},

@@ -44,9 +44,7 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return left @ right if out is None else torch.bmm(left, right, out=out)
 
 
-def add_product(
-    total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float, out: Tensor | None = None
-) -> Tensor:
+def add_product(total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float, out: Tensor | None = None) -> Tensor:
     """β·total + α·left·right, rounded once. out: where a stack goes, which may be that of `total`.
 
     torch.vmap takes addmm apart, so that it is rounded three times: twice the error of torch's Muon after five iterations in

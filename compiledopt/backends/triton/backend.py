@@ -19,7 +19,6 @@ from compiledopt.backends.triton.matrices import MatrixBatch, parts_of, products
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.matrix_program import MatrixProgram
-from compiledopt.rules.program import Program
 from compiledopt.rules.scalars import scalar_source
 
 
@@ -85,21 +84,22 @@ class TritonBackend(GatheredBackend):
         there = is_on_device(first.traced, group, first.param, first.state)
         count, found = products(program, [entry.param.shape for entry in entries])
         parts = [self.describe([part], group) for part in parts_of(first, program)]
-        launches = count * (sum(part.kernels for part in parts) + sum(bool(p.scalars) for p in _programs(program)) * there)
-        calls = launches + sum(sum(each.values()) for each in found.values())
-        kernels, (read, written) = sum(part.kernels for part in parts), (sum(p.read for p in parts), sum(p.written for p in parts))
-        text = [part.source for part in parts]
+        kernels = sum(part.kernels for part in parts)
+        rows = sum(bool(part.only.program.scalars) for part in (program.before, program.after)) if there else 0
         return Description(
-            calls, kernels, kernels, read, written, program.whole, lambda: "\n\n".join(each() for each in text), told(program, found)
+            calls=count * (kernels + rows) + sum(sum(each.values()) for each in found.values()),
+            kernels=kernels,
+            passes=kernels,
+            read=sum(part.read for part in parts),
+            written=sum(part.written for part in parts),
+            program=program.whole,
+            source=lambda: "\n\n".join(part.source() for part in parts),
+            products=told(program, found),
         )
 
 
 def _is_spread(entry: Entry) -> bool:
     return is_distributed(entry.param)
-
-
-def _programs(program: MatrixProgram) -> tuple[Program, Program]:
-    return program.before.only.program, program.after.only.program
 
 
 def _refusal(entry: Entry, group: Mapping[str, Any], there: bool) -> str | None:

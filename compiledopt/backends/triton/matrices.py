@@ -1,6 +1,6 @@
-"""Rules with a function of whole matrices, as Muon's products: one kernel, or a few where it reduces, writes what the function is
-given for all matrices, each in the stack of those of its shape; the function runs on the stacks, by torch's products, in memory
-that stays where it is; and one more reads what it made.
+"""Rules with a function of whole matrices, as Muon's products: one kernel, or a few where it reduces, writes what the function
+is given for all matrices, each in the stack of those of its shape; the function runs on the stacks, by torch's products, in
+memory that stays where it is; and one more reads what it made.
 
 Stacks are filled and emptied in waves, so that what they take does not grow with the model.
 """
@@ -126,7 +126,7 @@ class Wave:
         matrices = [matrix for stack in self.stacks for matrix in stack.matrices]
         parts = (program.before, program.after)
         given = [[part_of(e, part, m) for e, m in zip(entries, matrices, strict=True)] for part in parts]
-        self.states = [[(entry.state, part_entry.state) for entry, part_entry in zip(entries, part, strict=True)] for part in given]
+        self.states = [[(e.state, own.state) for e, own in zip(entries, part, strict=True)] for part in given]
         self.active: list[bool] = []
         self.before, self.after = (make(part, context) for part in given)
 
@@ -189,7 +189,7 @@ class MatrixBatch(Batch):
         return first, second
 
     def prepare(self) -> bool:
-        return all([wave.prepare() for wave in self.waves])
+        return all(wave.prepare() for wave in self.waves)
 
     def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
         measured = [
