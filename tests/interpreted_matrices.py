@@ -21,8 +21,9 @@ from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.matrices import MatrixBatch
 
 round_to_nearest()
-# Wide, tall and square ones, several of a shape, one row, one column, none at all, and one of several tiles.
-SHAPES = [(6, 40), (40, 6), (6, 40), (16, 16), (1, 9), (9, 1), (0, 5), (40, 6), (6, 40), (70, 300)]
+# Wide, tall and square ones, several of a shape, one row, none at all; and of several tiles.
+SHAPES = [(6, 40), (40, 6), (6, 40), (16, 16), (1, 9), (0, 5)]
+LARGE = [(9, 1), (40, 6), (6, 40), (70, 300)]
 NAMES = ("Muon", "AdaMuon", "NorMuon")
 
 
@@ -30,7 +31,7 @@ def multiplying_in(monkeypatch, dtype):
     monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
 
 
-def check(name, dtype, capturable, steps=4, shapes=SHAPES, turned=False, tolerance=None, **more):
+def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, tolerance=None, **more):
     models = [parameters(dtype, shapes) for _ in range(2)]
     if turned:
         models = [[torch.nn.Parameter(param.detach().mT.contiguous().mT) for param in one] for one in models]
@@ -69,7 +70,7 @@ def test_against_the_for_loop(name, dtype, capturable, products, monkeypatch):
     """Absent gradients change the stacks at each step. Where products are in bfloat16, a norm whose sum ends in another last
     place is rounded to its neighbour, 0.4% away, which the iteration magnifies; in float32 nothing hides."""
     multiplying_in(monkeypatch, products)
-    shapes = SHAPES if (name, dtype, capturable) == ("AdaMuon", SINGLE, False) else SHAPES[:-1]
+    shapes = SHAPES if (name, dtype, capturable, products) in DEFAULT else [*SHAPES, *LARGE]
     check(name, dtype, capturable, shapes=shapes, tolerance=0.03 if products is HALF else None)
 
 
@@ -94,6 +95,7 @@ def test_against_its_definition(monkeypatch):
     assert rms(exact - start) > 0.01 and rms(flat(params) - exact) <= 1e-4 * rms(exact - start)
 
 
+@pytest.mark.slow
 def test_column_after_column(monkeypatch):
     multiplying_in(monkeypatch, torch.float32)
     check("NorMuon", torch.float32, False, shapes=[(6, 40), (40, 6), (6, 40)], turned=True)
@@ -101,9 +103,9 @@ def test_column_after_column(monkeypatch):
 
 @pytest.mark.parametrize("capturable", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_what_stands_around(capturable, monkeypatch):
-    """All of it on the device: a schedule, the norm, an average, a step that is left out."""
+    """All of it on the device: the norm, what keeps to the gradient's signs, a step that is left out."""
     multiplying_in(monkeypatch, torch.float32)
-    more = {"max_grad_norm": 0.5, "ema_decay": 0.5, "cautious": True, "skip_nonfinite": True}
+    more = {"max_grad_norm": 0.5, "cautious": True, "skip_nonfinite": True}
     check("Muon", torch.float32, capturable, shapes=SHAPES[:4], **more)
 
 
@@ -145,14 +147,17 @@ def test_a_steady_step_asks_for_no_memory(capturable, monkeypatch):
     run(optimizer, params, Gradients(), range(2))
     optimizer.step()
     launched.clear()
+    optimizer.step()
+    assert len(launched) == 4 + 2 * capturable
     with monkeypatch.context() as patch:
         unwatched(patch)
+        for module in (tables, shaped, capturables, norm):  # the interpreter asks for memory of its own
+            patch.setattr(module, "launch", lambda *_: None)
         with Operations() as operations:
             optimizer.step()
     products = [name for name in operations.found if "copy_" not in name]
     assert set(products) == {"aten::bmm.out", "aten::baddbmm.out"} and len(products) == 2 * 15
     told = optimizer._explanation()
-    assert len(launched) == 4 + 2 * capturable
     assert told.launches_per_step == len(launched) + 2 * 20 and told.kernels == 4
     assert told.parts[0].products == [
         "newton_schulz on a stack of 2 of 6 × 40, by calls of torch: 5 bmm, 10 baddbmm, 5 copy",
@@ -224,6 +229,7 @@ def test_a_bad_gradient_changes_nothing():
     assert same(before, snapshot(optimizer))
 
 
+@pytest.mark.slow
 def test_with_others_in_one_optimizer(monkeypatch):
     """Combined with AdamW, one norm over all; a schedule; parameters of two dtypes; another default device."""
     multiplying_in(monkeypatch, torch.float32)

@@ -106,7 +106,8 @@ class Muon(Optimizer):
     params: 2-dimensional ones. nesterov: look ahead by the momentum. eps: float, the least norm that is divided by.
     ns_coefficients: three floats, of x, x³ and x⁵. ns_steps: int, iterations, below 100.
     adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
-    foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
+    foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused on the CPU; on a
+    GPU, where it is the default, kernels over all matrices stand around torch's products of stacks.
     State: `momentum_buffer` (b), like the parameter.
     Raises: ValueError for a parameter that is not 2-dimensional; RuntimeError at the step for complex ones and sparse
     gradients.
