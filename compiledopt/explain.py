@@ -165,8 +165,8 @@ def explain(
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         backend, capturable = entry.choice.backend, bool(groups[entry.group].get("capturable"))
-        kind = None if backend is None else backend.kind(entry)
-        key = (entry.choice, backend, entry.traced, kind, entry.dtypes(), capturable)
+        runs = None if backend is None else backend.runs_for(entry)
+        key = (entry.choice, backend, entry.traced, runs, entry.dtypes(), capturable)
         buckets.setdefault(key, []).append(entry)
     parts = [_part(members, rules, groups, source) for members in buckets.values()]
     total = sum(part.bytes_per_step for part in parts)

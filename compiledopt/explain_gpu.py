@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,14 +13,11 @@ import torch
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.matrices import products, told
+from compiledopt.backends.triton.built import Made, built_for
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shaped import masks_of
-from compiledopt.errors import CompileError
-from compiledopt.rules.matrix_program import matrix_program
-from compiledopt.rules.program import ELEMENTS, Program, scalar_program
+from compiledopt.rules.program import ELEMENTS, scalar_program
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, Variant, traced
+from compiledopt.rules.traced import Traced, traced
 
 EXAMPLE = (1024, 1024)  # of which what is told holds: tiles of rules that reduce, states in blocks
 
@@ -74,58 +71,17 @@ def explain_gpu(
     example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
     known = traced(around.derived(rule, group, param=example), group)
     if not known.elementwise:
-        made = _made_for_reducing(known, arch, dtype)
+        made = built_for(known, arch, dtype, EXAMPLE)
         return _explanation(name, known, group, arch, dtype, made, source, ptx)
     kernel = kernel_of(known, (dtype, dtype, *known.dtypes_of(example).values()))
     assert isinstance(kernel, triton.TritonKernel)
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
-    made = _Made(known.program, [known.program], [kernel.source], built)
+    made = Made(known.program, [known.program], [kernel.source], built)
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
 
 
-@dataclass
-class _Made:
-    """program: of all of it; programs: those that have a scalar part each; sources, built: of the kernels."""
-
-    program: Program
-    programs: Sequence[Program]
-    sources: list[str]
-    built: list[triton.Built]
-    moved: float = 0.0  # bytes per element, by all of them
-    products: tuple[str, ...] = ()
-    calls: int = 0
-
-
-def _made_for_reducing(known: Traced, arch: int, dtype: torch.dtype) -> _Made:
-    """Of a rule that reduces or multiplies matrices, for matrices. Raises: CompileError."""
-    example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
-    variant, matrices = known.variant(example), matrix_program(known, example, "cuda")
-    if isinstance(variant, str) and isinstance(matrices, str):
-        raise CompileError(f"{known.reason}: {variant}")
-    if isinstance(variant, str):
-        assert not isinstance(matrices, str)
-        parts: Sequence[tuple[Traced, Variant]] = [(part, part.only) for part in (matrices.before, matrices.after)]
-        _, calls = products(matrices, [EXAMPLE])
-        made = _Made(matrices.whole, [], [], [], products=told(matrices, calls))
-        made.calls = sum(sum(each.values()) for each in calls.values())
-    else:
-        parts, made = [(known, variant)], _Made(variant.program, [], [], [])
-    for part, runs in parts:
-        dtypes = (dtype, dtype, *part.dtypes_of(example).values())
-        kernel = kernel_of(runs, dtypes)
-        assert not isinstance(kernel, triton.TritonKernel)
-        masks = masks_of(kernel, [(1, *EXAMPLE)])
-        stages = zip(kernel.stages, masks, strict=True)
-        made.built += [triton.build_for(stage, arch, warps=kernel.warps, kinds=mask) for stage, mask in stages]
-        made.sources += [stage.source for stage in kernel.stages]
-        moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
-        made.moved += sum(dtypes[int(index)].itemsize for index in moved)
-        made.programs = [*made.programs, runs.program]
-    return made
-
-
 def _explanation(
-    name: str, known: Traced, group: Mapping[str, Any], arch: int, dtype: torch.dtype, made: _Made, source: bool, ptx: bool
+    name: str, known: Traced, group: Mapping[str, Any], arch: int, dtype: torch.dtype, made: Made, source: bool, ptx: bool
 ) -> GpuExplanation:
     from compiledopt.rules.formula import formula
 

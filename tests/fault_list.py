@@ -222,8 +222,8 @@ fault(
     oracle("AdamW-weight_decay"),
 )
 fault("algorithms:maximize-lost", "parts.py", "-grad if maximize else grad", "grad", oracle("AdamW-maximize"))
-fault("algorithms:muon-rms-of-the-shorter", "muon.py", "math.sqrt(max(rows, columns))", "math.sqrt(min(rows, columns))", MUON)
-fault("algorithms:muon-ratio-turned", "muon.py", "math.sqrt(max(1, rows / columns))", "math.sqrt(max(1, columns / rows))", MUON)
+fault("algorithms:muon-rms-of-the-shorter", "muon.py", 'op("maximum", rows, columns)', 'op("minimum", rows, columns)', MUON)
+fault("algorithms:muon-ratio-turned", "muon.py", '"maximum", 1.0, rows / columns', '"maximum", 1.0, columns / rows', MUON)
 fault(
     "algorithms:muon-nesterov-swapped",
     "muon.py",
@@ -235,8 +235,8 @@ fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight
 fault(
     "algorithms:muon-zeros-divided-by-zero",
     "muon.py",
-    "x.norm().clamp_min(eps)",
-    "x.norm()",
+    "x.norm().to(dtype).clamp_min(eps)",
+    "x.norm().to(dtype)",
     promise("nothing_happens_for_zeros", "Muon"),
 )
 fault(

@@ -273,7 +273,7 @@ class Backend(ABC):
         """What the parameters of one batch have in common."""
         return None
 
-    def kind(self, entry: Entry) -> Hashable:
+    def runs_for(self, entry: Entry) -> Hashable:
         """What runs for an entry, which those that are described together have in common."""
         return entry.traced
 

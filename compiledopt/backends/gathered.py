@@ -96,7 +96,7 @@ class GatheredBackend(Backend):
             relay(entry.traced, entry.param, entry.state)
         settle_scalars(entry.traced, entry.param, group, entry.state)
 
-    def kind(self, entry: Entry) -> Hashable:
+    def runs_for(self, entry: Entry) -> Hashable:
         return entry.runs
 
     def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:

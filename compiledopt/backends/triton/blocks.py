@@ -1,8 +1,8 @@
 """A program that keeps values in blocks → the body of one kernel that moves each tensor once: a row of a tile is a block, and
 what comes before its scales, the scales, and what needs them follow each other in registers.
 
-Of blocks of several sizes a row of a tile is the largest, and the scales of smaller ones are spread over their elements. Codes of
-4 bits are bytes of a tile half as wide: where rows are whole blocks a byte's two codes are taken apart in registers, and its
+Of blocks of several sizes a row of a tile is the largest, and the scales of smaller ones are spread over their elements. Codes
+of 4 bits are bytes of a tile half as wide: where rows are whole blocks a byte's two codes are taken apart in registers, and its
 memory is read in vectors; a ragged block is cut in half elsewhere (backends/blocks.py), so that each element finds its byte.
 """
 
