@@ -1673,10 +1673,24 @@ fault(
 )
 fault(
     "explain:bytes-of-float32",
-    "explain_gpu.py",
-    "(loads + stores) * dtype.itemsize",
-    "(loads + stores) * 4",
-    "test_triton.py::test_explain_for_a_gpu_counts_bytes",
+    "triton/built.py",
+    "dtypes[int(index)].itemsize for index in moved",
+    "4 for index in moved",
+    "test_triton.py::test_explain_of_products[Muon-sm_90-4]",
+)
+fault(
+    "matrices:places-of-absent-gradients",
+    "triton/matrices.py",
+    "key=lambda place: not active[place]",
+    "key=lambda place: active[place]",
+    "interpreted_matrices.py::test_replays[Muon]",
+)
+fault(
+    "matrices:state-written-before-it-is-read",
+    "rules/matrix_program.py",
+    'if depends_on(node, MATRIX)} | {"param"} & {*own}',
+    'if depends_on(node, MATRIX) and name != "param"}',
+    "interpreted_matrices.py::test_against_its_definition",
 )
 
 # ---- own ----
