@@ -26,7 +26,6 @@ class TritonBatch(GatheredBatch):
     """The parameters of one bucket on one device. The 0-dim states are on the host, as torch's without capturable."""
 
     scalars_there: ClassVar[bool] = False  # whether the scalar part is computed on the device
-    check_norm = staticmethod(check_norm)
 
     def _plan(self) -> Any:
         self._make_tables()
