@@ -62,13 +62,12 @@ class Cut:
             raise CompileError(f"{self.program.rule} keeps a value in blocks that it does not compute")
         self.tiles.setdefault(node, len(self.tiles))
 
-    def parts(self) -> list[Part | None]:
-        """What comes before scales are known, and what after; None for what is not needed."""
+    def parts(self) -> list[Part]:
+        """What comes before scales are known, and what after; of which one may have no outputs."""
         outputs = {name: node for name, node in self.program.tensor_outputs.items() if node not in self.scales}
         first = {name: node for name, node in outputs.items() if node not in self.late}
         last = {name: node for name, node in outputs.items() if node in self.late}
-        early = _Part(self, False).finish(first) if first or self.tiles else None
-        return [early, _Part(self, True).finish(last) if last else None]
+        return [_Part(self, False).finish(first), _Part(self, True).finish(last)]
 
 
 class _Part:
@@ -153,7 +152,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
     bodies: list[list[str]] = []
     calls: list[list[str]] = [[], []]
     for number, part in enumerate(writer.cut.parts()):
-        if part is None:
+        if not part.program.outputs:
             continue
         wide = {"float": torch.float32, "double": torch.float64}[scalar]
         kinds = [wide if kind == "tile" else dtypes[index] for kind, index in part.operands]
