@@ -3,7 +3,7 @@ its own beside the others: `window_0`, `window_1`, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,7 @@ def _start(rule: Rule, name: str, index: int) -> Any:
     start = rule.initial.get(name)
     if not callable(start) and not callable(rule.lists[name]):
         return start
-    make = start if callable(start) else lambda param, _: torch.zeros_like(param)
+    make: Callable[..., Any] = start if callable(start) else lambda param, _: torch.zeros_like(param)
     own = callable(start) and rule.takes_options(name)
 
     def made(param: Any, options: Mapping[str, Any]) -> Any:

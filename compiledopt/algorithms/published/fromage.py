@@ -12,7 +12,8 @@ from compiledopt.rules.rule import rule
 
 
 def _largest_norm(param: Tensor, options: dict[str, float]) -> Tensor:
-    return param.norm().reshape((1,) * param.dim()) * options["p_bound"]
+    norm: Tensor = param.norm()
+    return norm.reshape((1,) * param.dim()) * options["p_bound"]
 
 
 @rule(optional={"max": "p_bound"}, initial={"max": _largest_norm}, elementwise=False)
