@@ -286,6 +286,42 @@ def test_what_is_put_into_a_group_by_hand_is_checked():
         made(parameters()).state_dict(precision="int9")
 
 
+@pytest.mark.parametrize(("before", "after", "name"), [("split", None, "rest"), ("compensated", "stochastic", "compensation")])
+def test_what_another_rounding_kept_is_neither_used_nor_lost_unsaid(before, after, name):
+    """`rounding` exchanged in the middle of a run, and a model that changes its dtype: refused before anything changes; the
+    mends that the message names both go on."""
+    optimizer = made(parameters(torch.bfloat16, SHAPES), rounding=before)
+    go(optimizer, range(2))
+    known, saved = snapshot(optimizer), copy.deepcopy(optimizer.state_dict())
+    assert states(optimizer)[0][name].any()
+    optimizer.param_groups[0]["rounding"] = after
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=f"state '{name}' is of rounding='{before}', and torch.bfloat16 parameters of its"
+        ):
+            optimizer.step()
+    assert same(known, snapshot(optimizer))
+    twin = copy.deepcopy(optimizer)
+    optimizer.load_state_dict(saved)
+    for values in twin.state.values():
+        del values[name]
+    for each in (optimizer, twin):
+        go(each, range(2, 3))
+        assert name not in states(each)[0]
+    assert same(snapshot(optimizer), snapshot(twin)) and not same(known, snapshot(twin))
+    changed = made(parameters(torch.bfloat16, SHAPES), rounding=before)
+    go(changed, range(1))
+    for param in params_of(changed):
+        param.data, param.grad = param.data.float(), None
+    with pytest.raises(
+        RuntimeError, match=f"state '{name}' is of rounding='{before}', and torch.float32 parameters of its group"
+    ):
+        go(changed, range(1, 2))
+    changed.load_state_dict(changed.state_dict())
+    go(changed, range(1, 2))
+    assert name not in states(changed)[0]
+
+
 def test_parameters_change_their_dtype():
     """As model.bfloat16() does between steps: states stay as they are kept."""
     optimizer = made(parameters(shapes=SHAPES))
