@@ -222,8 +222,8 @@ fault(
     oracle("AdamW-weight_decay"),
 )
 fault("algorithms:maximize-lost", "parts.py", "-grad if maximize else grad", "grad", oracle("AdamW-maximize"))
-fault("algorithms:muon-rms-of-the-shorter", "muon.py", "math.sqrt(max(rows, columns))", "math.sqrt(min(rows, columns))", MUON)
-fault("algorithms:muon-ratio-turned", "muon.py", "math.sqrt(max(1, rows / columns))", "math.sqrt(max(1, columns / rows))", MUON)
+fault("algorithms:muon-rms-of-the-shorter", "muon.py", 'op("maximum", rows, columns)', 'op("minimum", rows, columns)', MUON)
+fault("algorithms:muon-ratio-turned", "muon.py", '"maximum", 1.0, rows / columns', '"maximum", 1.0, columns / rows', MUON)
 fault(
     "algorithms:muon-nesterov-swapped",
     "muon.py",
@@ -235,8 +235,8 @@ fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight
 fault(
     "algorithms:muon-zeros-divided-by-zero",
     "muon.py",
-    "x.norm().clamp_min(eps)",
-    "x.norm()",
+    "x.norm().to(dtype).clamp_min(eps)",
+    "x.norm().to(dtype)",
     promise("nothing_happens_for_zeros", "Muon"),
 )
 fault(
@@ -1673,10 +1673,24 @@ fault(
 )
 fault(
     "explain:bytes-of-float32",
-    "explain_gpu.py",
-    "(loads + stores) * dtype.itemsize",
-    "(loads + stores) * 4",
-    "test_triton.py::test_explain_for_a_gpu_counts_bytes",
+    "triton/built.py",
+    "dtypes[int(index)].itemsize for index in moved",
+    "4 for index in moved",
+    "test_triton.py::test_explain_of_products[Muon-sm_90-4]",
+)
+fault(
+    "matrices:places-of-absent-gradients",
+    "triton/matrices.py",
+    "key=lambda place: not active[place]",
+    "key=lambda place: active[place]",
+    "interpreted_matrices.py::test_replays[Muon]",
+)
+fault(
+    "matrices:state-written-before-it-is-read",
+    "rules/matrix_program.py",
+    'if depends_on(node, MATRIX)} | {"param"} & {*own}',
+    'if depends_on(node, MATRIX) and name != "param"}',
+    "interpreted_matrices.py::test_against_its_definition",
 )
 
 # ---- own ----

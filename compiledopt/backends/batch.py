@@ -218,7 +218,8 @@ class Description:
     calls: launches of kernels, or calls of torch's operations; the norm for clipping is one more. kernels: compiled ones.
     passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element, the scale
     of a block shared by its elements; at least so many where torch's operations read and write their operands again.
-    program: what is computed, if it is known as one. source: makes the text of what runs.
+    program: what is computed, if it is known as one. source: makes the text of what runs. products: what of the calls are
+    torch's, in words.
     """
 
     calls: int
@@ -228,6 +229,7 @@ class Description:
     written: float
     program: Program | None
     source: Callable[[], str]
+    products: tuple[str, ...] = ()
 
 
 def bytes_moved(entry: Entry) -> tuple[float, float]:
@@ -270,6 +272,10 @@ class Backend(ABC):
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         """What the parameters of one batch have in common."""
         return None
+
+    def runs_for(self, entry: Entry) -> Hashable:
+        """What runs for an entry, which those that are described together have in common."""
+        return entry.traced
 
     @abstractmethod
     def batch(self, entries: list[Entry], context: Context) -> Batch:
