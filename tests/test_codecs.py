@@ -80,9 +80,9 @@ def test_a_value_becomes_the_nearest_of_the_map(name):
     assert (found.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6, "a value that is none of the map"
 
 
-def keeping(param, grad, state, *, factor=1.0):
+def keeping(param, grad, state):
     """state ← g, so that a step encodes it."""
-    return param, factor * grad
+    return param, grad
 
 
 KEEPING = {True: compiledopt.define(keeping), False: compiledopt.define(keeping, never_negative=("state",))}
@@ -165,6 +165,18 @@ def trained(shapes=MATRICES, steps=4, kind=compiledopt.AdamW, dtype=torch.float3
 
 
 MIXED = {"exp_avg": "int8", "exp_avg_sq": "uint4"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_itself_is_kept_in_blocks_by_a_kernel(dtype):
+    """A state that is no more than what was read, as DiffGrad's last gradient."""
+    (one, _), (other, _) = (
+        trained(kind=compiledopt.DiffGrad, dtype=dtype, state_dtype="int8", **EXECUTORS[how])
+        for how in ("compiled", "for-loop")
+    )
+    for mine, theirs in zip(snapshot(one)[:3], snapshot(other)[:3], strict=True):
+        assert same(mine[2]["previous_grad"], theirs[2]["previous_grad"]) and mine[2]["previous_grad"].abs().max() == 126
+        assert rms(mine[0].double() - theirs[0].double()) < 1e-3 * rms(mine[0].double())
 
 
 @pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)
