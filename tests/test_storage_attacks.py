@@ -246,6 +246,23 @@ def test_groups_are_kept_each_in_its_way():
             assert rms(found[number][name] - wanted[number][name]) < 0.03 * rms(wanted[number][name])
 
 
+@pytest.mark.parametrize("after", [None, "int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("before", ["int8", "int4"])
+@pytest.mark.parametrize("shapes", [[(64, 128), (128, 64)], [(70, 64), (67, 75)]], ids=str)
+def test_codes_of_another_parameter_are_refused(shapes, before, after):
+    """Parameters in another order, some of which have as many elements: not decoded in the blocks of another shape."""
+    optimizer = made(parameters(shapes=shapes), before, foreach=False)
+    go(optimizer, range(1))
+    other = made(parameters(shapes=shapes[::-1]), after, foreach=False)
+    go(other, range(1))
+    known = snapshot(other)
+    with pytest.raises(
+        ValueError, match=r"does not fit AdamW: the state of parameter 0 has 'exp_avg' of shape \(\d+, \d+\), and"
+    ):
+        other.load_state_dict(optimizer.state_dict())
+    assert same(known, snapshot(other))
+
+
 @pytest.mark.parametrize(("before", "after"), [("int8", None), ("int8", "bfloat16"), (None, "int8"), ("bfloat16", "int8")])
 def test_codes_are_never_read_as_numbers(before, after):
     """A way that is put into a group by hand, in the middle of a run: refused before anything changes; the mend that the

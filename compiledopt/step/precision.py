@@ -52,6 +52,8 @@ def _in_another_way(rule: Rule, old: Group, new: Group, param: torch.Tensor, val
     known = around.derived(rule, new)
     before = storage.kept(known, {**new, **{name: old.get(name) for name in storage.OPTIONS}}, param)
     after = storage.kept(known, new, param)
+    if not storage.fits(values, before, after, param):
+        return None  # refused with the other states
     found = values if before == after else storage.converted(values, before, after, param)
     states = known.states if after is None or after.rounding is None else (*known.states, *after.rounding.states)
     stale = storage.left_over(found, states)
