@@ -256,7 +256,7 @@ def test_codes_of_another_parameter_are_refused(shapes, before, after):
     other = made(parameters(shapes=shapes[::-1]), after, foreach=False)
     go(other, range(1))
     known = snapshot(other)
-    with pytest.raises(ValueError, match="does not fit AdamW: the state of parameter 0 has (no )?'exp_avg"):
+    with pytest.raises(ValueError, match=r"does not fit AdamW: the state of parameter 0 has (no )?'exp_avg"):
         other.load_state_dict(optimizer.state_dict())
     assert same(known, snapshot(other))
 
