@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,11 +42,6 @@ def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, betas: Any) -> tuple[Any, 
     """m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²."""
     beta1, beta2 = betas
     return exp_avg.lerp(grad, 1 - beta1), beta2 * exp_avg_sq + (1 - beta2) * grad * grad
-
-
-def half_life(beta: Any) -> Any:
-    """Of an average, less one, in steps."""
-    return math.log(0.5) / torch.log(beta + 1e-8) - 1
 
 
 def rectification(step: Any, beta2: Any) -> tuple[Any, Any]:

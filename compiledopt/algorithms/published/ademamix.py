@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from compiledopt.algorithms.parts import half_life, moments, with_maximize
+from compiledopt.algorithms.averages import warmed
+from compiledopt.algorithms.parts import moments, with_maximize
 from compiledopt.arguments import BETA, BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -33,9 +32,7 @@ def ademamix(
     if alpha_warmup is not None:
         alpha = alpha * (step / alpha_warmup).clamp_max(1.0)
     if beta3_warmup is not None:
-        part = (step / beta3_warmup).clamp_max(1.0)
-        steps = (1 - part) * half_life(beta1) + part * half_life(beta3)
-        beta3 = torch.where(step < beta3_warmup, 0.5 ** (1 / (steps + 1)), beta3)
+        beta3 = warmed(step, beta3_warmup, beta1, beta3)
     exp_avg_fast, exp_avg_sq = moments(grad, exp_avg_fast, exp_avg_sq, (beta1, beta2))
     exp_avg_slow = exp_avg_slow.lerp(grad, 1 - beta3)
     update = exp_avg_fast / (1 - beta1**step) + alpha * exp_avg_slow

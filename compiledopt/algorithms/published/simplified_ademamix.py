@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from compiledopt.algorithms.parts import half_life, with_maximize
+from compiledopt.algorithms.averages import warmed
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -18,9 +17,7 @@ def simplified_ademamix(
     beta1, beta2 = betas
     step = step + 1
     if beta1_warmup is not None:
-        part = (step / beta1_warmup).clamp_max(1.0)
-        steps = (1 - part) * half_life(min_beta1) + part * half_life(beta1)
-        beta1 = torch.where(step < beta1_warmup, 0.5 ** (1 / (steps + 1)), beta1)
+        beta1 = warmed(step, beta1_warmup, min_beta1, beta1)
     exp_avg = beta1 * exp_avg + (1 - beta1) * grad
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
     den_sum = beta2 * den_sum + (1 - beta2)
