@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from compiledopt.algorithms.parts import moved
 from compiledopt.backends.layout import HALF
+from compiledopt.rules.products import add_product
 
 
 def dimensions(param: Any) -> int:
@@ -43,15 +45,43 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
     for matrix in matrices:
         if matrix is None or matrix.ndim == 1:
             tensor = tensor.movedim(0, -1) if matrix is None else tensor.movedim(0, -1) * matrix.to(tensor.dtype)
+        elif tensor.ndim == 2:
+            tensor = tensor.mT @ _turned(matrix, back, tensor.dtype)
         else:
             tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), dims=([0], [1 if back else 0]))
     return tensor
 
 
+def _turned(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
+    return (matrix.mT if back else matrix).to(dtype)
+
+
+def moved_along(
+    param: Tensor, update: Tensor, matrices: Sequence[Tensor | None], kept: Any, size: Any, back: bool = False
+) -> Tensor:
+    """κ·θ − γ·u, of u as `along` matrices: the last product of a matrix is added to where the parameter stands."""
+    last = matrices[-1]
+    if param.ndim == 2 and last is not None and last.ndim == 2:
+        return add_product(param, along(update, matrices[:1], back).mT, _turned(last, back, update.dtype), kept, -size)
+    return moved(param, along(update, matrices, back), kept=kept, size=size)[0]  # type: ignore[no-any-return]
+
+
 def gram(tensor: Tensor, dim: int) -> Tensor:
     """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
-    rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
+    rows = _rows(tensor, dim)
     return rows @ rows.mT
+
+
+def add_gram(total: Tensor, tensor: Tensor, dim: int, beta: Any, alpha: Any) -> Tensor:
+    """β·total + α·the products of what lies across a dimension."""
+    rows = _rows(tensor, dim)
+    return add_product(total, rows, rows.mT, beta, alpha)
+
+
+def _rows(tensor: Tensor, dim: int) -> Tensor:
+    if tensor.ndim == 2:
+        return tensor.mT if dim else tensor
+    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
 
 
 def divided(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:

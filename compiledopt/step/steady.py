@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Standing, Steady
+from compiledopt.backends.batch import Batch, Standing, Steady
 from compiledopt.step.plan import Plan
 from compiledopt.torch_private import observers
 
@@ -39,7 +39,9 @@ class Steadying:
 
 def made(optimizer: Any, plan: Plan) -> Steady | None:
     """What takes further steps of a plan that just ran, or None where Python must take part."""
-    owner, ways = plan.owner, {batch.steady for batch in plan.batches}
+    owner = plan.owner
+    native = [batch for batch in plan.batches if batch.steady is not None]
+    ways, others = {batch.steady for batch in native}, [batch for batch in plan.batches if batch.steady is None]
     around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None or plan.totals.exist
     if (
         around
@@ -51,7 +53,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     ):
         return None
     # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
-    if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+    if len(ways) != 1 or not all(batch.goes_beside for batch in others) or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
         return None
     (make,) = ways
     if make is None:
@@ -60,6 +62,32 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     hooks = [(name, getattr(optimizer, name)) for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")]
     own = [("param_groups", owner.groups), ("state", owner.state), ("_swapped", False), ("_opt_called", True)]
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
-    batches = list(plan.batches)
     lists = plan.params, owner.state, plan.states, plan.waiting
-    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))
+    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))
+    return Beside(taken, plan, others).step if others and taken is not None else taken
+
+
+class Beside:
+    """A step of which one native call takes a part, and batches from Python the rest.
+
+    The call sees whether anything changed, the flags of all groups included, and nothing is written before it agreed.
+    """
+
+    def __init__(self, native: Steady, plan: Plan, others: list[Batch]) -> None:
+        self.native, self.plan, self.others = native, plan, others
+        self.groups = sorted({entry.group for batch in others for entry in batch.entries})
+
+    def step(self, optimizer: Any) -> bool:
+        plan = self.plan
+        if not self.native.__self__.fits(optimizer):  # type: ignore[attr-defined]
+            return False
+        for index in self.groups:
+            plan.numbers[index] = plan.rules[index].read(plan.owner.groups[index]).numbers
+        if not all(batch.prepare() for batch in self.others) or not self.native(optimizer):
+            return False
+        for batch in self.others:
+            batch.launch()
+        return True
+
+    def steps(self) -> int:
+        return self.native.__self__.steps()  # type: ignore[attr-defined,no-any-return]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
-from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.parts import moved, with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -22,7 +22,7 @@ def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, m
     update = update / ((v_buffer / (1 - beta2**step)).sqrt() + eps)
     rows, columns = param.shape
     size = 0.2 * lr * math.sqrt(rows * columns) / (update.norm() + eps)
-    return param * (1 - lr * weight_decay) - size * update, step, momentum_buffer, v_buffer
+    return moved(param, update, kept=1 - lr * weight_decay, size=size)[0], step, momentum_buffer, v_buffer
 
 
 class AdaMuon(Optimizer):

@@ -6,7 +6,7 @@ from typing import Any
 
 from compiledopt.algorithms.annealing import is_due
 from compiledopt.algorithms.matrices import along
-from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.parts import moved, with_maximize
 from compiledopt.algorithms.whitening import factor, learned
 from compiledopt.arguments import LR, MOMENTUM, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -53,8 +53,8 @@ def kron(
         noise = normal(key(seed.long(), step.long(), number.long()), grad.shape).to(grad)
         Q = learned(Q, debiased if momentum_into_precond_update else grad, noise, precond_lr)
     update = along(along(debiased, Q, back=True), Q)
-    update = update * (1.1 / ((update * update).mean().sqrt() + 1e-8)).clamp_max(1.0)
-    return param * (1 - lr * weight_decay) - lr * update, step + 1, number, momentum_buffer, Q
+    size = lr * (1.1 / ((update * update).mean().sqrt() + 1e-8)).clamp_max(1.0)
+    return moved(param, update, kept=1 - lr * weight_decay, size=size)[0], step + 1, number, momentum_buffer, Q
 
 
 class Kron(Optimizer):
