@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
-from compiledopt.algorithms.parts import moved
 from compiledopt.backends.layout import HALF
-from compiledopt.rules.products import add_product
 
 
 def dimensions(param: Any) -> int:
@@ -46,50 +43,25 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
         if matrix is None or matrix.ndim == 1:
             tensor = tensor.movedim(0, -1) if matrix is None else tensor.movedim(0, -1) * matrix.to(tensor.dtype)
         elif tensor.ndim == 2:
-            tensor = tensor.mT @ _turned(matrix, back, tensor.dtype)
+            tensor = tensor.mT @ turned_by(matrix, back, tensor.dtype)
         else:
             tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), dims=([0], [1 if back else 0]))
     return tensor
 
 
-def _turned(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
+def turned_by(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
+    """What a line is multiplied by, from the right."""
     return (matrix.mT if back else matrix).to(dtype)
-
-
-def moved_along(
-    param: Tensor, update: Tensor, matrices: Sequence[Tensor | None], kept: Any, size: Any, back: bool = False
-) -> Tensor:
-    """κ·θ − γ·u, of u as `along` matrices: the last product of a matrix is added to where the parameter stands."""
-    last = matrices[-1]
-    if param.ndim == 2 and last is not None and last.ndim == 2:
-        return add_product(param, along(update, matrices[:1], back).mT, _turned(last, back, update.dtype), kept, -size)
-    return moved(param, along(update, matrices, back), kept=kept, size=size)[0]  # type: ignore[no-any-return]
 
 
 def gram(tensor: Tensor, dim: int) -> Tensor:
     """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
-    rows = _rows(tensor, dim)
+    rows = rows_across(tensor, dim)
     return rows @ rows.mT
 
 
-def add_gram(total: Tensor, tensor: Tensor, dim: int, beta: Any, alpha: Any) -> Tensor:
-    """β·total + α·the products of what lies across a dimension."""
-    rows = _rows(tensor, dim)
-    return add_product(total, rows, rows.mT, beta, alpha)
-
-
-def _rows(tensor: Tensor, dim: int) -> Tensor:
+def rows_across(tensor: Tensor, dim: int) -> Tensor:
+    """A matrix with a row for each place along a dimension."""
     if tensor.ndim == 2:
         return tensor.mT if dim else tensor
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
-
-
-def divided(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Q⁻ᵀ·x of each line x, along each dimension, of triangular matrices and diagonals."""
-    for factor in factors:
-        rows = tensor.movedim(0, -1)
-        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
-        tensor = (flat / factor if factor.ndim == 1 else solve_triangular(factor, flat, upper=True, left=False)).reshape(
-            rows.shape
-        )
-    return tensor

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.pieces import piece
-
 
 def with_maximize(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with the option `maximize`, unless it has one: g ← ±∇f(θ) before all else."""
@@ -44,19 +42,6 @@ def moments(grad: Any, exp_avg: Any, exp_avg_sq: Any, betas: Any) -> tuple[Any, 
     """m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²."""
     beta1, beta2 = betas
     return exp_avg.lerp(grad, 1 - beta1), beta2 * exp_avg_sq + (1 - beta2) * grad * grad
-
-
-@piece("direction", "exp_avg", "exp_avg_sq")
-def adam_direction(grad: Any, exp_avg: Any, exp_avg_sq: Any, *, betas: Any, eps: Any) -> tuple[Any, Any, Any]:
-    """(m / (√v + ε), m, v)."""
-    exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
-    return exp_avg / (exp_avg_sq.sqrt() + eps), exp_avg, exp_avg_sq
-
-
-@piece("param")
-def moved(param: Any, update: Any, *, kept: Any, size: Any) -> Any:
-    """(κ·θ − γ·u,)."""
-    return kept * param - size * update
 
 
 def rectification(step: Any, beta2: Any) -> tuple[Any, Any]:

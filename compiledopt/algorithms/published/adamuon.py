@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
-from compiledopt.algorithms.parts import moved, with_maximize
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

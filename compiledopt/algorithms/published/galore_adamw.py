@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import adam_direction
 from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, right
-from compiledopt.algorithms.parts import adam_direction, with_maximize
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, moved_by, projected, singular_vectors
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.annealing import is_due
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.matrices import along
-from compiledopt.algorithms.parts import moved, with_maximize
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.whitening import factor, learned
 from compiledopt.arguments import LR, MOMENTUM, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonal_direction
-from compiledopt.algorithms.parts import moved, with_maximize
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiledopt.algorithms.matrices import add_gram, along, dimensions, moved_along, square
-from compiledopt.algorithms.parts import moved, with_decay, with_maximize
+from compiledopt.algorithms.directions import add_gram, moved, moved_along
+from compiledopt.algorithms.matrices import along, dimensions, square
+from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.algorithms.spectra import inverse_root
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from compiledopt.algorithms.bases import eigenbasis, turned
-from compiledopt.algorithms.matrices import add_gram, along, dimensions, gram, moved_along, square
-from compiledopt.algorithms.parts import adam_direction, with_maximize
+from compiledopt.algorithms.directions import adam_direction, add_gram, moved_along
+from compiledopt.algorithms.matrices import along, dimensions, gram, square
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
