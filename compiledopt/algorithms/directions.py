@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compiledopt.algorithms.matrices import along, rows_across, turned_by
+from compiledopt.algorithms.across import rows_across
+from compiledopt.algorithms.matrices import along, turned_by
 from compiledopt.algorithms.parts import moments
 from compiledopt.rules.pieces import piece
 from compiledopt.rules.products import add_product
@@ -24,6 +25,11 @@ def adam_direction(grad: Any, exp_avg: Any, exp_avg_sq: Any, *, betas: Any, eps:
 def moved(param: Any, update: Any, *, kept: Any, size: Any) -> Any:
     """(κ·θ − γ·u,)."""
     return kept * param - size * update
+
+
+def of_size_one(update: Any) -> Any:
+    """u / rms u."""
+    return update / (1e-30 + (update * update).mean().sqrt())
 
 
 def moved_along(

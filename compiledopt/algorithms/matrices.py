@@ -1,8 +1,7 @@
-"""What rules with a matrix for each dimension share: the matrices, and products along a dimension."""
+"""What rules with a matrix for each dimension share: the matrices, and products along dimensions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,16 +51,3 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
 def turned_by(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
     """What a line is multiplied by, from the right."""
     return (matrix.mT if back else matrix).to(dtype)
-
-
-def gram(tensor: Tensor, dim: int) -> Tensor:
-    """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
-    rows = rows_across(tensor, dim)
-    return rows @ rows.mT
-
-
-def rows_across(tensor: Tensor, dim: int) -> Tensor:
-    """A matrix with a row for each place along a dimension."""
-    if tensor.ndim == 2:
-        return tensor.mT if dim else tensor
-    return tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))

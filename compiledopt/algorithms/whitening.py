@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
-from compiledopt.algorithms.matrices import along, gram, wide
+from compiledopt.algorithms.across import divided, gram
+from compiledopt.algorithms.matrices import along, wide
 from compiledopt.algorithms.spectra import largest_eigenvalue
 
 TINY = torch.finfo(torch.bfloat16).tiny
@@ -28,17 +27,6 @@ def factor(param: Tensor, index: int, options: dict[str, Any]) -> Tensor:
     if diagonal:
         return torch.full((size,) if param.ndim else (), scale, dtype=wide(param), device=param.device)
     return scale * torch.eye(size, dtype=wide(param), device=param.device)
-
-
-def divided(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Q⁻ᵀ·x of each line x, along each dimension, of triangular matrices and diagonals."""
-    for factor in factors:
-        rows = tensor.movedim(0, -1)
-        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
-        tensor = (flat / factor if factor.ndim == 1 else solve_triangular(factor, flat, upper=True, left=False)).reshape(
-            rows.shape
-        )
-    return tensor
 
 
 def learned(factors: list[Tensor], grad: Tensor, noise: Tensor, rate: Any) -> list[Tensor]:
