@@ -67,8 +67,14 @@ def soap(
     if plain:  # the first gradient is left out here as well
         param = (param - (1.0 - first) * size * update) * (1 - (1.0 - first) * lr * weight_decay)
         return param, step + 1, (1.0 - first) * exp_avg, (1.0 - first) * exp_avg_sq, GG, Q
-    bases = [None] * len(Q) if normalize_grads else Q
-    param = moved_along(param, update, bases, 1 - lr * weight_decay, (1 - lr * weight_decay) * size, back=True)
+    param = moved_along(
+        param,
+        update,
+        [None] * len(Q) if normalize_grads else Q,
+        1 - lr * weight_decay,
+        (1 - lr * weight_decay) * size,
+        back=True,
+    )
     GG = [None if old is None else add_gram(old, grad, index, beta, 1 - beta) for index, old in enumerate(GG)]
     if due:
         Q, exp_avg, exp_avg_sq = turned(GG, Q, exp_avg, exp_avg_sq)
