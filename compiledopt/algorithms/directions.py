@@ -24,7 +24,7 @@ def adam_direction(grad: Any, exp_avg: Any, exp_avg_sq: Any, *, betas: Any, eps:
 @piece("param")
 def moved(param: Any, update: Any, *, kept: Any, size: Any) -> Any:
     """(κ·θ − γ·u,)."""
-    return kept * param - size * update
+    return kept * param - size * update.to(param.dtype)
 
 
 def of_size_one(update: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Products of matrices that are added to something, rounded once: one by one, in stacks, and where the sum stands."""
+"""Products of matrices that round once, one by one, in stacks, and where the sum stands; and functions of whole matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor
 from compiledopt.rules.pieces import runner
 from compiledopt.torch_private import is_stacked
 
+Room = Sequence[Tensor]
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor:
-    """β·total + α·left·right, rounded once where β and α are plain numbers, or who runs the rule can read them.
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any, out: Tensor | None = None) -> Tensor:
+    """β·total + α·left·right, rounded once where β and α are plain numbers, or who runs the rule can read them. out: where a
+    stack goes, which may be that of `total`.
 
     torch.vmap takes addmm apart, so that it is rounded three times: twice the error of torch's Muon after five iterations in
     bfloat16, and a quarter more time.
     """
+    if out is not None:
+        return torch.baddbmm(total, left, right, beta=beta, alpha=alpha, out=out)
     one, there = runner(), isinstance(total, Tensor)  # a transformation has a stand-in for the parameter
     found = one.add_product(total, left, right, beta, alpha) if one is not None and there else None
     if found is not None:

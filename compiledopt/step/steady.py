@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
-
-import torch
 
 from compiledopt.backends.batch import Batch, Standing, Steady
 from compiledopt.step.plan import Plan
@@ -42,7 +41,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     owner = plan.owner
     native = [batch for batch in plan.batches if batch.steady is not None]
     ways, others = {batch.steady for batch in native}, [batch for batch in plan.batches if batch.steady is None]
-    around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None or plan.totals.exist
+    around = owner.scaling is not None or owner.watched is not None or plan.totals.exist
     if (
         around
         or any(rule.every for rule in owner.rules)
@@ -52,8 +51,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
         or not all(seen.fixed for seen in plan.seen)
     ):
         return None
-    # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
-    if len(ways) != 1 or not all(batch.goes_beside for batch in others) or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+    if len(ways) != 1 or not all(batch.goes_beside for batch in others):
         return None
     (make,) = ways
     if make is None:
@@ -63,7 +61,8 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     own = [("param_groups", owner.groups), ("state", owner.state), ("_swapped", False), ("_opt_called", True)]
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
     lists = plan.params, owner.state, plan.states, plan.waiting
-    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))
+    measure = None if owner.clipping is None else partial(owner.measure, list(plan.batches), again=False)
+    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure))
     return Beside(taken, plan, others).step if others and taken is not None else taken
 
 
