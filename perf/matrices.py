@@ -70,7 +70,7 @@ def measured(name: str, model: str, seconds: float, make: Callable[[list[tuple[i
         for _ in range(max(3, turn)):  # the first of a period is one for both then
             optimizer.step()
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times[0]) < 3 * turn:
+    while time.perf_counter() - start < seconds or len(times[0]) < 5:
         for optimizer, found in zip(pair, times, strict=True):
             found.append([timed(optimizer) for _ in range(turn if period else 5)])
     labels = {"optimizer": name, "shapes": model, "against": f"{package}.{title}", "executor": ours.executor}
