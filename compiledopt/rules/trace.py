@@ -215,8 +215,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     )
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars and n not in rule.shared}
     tracer.param = states["param"]
-    states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
-    states |= {n: symbol(n, True) for n in present if n in numbers}
+    states |= {n: symbol(n, n in numbers) for n in sorted([n for n in present if n not in states], key=numbers.__contains__)}
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]
