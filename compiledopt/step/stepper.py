@@ -61,7 +61,7 @@ class Stepper:
         return [] if self.plan is None else self.plan.batches
 
     def step(self, optimizer: Stepped) -> None:
-        """Raises: RuntimeError or TypeError, before any write, for what cannot be updated, and while another thread steps it."""
+        """Raises: RuntimeError or TypeError, before any write, for what cannot be updated or is stepped by another thread."""
         self.steady = never  # what Python does now, it does not know of
         thread = get_ident()
         try:
