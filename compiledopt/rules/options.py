@@ -63,4 +63,6 @@ def truthy(value: Any) -> bool:
     """Whether a number is not zero, nor None. A tensor that is not on the host counts as such: its value may change in place,
     under a captured graph too, and reading it would wait for the device at every step."""
     there = isinstance(value, torch.Tensor) and value.device.type != "cpu"
-    return there or (value is not None and bool(value != 0))
+    if value is None:
+        return False
+    return there or bool(value != 0)
