@@ -498,3 +498,14 @@ def test_pythons_min_names_its_mend():
         compiledopt.define(scalars=("scale",), initial={"scale": lambda param: param.norm()})(
             lambda param, grad, scale: (param, scale)
         )
+
+
+def test_an_optional_state_of_a_rule_that_is_called_on_tensors():
+    for bound, states in ((None, []), (0.5, ["max"])):
+        param = torch.nn.Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        optimizer = compiledopt.Fromage([param], p_bound=bound, foreach=False)
+        optimizer.step()
+        assert list(optimizer.state[param]) == states
+        wanted = (1 - 0.01) / (1 + 0.01**2) ** 0.5 if bound is None else 0.5
+        torch.testing.assert_close(param.detach(), torch.full((3,), wanted))

@@ -29,7 +29,7 @@ def as_option(rule: Rule, name: str, value: Any) -> Any:
     """What a rule is given for an option: a tensor, but a plain number where it branches on being zero."""
     if name in rule.static:
         return value
-    return as_float(value) if name in rule.branches else number(value)
+    return as_float(value) if name in rule.branches and is_number(value) else number(value)
 
 
 def number(value: Any) -> Any:
