@@ -15,7 +15,7 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.algorithms import muon
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import matrices, norm, shaped, tables
+from compiledopt.backends.triton import norm, shaped, tables, waves
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.matrices import MatrixBatch
@@ -113,13 +113,13 @@ def test_waves_are_as_one(monkeypatch):
     """The same bits, whatever is in memory together, and what is reserved does not grow with the model."""
     multiplying_in(monkeypatch, torch.float32)
     shapes, found = [(6, 40)] * 5 + [(16, 16)] * 3 + [(20, 30)], []
-    for wave in (matrices.WAVE, 600):
-        monkeypatch.setattr(matrices, "WAVE", wave)
+    for wave in (waves.WAVE, 600):
+        monkeypatch.setattr(waves, "WAVE", wave)
         params = parameters(shapes=shapes)
         optimizer = compiledopt.Muon(params, lr=0.05, compiled=True, max_grad_norm=0.5)
         run(optimizer, params, Gradients(skip=True), range(3))
         (batch,) = optimizer._plan.batches
-        found.append((flat(params), len(batch.waves), batch.memory.numel(), optimizer.grad_norm))
+        found.append((flat(params), len(batch.waves), batch.memory[0].numel(), optimizer.grad_norm))
     (one, count, large, norm_of_one), (many, several, small, norm_of_many) = found
     assert torch.equal(one, many) and count == 1 and several == 5 and small < large / 2
     torch.testing.assert_close(norm_of_one, norm_of_many, rtol=1e-12, atol=0)

@@ -72,7 +72,7 @@ class Crossing:
 
     def __init__(self, traced: Traced, device: str) -> None:
         self.rule, self.reason, self.device = traced.rule, traced.reason, torch.device(device)
-        self.group = traced._group or {}
+        self.group = traced.options
         self.found: tuple[WholeMatrices, tuple[Any, ...]] | None = None
         known = {*traced.state_names, *traced.scalar_names}
         present = (*(name for name in self.rule.states if name in known), MATRIX)
