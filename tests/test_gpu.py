@@ -675,6 +675,64 @@ def test_the_rules_that_are_not_elementwise(executor):
     optimizer.step()
 
 
+@BOTH
+@pytest.mark.parametrize("name", ["Muon", "AdaMuon", "NorMuon"])
+def test_products_of_stacks(name, capturable, monkeypatch):
+    """Kernels around torch's products, against the same on tensors; a steady step asks for no memory; with capturable a graph
+    replays, and follows a float."""
+    from compiledopt.algorithms import muon
+
+    monkeypatch.setattr(muon, "product_dtype", lambda device: torch.float32)
+    shapes = [(64, 128), (128, 64), (64, 128), (33, 70), (64, 64)]
+    models = [on_gpu(parameters(shapes=shapes)) for _ in range(2)]
+    made, start = getattr(compiledopt, name), flat(models[0])
+    optimizers = made(models[0], lr=0.05, foreach=True), made(models[1], lr=0.05, compiled=True, capturable=capturable)
+    for step in range(3):
+        for optimizer, params in zip(optimizers, models, strict=True):
+            set_gradients(params, step, skip=step == 1)
+            optimizer.step()
+    for optimizer, params in zip(optimizers, models, strict=True):
+        set_gradients(params, 3)
+        optimizer.step()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    optimizers[1].step()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    optimizers[0].step()
+    if capturable:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizers[1].step()
+        for lr in (0.02, 0.01):
+            optimizers[0].param_groups[0]["lr"] = optimizers[1].param_groups[0]["lr"] = lr
+            optimizers[1].refresh()
+            graph.replay()
+            optimizers[0].step()
+    effect = rms(flat(models[0]) - start)
+    assert effect > 0.01 and rms(flat(models[1]) - flat(models[0])) <= 0.01 * effect
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "kept", [{"state_dtype": "int8"}, {"state_dtype": {"exp_avg": "int4", "exp_avg_sq": "uint8"}}], ids=str
+)
+@pytest.mark.parametrize("name", ["AdamW", "LAMB"])
+def test_blocks_of_several_sizes(name, kept, capturable):
+    """Two codes to a byte, and scales of two sizes, in one launch, or around the passes of a rule that reduces."""
+    shapes = [(20, 256), (9, 7, 75), (128, 128)]
+    models = [on_gpu(parameters(shapes=shapes)) for _ in range(2)]
+    made, start = getattr(compiledopt, name), flat(models[0])
+    optimizers = (
+        made(models[0], lr=0.05, foreach=True, **kept),
+        made(models[1], lr=0.05, compiled=True, capturable=capturable, **kept),
+    )
+    for step in range(3):
+        for optimizer, params in zip(optimizers, models, strict=True):
+            set_gradients(params, step)
+            optimizer.step()
+    effect = rms(flat(models[0]) - start)
+    assert effect > 0.01 and rms(flat(models[1]) - flat(models[0])) <= 0.01 * effect
+
+
 def test_fused_and_switching_capturable_between_steps():
     """fused=True keeps step on the device, as torch's; capturable moves it there, and off again it stays."""
     reference, fused, switched = (on_gpu(parameters(shapes=SHAPES)) for _ in range(3))
