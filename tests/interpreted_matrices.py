@@ -19,6 +19,7 @@ from compiledopt.backends.triton import norm, shaped, tables, waves
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.matrices import MatrixBatch
+from compiledopt.rules import matrix_program
 
 round_to_nearest()
 # Wide, tall and square ones, several of a shape, one row, none at all; and of several tiles.
@@ -28,7 +29,10 @@ NAMES = ("Muon", "AdaMuon", "NorMuon")
 
 
 def multiplying_in(monkeypatch, dtype):
+    """For programs that are made from here on."""
     monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
+    for name in ("_known", "_crossings"):
+        monkeypatch.setattr(matrix_program, name, {})
 
 
 def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, tolerance=None, **more):

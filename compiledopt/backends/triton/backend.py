@@ -62,7 +62,7 @@ class TritonBackend(GatheredBackend):
         return kind(entries, context) if program is None else MatrixBatch(entries, context, program, kind)
 
     def runs_for(self, entry: Entry) -> Hashable:
-        return program_of(entry) or stored_of(entry) or entry.runs
+        return (program_of(entry), stored_of(entry), *(part.runs for part in parts_of(entry)))
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         return described(entries, group)
