@@ -793,7 +793,23 @@ SEEN = "test_steady.py::test_a_change_is_seen"
 fault("cpp:hooks-not-seen", "steady.cpp", "return !PyDict_GET_SIZE(one.get());", "return true;", f"{SEEN}[hooked0]")
 fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)", f"{SEEN}[watched]")
 fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
-fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is;", "(void)is;", f"{SEEN}[other_rate]")
+fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is, ++changes;", "(void)is;", f"{SEEN}[other_rate]")
+FAKE = "test_fake_driver.py"
+fault("triton:tables-not-brought", "steady.cpp", " && found == elsewhere.there)", ")", f"{FAKE}::test_tables_are_brought_once")
+fault(
+    "triton:states-not-looked-up",
+    "steady.cpp",
+    "if (find_states(plan, i, true, found) && std::equal",
+    "if (true || std::equal",
+    f"{FAKE}::test_a_state_that_another_thread_takes_away",
+)
+fault(
+    "triton:commits-nothing",
+    "steady.cpp",
+    "commit_what_is_there(*plan, rows());",
+    "",
+    f"{FAKE}::test_threads_step_optimizers_of_their_own",
+)
 fault(
     "cpp:rows-not-seen", "steady.cpp", " && plan->layout == layout; }", "; }", "test_steady.py::test_rows_that_moved_are_seen"
 )
@@ -1246,8 +1262,8 @@ fault(
 fault(
     "triton:number-becomes-a-tensor",
     "triton/capturable.py",
-    "ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)",
-    "ready = True",
+    "return all(self._option_dtypes(group) == self.options for group in self.mirror.groups)",
+    "return True",
     "interpreted_captures.py::test_numbers_that_change_what_they_are[AdamW]",
 )
 fault(

@@ -196,7 +196,7 @@ class Standing:
     """A plan that just ran, and all that would make another step different, beside the tensors. own: of each group,
     its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
     attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
-    empty: dicts that are empty while nobody looks at steps."""
+    empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching."""
 
     batches: Sequence[Batch]
     own: Sequence[Rule]
@@ -209,6 +209,7 @@ class Standing:
     attributes: Sequence[tuple[str, Any]]
     modules: Sequence[tuple[dict[str, Any], Sequence[tuple[str, Any]]]]
     empty: Sequence[Mapping[Any, Any]]
+    measure: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Mirror:
     """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
 
     def __init__(self, context: Context, groups: Sequence[int], names: Sequence[str], device: torch.device) -> None:
-        self.context, self.groups, self.device = context, groups, device
+        self.context, self.groups, self.names, self.device = context, groups, names, device
         self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
         self.known: bytes | None = None
         self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
@@ -199,6 +199,9 @@ class CapturableBatch(TritonBatch):
     def _option_dtypes(self, group: int) -> tuple[torch.dtype, ...]:
         return option_dtypes(self.traced, self.context.numbers[group], self.device)
 
+    def _reads_numbers_as_before(self) -> bool:
+        return all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+
     def refresh(self) -> None:
         if is_capturing(self.device):
             raise RuntimeError("refresh() during a CUDA graph capture: call it before, and between replays")
@@ -213,7 +216,7 @@ class CapturableBatch(TritonBatch):
         """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
         plan no longer fits, as where a number that was a float is a tensor on the device by now."""
         self.graph_pointers = None
-        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+        ready = self._reads_numbers_as_before()
         if ready:
             staged = self._stage()
             ready = self._gathered(staged)
@@ -230,6 +233,21 @@ class CapturableBatch(TritonBatch):
 
     def renew(self) -> None:
         """As above."""
+
+    def reads(self, value: Any) -> bool:
+        return lives_on(value, self.device)
+
+    def stays_put(self) -> bool:
+        """Whether no number must be copied at each step."""
+        copied = (self.is_captured or not lives_on(value, self.device) for _, value in self.mirror.tensors())
+        return not any(copied)
+
+    def bring(self) -> bool:
+        self.context.read()
+        ready = self._reads_numbers_as_before()
+        if ready:
+            self._upload()
+        return ready
 
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
@@ -248,6 +266,10 @@ class CapturableBatch(TritonBatch):
         return params, states, options, any(self.first)
 
     def _run(self) -> None:
+        self.launch_kernels()
+        self.native.commit(array("d"))
+
+    def launch_kernels(self) -> None:
         pointers = None
         if is_capturing(self.device):
             pointers, self.graph_pointers = self._pointers(), None
@@ -257,7 +279,6 @@ class CapturableBatch(TritonBatch):
         if self.count and self.launch_rows is not None:
             self.launch_rows(self.addresses, self.count, self.results, self.sizes, self.mirror.table)
         self.tables.run(self.results, pointers)
-        self.native.commit(array("d"))
 
     @ordinary
     def _point(self, key: Key, states: bytes) -> None:

@@ -9,8 +9,8 @@ from compiledopt.backends.batch import Entry
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import local
 from compiledopt.backends.gathered import too_many
-from compiledopt.backends.triton.batch import check_norm
 from compiledopt.backends.triton.capturable import check_scalars
+from compiledopt.backends.triton.norm import check_norm
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
 from compiledopt.errors import CompileError
 
