@@ -400,18 +400,6 @@ def reducing(measure: Measure) -> Iterator[Row]:
     yield from against(measure, "reducing", "Muon", "matrices", {"torch": torchs("Muon")})
 
 
-def matrices(measure: Measure) -> Iterator[Row]:
-    """Kernels around products of stacks, against torch's Muon and against ours by torch's operations alone."""
-    shapes = [shape for shape in SHAPES["gpt2_small"]() if len(shape) == 2 and max(shape) < 10_000]
-    contenders: dict[str, Callable[[Any], Any]] = {
-        "torch": torch.optim.Muon,
-        "ours foreach": lambda params: compiledopt.Muon(params, foreach=True),
-    }
-    for label, make in contenders.items():
-        ours, theirs = compiledopt.Muon(model(shapes), compiled=True), make(model(shapes))
-        yield row("matrices", "Muon", "gpt2_small, hidden", label, measure.pair(theirs.step, ours.step))
-
-
 def compile_step(measure: Measure) -> Iterator[Row]:
     """torch.compile of torch's own step, which takes minutes to compile: last."""
     for shapes in ("even", *MODELS):
@@ -425,7 +413,6 @@ PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
     "host": host,
     "replay": replay,
     "reducing": reducing,
-    "matrices": matrices,
     "stored": stored,
     "clipped": clipped,
     "others": others,
