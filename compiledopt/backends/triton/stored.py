@@ -12,6 +12,7 @@ import torch
 from compiledopt.backends.batch import Context, Entry
 from compiledopt.backends.triton.devices import ordinary
 from compiledopt.backends.triton.waves import MakeBatch, Wave, WavedBatch, padded, waves
+from compiledopt.rules.program import OUTER
 from compiledopt.rules.traced import Traced, Variant, traced
 
 
@@ -34,7 +35,8 @@ def stored_of(entry: Entry) -> StoredProgram | None:
     if known not in _known:
         _known[known] = _made(known)
     found = _known[known]
-    return found if found is not None and isinstance(found.inner.variant(entry.param), Variant) else None
+    variant = None if found is None else found.inner.variant(entry.param)
+    return found if isinstance(variant, Variant) and not variant.order >> OUTER and not variant.fed else None
 
 
 def _made(known: Traced) -> StoredProgram | None:
