@@ -263,7 +263,7 @@ def test_explain_of_products(name, arch, kernels, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["products"] == ["newton_schulz on 1 matrix of 1024 × 1024, by calls of torch: 5 bmm, 10 baddbmm, 5 copy"]
     assert told["kernels"] == kernels and told["launches_per_step"] == kernels + 2 + 20
-    assert told["spills"] <= 16 and told["registers"] <= 168
+    assert told["spills"] <= 16 and told["registers"] <= 192
     assert told["vector_loads"] >= 2 * told["loads_per_element"] and told["vector_stores"] >= 2 * told["stores_per_element"]
     if name == "Muon":  # momentum and gradient twice, the second time to write the momentum and the matrix; then both are read
         assert (told["loads_per_element"], told["stores_per_element"], told["bytes_per_element"]) == (6, 3, 32)

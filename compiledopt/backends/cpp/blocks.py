@@ -58,8 +58,8 @@ class Cut:
                     self._keep(arg)
 
     def _keep(self, node: Argument) -> None:
-        if not isinstance(node, Node) or node.op == "input":
-            raise CompileError(f"{self.program.rule} keeps a value in blocks that it does not compute")
+        if not isinstance(node, Node):
+            raise CompileError(f"{self.program.rule} keeps a number in blocks")
         self.tiles.setdefault(node, len(self.tiles))
 
     def parts(self) -> list[Part]:
@@ -123,11 +123,11 @@ class _Part:
             return self._number(("largest", self.cut.scales[node]))
         if node.scalar:
             return self._number(("column", program.columns.index(node)))
+        if self.late and node in self.cut.tiles:
+            return self._tensor(("tile", self.cut.tiles[node]))
         if node.op == "input":
             index = program.tensors.index(node)
             return self._number(("scale", index)) if node.axes == BLOCKS else self._tensor(self._home(index))
-        if self.late and node in self.cut.tiles:
-            return self._tensor(("tile", self.cut.tiles[node]))
         return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
 
 
