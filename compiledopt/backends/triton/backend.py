@@ -14,11 +14,10 @@ from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, is_on_device, option_dtypes
-from compiledopt.backends.triton.described import described, parts_of
+from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.matrices import MatrixBatch, program_of
+from compiledopt.backends.triton.parts import batch_of, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
-from compiledopt.backends.triton.stored import StoredBatch, stored_of
 
 
 class TritonBackend(GatheredBackend):
@@ -35,7 +34,7 @@ class TritonBackend(GatheredBackend):
 
     def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         found = super().objection(entry, group)
-        if found is None or (program_of(entry) is None and stored_of(entry) is None):
+        if found is None or several_of(entry) is None:
             return found
         return f"{entry.traced.rule.name} needs whole tensors, and a parameter is distributed" if _is_spread(entry) else None
 
@@ -51,18 +50,15 @@ class TritonBackend(GatheredBackend):
         spread, parts = spread_of(entry) if entry.traced.is_clipped else None, parts_of(entry)
         numbers = context.numbers[entry.group]
         options = [option_dtypes(part.runs, numbers, entry.param.device) if there else None for part in parts]
-        return (there, program_of(entry), stored_of(entry), spread, *options, *map(bucket_of, parts))
+        return (there, several_of(entry), spread, *options, *map(bucket_of, parts))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         first = entries[0]
         there = is_on_device(first.traced, context.groups[first.group], first.param, first.state)
-        kind, program, stored = CapturableBatch if there else TritonBatch, program_of(first), stored_of(first)
-        if stored is not None:
-            return StoredBatch(entries, context, stored, kind)
-        return kind(entries, context) if program is None else MatrixBatch(entries, context, program, kind)
+        return batch_of(entries, context, CapturableBatch if there else TritonBatch)
 
     def runs_for(self, entry: Entry) -> Hashable:
-        return (program_of(entry), stored_of(entry), *(part.runs for part in parts_of(entry)))
+        return (several_of(entry), *(part.runs for part in parts_of(entry)))
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         return described(entries, group)

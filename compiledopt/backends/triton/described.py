@@ -7,21 +7,14 @@ from typing import Any
 
 from compiledopt.backends.batch import Description, Entry, bytes_moved
 from compiledopt.backends.triton.capturable import is_on_device
-from compiledopt.backends.triton.matrices import matrix_parts, products, program_of, told
+from compiledopt.backends.triton.matrices import products, program_of, told
+from compiledopt.backends.triton.parts import parts_of
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.stored import StoredProgram, sizes_of, stored_of, stored_parts
+from compiledopt.backends.triton.stored import StoredProgram, sizes_of, stored_of
 from compiledopt.backends.triton.waves import waves
 from compiledopt.rules.matrix_program import MatrixProgram
 from compiledopt.rules.program import node_args
 from compiledopt.rules.scalars import scalar_source
-
-
-def parts_of(entry: Entry) -> tuple[Entry, ...]:
-    """An entry for each of the programs that run for it, one after the other."""
-    matrices, stored = program_of(entry), stored_of(entry)
-    if stored is not None:
-        return stored_parts(entry, stored)
-    return (entry,) if matrices is None else matrix_parts(entry, matrices)
 
 
 def described(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
