@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from compiledopt.rules.rule import Apart, Rule
-from compiledopt.storage.codec import SCALE
+from compiledopt.storage.codec import SCALE, Codec
 from compiledopt.storage.derived import Kept, keep, makers
 
 VALUES = "values"
+
+
+Blocked = dict[str, tuple[Codec, float]]  # {state: its codec, and where it starts from}
 
 
 def keep_apart(rule: Rule, kept: Kept) -> Rule:
@@ -20,15 +24,45 @@ def keep_apart(rule: Rule, kept: Kept) -> Rule:
     if not kept.has_blocks:
         return made
     blocked = {name: (codec, start) for name, codec, start in kept.states if codec.block}
-    values = {name: f"{name}_{VALUES}" for name in blocked}
-    states = tuple(each for name in blocked for each in (name, f"{name}_{SCALE}", values[name]))
-    initial: dict[str, Any] = {values[name]: _wide for name in blocked}
+    others = Kept(tuple(state for state in kept.states if state[0] not in blocked), kept.rounding, kept.dtype)
+    inner = keep(rule, others) if others.states or others.rounding else rule
+    inner = replace(inner, initial={**inner.initial, **dict.fromkeys(blocked, _wide)})
+    bare = _bare(rule, blocked)
+    decode, encode = (replace(bare, function=function) for function in _functions(blocked, bare.states))
+    return replace(made, apart=Apart(decode, inner, encode, {name: _of(name)[2] for name in blocked}, made.function))
+
+
+def _functions(blocked: Blocked, states: tuple[str, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What decodes, and what encodes."""
+
+    def decode(param: Any, grad: Any, *given: Any, **_: Any) -> tuple[Any, ...]:
+        known = dict(zip(states, given, strict=True))
+        for name, (codec, _start) in blocked.items():
+            codes, scale, values = _of(name)
+            if known[name] is not None:
+                known[values] = codec.decode(known[codes], known[scale])
+        return (param, *known.values())
+
+    def encode(param: Any, grad: Any, *given: Any, **_: Any) -> tuple[Any, ...]:
+        known = dict(zip(states, given, strict=True))
+        for name, (codec, _start) in blocked.items():
+            codes, scale, values = _of(name)
+            if known[name] is not None:
+                known[codes], known[scale] = codec.encode(known[values] * 1.0, None)
+        return (param, *known.values())
+
+    return decode, encode
+
+
+def _bare(rule: Rule, blocked: Blocked) -> Rule:
+    """A rule of codes, scales and values alone, without its function."""
+    initial: dict[str, Any] = {_of(name)[2]: _wide for name in blocked}
     for name, (codec, start) in blocked.items():
         initial |= makers(rule, name, codec, start)
     optional = {each: rule.optional[name] for name in blocked if name in rule.optional for each in _of(name)}
-    bare = replace(
+    return replace(
         rule,
-        states=states,
+        states=tuple(each for name in blocked for each in _of(name)),
         options=tuple(dict.fromkeys(optional.values())),
         scalars=frozenset(),
         optional=optional,
@@ -41,26 +75,6 @@ def keep_apart(rule: Rule, kept: Kept) -> Rule:
         in_blocks={f"{name}_{SCALE}": codec.block for name, (codec, _) in blocked.items()},
         packed={name: codec.block for name, (codec, _) in blocked.items() if codec.packed},
     )
-
-    def decode(param: Any, grad: Any, *given: Any, **_: Any) -> tuple[Any, ...]:
-        known = dict(zip(states, given, strict=True))
-        for name, (codec, _start) in blocked.items():
-            if known[name] is not None:
-                known[values[name]] = codec.decode(known[name], known[f"{name}_{SCALE}"])
-        return (param, *known.values())
-
-    def encode(param: Any, grad: Any, *given: Any, **_: Any) -> tuple[Any, ...]:
-        known = dict(zip(states, given, strict=True))
-        for name, (codec, _start) in blocked.items():
-            if known[name] is not None:
-                known[name], known[f"{name}_{SCALE}"] = codec.encode(known[values[name]] * 1.0, None)
-        return (param, *known.values())
-
-    others = Kept(tuple(state for state in kept.states if state[0] not in blocked), kept.rounding, kept.dtype)
-    inner = keep(rule, others) if others.states or others.rounding else rule
-    inner = replace(inner, initial={**inner.initial, **dict.fromkeys(blocked, _wide)})
-    parts = (replace(bare, function=decode), inner, replace(bare, function=encode))
-    return replace(made, apart=Apart(*parts, values, made.function))
 
 
 def _of(name: str) -> tuple[str, str, str]:
