@@ -15,6 +15,7 @@ from functools import cached_property
 
 import torch
 
+from compiledopt.rules.collector import Collector
 from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
 
 # Where an operand of a pass lives: among the tensors of the rule; in a buffer that is kept between passes; in a tile that is
@@ -150,17 +151,14 @@ def _order(level: int, axes: int) -> tuple[int, int, int]:
     return level, _size(axes), axes
 
 
-class _Sweep:
-    """Collects the operands and the arithmetic of one pass."""
+class _Sweep(Collector[Operand, int]):
+    """Collects one pass. Its numbers are positions among those of all passes."""
 
     def __init__(self, program: Program, kept: Mapping[Node, Operand], axes: int, products: list[Node]) -> None:
-        self.program, self.axes, self.products = program, axes, products
+        super().__init__()
+        self.whole, self.axes, self.products = program, axes, products
         self.kept = {node: operand for node, operand in kept.items() if node not in products}
         self.places = dict(kept)
-        self.made: dict[Node, Node] = {}
-        self.tensors: dict[Node, Operand] = {}
-        self.columns: dict[Node, int] = {}
-        self.results: dict[str, Node] = {}
         self.known = {node: index for index, node in enumerate(program.columns)}
 
     def finish(self, outputs: Mapping[str, Node]) -> Pass:
@@ -170,60 +168,27 @@ class _Sweep:
             if node.op in REDUCTIONS:
                 value = node.args[0]
                 if value not in tiles:
-                    tiles[value] = self._write(Operand(TILE, len(tiles), self.axes), value)
+                    tiles[value] = self.write(Operand(TILE, len(tiles), self.axes), value)
                 reduced.append((node.op, self.places[node], tiles[value]))
             else:
-                self._write(self.places[node], node)
+                self.write(self.places[node], node)
         for name, node in outputs.items():
-            index = next(i for i, tensor in enumerate(self.program.tensors) if tensor.name == name)
-            self._write(Operand(TENSOR, index, self.axes), node)
-        self._share_an_input()
-        program = Program(f"{self.program.rule}_pass", (*self.tensors, *self.columns), self.results)
+            index = next(i for i, tensor in enumerate(self.whole.tensors) if tensor.name == name)
+            self.write(Operand(TENSOR, index, self.axes), node)
         order = list(self.tensors)
+        program = self.program(f"{self.whole.rule}_pass", order[0])
         reductions = tuple(Reduction(op, order.index(tile), target) for op, target, tile in reduced)
-        columns = tuple(self.columns[node] for node in program.columns)
+        columns = tuple(self.numbers[node] for node in program.columns)
         return Pass(self.axes, program, tuple(self.tensors.values()), columns, reductions)
 
-    def _write(self, operand: Operand, value: Argument) -> Node:
-        """Let a value be written to where `operand` says."""
-        result = self.visit(value)
-        home = next((node for node, known in self.tensors.items() if known == operand), None) or self._tensor(operand)
-        assert isinstance(result, Node)
-        self.results[home.name] = result
-        return home
-
-    def _tensor(self, operand: Operand) -> Node:
-        node = Node("input", (), False, f"t{len(self.tensors)}")
-        self.tensors[node] = operand
-        return node
-
-    def visit(self, node: Argument) -> Argument:
-        """The node, as one of the pass."""
-        if not isinstance(node, Node):
-            return node
-        if node not in self.made:
-            self.made[node] = self._make(node)
-        return self.made[node]
-
-    def _make(self, node: Node) -> Node:
+    def given(self, node: Node) -> Node | None:
         place = self.kept.get(node)
         if node.scalar or (place is not None and place.kind == SLOT):
             index = self.known[node] if place is None else place.index
-            if self.axes == NUMBER:  # of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it
-                return self._tensor(Operand(SLOT, index, NUMBER))
-            column = Node("input", (), True, f"c{len(self.columns)}", axes=NUMBER)
-            self.columns[column] = index
-            return column
+            # Of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it.
+            return self.tensor(Operand(SLOT, index, NUMBER)) if self.axes == NUMBER else self.number(index)
         if place is not None:
-            return self._tensor(place)
+            return self.tensor(place)
         if node.op == "input":
-            return self._tensor(Operand(TENSOR, self.program.tensors.index(node), node.axes))
-        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
-
-    def _share_an_input(self) -> None:
-        """Let every result read one input, or Inductor makes a kernel of those that share none with the others."""
-        if len(self.results) < 2:
-            return
-        anchor = next(iter(self.tensors))
-        same = Node("eq", (anchor, anchor), False)
-        self.results = {name: Node("where", (same, value, value), False) for name, value in self.results.items()}
+            return self.tensor(Operand(TENSOR, self.whole.tensors.index(node), node.axes))
+        return None
