@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from common import RESULTS, append, circumstances
 from shapes import SHAPES
-from step import OPTIONS, optimi
+from step import CATALOG, OPTIONS, optimi
 
 import compiledopt
 
@@ -33,6 +33,7 @@ DEVICE = "cuda"
 MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")
 ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
 WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
+REDUCING = next(name for name in OPTIONS if CATALOG[name].reduces)  # of several launches
 LARGE = [(4096, 4096)] * 32  # 2^29 elements
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
 HOST_STEPS = 200  # of which the first quarter warms
@@ -216,7 +217,7 @@ def replay(measure: Measure) -> Iterator[Row]:
 
 def others(measure: Measure) -> Iterator[Row]:
     """Every other algorithm, and torch's foreach and another library on the models."""
-    for name in ("SGD", "Adam", "Adagrad", *WITHOUT_FUSED):
+    for name in sorted({*ELEMENTWISE} - {"AdamW"}, key=WITHOUT_FUSED.__contains__):
         fused = {} if name in WITHOUT_FUSED else {"torch fused": torchs(name, fused=True)}
         yield from against(measure, "others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
     for shapes in MODELS:
@@ -228,7 +229,7 @@ def first_step(measure: Measure) -> Iterator[Row]:
     """The time of a first step, with kernels on disk and without: what is compiled, tuned and tried."""
     for shapes in ("tiny", "gpt2_small"):
         times = []
-        for name in ("AdamW", "Adafactor"):
+        for name in ("AdamW", REDUCING):
             with tempfile.TemporaryDirectory() as empty:
                 for _ in range(2):
                     times.append(in_a_process(name, shapes, empty))

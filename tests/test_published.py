@@ -98,7 +98,11 @@ def steps_are_the_papers(case, executor, dtype, gradients):
                 assert rms(optimizer.state[q][name].double() - value) <= CLOSE[dtype] * max(1e-3, rms(value))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.algorithm not in {*EAGER, "AdamP", "SGDP", "SM3"}], ids=str)
+# Of which the paper's update is written on tensors alone, since letters have no dimensions, and why it needs those.
+ON_TENSORS = {"AdamP": "views of a tensor", "SGDP": "views of a tensor", "SM3": "a state for each dimension"}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.algorithm not in {**EAGER, **ON_TENSORS}], ids=str)
 def test_the_rule_is_the_papers(case):
     """The traced program and the paper's update are one formula."""
     optimizer = case.ours(parameters(shapes=[(2, 2)]))

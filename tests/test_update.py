@@ -47,7 +47,7 @@ def decay_of(optimizer, group, param):
     if name == "ASGD":
         eta = float(optimizer.state[param]["eta"]) if param in optimizer.state else lr
         return eta * (group["lambd"] + decay), 0.0
-    if name in ("AdamW", "Muon", "Adafactor") or group.get("decoupled_weight_decay"):
+    if CATALOG[name].decouples or group.get("decoupled_weight_decay"):
         return lr * decay, 0.0
     if name == "SGD" and not group["momentum"]:
         return lr * decay, 0.0
