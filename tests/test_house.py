@@ -99,20 +99,6 @@ def test_no_import_cycle():
         visit(name, [])
 
 
-def code_lines(path: Path) -> int:
-    """Lines with code: no blanks, comments or docstrings."""
-    tree = ast.parse(path.read_text())
-    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-    strings = [
-        n.body[0]
-        for n in documented
-        if n.body and isinstance(n.body[0], ast.Expr) and isinstance(n.body[0].value, ast.Constant)
-    ]
-    skipped = {line for s in strings for line in range(s.lineno, s.end_lineno + 1)}
-    lines = path.read_text().splitlines()
-    return sum(1 for i, line in enumerate(lines, 1) if i not in skipped and line.strip() and not line.strip().startswith("#"))
-
-
 def statements(path: Path) -> int:
     """Code lines as the scorecard counts them: an import block or an argument list laid out one per line is one."""
     tree = ast.parse(path.read_text())

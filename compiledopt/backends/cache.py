@@ -196,7 +196,7 @@ def making(name: str) -> Iterator[None]:
         if handle is not None and directory is not None:
             # Whoever opened it before and gets the lock now finds the entry.
             (directory / f".{name}.lock").unlink(missing_ok=True)
-            os.close(handle)
+            _unlock(handle)
 
 
 def _locked(path: Path) -> int | None:
@@ -218,6 +218,14 @@ def _locked(path: Path) -> int | None:
             break
     os.close(handle)
     return None
+
+
+def _unlock(handle: int) -> None:
+    """Closing alone would leave it to a process that was forked meanwhile and has the same file open."""
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 _private: dict[int, Path] = {}

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from compiledopt.backends.batch import Choice
+from compiledopt.backends.registry import COMPILED
 from compiledopt.errors import CompileError
+from compiledopt.rules.rule import Rule
 
 OPTIONS = ("foreach", "fused", "compiled", "capturable", "differentiable")
 
@@ -50,6 +52,13 @@ def wanted(group: Mapping[str, Any], device: torch.device) -> Choice:
     if compiled is False:
         return eager_choice(device, "compiled=False")
     return Choice("compiled", "the default")
+
+
+def begin(rule: Rule | None, options: Mapping[str, Any]) -> None:
+    """Let backends begin what takes long, where the options of an optimizer that is being made ask for kernels."""
+    if rule is not None and rule.elementwise and rule.dense and wanted(options, torch.device("cpu")).executor == "compiled":
+        for backend in COMPILED:
+            backend.begin()
 
 
 def eager_choice(device: torch.device, reason: str, fallback: bool = False) -> Choice:

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks, draws
+from compiledopt.backends.cpp import blocks, draws, processes
 from compiledopt.backends.cpp.sources import HERE, functions, kernel_source, loops, passes_source, prefix, totals, totals_source
 from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
@@ -59,14 +59,14 @@ _lock = threading.RLock()
 
 def _run(command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=_environment())
+        status, said = processes.run(command, TIMEOUT, _environment())
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PassingCompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.strip()[-800:]
-        killed = done.returncode < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
+    if status != 0:
+        said = said.strip()[-800:]
+        killed = status < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
         raise (PassingCompileError if killed else CompileError)(
-            f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}"
+            f"the C++ compiler {command[0]} failed with status {status}: {said}"
         )
 
 
@@ -252,7 +252,7 @@ _launcher: Future[ModuleType] | None = None
 
 
 def launcher_soon() -> None:
-    """Start building the launcher beside the caller, which is about to spend seconds in Inductor's import."""
+    """Start building the launcher beside the caller, who is about to spend seconds in importing Dynamo and Inductor."""
     global _launcher
     with _lock:
         failed = _launcher.exception() if _launcher is not None and _launcher.done() else None

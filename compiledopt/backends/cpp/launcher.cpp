@@ -55,10 +55,11 @@ class Owned {
     std::swap(object_, other.object_);
     return *this;
   }
-  ~Owned() { Py_XDECREF(object_); }
+  // Out of line, as `checked` is: in line there would be hundreds of copies to compile, and no step is faster for it.
+  __attribute__((noinline)) ~Owned() { Py_XDECREF(object_); }
 
   // What a function of Python's returned: a new reference, or null with an error set.
-  static Owned checked(PyObject* made) {
+  __attribute__((noinline)) static Owned checked(PyObject* made) {
     if (!made) throw PythonError();
     return Owned(made);
   }
