@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
@@ -94,6 +95,12 @@ def compiler_identity() -> list[object]:
         found = os.stat(path)
         identity += [word, path, found.st_size, found.st_mtime_ns]
     return identity
+
+
+def is_gnu() -> bool:
+    """Whether the compiler is g++, whatever it is called: others refuse options that they do not know."""
+    found = (os.path.basename(os.path.realpath(shutil.which(word) or "")) for word in compiler() or ())
+    return any(re.fullmatch(r"([\w.]+-)*g\+\+(-[\d.]+)?", name) for name in found)
 
 
 def key(kind: str, *parts: object) -> str:
