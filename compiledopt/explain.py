@@ -45,6 +45,7 @@ class Part:
     elementwise_part: list[str]
     formula: list[str] = field(default_factory=list)  # the new values, primed, in terms of the old
     latex: list[str] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)  # which of the calls are torch's, beside kernels, on which shapes
     clipped: bool = False  # whether the norm over all gradients is measured first
     totals: int = 0  # rounds in which the rule sums over all parameters first
     source: str = ""
@@ -109,6 +110,7 @@ def _describe(part: Part) -> list[str]:
     lines += [f"  {line}" for line in part.kept]
     if part.passes > 1:
         lines.append(f"  in {part.passes} passes, over all elements or over what they were reduced to")
+    lines += [f"  {line}" for line in part.products]
     if part.clipped:
         lines.append("  the norm over all gradients is measured first: one of the calls, and one more read of them")
     if part.totals:
@@ -162,9 +164,9 @@ def explain(
     entries = foresee(rules, groups, state, plan)
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
-        runs = entry.runs if entry.choice.executor == "compiled" else entry.traced
-        capturable = bool(groups[entry.group].get("capturable"))
-        key = (entry.choice, entry.choice.backend, entry.traced, runs, entry.dtypes(), capturable)
+        backend, capturable = entry.choice.backend, bool(groups[entry.group].get("capturable"))
+        runs = None if backend is None else backend.runs_for(entry)
+        key = (entry.choice, backend, entry.traced, runs, entry.dtypes(), capturable)
         buckets.setdefault(key, []).append(entry)
     parts = [_part(members, rules, groups, source) for members in buckets.values()]
     total = sum(part.bytes_per_step for part in parts)
@@ -218,6 +220,7 @@ def _part(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapp
         elementwise_part=elementwise,
         formula=written_out.text,
         latex=written_out.latex,
+        products=list(told.products),
         clipped=clipped,
         totals=len(first.traced.measures),
         source=told.source() if source else "",

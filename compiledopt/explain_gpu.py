@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ import torch
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.built import Made, built_for
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shaped import masks_of
-from compiledopt.errors import CompileError
-from compiledopt.rules.program import ELEMENTS, Program, scalar_program
+from compiledopt.rules.program import ELEMENTS, scalar_program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
 
@@ -44,6 +43,7 @@ class GpuExplanation:
     source: str = ""
     ptx: str = ""
     clipped: bool = False  # whether one of the launches measures the norm over all gradients
+    products: list[str] = field(default_factory=list)  # which of the launches are calls of torch, on which shapes
 
     def json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -56,6 +56,7 @@ class GpuExplanation:
             f"{self.bytes_per_element:g} bytes",
             f"aligned blocks: {self.vector_loads} vector loads, {self.vector_stores} vector stores; "
             f"{self.registers} registers, {self.spills} bytes spilled",
+            *self.products,
             *(["one of the launches reads every gradient once more, for their norm"] if self.clipped else []),
             "made by Inductor, triton and ptxas on this machine; nothing was run on a GPU",
             *[f"  {line}" for line in self.formula],
@@ -70,58 +71,36 @@ def explain_gpu(
     example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
     known = traced(around.derived(rule, group, param=example), group)
     if not known.elementwise:
-        return _explain_reducing(name, known, group, arch, dtype, source, ptx)
-    program = known.program
+        made = built_for(known, arch, dtype, EXAMPLE)
+        return _explanation(name, known, group, arch, dtype, made, source, ptx)
     kernel = kernel_of(known, (dtype, dtype, *known.dtypes_of(example).values()))
     assert isinstance(kernel, triton.TritonKernel)
     built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
-    return _explanation(name, known, program, group, arch, dtype, [kernel.source], built, source, ptx)
-
-
-def _explain_reducing(
-    name: str, known: Traced, group: Mapping[str, Any], arch: int, dtype: torch.dtype, source: bool, ptx: bool
-) -> GpuExplanation:
-    """Of a rule that reduces, for matrices."""
-    variant = known.variant(torch.empty(2, 3, dtype=dtype, device="meta"))
-    if isinstance(variant, str):
-        raise CompileError(f"{known.reason}: {variant}")
-    kernel = kernel_of(variant, (dtype,) * len(variant.program.tensors))
-    assert not isinstance(kernel, triton.TritonKernel)
-    masks = masks_of(kernel, [(1, *EXAMPLE)])
-    built = [triton.build_for(s, arch, warps=kernel.warps, kinds=mask) for s, mask in zip(kernel.stages, masks, strict=True)]
-    sources = [stage.source for stage in kernel.stages]
-    return _explanation(name, known, variant.program, group, arch, dtype, sources, built, source, ptx)
+    made = Made(known.program, [known.program], [kernel.source], built)
+    return _explanation(name, known, group, arch, dtype, made, source, ptx)
 
 
 def _explanation(
-    name: str,
-    known: Traced,
-    program: Program,
-    group: Mapping[str, Any],
-    arch: int,
-    dtype: torch.dtype,
-    sources: Sequence[str],
-    built: Sequence[triton.Built],
-    source: bool,
-    ptx: bool,
+    name: str, known: Traced, group: Mapping[str, Any], arch: int, dtype: torch.dtype, made: Made, source: bool, ptx: bool
 ) -> GpuExplanation:
     from compiledopt.rules.formula import formula
 
+    sources, built = made.sources, made.built
     text, first = "\n".join(sources), built if len(sources) > 1 else built[:1]
     loads, stores = (len(re.findall(rf"tl\.{what}\(p\d+ \+ (x0|i{ELEMENTS})", text)) for what in ("load", "store"))
-    moved = float((loads + stores) * dtype.itemsize)
+    moved = made.moved
     if known.elementwise:
         entry = Entry(torch.empty(EXAMPLE, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
         moved = sum(bytes_moved(entry), 0.0)
-    if group.get("capturable"):
-        scalars = scalar_program(program)
+    rows = [scalar_program(program) for program in made.programs if program.scalars and group.get("capturable")]
+    for scalars in rows:
         text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source
     return GpuExplanation(
         optimizer=name,
         arch=f"sm_{arch}",
         dtype=str(dtype).removeprefix("torch."),
         kernels=len(sources),
-        launches_per_step=len(sources) + bool(group.get("capturable")) + known.is_clipped,
+        launches_per_step=len(sources) + len(rows) + known.is_clipped + made.calls,
         loads_per_element=loads,
         stores_per_element=stores,
         bytes_per_element=moved,
@@ -129,8 +108,9 @@ def _explanation(
         vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),
         spills=sum(one.spills for one in built),
-        formula=formula(program, around.letters()).text,
+        formula=formula(made.program, around.letters()).text,
         source=text if source else "",
         ptx="\n".join(one.ptx for one in first) if ptx else "",
         clipped=known.is_clipped,
+        products=list(made.products),
     )

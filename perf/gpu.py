@@ -1,10 +1,12 @@
 """What is to be measured on a GPU, the most important first: python perf/gpu.py --all --minutes 9, or --only bandwidth ...
 
 Rows go to perf/results/gpu.csv, or to --out, each as soon as it is measured, so that a run that is cut short answers what it
-reached. A pair takes turns within one process; medians. Two times of a step:
+reached; called again, it goes on after the rows of the same commit and device that are there (--again measures them too).
+A pair takes turns within one process; medians. Two times of a step:
     ms       on the device: events around steps that wait there while the host queues them, so that none of its time is in it
     wall_ms  of a loop of steps: whichever of host and device is slower
-Without git, COMPILEDOPT_COMMIT names the commit.
+Without git, COMPILEDOPT_COMMIT names the commit. Without a GPU, --fake measures the host's time against a driver that does
+nothing (perf/fake_driver.py); the rows say so.
 """
 
 from __future__ import annotations
@@ -17,22 +19,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fake_driver
 import torch
-from common import RESULTS, append, circumstances
+from common import RESULTS, append, circumstances, processor, read
 from shapes import SHAPES
-from step import CATALOG, OPTIONS, optimi
+from step import OPTIONS, bitsandbytes, optimi, torchao
 
 import compiledopt
+from compiledopt.step import steady
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from catalog import CATALOG, MENU
 
 DEVICE = "cuda"
 MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")
+FAKE = False  # whether the driver is
 ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
 WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
+WITH_FUSED = [name for name in ELEMENTWISE if name not in (*WITHOUT_FUSED, "AdamW")]  # which is measured by itself
 REDUCING = next(name for name in OPTIONS if CATALOG[name].reduces)  # of several launches
 LARGE = [(4096, 4096)] * 32  # 2^29 elements
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
@@ -40,6 +50,7 @@ HOST_STEPS = 200  # of which the first quarter warms
 CYCLES = 2e9  # per second, of the fastest GPU
 
 Step = Callable[[], Any]
+Make = Callable[[Any], Any]
 Row = dict[str, Any]
 
 
@@ -47,16 +58,27 @@ class Stop(Exception):
     """The time is over."""
 
 
-class Measure:
-    """seconds: for each pair; end: when no other is begun, by time.monotonic()."""
+KEY = ("what", "optimizer", "shapes", "against")
 
-    def __init__(self, seconds: float, end: float) -> None:
+
+class Measure:
+    """seconds: for each pair; end: when no other is begun, by time.monotonic(); known: rows that are there."""
+
+    def __init__(self, seconds: float, end: float, known: Sequence[Mapping[str, Any]] = ()) -> None:
         self.seconds, self.end = seconds, end
+        now, where = circumstances()["commit"], device()
+        self.known = {tuple(row[name] for name in KEY) for row in known if (row["commit"], row["device"]) == (now, where)}
+
+    def wants(self, what: str, name: str, shapes: str, against: str) -> bool:
+        """Whether a row is to be measured. Raises: Stop."""
+        if (what, name, shapes, against) in self.known:
+            return False
+        if time.monotonic() > self.end:
+            raise Stop
+        return True
 
     def pair(self, theirs: Step, ours: Step) -> tuple[list[float], list[float]]:
         """[ms on the device, ms of a loop] of each, medians of turns."""
-        if time.monotonic() > self.end:
-            raise Stop
         found: dict[Step, list[list[float]]] = {theirs: [], ours: []}
         begun = 0.0
         while begun == 0.0 or time.monotonic() - begun < self.seconds or len(found[ours]) < 5:
@@ -118,22 +140,32 @@ def row(what: str, name: str, shapes: str, against: str, times: tuple[list[float
     found = {"what": what, "optimizer": name, "shapes": shapes, "against": against, "their_ms": f"{their:.4g}"}
     found |= {"our_ms": f"{our:.4g}", "ratio": f"{their / our:.3f}", "their_wall_ms": f"{their_wall:.4g}"}
     found |= {"our_wall_ms": f"{our_wall:.4g}", "wall_ratio": f"{their_wall / our_wall:.3f}", "note": note}
-    where = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
-    return {**found, "device": where, **circumstances()}
+    return {**found, "device": device(), **circumstances()}
+
+
+def device() -> str:
+    if FAKE:
+        return f"a driver that does nothing, on {processor()}"
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
 
 
 # ---- what is measured: each yields rows ----
 
 
-def against(measure: Measure, what: str, name: str, shapes: str, contenders: dict[str, Callable[[Any], Any]]) -> Iterator[Row]:
-    """Our step against that of each contender, on parameters of the same shapes."""
-    ours = getattr(compiledopt, name)(model(SHAPES[shapes]()), compiled=True, **OPTIONS[name])
-    for label, make in contenders.items():
+def against(
+    measure: Measure, what: str, name: str, shapes: str, contenders: dict[str, Make], ours: Make | None = None
+) -> Iterator[Row]:
+    """Our step against that of each contender, on parameters of the same shapes. ours: where it is not the plain one."""
+    make_ours = ours or mine(name)
+    wanted = {label: make for label, make in contenders.items() if measure.wants(what, name, shapes, label)}
+    optimizer = None
+    for label, make in wanted.items():
+        measure.wants(what, name, shapes, label)
+        theirs = None
         try:
+            optimizer = optimizer or make_ours(model(SHAPES[shapes]()))
             theirs = make(model(SHAPES[shapes]()))
-            times = measure.pair(theirs.step, ours.step)
-        except Stop:
-            raise
+            times = measure.pair(theirs.step, optimizer.step)
         except Exception as error:  # one that is not installed, or finds no room, must not end the others
             print(f"{label} on {shapes}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             continue
@@ -141,6 +173,20 @@ def against(measure: Measure, what: str, name: str, shapes: str, contenders: dic
             theirs = None
             free()
         yield row(what, name, shapes, label, times)
+
+
+def mine(name: str, **flags: Any) -> Make:
+    """Ours, which must be compiled where that can be had."""
+    one = {**CATALOG, **MENU}[name]
+    options = OPTIONS.get(name, {**one.promised})
+    matrices = not one.elementwise and not one.reduces
+    return lambda params: one.ours(params, **({} if matrices else {"compiled": True}), **options, **flags)
+
+
+def eager(name: str, **flags: Any) -> Make:
+    """Ours, by torch's operations on lists of tensors."""
+    one = {**CATALOG, **MENU}[name]
+    return lambda params: one.ours(params, foreach=True, **OPTIONS.get(name, {**one.promised}), **flags)
 
 
 def free() -> None:
@@ -151,19 +197,21 @@ def free() -> None:
 def bandwidth(measure: Measure) -> Iterator[Row]:
     """Of large tensors, as a share of what a device copy reaches, and against torch's fused."""
     for name, dtype in (("AdamW", torch.float32), ("AdamW", torch.bfloat16), ("SGD", torch.float32)):
-        ours = getattr(compiledopt, name)(model(LARGE, dtype), compiled=True, **OPTIONS[name])
         label = f"{len(LARGE)} x {tuple(LARGE[0])} {dtype}".replace("torch.", "")
-        source = torch.empty(sum(param.numel() for param in ours.param_groups[0]["params"]), device=DEVICE)
-        target = torch.empty_like(source)
-        copying, stepping = measure.pair(partial(target.copy_, source), ours.step)
-        moved = (7 if name == "AdamW" else 5) * dtype.itemsize / 8  # of what the copy moves
-        share = moved * copying[0] / stepping[0]
-        note = f"{share:.3f} of a copy's bandwidth"
-        yield row("bandwidth", name, label, "device copy", ([moved * one for one in copying], stepping), note)
-        del source, target
-        theirs = torchs(name, fused=True)(model(LARGE, dtype))
-        yield row("bandwidth", name, label, "torch fused", measure.pair(theirs.step, ours.step))
-        del theirs, ours
+        ours = getattr(compiledopt, name)(model(LARGE, dtype), compiled=True, **OPTIONS[name])
+        if measure.wants("bandwidth", name, label, "device copy"):
+            source = torch.empty(sum(param.numel() for param in ours.param_groups[0]["params"]), device=DEVICE)
+            target = torch.empty_like(source)
+            copying, stepping = measure.pair(partial(target.copy_, source), ours.step)
+            moved = (7 if name == "AdamW" else 5) * dtype.itemsize / 8  # of what the copy moves
+            note = f"{moved * copying[0] / stepping[0]:.3f} of a copy's bandwidth"
+            yield row("bandwidth", name, label, "device copy", ([moved * one for one in copying], stepping), note)
+            del source, target
+        if measure.wants("bandwidth", name, label, "torch fused"):
+            theirs = torchs(name, fused=True)(model(LARGE, dtype))
+            yield row("bandwidth", name, label, "torch fused", measure.pair(theirs.step, ours.step))
+            del theirs
+        del ours
         free()
 
 
@@ -178,24 +226,80 @@ def small(measure: Measure) -> Iterator[Row]:
         yield from against(measure, "small", "AdamW", shapes, fused)
 
 
+HOST: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "capturable": {"capturable": True},
+    "clipped": {"max_grad_norm": 1.0},
+    "capturable and clipped": {"capturable": True, "max_grad_norm": 1.0},
+    "lr in a tensor": {"capturable": True, "lr": 1e-3},
+    "two groups": {},
+    "new gradients": {},
+}
+
+
 def host(measure: Measure) -> Iterator[Row]:
-    """The time until step() returns, with nothing queued before it, at 300 tensors."""
-    for capturable in (False, True):
-        if time.monotonic() > measure.end:
-            raise Stop
-        ours = compiledopt.AdamW(model([(64,)] * 300), compiled=True, capturable=capturable)
-        theirs = torch.optim.AdamW(model([(64,)] * 300), fused=True, capturable=capturable)
-        times: dict[Any, list[float]] = {theirs: [], ours: []}
-        for number in range(HOST_STEPS):
-            for optimizer, found in times.items():
-                synchronize()
-                begun = time.perf_counter()
-                optimizer.step()
-                if number >= HOST_STEPS // 4:
-                    found.append((time.perf_counter() - begun) * 1e3)
-        their, our = (statistics.median(found) for found in times.values())
-        note = f"until step() returns, capturable={capturable}"
-        yield row("host", "AdamW", "300 x 64", "torch fused", ([their] * 2, [our] * 2), note)
+    """The time until step() returns, with nothing queued before it, at 300 tensors; against torch's fused, and against our own
+    where Python takes every step."""
+    for label, options in HOST.items():
+        contenders: dict[str, Callable[[Any], Step]] = {
+            "ours, from Python": lambda groups, o=options: from_python(hosted(groups, o))
+        }
+        if not FAKE:
+            contenders["torch fused"] = lambda groups, o=options: fused_step(groups, o)
+        for name, make in contenders.items():
+            if measure.wants("host", "AdamW", f"300 x 64, {label}", name):
+                sets = [model([(64,)] * 300) for _ in range(2)]
+                steps = make(groups_of(label, sets[0])), hosted(groups_of(label, sets[1]), options).step
+                their, our = returned(steps, sets, label == "new gradients")
+                yield row("host", "AdamW", f"300 x 64, {label}", name, ([their] * 2, [our] * 2), "until step() returns")
+
+
+def groups_of(label: str, params: Any) -> Any:
+    return [{"params": params[:150]}, {"params": params[150:], "lr": 1e-4}] if label == "two groups" else params
+
+
+def hosted(groups: Any, options: dict[str, Any]) -> Any:
+    lr = {"lr": torch.tensor(options["lr"], device=DEVICE)} if "lr" in options else {}
+    return compiledopt.AdamW(groups, compiled=True, **{**options, **lr})
+
+
+def from_python(optimizer: Any) -> Step:
+    """A step that the native one never takes."""
+
+    def step() -> None:
+        optimizer._stepper.steady = steady.never
+        optimizer.step()
+
+    return step
+
+
+def fused_step(groups: Any, options: dict[str, Any]) -> Step:
+    lr = {"lr": torch.tensor(options["lr"], device=DEVICE)} if "lr" in options else {}
+    optimizer = torch.optim.AdamW(groups, fused=True, capturable="capturable" in options, **lr)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+
+    def step() -> None:
+        if "max_grad_norm" in options:
+            torch.nn.utils.clip_grad_norm_(params, options["max_grad_norm"], foreach=True)
+        optimizer.step()
+
+    return step
+
+
+def returned(steps: tuple[Step, Step], sets: Sequence[Any], fresh: bool) -> list[float]:
+    """Milliseconds until each returns, in turns. fresh: whether the gradients are other tensors at each step."""
+    times: list[list[float]] = [[], []]
+    kept = [[torch.zeros_like(param) for param in params] for params in sets]
+    for number in range(HOST_STEPS):
+        for step, params, others, found in zip(steps, sets, kept, times, strict=True):
+            for index, param in enumerate(params) if fresh else ():
+                param.grad, others[index] = others[index], param.grad
+            synchronize()
+            begun = time.perf_counter()
+            step()
+            if number >= HOST_STEPS // 4:
+                found.append((time.perf_counter() - begun) * 1e3)
+    return [statistics.median(found) for found in times]
 
 
 def synchronize() -> None:
@@ -205,19 +309,57 @@ def synchronize() -> None:
 
 def replay(measure: Measure) -> Iterator[Row]:
     """A captured step against the same step, eager."""
-    for shapes in ("gpt2_small", "many_small"):
-        eager, captured = (compiledopt.AdamW(model(SHAPES[shapes]()), compiled=True, capturable=True) for _ in range(2))
+    for name, shapes in (("AdamW", "gpt2_small"), ("AdamW", "many_small"), ("Adafactor", "gpt2_small"), ("Muon", "matrices")):
+        if not measure.wants("replay", name, shapes, "ours, eager"):
+            continue
+        eager_one, captured = (mine(name, capturable=True)(model(SHAPES[shapes]())) for _ in range(2))
         captured.step()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured.step()
-        yield row("replay", "AdamW", shapes, "ours, eager", measure.pair(eager.step, graph.replay))
+        yield row("replay", name, shapes, "ours, eager", measure.pair(eager_one.step, graph.replay))
+
+
+class Clipping:
+    """torch's fused step behind its clip_grad_norm_."""
+
+    def __init__(self, params: Any) -> None:
+        self.params, self.optimizer = params, torchs("AdamW", fused=True)(params)
+
+    def step(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
+        self.optimizer.step()
+
+
+def clipped(measure: Measure) -> Iterator[Row]:
+    """The norm in our step's own launch against torch's, in front of its fused step."""
+    for shapes in ("gpt2_small", "many_small"):
+        yield from against(measure, "clipped", "AdamW", shapes, {"torch, clipped": Clipping}, mine("AdamW", max_grad_norm=1.0))
+
+
+def stored(measure: Measure) -> Iterator[Row]:
+    """States in fewer bits, against ours in float32, torch's fused, and packages that are installed."""
+    packages = {"int8": {"bitsandbytes 8-bit": bitsandbytes("AdamW"), "torchao 8-bit": torchao("AdamW", "8bit")}}
+    packages |= {"int4": {"torchao 4-bit": torchao("AdamW", "4bit")}, "float8_e4m3fn": {"torchao fp8": torchao("AdamW", "Fp8")}}
+    for kept in ("int8", "dynamic8", "float8_e4m3fn", "int4", "bfloat16"):
+        contenders = {"ours, float32": mine("AdamW"), "torch fused": torchs("AdamW", fused=True), **packages.get(kept, {})}
+        named = {f"{label} (ours: {kept})": make for label, make in contenders.items()}
+        yield from against(measure, "stored", "AdamW", "gpt2_small", named, mine("AdamW", state_dtype=kept))
+
+
+def rest(measure: Measure) -> Iterator[Row]:
+    """Everything of the catalog and the menu that torch has no compiled kernel for, against our own eager executor."""
+    for name, one in {**CATALOG, **MENU}.items():
+        if one.rule is None or one.sparse_only or one.measured is None:
+            continue
+        shapes = "matrices" if not one.takes_vectors else "vit_b16" if one.elementwise or one.reduces else "matrices_128"
+        yield from against(measure, "rest", name, shapes, {"ours, foreach": eager(name)})
 
 
 def others(measure: Measure) -> Iterator[Row]:
     """Every other algorithm, and torch's foreach and another library on the models."""
-    for name in sorted({*ELEMENTWISE} - {"AdamW"}, key=WITHOUT_FUSED.__contains__):
+    for name in (*WITH_FUSED, *WITHOUT_FUSED):
         fused = {} if name in WITHOUT_FUSED else {"torch fused": torchs(name, fused=True)}
         yield from against(measure, "others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
     for shapes in MODELS:
@@ -228,15 +370,13 @@ def others(measure: Measure) -> Iterator[Row]:
 def first_step(measure: Measure) -> Iterator[Row]:
     """The time of a first step, with kernels on disk and without: what is compiled, tuned and tried."""
     for shapes in ("tiny", "gpt2_small"):
-        times = []
         for name in ("AdamW", REDUCING):
+            if not measure.wants("first", name, shapes, "ours, kernels on disk"):
+                continue
             with tempfile.TemporaryDirectory() as empty:
-                for _ in range(2):
-                    times.append(in_a_process(name, shapes, empty))
-            label = "ours, kernels on disk"
-            yield row("first", name, shapes, label, ([times[-1]] * 2, [times[-2]] * 2), "seconds of a first step")
-            if time.monotonic() > measure.end:
-                raise Stop
+                without, on_disk = (in_a_process(name, shapes, empty) for _ in range(2))
+            times = [on_disk] * 2, [without] * 2
+            yield row("first", name, shapes, "ours, kernels on disk", times, "seconds of a first step")
 
 
 FIRST = """
@@ -256,9 +396,10 @@ def in_a_process(name: str, shapes: str, cache: str) -> float:
 
 
 def reducing(measure: Measure) -> Iterator[Row]:
-    """A rule that reduces against torch's foreach."""
+    """A rule that reduces, and one that multiplies matrices, against torch's foreach."""
     for shapes in ("gpt2_small", "vit_b16"):
         yield from against(measure, "reducing", "Adafactor", shapes, {"torch foreach": torchs("Adafactor", foreach=True)})
+    yield from against(measure, "reducing", "Muon", "matrices", {"torch": torchs("Muon")})
 
 
 def compile_step(measure: Measure) -> Iterator[Row]:
@@ -274,8 +415,11 @@ PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
     "host": host,
     "replay": replay,
     "reducing": reducing,
+    "stored": stored,
+    "clipped": clipped,
     "others": others,
     "first": first_step,
+    "rest": rest,
     "compile": compile_step,
 }
 
@@ -309,12 +453,27 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each pair")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.csv", help="the file that rows are added to")
     parser.add_argument("--no-save", action="store_true", help="print only")
+    parser.add_argument("--again", action="store_true", help="measure what this commit and device have rows of, too")
+    parser.add_argument("--fake", action="store_true", help="the host's time with a driver that does nothing, without a GPU")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device on this machine", file=sys.stderr)
-        return 1
-    measure = Measure(arguments.seconds, time.monotonic() + 60 * arguments.minutes)
-    return min(1, run(arguments.only, measure, None if arguments.no_save else arguments.out.resolve()))
+    with ExitStack() as stack:
+        if arguments.fake:
+            pretend(stack)
+            arguments.only = ["host"]
+        elif not torch.cuda.is_available():
+            print("no CUDA device on this machine; --fake measures the host's time without one", file=sys.stderr)
+            return 1
+        out = arguments.out.resolve()
+        known = [] if arguments.again else read(str(out))
+        measure = Measure(arguments.seconds, time.monotonic() + 60 * arguments.minutes, known)
+        return min(1, run(arguments.only, measure, None if arguments.no_save else out))
+
+
+def pretend(stack: ExitStack) -> None:
+    """Let the driver be one that does nothing. Raises: RuntimeError where that cannot be."""
+    global DEVICE, FAKE
+    stack.enter_context(fake_driver.installed())
+    DEVICE, FAKE = "cpu", True
 
 
 if __name__ == "__main__":

@@ -222,8 +222,8 @@ fault(
     oracle("AdamW-weight_decay"),
 )
 fault("algorithms:maximize-lost", "parts.py", "-grad if maximize else grad", "grad", oracle("AdamW-maximize"))
-fault("algorithms:muon-rms-of-the-shorter", "muon.py", "math.sqrt(max(rows, columns))", "math.sqrt(min(rows, columns))", MUON)
-fault("algorithms:muon-ratio-turned", "muon.py", "math.sqrt(max(1, rows / columns))", "math.sqrt(max(1, columns / rows))", MUON)
+fault("algorithms:muon-rms-of-the-shorter", "muon.py", 'op("maximum", rows, columns)', 'op("minimum", rows, columns)', MUON)
+fault("algorithms:muon-ratio-turned", "muon.py", '"maximum", 1.0, rows / columns', '"maximum", 1.0, columns / rows', MUON)
 fault(
     "algorithms:muon-nesterov-swapped",
     "muon.py",
@@ -235,8 +235,8 @@ fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight
 fault(
     "algorithms:muon-zeros-divided-by-zero",
     "muon.py",
-    "x.norm().clamp_min(eps)",
-    "x.norm()",
+    "x.norm().to(dtype).clamp_min(eps)",
+    "x.norm().to(dtype)",
     promise("nothing_happens_for_zeros", "Muon"),
 )
 fault(
@@ -793,7 +793,23 @@ SEEN = "test_steady.py::test_a_change_is_seen"
 fault("cpp:hooks-not-seen", "steady.cpp", "return !PyDict_GET_SIZE(one.get());", "return true;", f"{SEEN}[hooked0]")
 fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)", f"{SEEN}[watched]")
 fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
-fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is;", "(void)is;", f"{SEEN}[other_rate]")
+fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is, ++changes;", "(void)is;", f"{SEEN}[other_rate]")
+FAKE = "test_fake_driver.py"
+fault("triton:tables-not-brought", "steady.cpp", " && found == elsewhere.there)", ")", f"{FAKE}::test_tables_are_brought_once")
+fault(
+    "triton:states-not-looked-up",
+    "steady.cpp",
+    "if (find_states(plan, i, true, found) && std::equal",
+    "if (true || std::equal",
+    f"{FAKE}::test_a_state_that_another_thread_takes_away",
+)
+fault(
+    "triton:commits-nothing",
+    "steady.cpp",
+    "commit_what_is_there(*plan, rows());",
+    "",
+    f"{FAKE}::test_threads_step_optimizers_of_their_own",
+)
 fault(
     "cpp:rows-not-seen", "steady.cpp", " && plan->layout == layout; }", "; }", "test_steady.py::test_rows_that_moved_are_seen"
 )
@@ -1246,8 +1262,8 @@ fault(
 fault(
     "triton:number-becomes-a-tensor",
     "triton/capturable.py",
-    "ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)",
-    "ready = True",
+    "return all(self._option_dtypes(group) == self.options for group in self.mirror.groups)",
+    "return True",
     "interpreted_captures.py::test_numbers_that_change_what_they_are[AdamW]",
 )
 fault(
@@ -1673,10 +1689,24 @@ fault(
 )
 fault(
     "explain:bytes-of-float32",
-    "explain_gpu.py",
-    "(loads + stores) * dtype.itemsize",
-    "(loads + stores) * 4",
-    "test_triton.py::test_explain_for_a_gpu_counts_bytes",
+    "triton/built.py",
+    "dtypes[int(index)].itemsize for index in moved",
+    "4 for index in moved",
+    "test_triton.py::test_explain_of_products[Muon-sm_90-4]",
+)
+fault(
+    "matrices:places-of-absent-gradients",
+    "triton/matrices.py",
+    "key=lambda place: not active[place]",
+    "key=lambda place: active[place]",
+    "interpreted_matrices.py::test_replays[Muon]",
+)
+fault(
+    "matrices:state-written-before-it-is-read",
+    "rules/matrix_program.py",
+    'if depends_on(node, MATRIX)} | {"param"} & {*own}',
+    'if depends_on(node, MATRIX) and name != "param"}',
+    "interpreted_matrices.py::test_against_its_definition",
 )
 
 # ---- own ----

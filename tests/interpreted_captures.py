@@ -19,6 +19,7 @@ from compiledopt.backends.triton import capturable, devices, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
+from compiledopt.step import steady as steadying
 
 SHAPES = [(40,), (3, 7), (), (16,)]
 BOTH = pytest.mark.parametrize("on_device", [False, True], ids=["host", "capturable"])
@@ -556,3 +557,112 @@ def test_clipping_and_scaling_keep_what_the_scalar_kernel_expects():
         kept = {**Clipping().on(place), **Scaling().on(place)}
     assert {name: value.dtype for name, value in kept.items()} == KEPT
     assert not any(value.is_inference() for value in kept.values())
+
+
+# ---- the steady step ----
+
+
+def taken(optimizer):
+    """How many steps the steady step at work took."""
+    step = optimizer._stepper.steady
+    return 0 if step is steadying.never else step.__self__.steps()
+
+
+HOW = {
+    "host": {},
+    "two groups": {},
+    "capturable": {"capturable": True},
+    "clipped": {"max_grad_norm": 0.5},
+    "capturable and clipped": {"capturable": True, "max_grad_norm": 0.5},
+    "tensor lr": {"capturable": True},
+}
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[] if how in ("host", "capturable and clipped") else [pytest.mark.slow]) for how in HOW]
+)
+def test_a_steady_step_is_pythons(how, monkeypatch):
+    """Bit for bit, while rates, gradients and who has one change; each of which is seen."""
+    made, found = steadying.made, []
+    for is_steady in (True, False):
+        monkeypatch.setattr(steadying, "made", made if is_steady else lambda *_: None)
+        params = parameters(shapes=SHAPES)
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.01}] if how == "two groups" else params
+        optimizer = compiledopt.AdamW(groups, lr=0.05, compiled=True, **HOW[how])
+        if how == "tensor lr":
+            optimizer.param_groups[0]["lr"] = torch.tensor(0.05)
+        Gradients().set(params, 0)
+        steps = 0
+        for step in range(14):
+            if step in (6, 9):
+                lr = optimizer.param_groups[0]["lr"]
+                optimizer.param_groups[0]["lr"] = lr.mul_(0.5) if how == "tensor lr" else lr * 0.5
+            if step == 8:
+                Gradients().set(params, step)
+            if step in (11, 12):
+                params[1].grad = None if step == 11 else torch.ones_like(params[1])
+            before = taken(optimizer)
+            optimizer.step()
+            steps += taken(optimizer) > before
+        found.append(snapshot(optimizer))
+        assert steps >= 7 if is_steady else steps == 0
+    assert same(*found)
+
+
+@BOTH
+def test_what_fails_in_a_steady_step(on_device, monkeypatch):
+    """Memory that is short, before anything is written, and a launch: in either case nothing is half done."""
+    optimizer = compiledopt.AdamW(params := parameters(shapes=SHAPES), compiled=True, capturable=on_device, max_grad_norm=1.0)
+    Gradients().set(params, 0)
+    for _ in range(5):
+        optimizer.step()
+    assert taken(optimizer)
+    for place, name in ((tables.Tables, "update"), (tables.Tables, "run"), (Clipping, "measure")):
+        params[0].grad = params[0].grad.clone()
+        before = snapshot(optimizer)
+
+        def short(*_, **__):
+            raise torch.OutOfMemoryError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, short)
+            with pytest.raises(torch.OutOfMemoryError):
+                optimizer.step()
+        # The scalar part ran then: after a launch that fails, the device has to say what is there.
+        if on_device and name == "run":
+            assert same([one[0] for one in before], [one[0] for one in snapshot(optimizer)])
+        else:
+            assert same(before, snapshot(optimizer))
+        for _ in range(5):
+            optimizer.step()
+        assert taken(optimizer)
+
+
+def test_a_capture_ends_steady_steps(monkeypatch):
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    for params in (reference, mine):
+        Gradients().set(params, 0)
+    for _ in range(4):
+        optimizer.step()
+        expected.step()
+    assert taken(optimizer)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    assert graph.recorded
+    near(mine, reference)
+    graph.replay()
+    optimizer.step()
+    expected.step()
+    expected.step()
+    near(mine, reference)
+
+
+def test_a_number_that_turns_into_a_tensor_is_seen():
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    Gradients().set(reference, 0)
+    Gradients().set(mine, 0)
+    for value in (0.05, 0.05, 0.05, 0.05, torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.25, dtype=torch.float64), 0.1):
+        expected.param_groups[0]["lr"], optimizer.param_groups[0]["lr"] = float(value), value
+        expected.step()
+        optimizer.step()
+        near(mine, reference)

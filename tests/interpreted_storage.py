@@ -28,6 +28,11 @@ KEPT = {
     "int8 of float64": (torch.float64, {"state_dtype": "int8"}),
     "blocks of 256": (torch.float32, {"state_dtype": "dynamic8"}),
     "float8": (torch.float32, {"state_dtype": "float8_e4m3fn"}),
+    "int4": (torch.float32, {"state_dtype": "int4"}),
+    "int4 and split": (torch.bfloat16, {"state_dtype": "int4", "rounding": "split"}),
+    "blocks of 32 and 256": (torch.float32, {"state_dtype": {"exp_avg": "int8", "exp_avg_sq": "float8_e4m3fn"}}),
+    "blocks of 128 and 32": (torch.float32, {"state_dtype": {"exp_avg": "int4", "exp_avg_sq": "uint8"}}),
+    "blocks of 256 and 128": (torch.float32, {"state_dtype": {"exp_avg": "dynamic8", "exp_avg_sq": "uint4"}}),
 }
 
 
@@ -50,7 +55,7 @@ def apart(a, b):
     return torch.minimum(found, 2 ** (8 * a.dtype.itemsize) - found)
 
 
-DEFAULT = (("int8 and stochastic", False),)
+DEFAULT = (("int8 and stochastic", False), ("blocks of 128 and 32", True))
 
 
 @pytest.mark.parametrize(
@@ -138,13 +143,6 @@ def test_replays(name, monkeypatch):
         assert torch.equal(p, q)
         for state, value in optimizers[0].state[p].items():
             assert torch.equal(optimizers[1].state[q][state], value)
-
-
-def test_what_the_kernel_does_not_have():
-    params = [torch.nn.Parameter(torch.ones(64, 128))]
-    params[0].grad = torch.ones_like(params[0])
-    with pytest.warns(UserWarning, match="in 4 bits, two to a byte, which the Triton kernel does not have"):
-        compiledopt.AdamW(params, state_dtype="int4").step()
 
 
 def noisy(param, grad, *, lr=0.1, noise):

@@ -12,24 +12,38 @@ from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten
 HOST = (aten._local_scalar_dense.default, aten._pin_memory.default, aten.is_nonzero.default)
+PRODUCTS = (aten.bmm.out, aten.baddbmm.out)
 RUNS = ("view", "detach", "select", "reshape", "remainder", "eq", "all", "bitwise_and", "equal", "alias", "slice", "is_pinned")
+RUNS = (*RUNS, "transpose")
+
+
+def named(one):
+    """What finds a tensor again by where it lies, as long as somebody keeps it or what it is a view of; or anything else."""
+    if not isinstance(one, torch.Tensor):
+        return lambda: one
+    base, place = weakref.ref(one if one._base is None else one._base), (one.shape, one.stride(), one.storage_offset())
+    is_view = one._base is not None
+
+    def found():
+        kept = base()
+        assert kept is not None, "a graph reads memory that was let go"
+        return kept.as_strided(*place) if is_view else kept
+
+    return found
 
 
 class Graph:
-    """Launches and copies with the tensors that they name, none of which it keeps alive."""
+    """Launches, copies and products with the tensors that they name, none of which it keeps alive."""
 
     def __init__(self):
         self.recorded = []
 
     def record(self, function, *tensors, **options):
-        names = [weakref.ref(one) if isinstance(one, torch.Tensor) else lambda one=one: one for one in tensors]
-        self.recorded.append((function, names, options))
+        self.recorded.append((function, list(map(named, tensors)), {name: named(one) for name, one in options.items()}))
 
     def replay(self):
         for function, names, options in self.recorded:
-            found = [name() for name in names]
-            assert all(one is not None for one in found), "a graph reads memory that was let go"
-            function(*found, **options)
+            function(*[name() for name in names], **{name: found() for name, found in options.items()})
 
 
 class Recording(TorchDispatchMode):
@@ -47,6 +61,9 @@ class Recording(TorchDispatchMode):
                 self.graph.record(function, *args[:2])
                 return args[0]
             return function(*args, **kwargs)
+        if function in PRODUCTS:
+            self.graph.record(function, *args, **kwargs)
+            return kwargs["out"]
         if function in (aten.empty.memory_format, aten.empty_like.default):
             made = function(*args, **kwargs)
             return made.fill_(-1) if made.numel() else made

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from catalog import one_per_kind
 
 PERF = Path(__file__).parent.parent / "perf"
 
@@ -27,7 +28,7 @@ def gpu(monkeypatch):
     for name, value in (("DEVICE", "cpu"), ("LARGE", tiny), ("device_ms", milliseconds), ("wall_ms", milliseconds)):
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(gpu, "HOST_STEPS", 1)
-    monkeypatch.setattr(gpu, "SHAPES", {name: lambda: tiny for name in gpu.SHAPES})
+    monkeypatch.setattr(gpu, "SHAPES", {name: lambda name=name: tiny[: 1 + ("matrices" not in name)] for name in gpu.SHAPES})
     yield gpu
     sys.modules.pop("gpu")
 
@@ -60,7 +61,7 @@ def test_rows_are_written_as_they_are_measured(gpu, tmp_path, monkeypatch, capsy
     assert "small ended: RuntimeError: the device is gone" in capsys.readouterr().err
     found = rows(path)
     assert seen == list(range(1, len(found) + 1))
-    assert [row["what"] for row in found] == ["bandwidth"] * 6 + ["small"] * 6 + ["models"] + ["host"] * 2
+    assert [row["what"] for row in found] == ["bandwidth"] * 6 + ["small"] * 6 + ["models"] + ["host"] * 2 * len(gpu.HOST)
     assert {row["commit"] for row in found} == {"unknown"} and all(float(row["ratio"]) > 0 for row in found)
     assert "of a copy's bandwidth" in found[0]["note"]
 
@@ -114,3 +115,33 @@ def test_the_page_shows_the_rows(gpu, tmp_path, monkeypatch):
     assert "Not measured so far" in report.gpu()
     gpu.run(["bandwidth"], gpu.Measure(0.0, time.monotonic() + 1000), tmp_path / "gpu.csv")
     assert "of a copy's bandwidth" in report.gpu()
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(gpu, tmp_path):
+    """Rows of the same commit and device are not measured again; those of others are."""
+    path = tmp_path / "gpu.csv"
+    parts = ["bandwidth", "small"]
+    assert gpu.run(parts, gpu.Measure(0.0, time.monotonic() + 1000), path) == 0
+    first = rows(path)
+    assert gpu.run(parts, gpu.Measure(0.0, time.monotonic() + 1000, first[:4]), path) == 0
+    later = rows(path)[len(first) :]
+    assert [[row[name] for name in gpu.KEY] for row in later] == [[row[name] for name in gpu.KEY] for row in first[4:]]
+    others = [{**row, "commit": "another"} for row in first]
+    assert gpu.run(["bandwidth"], gpu.Measure(0.0, time.monotonic() + 1000, others), path) == 0
+    assert len(rows(path)) == len(first) + len(later) + 6
+
+
+@pytest.mark.slow
+def test_every_part_runs(gpu, monkeypatch, capsys):
+    """As far as it goes on the host: no name is missing, and what is not installed is passed over."""
+    monkeypatch.setattr(gpu, "in_a_process", lambda *_: 1.0)
+    known = {one.name: one for one in one_per_kind(lambda one: one.rule.dense)}
+    monkeypatch.setattr(gpu, "CATALOG", {**known, "AdamW": gpu.CATALOG["AdamW"]})
+    monkeypatch.setattr(gpu, "MENU", {})
+    monkeypatch.setattr(gpu, "WITHOUT_FUSED", [])
+    parts = [name for name in gpu.PARTS if name not in ("host", "replay", "compile")]
+    failed = gpu.run(parts, gpu.Measure(0.0, time.monotonic() + 1000), None)
+    told = capsys.readouterr()
+    assert failed == 0, told.err
+    assert all(": ModuleNotFoundError: " in line for line in told.err.splitlines()), told.err
+    assert {line.split()[0] for line in told.out.splitlines()} == set(parts)

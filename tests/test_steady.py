@@ -458,16 +458,18 @@ WRONG = {
     "groups without parameters": ({"groups": [({"lr": 1.0}, [(True, False, [])])]}, TypeError, "parameters in a list"),
     "entries of another number": ({"groups": [({"params": []}, [])]}, ValueError, "another length"),
     "numbers that there are not": ({"groups": [({"params": []}, [(0, 0, [(-1, 7)])])]}, IndexError, "that there is not"),
-    "parts that are none": ({"parts": [(1, 2, 3, 4, 5)]}, TypeError, "made of plans"),
+    "parts that are none": ({"parts": [(1, 2, 3, 4, 5, None)]}, TypeError, "made of plans"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_descriptions_are_refused(wrong):
     more, error, words = WRONG[wrong]
-    lists = {name: [] for name in ("attributes", "modules", "empty", "param_groups", "params", "states", "waiting")}
+    lists = {name: [] for name in ("attributes", "modules", "empty", "param_groups", "params", "states", "waiting", "quiet")}
     with pytest.raises(error, match=words):
-        launcher().Steady(**{**lists, "state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], **more})
+        launcher().Steady(
+            **{**lists, "state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], "measure": None, **more}
+        )
     for lines in ((0, (), (("nothing", 0, 0, 0),), (), ()), (0, (), (("add", 0, 0, 0),), (), ())):
         with pytest.raises((LookupError, IndexError)):
             launcher().evaluate(lines, ())

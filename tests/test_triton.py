@@ -169,6 +169,7 @@ def test_lowering_leaves_torch_as_it_was():
 
 
 INTERPRETED = ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
+INTERPRETED += ["interpreted_matrices.py"]
 
 
 @pytest.mark.processes
@@ -211,7 +212,7 @@ def test_explain_for_a_gpu(name, capsys):
     assert ".target sm_90" in told["ptx"] and "whole_model" in told["source"] and not told["measured"]
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
-    assert __main__.main(["explain", "Muon", "--device", "cuda"]) == 1
+    assert __main__.main(["explain", "Shampoo", "--device", "cuda"]) == 1
 
 
 STORED = {
@@ -241,6 +242,26 @@ def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
     scales = 4 * (2 + 2) / 32 if "int8" in name else 0.0
     assert told["bytes_per_element"] == sum(moved) + scales
     assert (told["vector_loads"], told["vector_stores"]) == vectors
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "kernels"),
+    [
+        pytest.param(name, arch, kernels, marks=() if (name, arch) == ("Muon", "sm_90") else pytest.mark.slow)
+        for name, kernels in (("Muon", 4), ("AdaMuon", 6), ("NorMuon", 8))
+        for arch in ("sm_80", "sm_90")
+    ],
+)
+def test_explain_of_products(name, arch, kernels, capsys):
+    """Kernels around torch's products: vector loads and stores of every matrix, next to nothing spilled."""
+    assert __main__.main(["explain", name, "--device", "cuda", "--arch", arch, "--json", "--option", "capturable=True"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["products"] == ["newton_schulz on 1 matrix of 1024 × 1024, by calls of torch: 5 bmm, 10 baddbmm, 5 copy"]
+    assert told["kernels"] == kernels and told["launches_per_step"] == kernels + 2 + 20
+    assert told["spills"] <= 16 and told["registers"] <= 168
+    assert told["vector_loads"] >= 2 * told["loads_per_element"] and told["vector_stores"] >= 2 * told["stores_per_element"]
+    if name == "Muon":  # momentum and gradient twice, the second time to write the momentum and the matrix; then both are read
+        assert (told["loads_per_element"], told["stores_per_element"], told["bytes_per_element"]) == (6, 3, 32)
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.products import add_product
+from compiledopt.rules.products import Room, add_product, product, whole_matrices
 from compiledopt.rules.rule import rule
+from compiledopt.rules.spellings import op
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x³ and x⁵
 
@@ -26,7 +26,8 @@ def product_dtype(device: str) -> torch.dtype:
     and 214 ms against 2.2 ms on one without.
     """
     if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        # Where there is none, what is told of one is told of sm_80 and later.
+        native = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     elif device == "cpu":
         known = torch.cpu.get_capabilities()
         native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -35,18 +36,36 @@ def product_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def _room(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Of what newton_schulz keeps: A, b·A + c·A², and x as it was."""
+    short = min(rows, columns)
+    return [(short, short), (short, short), (rows, columns)]
+
+
+@whole_matrices(_room)
+def newton_schulz(x: Tensor, coefficients: Any, steps: int, room: Room | None) -> Tensor:
+    """x ← a·x + (b·A + c·A²)·x  with  A = x·xᵀ, or xᵀ·x and from the right where x is tall."""
+    a, b, c = coefficients
+    wide = x.size(-2) <= x.size(-1)
+    x = x if wide else x.mT
+    gram_at, polynomial_at, before_at = (None, None, None) if room is None else room
+    for _ in range(steps):
+        gram = product(x, x.mT, gram_at)
+        polynomial = add_product(gram, gram, gram, b, c, polynomial_at)
+        if before_at is None:
+            x = add_product(x, polynomial, x, a, 1.0)
+        else:
+            before = (before_at if wide else before_at.mT).copy_(x, non_blocking=True)
+            x = add_product(x, polynomial, before, a, 1.0, x)
+    return x if wide else x.mT
+
+
 def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Tensor:
     """Newton–Schulz: towards the nearest matrix with orthogonal rows or columns."""
-    a, b, c = coefficients
-    wide = matrix.size(-2) <= matrix.size(-1)
-    x = matrix.to(product_dtype(matrix.device.type))
-    x = x if wide else x.mT
-    x = x / x.norm().clamp_min(eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = add_product(gram, gram, gram, b, c)
-        x = add_product(x, polynomial, x, a, 1.0)
-    return x if wide else x.mT
+    dtype = product_dtype(matrix.device.type)
+    x = matrix.to(dtype)
+    x = (x / x.norm().to(dtype).clamp_min(eps)).to(dtype)
+    return newton_schulz(x, coefficients, steps)  # type: ignore[no-any-return]
 
 
 def orthogonal_direction(
@@ -58,10 +77,10 @@ def orthogonal_direction(
     return momentum_buffer, orthogonalize(update, coefficients, steps, eps)
 
 
-def lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
+def lr_ratio(adjust_lr_fn: str | None, rows: Any, columns: Any) -> Any:
     if adjust_lr_fn == "match_rms_adamw":
-        return 0.2 * math.sqrt(max(rows, columns))
-    return math.sqrt(max(1, rows / columns))
+        return 0.2 * op("sqrt", op("maximum", rows, columns))
+    return op("sqrt", op("maximum", 1.0, rows / columns))
 
 
 def check_matrices(name: str, params: Iterable[Tensor]) -> None:
@@ -87,7 +106,8 @@ class Muon(Optimizer):
     params: 2-dimensional ones. nesterov: look ahead by the momentum. eps: float, the least norm that is divided by.
     ns_coefficients: three floats, of x, x³ and x⁵. ns_steps: int, iterations, below 100.
     adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
-    foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused.
+    foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused on the CPU; on a
+    GPU, where it is the default, kernels over all matrices stand around torch's products of stacks.
     State: `momentum_buffer` (b), like the parameter.
     Raises: ValueError for a parameter that is not 2-dimensional; RuntimeError at the step for complex ones and sparse
     gradients.

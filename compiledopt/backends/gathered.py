@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -95,6 +95,9 @@ class GatheredBackend(Backend):
         if not is_distributed(entry.param):
             relay(entry.traced, entry.param, entry.state)
         settle_scalars(entry.traced, entry.param, group, entry.state)
+
+    def runs_for(self, entry: Entry) -> Hashable:
+        return entry.runs
 
     def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         traced = entry.traced

@@ -1,7 +1,8 @@
-"""Products of matrices that round once, one by one and in stacks."""
+"""Products of matrices that round once, one by one and in stacks, and functions of whole matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,13 +10,48 @@ from torch import Tensor
 
 from compiledopt.torch_private import is_stacked
 
+Room = Sequence[Tensor]
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
-    """β·total + α·left·right, rounded once.
+
+class WholeMatrices:
+    """A function of matrices that no kernel is made of, as products are: what a rule computes before it and after it may be
+    compiled.
+
+    function(x, *arguments, room): the result has the shape and dtype of x. room: None; or memory of the shapes that `shapes`
+    gives for (rows, columns), and then the result is written to x. x has any number of dimensions before its rows and columns,
+    and so has the memory.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], shapes: Callable[[int, int], Sequence[tuple[int, int]]]) -> None:
+        self.function, self.shapes = function, shapes
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+
+    def __call__(self, x: Any, *arguments: Any, room: Room | None = None) -> Any:
+        if hasattr(x, "tracer"):
+            return x.tracer.whole(self, x, arguments)
+        return self.function(x, *arguments, room)
+
+
+def whole_matrices(
+    shapes: Callable[[int, int], Sequence[tuple[int, int]]],
+) -> Callable[[Callable[..., Tensor]], WholeMatrices]:
+    """Make a function of whole matrices of a function (x, *arguments, room); see `WholeMatrices`."""
+    return lambda function: WholeMatrices(function, shapes)
+
+
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left·right, of matrices or of stacks of them."""
+    return left @ right if out is None else torch.bmm(left, right, out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float, out: Tensor | None = None) -> Tensor:
+    """β·total + α·left·right, rounded once. out: where a stack goes, which may be that of `total`.
 
     torch.vmap takes addmm apart, so that it is rounded three times: twice the error of torch's Muon after five iterations in
     bfloat16, and a quarter more time.
     """
+    if out is not None:
+        return torch.baddbmm(total, left, right, beta=beta, alpha=alpha, out=out)
     if not is_stacked(total):
         return torch.addmm(total, left, right, beta=beta, alpha=alpha)
     result: Tensor = _AddProduct.apply(total, left, right, beta, alpha)  # type: ignore[no-untyped-call]

@@ -218,15 +218,15 @@ def _remark(node: Node) -> str:
 
 def depends_on(node: Node, name: str, into_totals: bool = True) -> bool:
     """Whether an input of this name is among what a node is computed from; into_totals: or what totals are summed from."""
-    return any(one.name == name for one in _sources(node, into_totals))
+    return any(one.name == name for one in sources(node, into_totals))
 
 
 def _follows_from(node: Node, source: Node) -> bool:
     """Whether a node is computed from another, without what totals are summed from."""
-    return any(one is source for one in _sources(node, into_totals=False))
+    return any(one is source for one in sources(node, into_totals=False))
 
 
-def _sources(node: Node, into_totals: bool = True) -> Iterator[Node]:
+def sources(node: Node, into_totals: bool = True) -> Iterator[Node]:
     """A node and all that it is computed from."""
     seen: set[Node] = set()
     pending = [node]

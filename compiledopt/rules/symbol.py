@@ -74,7 +74,8 @@ class Symbol:
         if name in ("item", "tolist", "numpy"):
             raise TraceError(f"{author_line()}: {name}() reads a tensor's value; compute with the tensor itself")
         if name in ("dtype", "device"):
-            return Own(name)
+            known = self.tracer.device if name == "device" else None
+            return Own(name) if known is None else known
         if name == "data":
             return self
         if not self.tracer.knows(name):

@@ -28,12 +28,27 @@ T = TypeVar("T")
 
 
 class Tracer(Reducer):
-    """Makes the nodes of one program; the same operation on the same values is one node. name: of the rule."""
+    """Makes the nodes of one program; the same operation on the same values is one node. name: of the rule.
+
+    device: of the parameters, where that is known; given_back: what stands for the result of a function of whole matrices
+    (rules/matrix_program.py), and taken: that function, what it is given, and its other arguments, once it is called.
+    """
+
+    device: torch.device | None = None
+    given_back: Symbol | None = None
+    taken: tuple[Any, Symbol, tuple[Any, ...]] | None = None
 
     def __init__(self, shape: Shape | None = None, name: str = "") -> None:
         super().__init__(shape)
         self.name = name
         self.totals: list[Node] = []
+
+    def whole(self, function: Any, value: Symbol, arguments: tuple[Any, ...]) -> Symbol:
+        """A function of whole matrices (rules/products.py), of which a program may be cut at one."""
+        if self.given_back is None or self.taken is not None or value.shaped != self.given_back.shaped:
+            raise not_compiled(f"{function.__name__} is a function of whole matrices, and there is no kernel for it")
+        self.taken = (function, value, arguments)
+        return self.given_back
 
     def total(self, value: Symbol, over: str) -> Symbol:
         """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
-
-import torch
 
 from compiledopt.backends.batch import Standing, Steady
 from compiledopt.step.plan import Plan
@@ -40,7 +39,7 @@ class Steadying:
 def made(optimizer: Any, plan: Plan) -> Steady | None:
     """What takes further steps of a plan that just ran, or None where Python must take part."""
     owner, ways = plan.owner, {batch.steady for batch in plan.batches}
-    around = owner.scaling is not None or owner.clipping is not None or owner.watched is not None or plan.totals.exist
+    around = owner.scaling is not None or owner.watched is not None or plan.totals.exist
     if (
         around
         or any(rule.every for rule in owner.rules)
@@ -50,8 +49,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
         or not all(seen.fixed for seen in plan.seen)
     ):
         return None
-    # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
-    if len(ways) != 1 or (plan.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+    if len(ways) != 1:
         return None
     (make,) = ways
     if make is None:
@@ -62,4 +60,5 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
     batches = list(plan.batches)
     lists = plan.params, owner.state, plan.states, plan.waiting
-    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty))
+    measure = None if owner.clipping is None else partial(owner.measure, batches, again=False)
+    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure))

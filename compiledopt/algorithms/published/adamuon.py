@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
@@ -10,6 +9,7 @@ from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
+from compiledopt.rules.spellings import op
 
 
 @rule(scalars=("step",), static=("ns_steps",), elementwise=False)
@@ -20,8 +20,7 @@ def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, m
     update = update.to(param.dtype)
     v_buffer = beta2 * v_buffer + (1 - beta2) * update * update
     update = update / ((v_buffer / (1 - beta2**step)).sqrt() + eps)
-    rows, columns = param.shape
-    size = 0.2 * lr * math.sqrt(rows * columns) / (update.norm() + eps)
+    size = 0.2 * lr * op("sqrt", param.numel()) / (update.norm() + eps)
     return param * (1 - lr * weight_decay) - size * update, step, momentum_buffer, v_buffer
 
 

@@ -90,6 +90,8 @@ struct Group {
   std::vector<double> numbers;
   std::vector<bool> given;  // which of them it has
   std::vector<std::pair<PyObject*, int>> tensors;  // which are read at each step: they may have changed in place
+  std::vector<PyObject*> placed;  // which a kernel reads where they are
+  int64_t changes = 0;            // how often a number was another one
 
   bool exchange(Slot& slot, PyObject* value) {
     PyObject* const before = slot.value.get();
@@ -105,7 +107,7 @@ struct Group {
         if (old == now) continue;
         if (!number_in(old, was) || !number_in(now, is) || (slot.branching && (was != 0) != (is != 0))) return false;
         for (const auto& [element, number] : slot.reads)
-          if (write && (element == i || !tuple)) numbers[number] = is;
+          if (write && (element == i || !tuple)) numbers[number] = is, ++changes;
       }
     slot.value = Owned::share(value);
     return true;
@@ -126,7 +128,9 @@ struct Group {
     for (const auto& [tensor, number] : tensors) {
       const TensorImpl* const impl = tensor_impl(tensor);
       if (!impl || !is_scalar(impl)) return false;
-      numbers[number] = read_scalar(impl);
+      const double value = read_scalar(impl);
+      changes += value != numbers[number];
+      numbers[number] = value;
     }
     return true;
   }
@@ -134,8 +138,31 @@ struct Group {
 
 // ---- a batch ----
 
+// After Python ran, when another thread may have exchanged states: those that are where they were.
+void commit_what_is_there(Plan& plan, const Rows& rows) {
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    const Found found = plan.found(i);
+    std::array<TensorImpl*, kMostTensors> before;
+    std::copy(found.tensors, found.tensors + plan.tensors(), before.begin());
+    if (find_states(plan, i, true, found) && std::equal(found.tensors, found.tensors + plan.tensors(), before.begin()))
+      commit_entry(plan, rows, i);
+  }
+}
+
+// What Python does for a batch whose kernel is launched by others: bring its tables to where that is, after a gather that found
+// other tensors than the one before, or other numbers; take the table of scalars; and launch.
+struct Elsewhere {
+  Owned bring, take, launch;
+  std::vector<int64_t> there, found;  // what was brought, and what the last gather found
+  int64_t changes = -1;               // of the groups, when it was
+
+  explicit operator bool() const { return launch.get() != nullptr; }
+};
+
 struct Part {
   Owned object;
+  Elsewhere elsewhere;
   Plan* plan = nullptr;
   int64_t layout = 0;  // of the plan's rows, when Python looked
   ScalarPart scalars;
@@ -153,6 +180,51 @@ struct Part {
     return found;
   }
 
+  // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it.
+  // with_numbers: whether those of the groups are brought too.
+  bool brought(const std::vector<Group>& all, bool with_numbers) {
+    std::vector<int64_t>& found = elsewhere.found;
+    found.clear();
+    int64_t changes = 0;
+    for (const Group& group : all) {
+      if (with_numbers) changes += group.changes;
+      for (PyObject* const tensor : group.placed) {
+        const TensorImpl* const impl = tensor_impl(tensor);
+        if (!impl || !is_plain(impl, plan->dispatch_keys) || impl->numel() != 1) return false;
+        found.push_back(reinterpret_cast<int64_t>(data_of(impl, false)));
+        found.push_back(static_cast<int64_t>(impl->dtype().toScalarType()));
+      }
+    }
+    for (int64_t i = 0; i < plan->count(); ++i) {
+      if (!plan->has_gradient(i)) continue;
+      found.push_back(i);
+      for (int k = 0; k < plan->operands; ++k) found.push_back(reinterpret_cast<int64_t>(plan->data(i, k)));
+      for (int k = 0; k < plan->scalar_states && plan->device_scalars; ++k)
+        found.push_back(reinterpret_cast<int64_t>(data_of(plan->found(i).scalar(k), true)));
+      const auto sizes = plan->found(i).param()->sizes();
+      found.insert(found.end(), sizes.begin(), sizes.end());
+    }
+    if (elsewhere.changes == changes && found == elsewhere.there) return true;
+    elsewhere.changes = -1;
+    const Owned done = Owned::checked(PyObject_CallNoArgs(elsewhere.bring.get()));
+    if (done.get() != Py_True) return false;
+    elsewhere.there.swap(found);
+    elsewhere.changes = changes;
+    return true;
+  }
+
+  void hand_over() const {
+    if (plan->device_scalars) return;
+    const auto size = static_cast<Py_ssize_t>(table.size() * sizeof(double));
+    const Owned bytes = Owned::checked(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(table.data()), size));
+    Owned::checked(PyObject_CallOneArg(elsewhere.take.get(), bytes.get()));
+  }
+
+  void launch_elsewhere() {
+    Owned::checked(PyObject_CallNoArgs(elsewhere.launch.get()));
+    commit_what_is_there(*plan, rows());
+  }
+
   void fill(const std::vector<Group>& all) {
     const int count = plan->scalar_states;
     double* out = table.data();
@@ -161,7 +233,7 @@ struct Part {
       const std::vector<double>& numbers = all[group].numbers;
       for (size_t i = 0; i < inputs.size(); ++i) {
         const auto [place, number] = inputs[i];
-        scalars.values[i] = place < 0 ? numbers[number] : place == 0 ? 0.0 : own[place - 1];  // place 0 is `first`
+        scalars.values[i] = place > 0 ? own[place - 1] : place == 0 ? 0.0 : number < 0 ? 1.0 : numbers[number];  // place 0 is `first`
       }
       scalars.evaluate();
       for (const int32_t value : scalars.columns) *out++ = scalars.values[value];
@@ -174,6 +246,7 @@ struct Part {
 
   // After a launch: the states as they became.
   void advance() {
+    if (plan->device_scalars) return;
     const Rows found = rows();
     for (size_t row = 0, at = 0; row < groups.size(); ++row)
       for (int k = 0; k < plan->scalar_states; ++k) states[at++] = found.fresh(static_cast<int32_t>(row), k);
@@ -186,6 +259,8 @@ struct Steady {
   Attributes attributes;                              // of the optimizer
   std::vector<std::pair<Owned, Attributes>> modules;  // of modules' dicts
   std::vector<Owned> empty;                           // dicts that are empty while nobody looks at steps
+  std::vector<Owned> quiet;                           // what says no while a step may be taken so
+  Owned measure;                                      // called before a launch, or null
   Owned list, params, state, states, waiting, threads;
   uint64_t state_version = 0;
   std::vector<Group> groups;
@@ -224,6 +299,13 @@ bool has_same_states(Steady& steady) {
   return true;
 }
 
+bool says_yes(const Owned& asked) {
+  const Owned answer = Owned::checked(PyObject_CallNoArgs(asked.get()));
+  const int yes = PyObject_IsTrue(answer.get());
+  require(yes >= 0);
+  return yes;
+}
+
 bool is_as_before(Steady& steady, PyObject* optimizer) {
   if (steady.busy || !is_unobserved(steady)) return false;
   const Owned dict = Owned::checked(PyObject_GenericGetDict(optimizer, nullptr));
@@ -233,13 +315,15 @@ bool is_as_before(Steady& steady, PyObject* optimizer) {
   for (Group& group : steady.groups)
     if (!group.is_as_before()) return false;
   return has_same_params(steady) && has_same_states(steady) && no_gradients(steady.waiting.get()) &&
-      std::all_of(steady.parts.begin(), steady.parts.end(), [](const Part& part) { return part.is_as_before(); });
+      std::all_of(steady.parts.begin(), steady.parts.end(), [](const Part& part) { return part.is_as_before(); }) &&
+      std::none_of(steady.quiet.begin(), steady.quiet.end(), says_yes);
 }
 
 // torch's number of threads, asked for where there is work for several.
 int threads_for(const Steady& steady, bool gathered) {
   const bool several = std::any_of(steady.parts.begin(), steady.parts.end(), [&](const Part& part) {
-    return part.plan->count() >= 2 * kEntriesPerThread || (gathered && part.plan->elements() >= 2 * kWorkPerThread);
+    return part.plan->count() >= 2 * kEntriesPerThread ||
+        (gathered && !part.elsewhere && part.plan->elements() >= 2 * kWorkPerThread);
   });
   if (!several) return 1;
   const Owned number = Owned::checked(PyObject_CallNoArgs(steady.threads.get()));
@@ -252,35 +336,53 @@ int threads_for(const Steady& steady, bool gathered) {
 bool prepare(Steady& steady) {
   const int threads = threads_for(steady, false);
   for (Part& part : steady.parts) {
-    part.fill(steady.groups);
+    const bool on_host = !part.plan->device_scalars;
+    if (on_host) part.fill(steady.groups);
     const Rows rows = part.rows();
-    if (gather_all(*part.plan, {&rows, nullptr}, threads) != kReady) return false;
+    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, threads) != kReady) return false;
+    if (part.elsewhere && !part.brought(steady.groups, !on_host || steady.measure.get())) return false;
+    if (part.elsewhere) part.hand_over();
   }
+  if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
   // Another thread may run in the midst of the first launch, and take away what the second was gathered from.
-  const auto goes = [](const Part& part) { return part.plan->lets_gil_go(); };
+  const auto goes = [](const Part& part) { return !part.elsewhere && part.plan->lets_gil_go(); };
   if (std::any_of(steady.parts.begin(), steady.parts.end(), goes))
     for (Part& part : steady.parts) part.plan->hold_all();
   return true;
 }
 
 void launch(Steady& steady, int threads) {
-  steady.busy = true;
   for (Part& part : steady.parts) {
-    const Rows rows = part.rows();
-    run_long(*part.plan, [&] { run_all(*part.plan, rows, threads); });
+    if (part.elsewhere) {
+      part.launch_elsewhere();
+    } else {
+      const Rows rows = part.rows();
+      run_long(*part.plan, [&] { run_all(*part.plan, rows, threads); });
+    }
     part.plan->release();
     part.advance();
   }
-  steady.busy = false;
   ++steady.steps;
 }
 
+// While Python or another thread may run; what was gathered is let go at the end, however that comes.
+class Stepping {
+ public:
+  explicit Stepping(Steady& steady) : steady_(steady) { steady.busy = true; }
+  Stepping(const Stepping&) = delete;
+  ~Stepping() {
+    for (Part& part : steady_.parts) part.plan->release();
+    steady_.busy = false;
+  }
+
+ private:
+  Steady& steady_;
+};
+
 Owned steady_step(Steady& steady, PyObject* optimizer) {
   if (!is_as_before(steady, optimizer)) return truth(false);
-  if (!prepare(steady)) {
-    for (Part& part : steady.parts) part.plan->release();
-    return truth(false);
-  }
+  const Stepping stepping(steady);
+  if (!prepare(steady)) return truth(false);
   launch(steady, threads_for(steady, true));
   return truth(true);
 }
@@ -305,14 +407,18 @@ int steady_traverse(PyObject* self, visitproc visit, void* arg) {
   if (const int stopped = visit_all(steady.attributes, visit, arg)) return stopped;
   for (const auto& [module, attributes] : steady.modules) Py_VISIT(module.get());
   for (const Owned& one : steady.empty) Py_VISIT(one.get());
-  for (const Owned* one : {&steady.list, &steady.params, &steady.state, &steady.states, &steady.waiting, &steady.threads})
+  for (const Owned* one : {&steady.list, &steady.params, &steady.state, &steady.states, &steady.waiting, &steady.threads,
+                           &steady.measure})
     Py_VISIT(one->get());
+  for (const Owned& one : steady.quiet) Py_VISIT(one.get());
   for (const Group& group : steady.groups) {
     Py_VISIT(group.dict.get());
     Py_VISIT(group.params.get());
     for (const Slot& slot : group.slots) Py_VISIT(slot.value.get());
   }
-  for (const Part& part : steady.parts) Py_VISIT(part.object.get());
+  for (const Part& part : steady.parts)
+    for (const Owned* one : {&part.object, &part.elsewhere.bring, &part.elsewhere.take, &part.elsewhere.launch})
+      Py_VISIT(one->get());
   return 0;
 }
 
@@ -382,7 +488,8 @@ ScalarPart scalars_of(PyObject* described) {
   return made;
 }
 
-// (dict, [(exchangeable, branching, [(element, number)])] of its entries), and how many numbers there are.
+// (dict, [(exchangeable, branching, [(element, number)])] of its entries), and how many numbers there are. Tensors on a device are
+// for the kernels there, and no number is read of them.
 Group group_of(PyObject* described, int64_t numbers) {
   PyObject** const parts = items_of(described, 2);
   Group made;
@@ -403,8 +510,11 @@ Group group_of(PyObject* described, int64_t numbers) {
       PyObject* const object = element < 0 ? value : PyTuple_GET_ITEM(value, element);
       slot.reads.emplace_back(element, number);
       made.given[number] = true;
-      if (tensor_impl(object))
+      const TensorImpl* const tensor = tensor_impl(object);
+      if (tensor && tensor->is_cpu())
         made.tensors.emplace_back(object, number);
+      else if (tensor)
+        made.placed.push_back(object);
       else
         made.numbers[number] = floating(object);
     });
@@ -415,9 +525,21 @@ Group group_of(PyObject* described, int64_t numbers) {
   return made;
 }
 
-// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states)], whether those are float32).
+// What Python does for a batch that is launched elsewhere, (bring, take, launch), or None.
+Elsewhere elsewhere_of(PyObject* described) {
+  Elsewhere made;
+  if (described == Py_None) return made;
+  PyObject** const calls = items_of(described, 3);
+  for (int i = 0; i < 3; ++i)
+    if (!PyCallable_Check(calls[i])) fail(PyExc_TypeError, "what Python does for a batch is callable");
+  made.bring = Owned::share(calls[0]), made.take = Owned::share(calls[1]), made.launch = Owned::share(calls[2]);
+  return made;
+}
+
+// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states)], whether those are float32, elsewhere).
+// An input that is neither of a row nor a number is 1: what only a device knows, and fills in there.
 Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Group>& groups, int64_t numbers) {
-  PyObject** const parts = items_of(described, 5);
+  PyObject** const parts = items_of(described, 6);
   Part made;
   if (!PyObject_TypeCheck(parts[0], plan_type)) fail(PyExc_TypeError, "a steady step is made of plans");
   made.object = Owned::share(parts[0]);
@@ -428,7 +550,9 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
   for_each_item(parts[2], [&](PyObject* input) {
     PyObject** const pair = items_of(input, 2);
     made.inputs.emplace_back(integer(pair[0], -1, 1 + states), integer(pair[1], -1, numbers));
-    if ((made.inputs.back().first < 0) == (made.inputs.back().second < 0)) fail(PyExc_ValueError, "an input of a row or a number");
+    const bool of_row = made.inputs.back().first >= 0, of_group = made.inputs.back().second >= 0;
+    if ((of_row && of_group) || (!of_row && !of_group && parts[5] == Py_None))
+      fail(PyExc_ValueError, "an input of a row or a number");
   });
   for_each_item(parts[3], [&](PyObject* row) {
     PyObject** const pair = items_of(row, 2);
@@ -440,8 +564,11 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
     for_each_item(pair[1], [&](PyObject* value) { made.states.push_back(floating(value)); });
   });
   made.rounded = parts[4] == Py_True;
+  made.elsewhere = elsewhere_of(parts[5]);
   const Plan& plan = *made.plan;
-  if (!plan.kernel || plan.device_scalars || plan.most_row >= static_cast<int64_t>(made.groups.size()) ||
+  if ((plan.kernel != nullptr) == bool(made.elsewhere)) fail(PyExc_ValueError, "a plan with a kernel, or one that is launched elsewhere");
+  if (plan.device_scalars) return made;
+  if (plan.most_row >= static_cast<int64_t>(made.groups.size()) ||
       static_cast<int64_t>(made.inputs.size()) != made.scalars.inputs || static_cast<int>(made.scalars.states.size()) != states ||
       static_cast<int>(made.scalars.columns.size()) != plan.columns)
     fail(PyExc_ValueError, "the scalar part or the rows do not fit the plan");
@@ -451,13 +578,14 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
 
 Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type) {
   static const char* names[] = {"attributes", "modules", "empty", "param_groups", "params", "state", "states",
-                                "waiting", "threads", "numbers", "groups", "parts", nullptr};
+                                "waiting", "threads", "numbers", "groups", "parts", "quiet", "measure", nullptr};
+  PyObject *quiet, *measure;
   PyObject *attributes, *modules, *empty, *list, *params, *state, *states, *waiting, *threads, *groups, *parts;
   int numbers;
   Steady made;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$OOOO!O!O!O!O!OiOO", const_cast<char**>(names), &attributes, &modules, &empty,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$OOOO!O!O!O!O!OiOOOO", const_cast<char**>(names), &attributes, &modules, &empty,
                                       &PyList_Type, &list, &PyList_Type, &params, &PyDict_Type, &state, &PyList_Type, &states,
-                                      &PyList_Type, &waiting, &threads, &numbers, &groups, &parts));
+                                      &PyList_Type, &waiting, &threads, &numbers, &groups, &parts, &quiet, &measure));
   made.attributes = attributes_of(attributes);
   for_each_item(modules, [&](PyObject* module) {
     PyObject** const pair = items_of(module, 2);
@@ -468,6 +596,8 @@ Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type
     if (!PyDict_Check(dict)) fail(PyExc_TypeError, "hooks are kept in dicts");
     made.empty.push_back(Owned::share(dict));
   });
+  for_each_item(quiet, [&](PyObject* asked) { made.quiet.push_back(Owned::share(asked)); });
+  if (measure != Py_None) made.measure = Owned::share(measure);
   made.list = Owned::share(list);
   made.params = Owned::share(params);
   made.state = Owned::share(state);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +17,31 @@ Numbers = dict[str, int]  # the numbers that scalar parts read, by their names i
 
 def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
-    native, numbers = launcher(), Numbers()
-    parts = [part for batch in standing.batches if (part := _part(batch, numbers, native.OPERATIONS)) is not None]
+    # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
+    if standing.measure is not None or (standing.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+        return None
+    return assembled(standing, _part, is_on_host, ())
+
+
+def assembled(
+    standing: Standing,
+    part_of: Callable[[Any, Numbers], Any | None],
+    is_read: Callable[[Any], bool],
+    quiet: Sequence[Callable[[], bool]],
+) -> Steady | None:
+    """part_of: what native code does of a batch, or None; is_read: whether that, or a kernel, reads a tensor that is a number;
+    quiet: what says no while steps may be taken so."""
+    numbers = Numbers()
+    parts = [part for batch in standing.batches if (part := part_of(batch, numbers)) is not None]
     every = zip(standing.groups, standing.rules, standing.own, strict=True)
-    groups = [group for one in every if (group := _group(*one, numbers)) is not None]
+    groups = [group for one in every if (group := _group(*one, numbers, is_read)) is not None]
     if len(parts) != len(standing.batches) or len(groups) != len(standing.groups):
         return None
-    given = [{number for *_, read in entries for _, number in read} for _, entries in groups]
-    for _, _, inputs, rows, _ in parts:
+    given = [known for *_, known in groups]
+    for _, _, inputs, rows, *_ in parts:
         if not all({number for _, number in inputs if number >= 0} <= given[group] for group, _ in rows):
             return None
-    made = native.Steady(
+    made = launcher().Steady(
         attributes=standing.attributes,
         modules=standing.modules,
         empty=standing.empty,
@@ -37,45 +52,57 @@ def steady(standing: Standing) -> Steady | None:
         waiting=standing.waiting,
         threads=torch.get_num_threads,
         numbers=len(numbers),
-        groups=groups,
+        groups=[(group, entries) for group, entries, _ in groups],
         parts=parts,
+        quiet=list(quiet),
+        measure=standing.measure,
     )
     return made.step  # type: ignore[no-any-return]
 
 
-def _part(batch: Any, numbers: Numbers, known: frozenset[str]) -> Any | None:
-    """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded). Mutates: numbers."""
+def _part(batch: Any, numbers: Numbers) -> Any | None:
+    return None if batch.is_clipped else part(batch, numbers, None)
+
+
+def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "") -> Any | None:
+    """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded, elsewhere). Mutates: numbers.
+
+    elsewhere: what Python does of it, (bring, take, launch); unknown: a number of the step that is 1 here.
+    """
     traced = batch.traced
     first = not batch.rows or any(first for _, first, *_ in batch.rows)
-    if first or traced.scalars.size_names or batch.staged or batch.is_clipped or batch.sources is not None:
+    if first or traced.scalars.size_names or batch.staged or batch.sources is not None:
         return None
-    lines = scalar_lines(traced.program, known)
+    lines = scalar_lines(traced.program, launcher().OPERATIONS)
     if lines is None or tuple(traced.program.scalar_outputs) != traced.scalar_names:
         return None
     inputs = []
     for place, of_step, name in traced.scalars.inputs:
-        if of_step:
+        if of_step and name != unknown:
             return None
-        inputs.append((place, -1) if place >= 0 else (-1, numbers.setdefault(name, len(numbers))))
-    return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded
+        inputs.append((place, -1 if of_step or place >= 0 else numbers.setdefault(name, len(numbers))))
+    return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded, elsewhere
 
 
-def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers) -> Any | None:
+def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers, is_read: Callable[[Any], bool]) -> Any | None:
     """A group: (dict, (whether another number may take an entry's place, whether none on the other side of zero, [(element
-    of a tuple or -1, number)]) of each entry). own: its rule before that: what else it asks for stands around it."""
-    entries = []
+    of a tuple or -1, number)]) of each entry, the numbers that the host knows). own: its rule before that: what else it asks
+    for stands around it."""
+    entries, given = [], set()
     for name, value in dict.items(group):  # not what a group may compute
         many = isinstance(value, tuple)
         found = {f"{name}[{i}]": (i, one) for i, one in enumerate(value)} if many else {name: (-1, value)}
         read = [
             (element, numbers[key], one) for key, (element, one) in found.items() if key in numbers and name in rule.options
         ]
-        if not all(isinstance(one, (float, int)) or _is_on_host(one) for *_, one in read):
+        if not all(isinstance(one, (float, int)) or is_read(one) for *_, one in read):
             return None
+        given |= {number for _, number, one in read if isinstance(one, (float, int)) or is_on_host(one)}
         exchangeable = name in own.options and name not in rule.static
         entries.append((exchangeable, name in rule.branches, [(element, number) for element, number, _ in read]))
-    return group, entries
+    return group, entries, given
 
 
-def _is_on_host(value: Any) -> bool:
+def is_on_host(value: Any) -> bool:
+    """Whether native code reads a number that is a tensor."""
     return isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.numel() == 1

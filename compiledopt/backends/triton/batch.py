@@ -5,29 +5,21 @@ A few numbers per row change at every step: arguments of the kernel where all te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from compiledopt.backends.batch import spread_of
+from compiledopt.backends.batch import Standing, Steady, spread_of
 from compiledopt.backends.gathered import READY, GatheredBatch
 from compiledopt.backends.triton.devices import is_capturing, upload
-from compiledopt.backends.triton.kernels import TritonKernel
-from compiledopt.backends.triton.norm import Squares, fills_in, squares_kernel
-from compiledopt.backends.triton.readiness import FIRST, AnyKernel, tables_for
+from compiledopt.backends.triton.norm import Squares, check_norm, fills_in
+from compiledopt.backends.triton.readiness import FIRST, tables_for
+from compiledopt.backends.triton.steady import steady
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
-from compiledopt.rules.traced import Traced, Variant
-
-
-def check_norm(
-    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
-) -> TritonKernel:
-    """The kernel that measures the gradients for another one, which has run. dtypes: of its operands; on_device: whether the
-    scalar part is. Raises: CompileError."""
-    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 class TritonBatch(GatheredBatch):
@@ -49,6 +41,7 @@ class TritonBatch(GatheredBatch):
         if self.is_clipped:
             kernel = check_norm(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
             self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
+        self.fills_in = self.is_clipped and fills_in(self.traced.program)
 
     def prepare(self) -> bool:
         """Read and check every tensor, and bring the tables to the device; nothing is written. False: the plan does not fit."""
@@ -59,14 +52,24 @@ class TritonBatch(GatheredBatch):
             )
         if not super().prepare():
             return False
+        self._upload()
+        self._use_table()
+        return True
+
+    def _upload(self) -> None:
         pointers, lengths, rows, _ = self.native.tables()
         self.tables.update(pointers, self._extents(lengths), rows)
-        self.has_norm = False
         if self.norm is not None:
             self.norm.update(lengths)
-        else:
+
+    def _use_table(self) -> None:
+        self.has_norm = False
+        if self.norm is None:
             self.columns = self._columns()
-        return True
+
+    def _expect(self) -> None:
+        """All of the table: what only the device knows is filled in there."""
+        self._fill_table()
 
     def _gathered(self, staged: list[torch.Tensor | None] | None) -> bool:
         """Read and check every tensor, whatever its row of scalars."""
@@ -86,9 +89,8 @@ class TritonBatch(GatheredBatch):
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
         """The table that the launch fills in, and the bound of the norm of each row."""
-        if not fills_in(self.traced.program):
+        if not self.fills_in:
             return None, ()
-        self._fill_table()
         self.columns = table = self.tables.fill(self._rows_of_columns())
         return table, self._bounds()
 
@@ -107,7 +109,6 @@ class TritonBatch(GatheredBatch):
     def renew(self) -> None:
         if self.has_norm:
             return
-        self._fill_table()
         self.columns = upload(self._rows_of_columns(), self.device, self.triton.scalar)
         self._clip(self.columns.view(len(self.rows), self.triton.columns))
 
@@ -134,5 +135,32 @@ class TritonBatch(GatheredBatch):
                 table[:, column].copy_(value_of(node, given), non_blocking=True)
 
     def _run(self) -> None:
-        self.tables.run(self.columns)
+        self.launch_kernels()
         self.native.commit(self.table)
+
+    # ---- for the steady step ----
+
+    @property
+    def steady(self) -> Callable[[Standing], Steady | None] | None:
+        return steady
+
+    def is_being_captured(self) -> bool:
+        return is_capturing(self.device)
+
+    def reads(self, value: Any) -> bool:
+        """Whether a kernel reads a number that is a tensor where it is."""
+        return False
+
+    def bring(self) -> bool:
+        """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit."""
+        self.context.read()
+        self._upload()
+        return True
+
+    def take(self, table: bytes) -> None:
+        """What `prepare` does with the table of scalars, float64."""
+        self.table = array("d", table)
+        self._use_table()
+
+    def launch_kernels(self) -> None:
+        self.tables.run(self.columns)

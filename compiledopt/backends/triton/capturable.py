@@ -39,7 +39,8 @@ def lives_on(value: Any, device: torch.device) -> TypeGuard[torch.Tensor]:
 
 def option_names(traced: Traced | Variant) -> list[str]:
     """The numbers of a group that the scalar part reads, as a program names them, and `first`."""
-    return [node.name for node in traced.program.scalars if node.name not in traced.scalar_names]
+    own = (*traced.scalar_names, *traced.scalars.size_names)
+    return [node.name for node in traced.program.scalars if node.name not in own]
 
 
 def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
@@ -85,9 +86,11 @@ def scalars_kernel(
     device: torch.device,
 ) -> triton.TritonKernel | None:
     """The kernel of the scalar part, which has run on nothing; None where nothing is to be computed. Raises: CompileError."""
-    states, options = iter(state_dtypes), iter(option_dtypes)
+    sizes = [torch.float64] * len(traced.scalars.size_names)
+    states, options, own = iter(state_dtypes), iter(option_dtypes), iter(sizes)
     inputs = [node.name for node in traced.program.scalars]
-    dtypes = [next(states if name in traced.scalar_names else options) for name in inputs]
+    of = [states if n in traced.scalar_names else own if n in traced.scalars.size_names else options for n in inputs]
+    dtypes = [next(each) for each in of]
     if not inputs:
         return None
     made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
@@ -126,7 +129,7 @@ class Mirror:
     """The numbers of a batch's groups that are not on the device already, and the two constants that `first` points to."""
 
     def __init__(self, context: Context, groups: Sequence[int], names: Sequence[str], device: torch.device) -> None:
-        self.context, self.groups, self.device = context, groups, device
+        self.context, self.groups, self.names, self.device = context, groups, names, device
         self.places = {place: index for index, place in enumerate((group, name) for group in groups for name in names)}
         self.known: bytes | None = None
         self.table = upload([0.0] * (len(self.places) + 2), device, torch.float64)
@@ -185,6 +188,8 @@ class CapturableBatch(TritonBatch):
         scalars = scalars_kernel(self.traced, self.scalar_dtypes, self.options, self.triton, self.device)
         self.launch_rows = None if scalars is None else RowsLaunch(scalars, self.device)
         self.mirror = Mirror(self.context, used, [name for name in option_names(self.traced) if name != "first"], self.device)
+        sizes = [size for entry in self.entries for size in self._sizes(entry)]
+        self.sizes = upload(sizes, self.device, torch.float64)
         self.key: Key = ()
         self.order, self.count = b"", 0
         self.results = self.addresses = self.later = upload(b"", self.device)
@@ -193,6 +198,9 @@ class CapturableBatch(TritonBatch):
 
     def _option_dtypes(self, group: int) -> tuple[torch.dtype, ...]:
         return option_dtypes(self.traced, self.context.numbers[group], self.device)
+
+    def _reads_numbers_as_before(self) -> bool:
+        return all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
 
     def refresh(self) -> None:
         if is_capturing(self.device):
@@ -208,7 +216,7 @@ class CapturableBatch(TritonBatch):
         """Read and check every tensor but what is on the device, and bring the tables there; nothing is written. False: the
         plan no longer fits, as where a number that was a float is a tensor on the device by now."""
         self.graph_pointers = None
-        ready = all(self._option_dtypes(group) == self.options for group in self.mirror.groups)
+        ready = self._reads_numbers_as_before()
         if ready:
             staged = self._stage()
             ready = self._gathered(staged)
@@ -225,6 +233,21 @@ class CapturableBatch(TritonBatch):
 
     def renew(self) -> None:
         """As above."""
+
+    def reads(self, value: Any) -> bool:
+        return lives_on(value, self.device)
+
+    def stays_put(self) -> bool:
+        """Whether no number must be copied at each step."""
+        copied = (self.is_captured or not lives_on(value, self.device) for _, value in self.mirror.tensors())
+        return not any(copied)
+
+    def bring(self) -> bool:
+        self.context.read()
+        ready = self._reads_numbers_as_before()
+        if ready:
+            self._upload()
+        return ready
 
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
@@ -243,16 +266,19 @@ class CapturableBatch(TritonBatch):
         return params, states, options, any(self.first)
 
     def _run(self) -> None:
+        self.launch_kernels()
+        self.native.commit(array("d"))
+
+    def launch_kernels(self) -> None:
         pointers = None
         if is_capturing(self.device):
             pointers, self.graph_pointers = self._pointers(), None
             self.mirror.follow()
             kept = () if self.norm is None else (*self.norm.read_by_graphs(), self.context.step)
-            self.captured.append((self.results, self.addresses, self.mirror.table, self.mirror.tensors(), kept))
+            self.captured.append((self.results, self.addresses, self.sizes, self.mirror.table, self.mirror.tensors(), kept))
         if self.count and self.launch_rows is not None:
-            self.launch_rows(self.addresses, self.count, self.results, self.mirror.table)
+            self.launch_rows(self.addresses, self.count, self.results, self.sizes, self.mirror.table)
         self.tables.run(self.results, pointers)
-        self.native.commit(array("d"))
 
     @ordinary
     def _point(self, key: Key, states: bytes) -> None:
@@ -269,10 +295,11 @@ class CapturableBatch(TritonBatch):
         self.count, self.order = len(active), array("q", range(len(active))).tobytes()
 
     def _rows(self, active: Sequence[int], states: bytes, columns: torch.Tensor, first: Sequence[bool]) -> list[int]:
-        names, found = self.traced.scalar_names, iter(array("q", states))
+        names, sizes, found = self.traced.scalar_names, self.traced.scalars.size_names, iter(array("q", states))
         addresses: list[int] = []
         for row, index in enumerate(active):
             own = dict(zip(names, [next(found) for _ in names], strict=True))
+            own |= {name: self.sizes.data_ptr() + 8 * (index * len(sizes) + place) for place, name in enumerate(sizes)}
             for node in self.traced.program.scalars:
                 known = own.get(node.name)
                 group = self.entries[index].group

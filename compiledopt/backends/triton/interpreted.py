@@ -26,6 +26,7 @@ class Libdevice:
         "copysign": np.copysign,
         "ceil": np.ceil,
         "trunc": np.trunc,
+        "isnan": np.isnan,
         "rsqrt": lambda x: 1 / np.sqrt(x),
     }
 

@@ -12,9 +12,10 @@ import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel
-from compiledopt.backends.triton.readiness import made_ready
+from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import cut, launch
 from compiledopt.rules.program import Argument, Node, Program, depends_on
+from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8
 NORM, BOUND = "grad_norm", "max_grad_norm"
@@ -100,6 +101,14 @@ def squares_kernel(
 
     made_ready(kernel, device, run_on_nothing)
     return kernel
+
+
+def check_norm(
+    runs: Traced | Variant, dtypes: Sequence[torch.dtype], kernel: AnyKernel, device: torch.device, on_device: bool
+) -> TritonKernel:
+    """The kernel that measures the gradients for another one, which has run. dtypes: of its operands; on_device: whether the
+    scalar part is. Raises: CompileError."""
+    return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
 @lru_cache

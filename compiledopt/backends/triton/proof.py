@@ -16,7 +16,7 @@ from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.devices import ordinary
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.backends.triton.tuning import Config
-from compiledopt.rules.program import BLOCKS, ELEMENTS, Program
+from compiledopt.rules.program import BLOCKS, ELEMENTS, PACKED, Node, Program
 from compiledopt.rules.random import bits_at, key
 
 # Whole blocks and ragged ones of tensors that vector loads can serve, one element, none, and one that begins off alignment.
@@ -94,7 +94,9 @@ class _Case:
         found = []
         for k, (node, dtype) in enumerate(zip(self.program.tensors, dtypes, strict=True)):
             shape = scales_of(self.shape, self.program.sizes[node.name]) if node.axes == BLOCKS else self.shape
-            if dtype.is_floating_point:
+            if node.axes == PACKED:
+                value = self._packed(node, torch.randint(0, 16, self.shape, generator=generator, device="cpu"))
+            elif dtype.is_floating_point:
                 value = 0.5 + torch.rand(shape, generator=generator, device="cpu")
                 sign = torch.randint(0, 2, shape, generator=generator, device="cpu") * 2 - 1
                 value = (value * sign if k == 1 else value).to(dtype)
@@ -110,7 +112,10 @@ class _Case:
         results = dict(zip(self.program.tensor_outputs, self._expected(before, row), strict=True))
         for node, old, new in zip(self.program.tensors, before, after, strict=True):
             wanted = results.get(node.name, old.double())
-            apart = (new.cpu().double() - wanted).abs()[wanted.isfinite()]
+            found = new.cpu()
+            if node.axes == PACKED:  # code by code
+                found, wanted = self._codes(node, found), self._codes(node, wanted.to(old.dtype)).double()
+            apart = (found.double() - wanted).abs()[wanted.isfinite()]
             largest = wanted[wanted.isfinite()].abs().max() if len(apart) else torch.tensor(0.0, device="cpu")
             if old.dtype.is_floating_point:
                 wrong = ~(apart <= TOLERANCE[old.dtype] * (largest + 1e-3))
@@ -123,15 +128,26 @@ class _Case:
                 return f"{count} elements of {node.name} are not what the for-loop computes, but rounded otherwise"
         return None
 
+    def _packed(self, node: Node, codes: torch.Tensor) -> torch.Tensor:
+        """Codes of 4 bits, two to a byte."""
+        assert self.cut is not None
+        return self.cut.back(self.cut.into(codes, ELEMENTS), PACKED, node.name)
+
+    def _codes(self, node: Node, packed: torch.Tensor) -> torch.Tensor:
+        """The other way."""
+        assert self.cut is not None
+        return self.cut.back(self.cut.into(packed, PACKED, node.name), ELEMENTS).reshape(-1)
+
     def _rounds(self, dtype: torch.dtype) -> bool:
         """Whether values may be rounded with random bits."""
         return self.program.is_random and dtype in (torch.bfloat16, torch.float16)
 
     def _expected(self, before: Sequence[torch.Tensor], row: torch.Tensor) -> list[torch.Tensor]:
-        tensors, cut = [value.double() for value in before], self.cut
+        tensors, cut = list(before), self.cut
         if cut is not None:
             given = zip(tensors, self.program.tensors, strict=True)
             tensors = [cut.into(value, node.axes, node.name) for value, node in given]
+        tensors = [value.double() for value in tensors]
         found = evaluate(self.program, tensors, list(row.double()), None, self._bits)
         if cut is not None:
             axes = {node.name: node.axes for node in self.program.tensors}

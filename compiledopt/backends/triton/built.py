@@ -1,0 +1,60 @@
+"""The kernels of a rule that is not elementwise, compiled on any machine, for who wants to know what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.matrices import products, told
+from compiledopt.backends.triton.readiness import kernel_of
+from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.errors import CompileError
+from compiledopt.rules.matrix_program import matrix_program
+from compiledopt.rules.program import ELEMENTS, Program
+from compiledopt.rules.traced import Traced, Variant
+
+
+@dataclass
+class Made:
+    """program: of all of it; programs: those that have a scalar part each; sources, built: of the kernels."""
+
+    program: Program
+    programs: Sequence[Program]
+    sources: list[str]
+    built: list[triton.Built]
+    moved: float = 0.0  # bytes per element, by all of them
+    products: tuple[str, ...] = ()
+    calls: int = 0
+
+
+def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, int]) -> Made:
+    """Of a rule that reduces or multiplies matrices, for matrices of a shape, on a GPU that need not be there. arch: 80, 90,
+    and so on. Raises: CompileError."""
+    example = torch.empty(shape, dtype=dtype, device="meta")
+    variant, matrices = known.variant(example), matrix_program(known, example, "cuda")
+    if isinstance(variant, str) and isinstance(matrices, str):
+        raise CompileError(f"{known.reason}: {variant}")
+    if isinstance(variant, str):
+        assert not isinstance(matrices, str)
+        parts: Sequence[tuple[Traced, Variant]] = [(part, part.only) for part in (matrices.before, matrices.after)]
+        _, calls = products(matrices, [shape])
+        made = Made(matrices.whole, [], [], [], products=told(matrices, calls))
+        made.calls = sum(sum(each.values()) for each in calls.values())
+    else:
+        parts, made = [(known, variant)], Made(variant.program, [], [], [])
+    for part, runs in parts:
+        dtypes = (dtype, dtype, *part.dtypes_of(example).values())
+        kernel = kernel_of(runs, dtypes)
+        assert not isinstance(kernel, triton.TritonKernel)
+        masks = masks_of(kernel, [(1, *shape)])
+        stages = zip(kernel.stages, masks, strict=True)
+        made.built += [triton.build_for(stage, arch, warps=kernel.warps, kinds=mask) for stage, mask in stages]
+        made.sources += [stage.source for stage in kernel.stages]
+        moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
+        made.moved += sum(dtypes[int(index)].itemsize for index in moved)
+        made.programs = [*made.programs, runs.program]
+    return made

@@ -1,0 +1,174 @@
+"""A rule that calls one function of whole matrices (rules/products.py) → the programs before it and after it.
+
+What the function is given, and what it makes of that, lies in a tensor like the parameter: the last operand of the program
+before it, which writes it, and of the program after it, which reads it. Both are programs like any other, in passes where they
+reduce. A state is written by the first where nothing in the second reads what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from compiledopt.rules.author import TraceError
+from compiledopt.rules.products import WholeMatrices
+from compiledopt.rules.program import OUTER, Node, Program, depends_on, sources
+from compiledopt.rules.rule import Rule
+from compiledopt.rules.trace import named
+from compiledopt.rules.traced import Traced, Variant
+
+MATRIX = "matrix"  # the tensor between the programs
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Part(Traced):
+    """The rule before the function, or after it, for parameters of one number of dimensions, dtype and order in memory."""
+
+    def __init__(self, rule: Rule, present: tuple[str, ...], reason: str, group: Mapping[str, Any], only: Variant) -> None:
+        super().__init__(rule, present, None, reason, group)
+        self.only = only
+
+    def variant(self, param: torch.Tensor) -> Variant | str:
+        return self.only
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixProgram:
+    """function: of whole matrices; arguments: those after the first; dtype: of the matrices that it is given."""
+
+    before: Part
+    after: Part
+    function: WholeMatrices
+    arguments: tuple[Any, ...]
+    dtype: torch.dtype
+    whole: Program  # both, with the function's result as an input, and what it is given as an output
+
+
+_known: dict[tuple[Traced, Variant | str, str], MatrixProgram | str] = {}
+_crossings: dict[tuple[Traced, str], Crossing] = {}
+
+
+def matrix_program(traced: Traced, param: torch.Tensor, device: str | None = None) -> MatrixProgram | str:
+    """What to run for a parameter like this one, or the reason why that cannot be. device: the kind, where not the
+    parameter's."""
+    device = device or param.device.type
+    if traced.elementwise or traced.rule.shared or traced.rule.lists or traced.rule.every:
+        return traced.reason or f"{traced.rule.name} is elementwise"
+    if (traced, device) not in _crossings:
+        _crossings[traced, device] = Crossing(traced, device)
+    crossing = _crossings[traced, device]
+    variant = crossing.traced.variant(param)
+    key = (traced, variant, device)
+    if key not in _known:
+        _known[key] = variant if isinstance(variant, str) else crossing.cut(variant)
+    return _known[key]
+
+
+class Crossing:
+    """A rule whose function of whole matrices gives back a state of its own, and whose argument is the new value of that."""
+
+    def __init__(self, traced: Traced, device: str) -> None:
+        self.rule, self.reason, self.device = traced.rule, traced.reason, torch.device(device)
+        self.group = traced._group or {}
+        self.found: tuple[WholeMatrices, tuple[Any, ...]] | None = None
+        known = {*traced.state_names, *traced.scalar_names}
+        present = (*(name for name in self.rule.states if name in known), MATRIX)
+        made = replace(self.rule, function=self._crossed, states=(*self.rule.states, MATRIX))
+        self.traced = Traced(made, present, None, traced.reason, self.group)
+
+    def _crossed(self, param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+        *own, matrix = states
+        tracer = param.tracer
+        tracer.device, tracer.given_back = self.device, matrix
+        returned = self.rule(param, grad, *own, **options)
+        if tracer.taken is None:
+            raise TraceError(f"{self.reason}, and calls no function of whole matrices")
+        function, value, arguments = tracer.taken
+        self.found = (function, arguments)
+        values = named(self.rule, returned, self.rule.states, object)
+        return (*values.values(), value)
+
+    def cut(self, variant: Variant) -> MatrixProgram | str:
+        if variant.fed or variant.order >> OUTER:
+            return f"{self.rule.name} reduces into a 0-dim state, or over all but the first dimensions"
+        if variant.program.is_random:
+            return f"{self.rule.name} reads random bits beside a function of whole matrices"
+        program = variant.program
+        assert self.found is not None
+        second = _after(program)
+        scalars = {*program.scalar_outputs}
+        first = {name for name in program.tensor_outputs if name not in second}
+        value = program.outputs[MATRIX]
+        dtype = HALVES.get(value.op, torch.float32)
+        return MatrixProgram(
+            self._part(variant, {name: program.outputs[name] for name in first}, dtype, frozenset()),
+            self._part(variant, {name: program.outputs[name] for name in second}, dtype, frozenset(scalars)),
+            *self.found,
+            dtype,
+            _told(program, self.found[0].__name__, first),
+        )
+
+    def _part(self, variant: Variant, outputs: dict[str, Node], dtype: torch.dtype, scalars: frozenset[str]) -> Part:
+        """The program of some outputs. scalars: the 0-dim states that it writes; it leaves others as they are."""
+        program = variant.program
+        used = {one for node in outputs.values() for one in sources(node)}
+        kept = {"param", "grad", MATRIX, *outputs, *scalars}
+        more = {one for name in scalars for one in sources(program.outputs[name])}
+        inputs = tuple(node for node in program.inputs if node in used or node in more or node.name in kept)
+        names = [node.name for node in inputs]
+        numbers = tuple(name for name in variant.scalar_names if name in names)
+        known = {node.name: node for node in inputs}
+        outputs = {name: outputs[name] for name in program.outputs if name in outputs}
+        outputs |= {name: program.outputs[name] if name in scalars else known[name] for name in numbers}
+        states = tuple(name for name in (*self.rule.states, MATRIX) if name in names)
+        read = {name.split("[")[0] for name in names}
+        initial = {name: start for name, start in self.rule.initial.items() if name in states}
+        rule = replace(
+            self.rule,
+            states=states,
+            options=tuple(name for name in self.rule.options if name in read),
+            scalars=frozenset(numbers),
+            optional={},
+            initial={**initial, MATRIX: lambda param: _matrix(param, dtype)},
+            branches=self.rule.branches & read,
+            static=self.rule.static & read,
+            added=self.rule.added & {*states},
+        )
+        made = Variant(rule, Program(self.rule.name, inputs, outputs), numbers, variant.order)
+        return Part(rule, states, self.reason, self.group, made)
+
+
+def _matrix(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(param, dtype=dtype, requires_grad=False)
+
+
+def _told(program: Program, function: str, first: set[str]) -> Program:
+    """Both programs in their order, for people: what the function made of the matrix is an input by that name."""
+    made: dict[Node, Node] = {}
+
+    def again(node: Node) -> Node:
+        if node not in made:
+            name = f"{function}({MATRIX})" if node.name == MATRIX else node.name
+            args = tuple(again(arg) if isinstance(arg, Node) else arg for arg in node.args)
+            made[node] = Node(node.op, args, node.scalar, name, node.line, node.axes)
+        return made[node]
+
+    order = sorted(program.outputs, key=lambda name: (name not in first, name == MATRIX, name == "param"))
+    outputs = {name: again(program.outputs[name]) for name in order}
+    home = Node("input", (), False, MATRIX)
+    return Program(program.rule, (*map(again, program.inputs), home), outputs)
+
+
+def _after(program: Program) -> set[str]:
+    """The tensors that are written after the function: those that follow from its result, and what those read as it was."""
+    own = {name: node for name, node in program.tensor_outputs.items() if name != MATRIX}
+    found = {name for name, node in own.items() if depends_on(node, MATRIX)} | {"param"} & {*own}
+    while True:
+        read = {one.name for name in found for one in sources(own[name]) if one.op == "input"}
+        more = {name for name in own if name in read} - found
+        if not more:
+            return found
+        found |= more
