@@ -16,6 +16,7 @@ from catalog import CATALOG, MENU
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import processes
 from compiledopt.rules.rule import rule
 from compiledopt.rules.traced import traced
 from compiledopt.stats import STATS
@@ -309,12 +310,17 @@ def test_a_fork_while_the_launcher_is_built(monkeypatch):
     from concurrent.futures import Future
 
     monkeypatch.setattr(cpp, "_launcher", Future())
+    compiler = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    monkeypatch.setattr(processes, "_running", {compiler})
     cpp._lock.acquire()
     child = os.fork()
     if child == 0:
-        os._exit(0 if cpp._launcher is None and cpp._lock.acquire(timeout=5) else 1)
+        processes._end_all()
+        os._exit(0 if cpp._launcher is None and not processes._running and cpp._lock.acquire(timeout=5) else 1)
     cpp._lock.release()
-    assert os.waitpid(child, 0)[1] == 0 and cpp._launcher is not None
+    assert os.waitpid(child, 0)[1] == 0 and cpp._launcher is not None and compiler.poll() is None
+    processes._end_all()
+    assert compiler.returncode < 0
 
 
 def test_the_key_knows_what_matters(monkeypatch, tmp_path):

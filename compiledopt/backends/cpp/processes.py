@@ -41,12 +41,21 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _watch() -> None:
-    """At the end of this process, before the directory of its temporary files goes (cache.scratch). Of a fork's parent, the
-    compilers are the parent's."""
+    """At the end of this process, before the directory of its temporary files goes (cache.scratch)."""
     if os.getpid() not in _watching:
-        _running.clear()
         _watching.add(os.getpid())
         Finalize(None, _end_all, exitpriority=1)
+
+
+def _after_fork() -> None:
+    """In a child of fork the compilers are its parent's: it waits for none, and says of none that it still runs."""
+    for process in _running:
+        process.returncode = 0
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _end_all() -> None:
