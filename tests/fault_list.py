@@ -922,9 +922,25 @@ fault(
 fault(
     "cpp:norm-reads-on",
     "launcher.cpp",
-    "std::min(kBlock, plan.lengths[i] - offset)",
-    "kBlock",
+    "int64_t end = std::min(begin + kBlock, length), row = length;",
+    "int64_t end = begin + kBlock, row = length;",
     "test_around.py::test_norms[compiled]",
+)
+IN_BLOCKS = "test_passes_in_blocks.py::test_error_against_the_oracle[Lamb-shapes0-int8]"
+fault("cpp:tiles-cut-blocks", "passes.cpp", "if (!pass.block) return", "if (true) return", IN_BLOCKS)
+fault(
+    "cpp:scales-of-the-first-row",
+    "passes.cpp",
+    "at / shape.row * before(shape.row) + before(at % shape.row)",
+    "before(at)",
+    IN_BLOCKS,
+)
+fault(
+    "cpp:totals-cut-blocks",
+    "totals.h",
+    "row > kStretch ? std::min(kStretch, row - begin % row) : std::min(kStretch / row * row, length - begin)",
+    "std::min(kStretch, length - begin)",
+    "test_passes_in_blocks.py::test_totals_of_what_is_kept_in_blocks[Prodigy-d-int8]",
 )
 LONG = "test_passes.py::test_columns_of_parts_that_end_anywhere"
 fault("cpp:last-rows-not-added", "passes.cpp", "windows[i].rows = 1;", "", LONG)

@@ -47,6 +47,7 @@ THEIRS = {
     "Lion": (TIMM, "Lion", {}),
     "MADGRAD": (TIMM, "MADGRAD", {}),
     "MARS": (TIMM, "Mars", {}),
+    "NAdamW": (TIMM, "NAdamW", {}),
     "NovoGrad": (TIMM, "NvNovoGrad", {}),
     "QHAdam": (COLLECTION, "QHAdam", {}),
     "RMSpropTF": (TIMM, "RMSpropTF", {}),

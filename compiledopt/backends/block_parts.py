@@ -56,6 +56,7 @@ class Cut:
         self.tiles.setdefault(node, len(self.tiles))
 
     def parts(self) -> list[Part]:
+        """What comes before scales are known, and what after; of which one may have no outputs."""
         outputs = {name: node for name, node in self.program.tensor_outputs.items() if node not in self.scales}
         first = {name: node for name, node in outputs.items() if node not in self.late}
         last = {name: node for name, node in outputs.items() if node in self.late}
@@ -77,7 +78,7 @@ class _Collector(Collector[Operand, Operand]):
         for name, node in outputs.items():
             self.write(self._home(order.index(name)), node)
         # A tile has no values before the first part has written it.
-        anchor = next(node for node, operand in self.tensors.items() if operand[0] != "tile" or self.late)
+        anchor = next((node for node, operand in self.tensors.items() if operand[0] != "tile" or self.late), None)
         program = self.program(f"{self.cut.program.rule}_{'late' if self.late else 'early'}", anchor)
         return Part(program, list(self.tensors.values()), [self.numbers[node] for node in program.columns])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import ClassVar, Generic, TypeVar
 
-from compiledopt.rules.program import NUMBER, Argument, Node, Program
+from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, Argument, Node, Program
 
 Place = TypeVar("Place")
 Source = TypeVar("Source")
@@ -14,6 +15,8 @@ Source = TypeVar("Source")
 class Collector(ABC, Generic[Place, Source]):
     """Collects the operands and the arithmetic of a part. tensors: {input: where it lives}; numbers: {input: where it comes
     from}; results: {name of an input: what it becomes}."""
+
+    in_blocks: ClassVar[bool] = False  # whether it may compute a value for each block
 
     def __init__(self) -> None:
         self.made: dict[Node, Node] = {}
@@ -25,8 +28,8 @@ class Collector(ABC, Generic[Place, Source]):
     def given(self, node: Node) -> Node | None:
         """The input for what this part does not compute; None for what it does."""
 
-    def tensor(self, place: Place) -> Node:
-        node = Node("input", (), False, f"t{len(self.tensors)}")
+    def tensor(self, place: Place, axes: int = ELEMENTS) -> Node:
+        node = Node("input", (), False, f"t{len(self.tensors)}", axes=axes)
         self.tensors[node] = place
         return node
 
@@ -40,8 +43,12 @@ class Collector(ABC, Generic[Place, Source]):
         if not isinstance(node, Node):
             return node
         if node not in self.made:
-            self.made[node] = self.given(node) or Node(node.op, tuple(map(self.visit, node.args)), False, line=node.line)
+            self.made[node] = self.given(node) or self._computed(node)
         return self.made[node]
+
+    def _computed(self, node: Node) -> Node:
+        axes = BLOCKS if self.in_blocks and node.axes == BLOCKS else ELEMENTS
+        return Node(node.op, tuple(map(self.visit, node.args)), False, line=node.line, axes=axes)
 
     def write(self, place: Place, value: Argument) -> Node:
         """Let a value be written to a place. Returns: the input for it."""
@@ -51,9 +58,10 @@ class Collector(ABC, Generic[Place, Source]):
         self.results[home.name] = result
         return home
 
-    def program(self, name: str, anchor: Node) -> Program:
-        """All of it. anchor: an input that every result reads, or Inductor makes a kernel of those that share none."""
-        if len(self.results) > 1:
+    def program(self, name: str, anchor: Node | None, sizes: Mapping[str, int] | None = None) -> Program:
+        """All of it. anchor: an input that every result reads, or Inductor makes a kernel of those that share none; sizes: of
+        blocks."""
+        if anchor is not None and len(self.results) > 1:
             same = Node("eq", (anchor, anchor), False)
             self.results = {name: Node("where", (same, value, value), False) for name, value in self.results.items()}
-        return Program(name, (*self.tensors, *self.numbers), self.results)
+        return Program(name, (*self.tensors, *self.numbers), self.results, sizes=sizes or {})

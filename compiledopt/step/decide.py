@@ -14,7 +14,7 @@ from compiledopt.backends.eager.backend import CALLS, DIRECT, SEQUENCES, SPARSE
 from compiledopt.backends.layout import NOT_DENSE, is_sparse, tensor_reason
 from compiledopt.backends.registry import compiled_for
 from compiledopt.errors import warn
-from compiledopt.rules.traced import IN_BLOCKS, Traced
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step import choose
 from compiledopt.torch_private import is_known_tracer
@@ -81,9 +81,8 @@ def _special(entry: Entry, group: Mapping[str, Any]) -> Choice | None:
         if found is None:
             return None
         reason = found
-    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of, and one
-    # that would be compiled if its states were kept otherwise.
-    surprise = compiled and (traced.rule.elementwise or IN_BLOCKS in reason)
+    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
+    surprise = compiled and traced.rule.elementwise
     loop = group.get("foreach") is False or group.get("differentiable")
     return Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
 

@@ -12,7 +12,7 @@ from compiledopt.storage.codec import Codec
 from compiledopt.storage.codecs import CODECS, asked_for
 from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
-from compiledopt.storage.signs import never_negative
+from compiledopt.storage.signs import never_negative, never_written
 
 
 def is_asked(group: Mapping[str, Any]) -> bool:
@@ -60,6 +60,7 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
     asked, found = asked_for(group), dict[str, Codec | str]()
     unsigned = any(CODECS[name].unsigned for name in asked.values())
     positive = never_negative(rule, group) if unsigned else frozenset()
+    fixed = never_written(rule, group) if "*" in asked else frozenset()
     for name in rule.states_for(group):
         wish = asked.get(name, asked.get("*") if name not in rule.added else None)
         if wish is None or name in rule.scalars or name in rule.shared:
@@ -67,6 +68,8 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
         codec = CODECS[wish]
         codec = CODECS[codec.unsigned] if codec.unsigned and name in positive else codec
         reason = codec.objection(param, group.get(MIN_NUMEL)) or _unlike(rule, name, group, param)
+        if reason is None and name in fixed and name not in asked:
+            reason = "it is never written, and what is compared with it would be off by its rounding; ask for it by its name"
         found[name] = codec if reason is None else f"not as {wish}: {reason}"
     return found
 

@@ -1,4 +1,5 @@
-"""Which states are never negative, proved from the program: squares, averages of squares, maxima of those."""
+"""What a program proves of states: which are never negative (squares, averages of squares, maxima of those), and which are
+never written."""
 
 from __future__ import annotations
 
@@ -34,6 +35,14 @@ def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
         if not failing:
             return frozenset(candidates)
         candidates -= failing
+
+
+def never_written(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
+    """The states that stay what they start from, such as a copy of the parameter at first."""
+    program = _program(rule, group)
+    if program is None:
+        return frozenset()
+    return frozenset(node.name for node in program.tensors if program.outputs.get(node.name) is node)
 
 
 def _program(rule: Rule, group: Mapping[str, Any]) -> Program | None:

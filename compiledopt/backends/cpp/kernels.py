@@ -22,7 +22,17 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks, draws, processes
-from compiledopt.backends.cpp.sources import HERE, functions, kernel_source, loops, passes_source, prefix, totals, totals_source
+from compiledopt.backends.cpp.sources import (
+    HERE,
+    functions,
+    kernel_source,
+    loops,
+    passes_source,
+    prefix,
+    shared,
+    totals,
+    totals_source,
+)
 from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
@@ -151,7 +161,7 @@ def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     follow them. Raises: CompileError with the reason."""
     source = functools.partial(totals_source, program, tuple(dtypes))
     text = f"totals of {program.kernel_text}"
-    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals()), source))
+    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals() + shared()), source))
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:
