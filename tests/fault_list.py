@@ -1962,7 +1962,7 @@ fault(
 fault(
     "storage:small-values-are-zero",
     "storage/blocks.py",
-    "code = torch.where((x > 0) & (code < 1), 1.0, code)",
+    "code = torch.where((root > 0) & (code < 1), 1.0, code)",
     "code = code * 1.0",
     "test_storage.py::test_what_a_root_divides_by_is_not_zero",
 )
@@ -2004,10 +2004,31 @@ fault("storage:float8-cut", "storage/float8.py", "(bits + ((1 << (PLACES - 1)) -
 fault(
     "storage:float8-loses-the-small",
     "storage/float8.py",
-    "torch.where(size > 0, 1.0, 0.0))",
-    "0.0 * size)",
+    "least = torch.where(size > 0, 1.0, 0.0)",
+    "least = 0.0 * size",
     "test_codecs.py::test_what_is_not_finite_stays_at_its_element",
     CODECS,
+)
+fault(
+    "storage:another-rounding-unsaid",
+    "step/states.py",
+    "        _check_left_over(traced, param, state)\n",
+    "",
+    "test_storage_attacks.py::test_what_another_rounding_kept_is_neither_used_nor_lost_unsaid",
+)
+fault(
+    "storage:codes-of-another-shape",
+    "step/precision.py",
+    "if not storage.fits(values, before, after, param):",
+    "if False:",
+    "test_storage_attacks.py::test_codes_of_another_parameter_are_refused",
+)
+fault(
+    "storage:square-matrices-in-codes",
+    "storage/choosing.py",
+    "(tuple(param.shape), _unequal(param.shape))",
+    "(tuple(param.shape),)",
+    "test_never_negative.py::test_matrices_of_dimensions_are_no_codes_in_square_parameters_either",
 )
 fault("storage:four-bits-lose-the-largest", "storage/four_bits.py", "(share > 0.83125) & (most > 6)", "share > 2", CODECS)
 fault(

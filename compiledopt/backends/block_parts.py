@@ -51,8 +51,8 @@ class Cut:
                     self._keep(arg)
 
     def _keep(self, node: Argument) -> None:
-        if not isinstance(node, Node) or node.op == "input":
-            raise CompileError(f"{self.program.rule} keeps a value in blocks that it does not compute")
+        if not isinstance(node, Node):
+            raise CompileError(f"{self.program.rule} keeps a number in blocks")
         self.tiles.setdefault(node, len(self.tiles))
 
     def parts(self) -> list[Part]:
@@ -91,9 +91,9 @@ class _Collector(Collector[Operand, Operand]):
             return self.number(("largest", self.cut.scales[node]))
         if node.scalar:
             return self.number(("column", whole.columns.index(node)))
+        if self.late and node in self.cut.tiles:
+            return self.tensor(("tile", self.cut.tiles[node]))
         if node.op == "input":
             index = whole.tensors.index(node)
             return self.number(("scale", index)) if node.axes == BLOCKS else self.tensor(self._home(index))
-        if self.late and node in self.cut.tiles:
-            return self.tensor(("tile", self.cut.tiles[node]))
         return None

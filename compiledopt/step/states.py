@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compiledopt import storage
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
@@ -39,6 +40,7 @@ class StateMaker:
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
+        _check_left_over(traced, param, state)
         missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
         for name in missing:
             self.made.append((param, name))
@@ -74,6 +76,17 @@ class StateMaker:
                 self.state.pop(param, None)
             elif param in self.state:
                 self.state[param].pop(name, None)
+
+
+def _check_left_over(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> None:
+    """Refuse what belongs to another `rounding` than the group's now: it would be lost, or be added one day to a parameter that
+    it does not belong to any more. Raises: RuntimeError."""
+    for name, rounding in storage.left_over(state, traced.rule.states).items():
+        raise RuntimeError(
+            f"state {name!r} is of rounding={rounding!r}, and {param.dtype} parameters of its group are "
+            "rounded otherwise now. To change `rounding` between steps, take state_dict(), set the group's, and "
+            f"load_state_dict() it, which leaves out {name!r}; or delete it from optimizer.state[param]"
+        )
 
 
 def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:

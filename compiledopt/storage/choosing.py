@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,9 +79,21 @@ def _unlike(rule: Rule, state: str, group: Mapping[str, Any], param: torch.Tenso
     if state in rule.lists:
         return "it is a list of tensors"
     made = rule.maker(state)
-    value = None if made is None else made(torch.empty(param.shape, dtype=param.dtype, device="meta"), group)
-    if made is None or value is None:
-        return None if made is None else "the parameter has no such state"
-    if value.shape != param.shape:
-        return f"it is of shape {tuple(value.shape)}, and the parameter of {tuple(param.shape)}"
+    if made is None:
+        return None
+    for shape in dict.fromkeys((tuple(param.shape), _unequal(param.shape))):
+        value = made(torch.empty(shape, dtype=param.dtype, device="meta"), group)
+        if value is None:
+            return "the parameter has no such state"
+        if tuple(value.shape) != shape:
+            return f"it is of shape {tuple(value.shape)} for a parameter of {shape}"
     return None if value.is_floating_point() else f"it is {value.dtype}".replace("torch.", "")
+
+
+def _unequal(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape with as many dimensions, no two alike: a square matrix has the shape that a matrix for one of its dimensions has,
+    and what is kept in float32 for others should not be kept in codes for that."""
+    found: list[int] = []
+    for size in shape:
+        found.append(next(many * size for many in range(1, len(shape) + 1) if many * size not in found or not size))
+    return tuple(found)

@@ -1,5 +1,5 @@
-"""What a program proves of states: which are never negative (squares, averages of squares, maxima of those), and which are
-never written."""
+"""What a program proves of states: which are never negative (squares, averages of squares, maxima of those; or said to be), and
+which are never written."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ NOT_NEGATIVE = re.compile(r"lr|eps(\[\d\])?|step|weight_decay|n_averaged|first")
 
 
 def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
-    """The states that stay at or above zero once they start there, whatever the gradients are."""
-    program = _program(rule, group)
+    """The states that stay at or above zero once they start there, whatever the gradients are; and those of which the rule's
+    author says so."""
+    program, said = _program(rule, group), rule.never_negative & set(rule.states_for(group))
     if program is None:
-        return frozenset()
+        return said
     candidates = {name for name in program.tensor_outputs if name != "param"}
     candidates = {name for name in candidates if rule.maker(name) is None and rule.initial_value(name, group) >= 0}
+    candidates |= said & set(program.tensor_outputs)
     while True:  # the largest set of which each is so if all are
         known: dict[Node, Interval] = {}
-        failing = {name for name in candidates if _interval(program.outputs[name], candidates, known)[0] < 0}
+        failing = {name for name in candidates - said if _interval(program.outputs[name], candidates, known)[0] < 0}
         if not failing:
-            return frozenset(candidates)
+            return frozenset(candidates | said)
         candidates -= failing
 
 

@@ -12,7 +12,7 @@ from compiledopt.rules.rule import rule
 from compiledopt.rules.spellings import op
 
 
-@rule(scalars=("step",), static=("ns_steps",), elementwise=False)
+@rule(scalars=("step",), static=("ns_steps",), elementwise=False, never_negative=("v_buffer",))
 @with_maximize
 def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, momentum, nesterov, ns_steps, beta2, eps):
     step = step + 1

@@ -29,6 +29,7 @@ GROWTH = 1.01  # of the update's norm from one step to the next, at most: Fira's
     branches=("first",),
     every={"due": ("update_proj_gap", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def apollo_adamw(

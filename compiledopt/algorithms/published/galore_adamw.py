@@ -19,6 +19,7 @@ from compiledopt.rules.rule import rule
     branches=("first",),
     every={"due": ("update_proj_gap", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def galore_adamw(

@@ -28,6 +28,7 @@ def _matrix(param: Any, index: int, options: dict[str, Any]) -> Any:
     branches=("first",),
     every={"due": ("precondition_frequency", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def soap(
