@@ -231,7 +231,7 @@ fault(
     "momentum_buffer.lerp(grad, momentum) if nesterov",
     MUON,
 )
-fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight_decay)", "param * (1 - weight_decay)", MUON)
+fault("algorithms:muon-decay-without-rate", "muon.py", "kept=1 - lr * weight_decay", "kept=1 - weight_decay", MUON)
 fault(
     "algorithms:muon-zeros-divided-by-zero",
     "muon.py",

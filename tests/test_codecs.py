@@ -97,7 +97,8 @@ def codes_of(name, shares, compiled):
     rows = torch.nn.functional.pad(shares, (0, -len(shares) % (codec.block - 1))).view(-1, codec.block - 1)
     param = torch.nn.Parameter(torch.zeros(len(rows), codec.block))
     param.grad = torch.cat([torch.ones(len(rows), 1), rows], 1)
-    optimizer = KEEPING[codec.signed]([param], state_dtype=name, compiled=compiled, foreach=None if compiled else False)
+    how = {"compiled": True} if compiled else {"foreach": False}
+    optimizer = KEEPING[codec.signed]([param], state_dtype=name, min_quantized_numel=0, **how)
     optimizer.step()
     codes, scale = (optimizer.state[param][key] for key in ("state", "state_scale"))
     assert codes.dtype == codec.dtype and (scale == 1).all()

@@ -33,7 +33,7 @@ class StateMaker:
             return [self._make(*one, len(wanted) - number) for number, one in enumerate(wanted)]
 
     def _make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
-        """expected: parameters that may follow, with this one."""
+        """expected: parameters that may follow, with this one. Raises: RuntimeError."""
         present = (*traced.scalar_names, *traced.states_of(param))
         if not present:
             return False  # and no empty dict: as torch's
@@ -42,6 +42,7 @@ class StateMaker:
         state = self.state[param]
         _check_left_over(traced, param, state)
         missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
+        _check_shaped(traced.rule, state, present, missing)
         for name in missing:
             self.made.append((param, name))
             if name in traced.rule.scalars:
@@ -76,6 +77,22 @@ class StateMaker:
                 self.state.pop(param, None)
             elif param in self.state:
                 self.state[param].pop(name, None)
+
+
+def _check_shaped(rule: Rule, state: Mapping[str, Any], present: Sequence[str], missing: Sequence[str]) -> None:
+    """Refuse options by which a parameter has other states than it has: in the middle of a run nobody could fill them
+    in. Raises: RuntimeError."""
+    if not any(name in state for name in rule.states if name not in rule.added):
+        return
+    shaped = [name for name in rule.states if rule.is_made_of_options(name)]
+    for name in shaped:
+        if name in missing or (name in state and name not in present):
+            has = "lacks" if name in missing else "has"
+            options = [option for option in rule.options if option in rule.static]
+            raise RuntimeError(
+                f"{rule.name}: a parameter {has} the state {name!r}, and by its group's options it should be otherwise. Set "
+                f"{', '.join(options)} back to what they were, or delete optimizer.state[param] to start afresh"
+            )
 
 
 def _check_left_over(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> None:

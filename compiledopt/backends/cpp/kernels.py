@@ -147,13 +147,21 @@ def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def passes_driver() -> Kernel:
     """What runs passes one after the other over many parameters. Raises: CompileError."""
+    return _driver("passes")
 
+
+def pieces_driver() -> Kernel:
+    """What runs a kernel over tensors that are given by their addresses. Raises: CompileError."""
+    return _driver("pieces")
+
+
+def _driver(kind: str) -> Kernel:
     def find() -> Kernel:
-        source = _with_runtime("passes.cpp")
-        name = cache.key("passes", source, KERNEL_FLAGS)
+        source = _with_runtime(f"{kind}.cpp")
+        name = cache.key(kind, source, KERNEL_FLAGS)
         return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 
-    return _remembered(("passes", ()), find)
+    return _remembered((kind, ()), find)
 
 
 def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
