@@ -80,8 +80,41 @@ void require(bool done) {
   if (!done) throw PythonError();
 }
 
+// Python without a GIL: one thread at a time is in the launcher, as with one. A critical section is let go wherever the GIL would
+// be, so that launches of several optimizers run beside each other.
+#ifdef Py_GIL_DISABLED
+PyObject* turn = nullptr;
+
+class InTurn {
+ public:
+  InTurn() : taken_(turn != nullptr) {
+    if (taken_) PyCriticalSection_Begin(&section_, turn);
+  }
+  InTurn(const InTurn&) = delete;
+  ~InTurn() {
+    if (taken_) PyCriticalSection_End(&section_);
+  }
+
+ private:
+  PyCriticalSection section_;
+  bool taken_;
+};
+
+bool runs_without_gil(PyObject* module) {
+  turn = module;
+  return PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) == 0;
+}
+#else
+struct InTurn {
+  InTurn() {}
+};
+
+bool runs_without_gil(PyObject*) { return true; }
+#endif
+
 // Every entry from Python goes through here: no exception of C++ may cross into Python.
 template <class F> PyObject* guarded(F&& body) noexcept {
+  const InTurn in_turn;
   try {
     return body().release();
   } catch (const PythonError&) {
