@@ -17,8 +17,6 @@ from compiledopt.rules.products import add_product
 
 HIDDEN = [name for name, one in {**catalog.CATALOG, **catalog.MENU}.items() if one.takes("ns_steps")]
 MATRICES = sorted([*catalog.MATRICES, *HIDDEN])
-    {*catalog.MATRICES, *(name for name, one in {**catalog.CATALOG, **catalog.MENU}.items() if one.takes("ns_steps"))}
-)
 
 
 @piece("change", "average")
