@@ -9,7 +9,7 @@ import gc
 
 import pytest
 import torch
-from catalog import CASES, one_per_algorithm, one_per_kind, with_and_without_count
+from catalog import CASES, CATALOG, PUBLISHED, one_per_algorithm, one_per_kind, with_and_without_count
 from gpu import DEVICE, REHEARSED, UNREHEARSED, captured, fill_gradients, needs_a_gpu, on_gpu, set_gradients, stand_in, there
 from helpers import Gradients, flat, parameters, rms, same, snapshot
 
@@ -655,7 +655,7 @@ def test_the_rules_that_are_not_elementwise(executor):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["Muon", "AdaMuon", "NorMuon"])
+@pytest.mark.parametrize("name", [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns_steps")])
 def test_products_of_stacks(name, capturable, monkeypatch):
     """Kernels around torch's products, against the same on tensors; a steady step asks for no memory; with capturable a graph
     replays, and follows a float."""
