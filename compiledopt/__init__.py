@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.lion import Lion
     from compiledopt.algorithms.published.madgrad import MADGRAD
     from compiledopt.algorithms.published.mars import MARS
+    from compiledopt.algorithms.published.nadamw import NAdamW
     from compiledopt.algorithms.published.normuon import NorMuon
     from compiledopt.algorithms.published.novograd import NovoGrad
     from compiledopt.algorithms.published.prodigy import Prodigy
@@ -120,6 +121,7 @@ __all__ = [
     "Lookahead",
     "Muon",
     "NAdam",
+    "NAdamW",
     "NorMuon",
     "NovoGrad",
     "Optimizer",

@@ -44,6 +44,7 @@ PUBLISHED = {
     "LaProp": "laprop",
     "MADGRAD": "madgrad",
     "MARS": "mars",
+    "NAdamW": "nadamw",
     "NorMuon": "normuon",
     "NovoGrad": "novograd",
     "QHAdam": "qhadam",
@@ -84,7 +85,6 @@ VARIANTS: dict[str, Entry] = {
     "madgradw": ("MADGRAD", {"decoupled_decay": True}),
     "momentum": ("SGD", {"momentum": 0.9}),
     "nadamlegacy": ("NAdam", {}),
-    "nadamw": ("NAdam", {"decoupled_weight_decay": True}),
     "nesterov": ("SGD", _NESTEROV),
     "nesterovw": ("SGDW", _NESTEROV),
     "nlarc": ("LARS", {**_NESTEROV, "trust_clip": True}),
@@ -198,8 +198,7 @@ def create_optimizer(name: str, params: ParamsT, **options: Any) -> Optimizer:
     Raises: ValueError for a name that is none, with those near it, or that names what is not here, with the reason; TypeError
     for an option that the class has not.
     Deviations: learning rates and decays are the class's own defaults. "sgd" and "rmsprop" are torch's and Transformers',
-    without timm's momentum of 0.9 ("nesterov", "momentum"); "nadamw" is torch's NAdam with decoupled decay; "paged_" is AdamW,
-    Lion and so on with states that are not paged.
+    without timm's momentum of 0.9 ("nesterov", "momentum"); "paged_" is AdamW, Lion and so on with states that are not paged.
     """
     low = name.lower().replace("-", "_")
     if low.startswith(LOOKAHEAD):

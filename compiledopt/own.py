@@ -36,7 +36,7 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
         become the constructor's, beside maximize, foreach, capturable, differentiable, fused and compiled; the states
         become `optimizer.state[param]`, zeros at first.
     name: the class's; the function's own by default. declarations: what `rule` takes: scalars, optional, initial,
-        branches, static, elementwise, sparse, dense, shared, every, evaluated, lists.
+        branches, static, elementwise, sparse, dense, shared, every, evaluated, lists, never_negative.
     Returns: the class, or, without `function`, a decorator that makes it. Mutates: nothing.
     Raises: TypeError where the signature does not fit, TraceError (a TypeError) at the first step where the function
     mutates, branches on a value or returns the wrong things, naming the line.

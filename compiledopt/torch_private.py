@@ -113,6 +113,22 @@ def is_stacked(tensor: torch.Tensor) -> bool:
     return True if known is None else bool(known(tensor))
 
 
+def unstacked(tensor: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+    """(the stack that stands behind a tensor within torch.vmap, the stacked dimension first; the level of the vmap), or any
+    other tensor as it is, and None."""
+    functorch = torch._C._functorch
+    if not functorch.is_batchedtensor(tensor):
+        return tensor, None
+    level = functorch.maybe_get_level(tensor)
+    value, dim = functorch._unwrap_batched(tensor, level)
+    return (value if not dim else value.movedim(dim, 0)), level
+
+
+def stacked_again(stack: torch.Tensor, level: int | None) -> torch.Tensor:
+    """The other direction of `unstacked`."""
+    return stack if level is None else torch._C._functorch._add_batch_dim(stack, 0, level)  # type: ignore[no-any-return]
+
+
 def first_row(tensor: Any) -> int:
     """Of a distributed tensor, which of its rows comes first in the part that is here."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

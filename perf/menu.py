@@ -1,17 +1,18 @@
 """The published algorithms beside the packages they come from, in pairs: python perf/menu.py [--optimizer Lion ...] [--no-save]
 
-20 × 1M and 300 × 1000 elements, float32, each contender with its defaults, by which theirs runs lists of tensors where it can.
-Needs the extra `menu`; six minutes on two quiet cores.
+20 × 1M and 300 × 1000 elements, float32, each contender with its defaults, by which theirs runs lists of tensors where it can;
+those for matrices on the matrices of transformers (perf/matrices.py), into perf/results/menu_matrices.csv.
+Needs the extra `menu` and adam-atan2-pytorch; ten minutes on two quiet cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
+import matrices
 import torch
 from common import append
 from shapes import SHAPES
@@ -24,7 +25,7 @@ import peers
 
 # Those whose steps are compared with the authors' packages elsewhere: {ours: (package, class, options of theirs)}.
 AUTHORS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "AdamAtan2": ("adam_atan2_pytorch", "AdamAtan2", {"weight_decay": 0.01}),
+    "AdamAtan2": ("adam_atan2_pytorch.adam_atan2", "AdamAtan2", {"weight_decay": 0.01}),
     "AdamWScheduleFree": ("schedulefree", "AdamWScheduleFree", {}),
     "DAdaptAdam": ("dadaptation", "DAdaptAdam", {}),
     "Prodigy": ("prodigyopt", "Prodigy", {}),
@@ -39,10 +40,10 @@ def theirs_of(name: str, params: Any) -> tuple[Any, str]:
         package, title, _ = peers.THEIRS[name]
         return peers.theirs(name, params, lr=1e-3), f"{package}.{title}"
     package, title, options = AUTHORS[name]
-    made = getattr(importlib.import_module(package), title)(params, lr=1e-3, **options)
+    made = getattr(peers.alone(*package.split(".")), title)(params, lr=1e-3, **options)
     if hasattr(made, "train"):
         made.train()
-    return made, f"{package}.{title}"
+    return made, f"{package.split('.')[0]}.{title}"
 
 
 def measured(name: str, shapes: str, seconds: float) -> dict[str, Any]:
@@ -56,19 +57,23 @@ def measured(name: str, shapes: str, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optimizer", nargs="*", default=sorted([*peers.THEIRS, *AUTHORS]))
-    parser.add_argument("--shapes", nargs="*", default=["even", "many_small"])
+    parser.add_argument("--optimizer", nargs="*", default=[*sorted([*peers.THEIRS, *AUTHORS]), *matrices.MATRICES])
+    parser.add_argument("--shapes", nargs="*", default=["even", "many_small"], help="of those that are not for matrices")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each pair")
     parser.add_argument("--no-save", action="store_true", help="print only, nothing into perf/results/menu.csv")
     given = parser.parse_args()
     for name in given.optimizer:
         try:
-            rows = [measured(name, shapes, given.seconds) for shapes in given.shapes]
+            if name in matrices.MATRICES:
+                file, one = matrices.FILE, lambda sizes: model(sizes, torch.float32)
+                rows = [row for shapes in matrices.SHAPES for row in matrices.measured(name, shapes, given.seconds, one)]
+            else:
+                file, rows = "menu.csv", [measured(name, shapes, given.seconds) for shapes in given.shapes]
         except ModuleNotFoundError as error:
             print(f"{name}: not measured, {error}", flush=True)
             continue
         if not given.no_save:
-            append("menu.csv", rows)
+            append(file, rows)
 
 
 if __name__ == "__main__":

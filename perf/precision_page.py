@@ -67,7 +67,8 @@ def states(known: Sequence[Row]) -> str:
                 continue
             held = next((bytes_each[task, optimizer, kept][0] for task in TASKS if (task, optimizer, kept) in bytes_each), None)
             own = [(what, values) for what, values in errors_of_states(known).items() if key in values]
-            each = ", ".join(f"{what} {percent(values[key][0], '')}" for what, values in own)
+            # Those that are kept in float32 all the same have none.
+            each = ", ".join(f"{what} {percent(values[key][0], '')}" for what, values in own if values[key][0] >= 5e-5)
             # Of the states alone: float32 parameters have 4 bytes themselves.
             cells = [optimizer, kept, "–" if held is None else f"{held - 4:.2f}", each or "–"]
             cells += [percent(found[key][0], "") if key in found else "–" for found in (update, signs)]

@@ -205,6 +205,8 @@ BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
 PUBLISHED = """[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py`). Where an
 algorithm has little state, torch's own operations move few bytes more than one pass does, and there is less to be gained."""
+FOR_MATRICES = """Those of [the menu](menu.md) that are for matrices, on the matrices of small transformers beside the packages
+(`python perf/menu.py`); where work on matrices is due every k steps, the steps without it and whole periods."""
 COMBINED = """A step of `Combined(Muon(matrices), AdamW(others))` against a step of each, one after the other, in turns
 (`python perf/combined.py`): what one step for both costs beside the sum of its parts."""
 TRAININGS = """Small networks that step thousands of times, from one seed on one thread, in turns; medians of seconds and means
@@ -271,6 +273,13 @@ def published() -> str:
     return section("Published optimizers", PUBLISHED, rows, header, cells)
 
 
+def for_matrices() -> str:
+    columns = {"optimizer": "optimizer", "against": "against", "executor": "ours runs", "shapes": "tensors", "steps": "steps"}
+    return plain(
+        "Published optimizers for matrices", FOR_MATRICES, "menu_matrices.csv", ["optimizer", "shapes", "steps"], columns | PAIR
+    )
+
+
 def combined() -> str:
     columns = {"shapes": "tensors", "their_ms": "one by one, ms", "our_ms": "combined, ms", "ratio": "ratio"}
     return plain("Several algorithms as one", COMBINED, "combined.csv", ["shapes"], columns)
@@ -299,7 +308,7 @@ def pictures() -> str:
 
 
 PARTS: list[Callable[[], str]] = [pictures, in_training, whole_trainings, alone, libraries, fewer_bytes, around, averages]
-PARTS += [published, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
+PARTS += [published, for_matrices, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
 
 
 def page() -> str:

@@ -336,6 +336,7 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "gamma": 0.1},
             more={"lion": {"mars_type": "lion", "optimize_1d": True}, "vectors": {"betas_1d": (0.8, 0.9), "lr_1d_factor": 0.5}},
         ),
+        _published("NAdamW", {"weight_decay": 0.1, "betas": (0.8, 0.99)}),
         _published("NorMuon", {"weight_decay": 0.1, "nesterov": False}),
         _published(
             "NovoGrad",

@@ -231,7 +231,7 @@ fault(
     "momentum_buffer.lerp(grad, momentum) if nesterov",
     MUON,
 )
-fault("algorithms:muon-decay-without-rate", "muon.py", "param * (1 - lr * weight_decay)", "param * (1 - weight_decay)", MUON)
+fault("algorithms:muon-decay-without-rate", "muon.py", "kept=1 - lr * weight_decay", "kept=1 - weight_decay", MUON)
 fault(
     "algorithms:muon-zeros-divided-by-zero",
     "muon.py",
@@ -922,9 +922,25 @@ fault(
 fault(
     "cpp:norm-reads-on",
     "launcher.cpp",
-    "std::min(kBlock, plan.lengths[i] - offset)",
-    "kBlock",
+    "int64_t end = std::min(begin + kBlock, length), row = length;",
+    "int64_t end = begin + kBlock, row = length;",
     "test_around.py::test_norms[compiled]",
+)
+IN_BLOCKS = "test_passes_in_blocks.py::test_error_against_the_oracle[Lamb-shapes0-int8]"
+fault("cpp:tiles-cut-blocks", "passes.cpp", "if (!pass.block) return", "if (true) return", IN_BLOCKS)
+fault(
+    "cpp:scales-of-the-first-row",
+    "passes.cpp",
+    "at / shape.row * before(shape.row) + before(at % shape.row)",
+    "before(at)",
+    IN_BLOCKS,
+)
+fault(
+    "cpp:totals-cut-blocks",
+    "totals.h",
+    "row > kStretch ? std::min(kStretch, row - begin % row) : std::min(kStretch / row * row, length - begin)",
+    "std::min(kStretch, length - begin)",
+    "test_passes_in_blocks.py::test_totals_of_what_is_kept_in_blocks[Prodigy-d-int8]",
 )
 LONG = "test_passes.py::test_columns_of_parts_that_end_anywhere"
 fault("cpp:last-rows-not-added", "passes.cpp", "windows[i].rows = 1;", "", LONG)
@@ -1946,7 +1962,7 @@ fault(
 fault(
     "storage:small-values-are-zero",
     "storage/blocks.py",
-    "code = torch.where((x > 0) & (code < 1), 1.0, code)",
+    "code = torch.where((root > 0) & (code < 1), 1.0, code)",
     "code = code * 1.0",
     "test_storage.py::test_what_a_root_divides_by_is_not_zero",
 )
@@ -1988,10 +2004,31 @@ fault("storage:float8-cut", "storage/float8.py", "(bits + ((1 << (PLACES - 1)) -
 fault(
     "storage:float8-loses-the-small",
     "storage/float8.py",
-    "torch.where(size > 0, 1.0, 0.0))",
-    "0.0 * size)",
+    "least = torch.where(size > 0, 1.0, 0.0)",
+    "least = 0.0 * size",
     "test_codecs.py::test_what_is_not_finite_stays_at_its_element",
     CODECS,
+)
+fault(
+    "storage:another-rounding-unsaid",
+    "step/states.py",
+    "        _check_left_over(traced, param, state)\n",
+    "",
+    "test_storage_attacks.py::test_what_another_rounding_kept_is_neither_used_nor_lost_unsaid",
+)
+fault(
+    "storage:codes-of-another-shape",
+    "step/precision.py",
+    "if not storage.fits(values, before, after, param):",
+    "if False:",
+    "test_storage_attacks.py::test_codes_of_another_parameter_are_refused",
+)
+fault(
+    "storage:square-matrices-in-codes",
+    "storage/choosing.py",
+    "(tuple(param.shape), _unequal(param.shape))",
+    "(tuple(param.shape),)",
+    "test_never_negative.py::test_matrices_of_dimensions_are_no_codes_in_square_parameters_either",
 )
 fault("storage:four-bits-lose-the-largest", "storage/four_bits.py", "(share > 0.83125) & (most > 6)", "share > 2", CODECS)
 fault(

@@ -29,6 +29,19 @@ def timm_optim() -> Any:
     return importlib.import_module("timm.optim")
 
 
+def alone(package: str, module: str | None = None) -> Any:
+    """A package; or one module of it, without what the package itself imports and this one does not need."""
+    spec = importlib.util.find_spec(package)
+    if module is None or package in sys.modules or spec is None or spec.submodule_search_locations is None:
+        return importlib.import_module(package if module is None else f"{package}.{module}")
+    sys.modules[package] = empty = types.ModuleType(package)
+    empty.__path__ = list(spec.submodule_search_locations)
+    try:
+        return importlib.import_module(f"{package}.{module}")
+    finally:
+        del sys.modules[package]
+
+
 # {ours: (the package, its class, the options that differ in name, those that only one of them has)}
 TIMM, OPTIMI, COLLECTION = "timm", "optimi", "pytorch_optimizer"
 THEIRS = {
@@ -47,6 +60,7 @@ THEIRS = {
     "Lion": (TIMM, "Lion", {}),
     "MADGRAD": (TIMM, "MADGRAD", {}),
     "MARS": (TIMM, "Mars", {}),
+    "NAdamW": (TIMM, "NAdamW", {}),
     "NovoGrad": (TIMM, "NvNovoGrad", {}),
     "QHAdam": (COLLECTION, "QHAdam", {}),
     "RMSpropTF": (TIMM, "RMSpropTF", {}),

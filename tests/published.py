@@ -143,6 +143,16 @@ def diffgrad(x: Any) -> dict[str, Any]:
     return new | {"previous_grad": g, "param": x.param - x.lr * xi * m_hat / (sqrt(v_hat) + x.eps)}
 
 
+def nadamw(x: Any) -> dict[str, Any]:
+    """Table 1, NAdam with a constant γ, and the decay apart from it, as in MLCommons' code."""
+    t = x.step + 1
+    m, v = average(x.betas0, x.exp_avg, x.grad), average(x.betas1, x.exp_avg_sq, x.grad**2)
+    b = x.betas0 * m + (1 - x.betas0) * x.grad
+    change = b / (1 - x.betas0**t) / (sqrt(v) / sqrt(1 - x.betas1**t) + x.eps)
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * change
+    return {"param": theta, "step": t, "exp_avg": m, "exp_avg_sq": v}
+
+
 def laprop(x: Any) -> dict[str, Any]:
     """Algorithm 1, with γ in the average of scaled gradients, whose correction is then the average of γ."""
     n = average(x.betas1, x.exp_avg_sq, x.grad**2)
@@ -481,6 +491,7 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
         {"exp_avg_sq_row": row, "exp_avg_sq_col": column, "exp_avg_res_row": row, "exp_avg_res_col": column},
     ),
     "MARS": (mars, {}),
+    "NAdamW": (nadamw, {}),
     "NorMuon": (normuon, {"second_momentum_buffer": row}),
     "NovoGrad": (novograd, {"exp_avg_sq": single, "max_exp_avg_sq": single}),
     "SGDP": (sgdp, {}),

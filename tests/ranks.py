@@ -161,6 +161,46 @@ def zero(rank, world, folder):
         assert len(optimizer.state_dict()["state"]) == len(list(alone.parameters()))
 
 
+def zero_kept(rank, world, folder):
+    """Codes, scales and what rounding keeps, spread over processes by parameter: consolidated they are those of one optimizer,
+    bit for bit; from a file they go on with ZeroRedundancyOptimizer and without; torch's get what they stand for."""
+    for number, options in enumerate([{"state_dtype": "int8"}, {"state_dtype": "int4"}, {"rounding": "split"}]):
+        dtype = torch.bfloat16 if "rounding" in options else torch.float32
+        nets = [DistributedDataParallel(network().to(dtype)) for _ in range(2)]
+        options = {**options, "min_quantized_numel": 0, "seed": 5}
+        reference = compiledopt.AdamW(nets[0].parameters(), lr=0.05, **options)
+        optimizer = ZeroRedundancyOptimizer(nets[1].parameters(), optimizer_class=compiledopt.AdamW, lr=0.05, **options)
+        for net, one in zip(nets, (reference, optimizer), strict=True):
+            train_in(dtype, net, one, range(3), mine(rank, world))
+        optimizer.consolidate_state_dict(0)
+        path = folder / f"zero-{number}.pt"
+        if rank == 0:
+            torch.save(optimizer.state_dict(), path)
+        dist.barrier()
+        saved, expected = torch.load(path, weights_only=True), reference.state_dict()
+        assert same_bits(saved["state"], expected["state"]) and any(v.any() for v in saved["state"][0].values())
+        other = ZeroRedundancyOptimizer(nets[1].parameters(), optimizer_class=compiledopt.AdamW, lr=0.5, **options)
+        other.load_state_dict(torch.load(path, weights_only=True))
+        alone = compiledopt.AdamW(copy.deepcopy(nets[0].module).parameters(), lr=0.5, **options)
+        alone.load_state_dict(saved)
+        plain = alone.state_dict(precision="float32")["state"]
+        assert same_bits(plain, reference.state_dict(precision="float32")["state"])
+        start = whole(nets[0].parameters())
+        for net, one in zip(nets, (reference, other), strict=True):
+            train_in(dtype, net, one, range(3, 5), mine(rank, world))
+        found, wanted = whole(nets[1].parameters()), whole(nets[0].parameters())
+        assert all(map(torch.equal, found, wanted)) and not any(map(torch.equal, found[:1], start[:1])), options
+        assert isinstance(other.optim, compiledopt.AdamW) and other.optim.executor == "compiled"
+
+
+def train_in(dtype, net, optimizer, steps, part):
+    for step in steps:
+        x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
+        optimizer.zero_grad()
+        (net(x[part]).sin() - x[part].sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+
+
 def wide(rank, world):
     """With matrices that are kept in blocks, in shards of unequal length; states follow from whole gradients, the same for any
     number of processes."""

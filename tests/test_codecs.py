@@ -80,6 +80,52 @@ def test_a_value_becomes_the_nearest_of_the_map(name):
     assert (found.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6, "a value that is none of the map"
 
 
+def keeping(param, grad, state):
+    """state ← g, so that a step encodes it."""
+    return param, grad
+
+
+KEEPING = {True: compiledopt.define(keeping), False: compiledopt.define(keeping, never_negative=("state",))}
+
+
+def codes_of(name, shares, compiled):
+    """What a step makes of values in blocks whose largest is 1, as integers."""
+    codec = CODECS[name]
+    shares = shares if codec.signed else shares.abs()
+    rows = torch.nn.functional.pad(shares, (0, -len(shares) % (codec.block - 1))).view(-1, codec.block - 1)
+    param = torch.nn.Parameter(torch.zeros(len(rows), codec.block))
+    param.grad = torch.cat([torch.ones(len(rows), 1), rows], 1)
+    optimizer = KEEPING[codec.signed]([param], state_dtype=name, compiled=compiled, foreach=None if compiled else False)
+    optimizer.step()
+    codes, scale = (optimizer.state[param][key] for key in ("state", "state_scale"))
+    assert codes.dtype == codec.dtype and (scale == 1).all()
+    return codes.view(torch.uint8).clone()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_kernels_make_the_same_codes_where_they_change(name):
+    """Of the eight floats before and after each place between two values of a codec."""
+    every = (
+        torch.arange(-128.0, 128) if CODECS[name].dtype == torch.int8 else torch.arange(0.0, 16 if name.endswith("4") else 256)
+    )
+    levels = CODECS[name].decode(every, torch.ones(()))
+    levels = levels[levels.isfinite()].unique()
+    middles = (levels[1:] + levels[:-1]) / 2
+    near = (middles.view(torch.int32)[:, None] + torch.arange(-8, 9, dtype=torch.int32)).flatten().view(torch.float32)
+    near = torch.cat([near[near.abs() <= 1], levels, torch.tensor([0.0, -0.0, 1e-45, -1e-45])])
+    kernel, plain = codes_of(name, near, True), codes_of(name, near, False)
+    assert same(kernel, plain) and len(kernel.unique()) >= len(levels) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS)
+def test_kernels_make_the_same_codes_of_floats_of_all_sizes(name):
+    """Every 997th of the floats between -1 and 1, which are half of all."""
+    bits = torch.arange(0, 0x3F800001, 997, dtype=torch.int32)
+    values = torch.cat([bits, bits | -0x80000000]).view(torch.float32)
+    assert same(codes_of(name, values, True), codes_of(name, values, False))
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_is_not_finite_stays_at_its_element(name):
     codec = CODECS[name]
@@ -119,6 +165,18 @@ def trained(shapes=MATRICES, steps=4, kind=compiledopt.AdamW, dtype=torch.float3
 
 
 MIXED = {"exp_avg": "int8", "exp_avg_sq": "uint4"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_itself_is_kept_in_blocks_by_a_kernel(dtype):
+    """A state that is no more than what was read, as DiffGrad's last gradient."""
+    (one, _), (other, _) = (
+        trained(kind=compiledopt.DiffGrad, dtype=dtype, state_dtype="int8", **EXECUTORS[how])
+        for how in ("compiled", "for-loop")
+    )
+    for mine, theirs in zip(snapshot(one)[:3], snapshot(other)[:3], strict=True):
+        assert same(mine[2]["previous_grad"], theirs[2]["previous_grad"]) and mine[2]["previous_grad"].abs().max() == 126
+        assert rms(mine[0].double() - theirs[0].double()) < 1e-3 * rms(mine[0].double())
 
 
 @pytest.mark.parametrize("asked", [*ASKED, MIXED], ids=str)

@@ -36,7 +36,7 @@ def run(scenario, world, folder):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("scenarios", [pytest.param("fsdp", marks=pytest.mark.slow), "between_steps,ddp,zero"])
+@pytest.mark.parametrize("scenarios", [pytest.param("fsdp", marks=pytest.mark.slow), "between_steps,ddp,zero,zero_kept"])
 def test_two_processes(scenarios, tmp_path):
     """One after the other in the same two: starting them takes longer."""
     run(scenarios, 2, tmp_path)

@@ -388,3 +388,26 @@ def test_what_they_refuse(name, wrong, message):
 
 def test_the_list_is_whole():
     assert set(MATRICES) == {*LOOPS}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "later"),
+    [
+        ("SOAP", {}, {"max_precond_dim": 10}),
+        ("SOAP", {"max_precond_dim": 10}, {"max_precond_dim": 100}),
+        ("SOAP", {"precondition_1d": True}, {"precondition_1d": False}),
+        ("Shampoo", {}, {"max_preconditioner_dim": 10}),
+        ("GaLoreAdamW", {"rank": 4}, {"rank": None}),
+    ],
+)
+def test_options_that_shape_states_stay(name, options, later):
+    params = parameters(torch.float32, [(12, 12), (9,)])
+    optimizer = getattr(compiledopt, name)(params, **options)
+    run(optimizer, params, Gradients(), range(3))
+    before = snapshot(optimizer)
+    optimizer.param_groups[0].update(later)
+    with pytest.raises(RuntimeError, match=f"{next(iter(later))}.* back to what|must be a tensor of shape"):
+        optimizer.step()
+    assert same(snapshot(optimizer), before)
+    optimizer.param_groups[0].update(options or {name: optimizer.defaults[name] for name in later})
+    optimizer.step()

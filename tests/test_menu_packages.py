@@ -73,9 +73,6 @@ def test_fifty_steps_beside_the_package(case):
 # Of timm's names with caution (c before) or corrected decay (c behind), those whose update is another than the class's here.
 OTHERWISE = {
     "cadafactor": "timm's Adafactor is not torch's",
-    "nadamc": "timm's NAdamW has no schedule of its momentum, torch's NAdam has one",
-    "cnadamw": "the same",
-    "cnadamc": "the same",
     "kronc": "Kron draws random numbers, and timm others; below both draw the same",
 }
 # And those whose caution stands inside: before LAMB's trust ratio, before AdamP's projection, for Adan's first momentum alone.

@@ -246,6 +246,21 @@ def test_groups_are_kept_each_in_its_way():
             assert rms(found[number][name] - wanted[number][name]) < 0.03 * rms(wanted[number][name])
 
 
+@pytest.mark.parametrize("after", [None, "int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("before", ["int8", "int4"])
+@pytest.mark.parametrize("shapes", [[(64, 128), (128, 64)], [(70, 64), (67, 75)]], ids=str)
+def test_codes_of_another_parameter_are_refused(shapes, before, after):
+    """Parameters in another order, some of which have as many elements: not decoded in the blocks of another shape."""
+    optimizer = made(parameters(shapes=shapes), before, foreach=False)
+    go(optimizer, range(1))
+    other = made(parameters(shapes=shapes[::-1]), after, foreach=False)
+    go(other, range(1))
+    known = snapshot(other)
+    with pytest.raises(ValueError, match=r"does not fit AdamW: the state of parameter 0 has (no )?'exp_avg"):
+        other.load_state_dict(optimizer.state_dict())
+    assert same(known, snapshot(other))
+
+
 @pytest.mark.parametrize(("before", "after"), [("int8", None), ("int8", "bfloat16"), (None, "int8"), ("bfloat16", "int8")])
 def test_codes_are_never_read_as_numbers(before, after):
     """A way that is put into a group by hand, in the middle of a run: refused before anything changes; the mend that the
@@ -284,6 +299,42 @@ def test_what_is_put_into_a_group_by_hand_is_checked():
     assert optimizer.param_groups[0]["seed"] == 0 and states(optimizer)[0]["rest"].any()
     with pytest.raises(ValueError, match="Invalid state_dtype value: 'int9'"):
         made(parameters()).state_dict(precision="int9")
+
+
+@pytest.mark.parametrize(("before", "after", "name"), [("split", None, "rest"), ("compensated", "stochastic", "compensation")])
+def test_what_another_rounding_kept_is_neither_used_nor_lost_unsaid(before, after, name):
+    """`rounding` exchanged in the middle of a run, and a model that changes its dtype: refused before anything changes; the
+    mends that the message names both go on."""
+    optimizer = made(parameters(torch.bfloat16, SHAPES), rounding=before)
+    go(optimizer, range(2))
+    known, saved = snapshot(optimizer), copy.deepcopy(optimizer.state_dict())
+    assert states(optimizer)[0][name].any()
+    optimizer.param_groups[0]["rounding"] = after
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=f"state '{name}' is of rounding='{before}', and torch.bfloat16 parameters of its"
+        ):
+            optimizer.step()
+    assert same(known, snapshot(optimizer))
+    twin = copy.deepcopy(optimizer)
+    optimizer.load_state_dict(saved)
+    for values in twin.state.values():
+        del values[name]
+    for each in (optimizer, twin):
+        go(each, range(2, 3))
+        assert name not in states(each)[0]
+    assert same(snapshot(optimizer), snapshot(twin)) and not same(known, snapshot(twin))
+    changed = made(parameters(torch.bfloat16, SHAPES), rounding=before)
+    go(changed, range(1))
+    for param in params_of(changed):
+        param.data, param.grad = param.data.float(), None
+    with pytest.raises(
+        RuntimeError, match=f"state '{name}' is of rounding='{before}', and torch.float32 parameters of its group"
+    ):
+        go(changed, range(1, 2))
+    changed.load_state_dict(changed.state_dict())
+    go(changed, range(1, 2))
+    assert name not in states(changed)[0]
 
 
 def test_parameters_change_their_dtype():

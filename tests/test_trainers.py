@@ -51,6 +51,9 @@ def close(first, second, tolerance=1e-5):
 # ---- Lightning ----
 
 
+KEPT = {"state_dtype": "int8", "min_quantized_numel": 0}
+
+
 def module_class():
     import lightning
 
@@ -65,8 +68,8 @@ def module_class():
             return loss
 
         def configure_optimizers(self):
-            if self.scheduler == "inside":
-                options = {"max_grad_norm": 1.0, "ema_decay": 0.9}
+            if self.scheduler != "epoch":
+                options = {"max_grad_norm": 1.0, "ema_decay": 0.9} | (KEPT if self.scheduler == "inside, int8" else {})
                 return compiledopt.AdamW(self.parameters(), lr=0.02 * schedules.exponential(0.95), **options)
             optimizer = self.library.AdamW(self.parameters(), lr=0.02)
             return [optimizer], [lr_scheduler.StepLR(optimizer, 1, 0.8)]
@@ -97,7 +100,7 @@ def test_lightning(tmp_path, precision):
 
 
 @needs("lightning")
-@pytest.mark.parametrize("scheduler", ["epoch", "inside"])
+@pytest.mark.parametrize("scheduler", ["epoch", "inside", "inside, int8"])
 def test_lightning_resumes(tmp_path, scheduler):
     options = {} if scheduler == "epoch" else {"gradient_clip_val": None}
     straight = module_class()(scheduler=scheduler)
@@ -222,7 +225,7 @@ def arguments(folder, steps, **more):
     return TrainingArguments(output_dir=str(folder), **{**options, **more})
 
 
-def train(folder, steps, library=compiledopt, hook=False, resume=None):
+def train(folder, steps, library=compiledopt, hook=False, resume=None, **kept):
     from transformers import Trainer
 
     model = language_model()
@@ -230,7 +233,7 @@ def train(folder, steps, library=compiledopt, hook=False, resume=None):
     class Ours(Trainer):
         def create_optimizer(self, *args, **kwargs):
             lr = 5e-3 * schedules.linear(1.0, 0.1, 20)
-            self.optimizer = compiledopt.AdamW(self.model.parameters(), lr=lr, ema_decay=0.9)
+            self.optimizer = compiledopt.AdamW(self.model.parameters(), lr=lr, ema_decay=0.9, **kept)
             return self.optimizer
 
         def create_scheduler(self, num_training_steps, optimizer=None):
@@ -265,4 +268,18 @@ def test_transformers(tmp_path, hook):
         _, torchs, _ = train(tmp_path / "b", 20, torch.optim)
         assert (straight - torchs).abs().max() < 1e-3 * (torchs - flat(language_model().parameters())).abs().max()
     _, resumed, _ = train(tmp_path / "c", 20, hook=hook, resume=str(tmp_path / "a" / "checkpoint-10"))
+    assert torch.equal(straight, resumed)
+
+
+@needs("transformers")
+@needs("accelerate")
+def test_transformers_with_states_in_8_bits(tmp_path):
+    """Resumed bit for bit, near the run in float32, and the checkpoint has codes."""
+    _, straight, losses = train(tmp_path / "a", 20, hook=True, **KEPT)
+    _, exact, _ = train(tmp_path / "b", 20, hook=True)
+    moved = (exact - flat(language_model().parameters())).abs().max()
+    assert losses[-1] < 0.7 * losses[0] and 0 < (straight - exact).abs().max() < 0.2 * moved
+    saved = torch.load(tmp_path / "a" / "checkpoint-10" / "optimizer.pt", weights_only=True)
+    assert {saved["state"][0][name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.int8, torch.uint8}
+    _, resumed, _ = train(tmp_path / "c", 20, hook=True, resume=str(tmp_path / "a" / "checkpoint-10"), **KEPT)
     assert torch.equal(straight, resumed)

@@ -1,14 +1,12 @@
-"""What rules with a matrix for each dimension share: the matrices, and products along a dimension."""
+"""What rules with a matrix for each dimension share: the matrices, and products along dimensions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
 from compiledopt.backends.layout import HALF
 
@@ -43,23 +41,13 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
     for matrix in matrices:
         if matrix is None or matrix.ndim == 1:
             tensor = tensor.movedim(0, -1) if matrix is None else tensor.movedim(0, -1) * matrix.to(tensor.dtype)
+        elif tensor.ndim == 2:
+            tensor = tensor.mT @ turned_by(matrix, back, tensor.dtype)
         else:
             tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), dims=([0], [1 if back else 0]))
     return tensor
 
 
-def gram(tensor: Tensor, dim: int) -> Tensor:
-    """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
-    rows = tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
-    return rows @ rows.mT
-
-
-def divided(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Q⁻ᵀ·x of each line x, along each dimension, of triangular matrices and diagonals."""
-    for factor in factors:
-        rows = tensor.movedim(0, -1)
-        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
-        tensor = (flat / factor if factor.ndim == 1 else solve_triangular(factor, flat, upper=True, left=False)).reshape(
-            rows.shape
-        )
-    return tensor
+def turned_by(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
+    """What a line is multiplied by, from the right."""
+    return (matrix.mT if back else matrix).to(dtype)

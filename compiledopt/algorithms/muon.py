@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compiledopt.algorithms.directions import moved
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
+from compiledopt.rules.pieces import piece
 from compiledopt.rules.products import Room, add_product, product, whole_matrices
 from compiledopt.rules.rule import rule
 from compiledopt.rules.spellings import op
@@ -68,12 +70,18 @@ def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Te
     return newton_schulz(x, coefficients, steps)  # type: ignore[no-any-return]
 
 
+@piece("update", "momentum_buffer")
+def averaged(grad: Any, momentum_buffer: Any, *, momentum: Any, nesterov: bool) -> tuple[Any, Any]:
+    """(u, b):  b ← μ·b + (1 − μ)·g;  u = b, or with nesterov (1 − μ)·g + μ·b."""
+    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
+    return grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer, momentum_buffer
+
+
 def orthogonal_direction(
     grad: Tensor, momentum_buffer: Tensor, momentum: Any, nesterov: bool, coefficients: Any, steps: int, eps: Any
 ) -> tuple[Tensor, Tensor]:
     """(b, O):  b ← μ·b + (1 − μ)·g;  O = NewtonSchulz(b), or with nesterov of (1 − μ)·g + μ·b."""
-    momentum_buffer = momentum_buffer.lerp(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum) if nesterov else momentum_buffer
+    update, momentum_buffer = averaged(grad, momentum_buffer, momentum=momentum, nesterov=nesterov)
     return momentum_buffer, orthogonalize(update, coefficients, steps, eps)
 
 
@@ -94,7 +102,7 @@ def check_matrices(name: str, params: Iterable[Tensor]) -> None:
 def muon(param, grad, momentum_buffer, *, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn):
     momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, ns_coefficients, ns_steps, eps)
     ratio = lr_ratio(adjust_lr_fn, *param.shape)
-    return param * (1 - lr * weight_decay) - (lr * ratio) * update.to(param.dtype), momentum_buffer
+    return moved(param, update, kept=1 - lr * weight_decay, size=lr * ratio)[0], momentum_buffer
 
 
 class Muon(Optimizer):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compiledopt.algorithms.spectra import finite_or_zero
+from compiledopt.rules.products import add_product
 from compiledopt.rules.random import Key, normal
 
 
@@ -25,6 +26,14 @@ def spread(low: Tensor, from_left: Tensor | None, from_right: Tensor | None) -> 
     """L·x·R."""
     whole = low if from_left is None else from_left.to(low.dtype) @ low
     return whole if from_right is None else whole @ from_right.to(low.dtype)
+
+
+def moved_by(param: Tensor, low: Tensor, from_left: Tensor | None, from_right: Tensor | None, kept: Any, size: Any) -> Tensor:
+    """κ·θ − γ·L·x·R."""
+    if from_right is None:
+        assert from_left is not None
+        return add_product(param, from_left.to(low.dtype), low, kept, -size)
+    return add_product(param, spread(low, from_left, None), from_right.to(low.dtype), kept, -size)
 
 
 def singular_vectors(grad: Tensor, from_left: Tensor | None, from_right: Tensor | None) -> tuple[Any, Any]:

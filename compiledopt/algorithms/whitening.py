@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiledopt.algorithms.matrices import along, divided, gram, wide
+from compiledopt.algorithms.across import divided, gram
+from compiledopt.algorithms.matrices import along, wide
 from compiledopt.algorithms.spectra import largest_eigenvalue
 
 TINY = torch.finfo(torch.bfloat16).tiny

@@ -117,6 +117,8 @@ class Batch(ABC):
     executor: ClassVar[str]
     # What stands in for the gradients, where a batch is given something else to read (Backend.takes_sources).
     sources: Sequence[torch.Tensor] | None = None
+    # Whether a native call may take the rest of a step: the batch is prepared before it, and launched after it.
+    goes_beside: ClassVar[bool] = False
     # Whether another executor takes over where `prepare` refuses at once: the launcher's checks are stricter than torch's.
     falls_back: ClassVar[bool] = False
 

@@ -39,12 +39,24 @@ def operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _digest(function: Callable[..., Any]) -> str:
-    """Of the file, since a function calls others there; of the function alone where there is no file."""
+    """Of the file, since a function calls others there, and of those of the package that it has functions from; of the function
+    alone where there is no file."""
     try:
-        content = inspect.getsource(sys.modules[function.__module__]).encode()
+        content = "".join(inspect.getsource(sys.modules[name]) for name in sorted(_files(function.__module__, set()))).encode()
     except (OSError, TypeError):
         content = function.__code__.co_code + repr(function.__code__.co_consts).encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _files(module: str, known: set[str]) -> set[str]:
+    """A module and those of its package that it has functions from. Mutates: `known`."""
+    known.add(module)
+    package = module.partition(".")[0]
+    for value in list(vars(sys.modules[module]).values()):
+        home = getattr(value, "__module__", None) if inspect.isfunction(value) else None
+        if home and home not in known and home.partition(".")[0] == package and home in sys.modules:
+            _files(home, known)
+    return known
 
 
 def _no_number(*_: float) -> float:

@@ -1,4 +1,4 @@
-"""Products of matrices that round once, one by one and in stacks, and functions of whole matrices."""
+"""Products of matrices that round once, one by one, in stacks, and where the sum stands; and functions of whole matrices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compiledopt.rules.pieces import runner
 from compiledopt.torch_private import is_stacked
 
 Room = Sequence[Tensor]
@@ -44,14 +45,21 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return left @ right if out is None else torch.bmm(left, right, out=out)
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float, out: Tensor | None = None) -> Tensor:
-    """β·total + α·left·right, rounded once. out: where a stack goes, which may be that of `total`.
+def add_product(total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any, out: Tensor | None = None) -> Tensor:
+    """β·total + α·left·right, rounded once where β and α are plain numbers, or who runs the rule can read them. out: where a
+    stack goes, which may be that of `total`.
 
     torch.vmap takes addmm apart, so that it is rounded three times: twice the error of torch's Muon after five iterations in
     bfloat16, and a quarter more time.
     """
     if out is not None:
         return torch.baddbmm(total, left, right, beta=beta, alpha=alpha, out=out)
+    one, there = runner(), isinstance(total, Tensor)  # a transformation has a stand-in for the parameter
+    found = one.add_product(total, left, right, beta, alpha) if one is not None and there else None
+    if found is not None:
+        return found
+    if not there or isinstance(beta, Tensor) or isinstance(alpha, Tensor):
+        return beta * total + alpha * (left @ right)  # type: ignore[no-any-return]
     if not is_stacked(total):
         return torch.addmm(total, left, right, beta=beta, alpha=alpha)
     result: Tensor = _AddProduct.apply(total, left, right, beta, alpha)  # type: ignore[no-untyped-call]

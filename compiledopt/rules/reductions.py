@@ -15,7 +15,8 @@ from functools import cached_property
 
 import torch
 
-from compiledopt.rules.program import ELEMENTS, NUMBER, REDUCTIONS, Argument, Node, Program, node_args
+from compiledopt.rules.composed import SCALES
+from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, REDUCTIONS, Argument, Node, Program, node_args
 
 # Where an operand of a pass lives: among the tensors of the rule; in a buffer that is kept between passes; in a tile that is
 # reduced at once; among the 0-dim numbers of a parameter.
@@ -24,11 +25,23 @@ TENSOR, BUFFER, TILE, SLOT = range(4)
 
 @dataclass(frozen=True)
 class Operand:
-    """kind: where it lives; index: which one there; axes: those along which it varies."""
+    """kind: where it lives; index: which one there; axes: those along which it varies; size: elements of a block, of scales and
+    of what is packed."""
 
     kind: int
     index: int
     axes: int
+    size: int = 0
+
+    @property
+    def is_of_elements(self) -> bool:
+        """Whether it has something for each element of a parameter, or for each block of them."""
+        return self.axes in (ELEMENTS, BLOCKS, PACKED)
+
+    @property
+    def elements(self) -> int:
+        """That share one of its values."""
+        return self.size if self.axes == BLOCKS else 2 if self.axes == PACKED else 1
 
 
 @dataclass(frozen=True)
@@ -71,17 +84,18 @@ class Passes:
         """Whether the shape of a parameter does not matter."""
         return all(sweep.axes in (ELEMENTS, NUMBER) for sweep in self.sweeps) and not self.buffers
 
-    def bytes_per_element(self, dtypes: tuple[torch.dtype, ...]) -> tuple[int, int]:
-        """Read and written, of what has a parameter's size; what a second pass reads again is in the cache by then. dtypes: of
-        the rule's tensors."""
-        read, written = set(), set()
+    def bytes_per_element(self, dtypes: tuple[torch.dtype, ...]) -> tuple[float, float]:
+        """Read and written, of what has a parameter's size or a value for each block; what a second pass reads again is in the
+        cache by then. dtypes: of the rule's tensors."""
+        read, written = set[Operand](), set[Operand]()
         for sweep in self.sweeps:
             used = {arg for node in sweep.program.nodes for arg in node_args(node)} | set(sweep.program.outputs.values())
             for node, operand in zip(sweep.program.tensors, sweep.operands, strict=True):
-                if operand.kind == TENSOR and operand.axes == ELEMENTS:
-                    read |= {operand.index} if node in used else set()
-                    written |= {operand.index} if node.name in sweep.program.outputs else set()
-        return sum(dtypes[i].itemsize for i in read), sum(dtypes[i].itemsize for i in written)
+                if operand.kind == TENSOR and operand.is_of_elements:
+                    read |= {operand} if node in used else set()
+                    written |= {operand} if node.name in sweep.program.outputs else set()
+        each = {operand: dtypes[operand.index].itemsize / operand.elements for operand in read | written}
+        return sum(each[operand] for operand in read), sum(each[operand] for operand in written)
 
     @cached_property
     def text(self) -> str:
@@ -110,8 +124,8 @@ class _Cutter:
         for node in program.elementwise_part:
             if node.op in REDUCTIONS:
                 self._keep(node)
-            for arg in node_args(node):
-                if not arg.scalar and arg.op != "input" and arg.axes != node.axes and node.op not in REDUCTIONS:
+            for arg in node_args(node) if node.op not in (*REDUCTIONS, *SCALES) else ():
+                if not arg.scalar and arg.op != "input" and arg.axes not in (node.axes, BLOCKS):
                     self._keep(arg)
 
     def _keep(self, node: Node) -> None:
@@ -132,9 +146,10 @@ class _Cutter:
             assert isinstance(source, Node)
             products.setdefault(_order(self.levels.get(source, 0), source.axes), []).append(node)
         sweeps = [self._sweep(order[2], products[order], {}) for order in sorted(products)]
-        for axes in sorted({node.axes for node in self.program.tensor_outputs.values()}, key=_size, reverse=True):
-            outputs = {name: node for name, node in self.program.tensor_outputs.items() if node.axes == axes}
-            sweeps.append(self._sweep(axes, [], outputs))
+        found: dict[int, dict[str, Node]] = {}
+        for name, node in self.program.tensor_outputs.items():
+            found.setdefault(ELEMENTS if node.axes == BLOCKS else node.axes, {})[name] = node
+        sweeps += [self._sweep(axes, [], found[axes]) for axes in sorted(found, key=_size, reverse=True)]
         return Passes(tuple(sweeps), len(self.program.columns), self.numbers, tuple(self.buffers))
 
     def _sweep(self, axes: int, products: Iterable[Node], outputs: Mapping[str, Node]) -> Pass:
@@ -176,9 +191,12 @@ class _Sweep:
                 self._write(self.places[node], node)
         for name, node in outputs.items():
             index = next(i for i, tensor in enumerate(self.program.tensors) if tensor.name == name)
-            self._write(Operand(TENSOR, index, self.axes), node)
-        self._share_an_input()
-        program = Program(f"{self.program.rule}_pass", (*self.tensors, *self.columns), self.results)
+            self._write(self._home(index), node)
+        sizes = {node.name: operand.size for node, operand in self.tensors.items() if operand.size}
+        if not sizes:  # of a program with blocks, both parts do so by themselves
+            self._share_an_input()
+        inputs = (*self.tensors, *self.columns)
+        program = Program(f"{self.program.rule}_pass", inputs, self.results, sizes=sizes)
         order = list(self.tensors)
         reductions = tuple(Reduction(op, order.index(tile), target) for op, target, tile in reduced)
         columns = tuple(self.columns[node] for node in program.columns)
@@ -192,8 +210,14 @@ class _Sweep:
         self.results[home.name] = result
         return home
 
+    def _home(self, index: int) -> Operand:
+        """A tensor of the rule."""
+        tensor = self.program.tensors[index]
+        return Operand(TENSOR, index, tensor.axes, self.program.sizes.get(tensor.name, 0))
+
     def _tensor(self, operand: Operand) -> Node:
-        node = Node("input", (), False, f"t{len(self.tensors)}")
+        axes = operand.axes if operand.size else ELEMENTS
+        node = Node("input", (), False, f"t{len(self.tensors)}", axes=axes)
         self.tensors[node] = operand
         return node
 
@@ -217,8 +241,9 @@ class _Sweep:
         if place is not None:
             return self._tensor(place)
         if node.op == "input":
-            return self._tensor(Operand(TENSOR, self.program.tensors.index(node), node.axes))
-        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
+            return self._tensor(self._home(self.program.tensors.index(node)))
+        axes = BLOCKS if node.axes == BLOCKS else ELEMENTS
+        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line, axes=axes)
 
     def _share_an_input(self) -> None:
         """Let every result read one input, or Inductor makes a kernel of those that share none with the others."""

@@ -56,6 +56,10 @@ class Rule:
         function of the parameter and the index, or of those and {option: value}, and makes one of them, or None, which the
         list then has in that place.
 
+    never_negative: the states of which the author says that they are never below zero, where a program does not prove it, as
+        where the function multiplies matrices: they may be kept in codes without a sign (storage/), and then what is below zero
+        is NaN.
+
     added: those of the states that a transformation of the rule brought along (around/).
     follows_norm: whether its 0-dim states depend on `grad_norm`, so that they must be where the gradients are.
     in_blocks: {state: elements of a block} of the states that are scales of others, which are kept in blocks (storage/);
@@ -88,6 +92,7 @@ class Rule:
     every: Mapping[str, Turn] = field(default_factory=dict)
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None
     lists: Mapping[str, Count] = field(default_factory=dict)
+    never_negative: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -183,6 +188,7 @@ def rule(
     every: Mapping[str, str | Turn] | None = None,
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     lists: Mapping[str, Count] | None = None,
+    never_negative: Iterable[str] = (),
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of a function `(param, grad, *states, *, options) -> (param, *states)`; see `Rule` for the arguments.
 
@@ -218,6 +224,7 @@ def rule(
             every=turns,
             evaluated=evaluated,
             lists=dict(lists or {}),
+            never_negative=frozenset(never_negative),
         )
         _check_names(made)
         known = made.branches if elementwise else made.branches - {"first"}
@@ -250,6 +257,7 @@ def _check_noise(rule: str, states: Iterable[str], scalars: Iterable[str], spars
 def _check_names(rule: Rule) -> None:
     """Refuse declarations of arguments that the function does not have. Raises: TypeError, naming the argument."""
     states, options = rule.states, rule.options
+    like_params = tuple(state for state in states if state not in (*rule.scalars, *rule.shared))
     if "dtype" in options and rule.elementwise:
         raise TypeError(f"rule {rule.name}: the option `dtype` is for rules with elementwise=False")
     evaluated = [rule.evaluated] if isinstance(rule.evaluated, str) else _read_by(rule.evaluated or ())
@@ -264,11 +272,16 @@ def _check_names(rule: Rule) -> None:
         ("branches", sorted(rule.branches), options),
         ("static", sorted(rule.static), options),
         ("evaluated", evaluated, (*states, *options)),
+        ("never_negative", sorted(rule.never_negative), like_params),
         ("every", rule.every, options),
-        ("lists", rule.lists, tuple(state for state in states if state not in (*rule.scalars, *rule.shared, *rule.optional))),
+        ("lists", rule.lists, tuple(state for state in like_params if state not in rule.optional)),
         ("lists", [count for count in rule.lists.values() if isinstance(count, str)], tuple(rule.static)),
         ("every", [turn[0] for turn in rule.every.values() if isinstance(turn, tuple)], options),
     ):
         for name in names:
             if name not in known:
                 raise TypeError(f"rule {rule.name}: {kind} names {name!r}, which is none of {known}")
+    for name in sorted(rule.never_negative):
+        start = rule.initial.get(name, 0.0)
+        if isinstance(start, int | float) and start < 0:
+            raise TypeError(f"rule {rule.name}: never_negative names {name!r}, which starts from {start}")

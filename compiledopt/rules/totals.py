@@ -68,14 +68,16 @@ def _measure(program: Program, totals: tuple[Node, ...]) -> Measure:
     reads = tuple(index for index, tensor in enumerate(program.tensors) if tensor in used)
     places = tuple(Node("input", (), False, name) for name in values)
     outputs = {name: value for name, value in values.items() if isinstance(value, Node)}
-    if len(outputs) > 1:  # or Inductor makes a kernel of those that share no input with the others
+    sizes = {program.tensors[index].name: program.sizes.get(program.tensors[index].name, 0) for index in reads}
+    sizes = {name: size for name, size in sizes.items() if size}
+    if len(outputs) > 1 and not sizes:  # or Inductor makes a kernel of those that share no input with the others
         anchor = program.tensors[reads[0]] if reads else places[0]
         same = Node("eq", (anchor, anchor), False)
         outputs = {name: Node("where", (same, value, value), False) for name, value in outputs.items()}
     tensors = tuple(program.tensors[index] for index in reads)
     # With all sizes of the parameter, so that they have the places that they have for the update.
     numbers = (node for node in program.scalars if node in used or node.name.startswith(SIZES))
-    made = Program(f"{program.rule}_totals", (*tensors, *places, *numbers), outputs)
+    made = Program(f"{program.rule}_totals", (*tensors, *places, *numbers), outputs, sizes=sizes)
     return Measure(made, reads, totals)
 
 

@@ -296,7 +296,8 @@ def _before(name: str, node: Node, outputs: Mapping[str, Node]) -> Node:
 def _fitted(rule: Rule, name: str, value: Symbol, home: Symbol) -> Node:
     """A new value, spread over all that it is for. Raises: NotElementwise where it has another shape."""
     tracer, node = value.tracer, value.tracer.number(value.node)
-    if tracer.frame is None or home.node.scalar or (value.shaped == home.shaped and node.axes == home.node.axes):
+    like = node.axes == home.node.axes or home.node.axes == PACKED
+    if tracer.frame is None or home.node.scalar or (value.shaped == home.shaped and like):
         return node  # type: ignore[no-any-return]
     if value.node.axes != NUMBER and not tracer.spreads(value, home):
         raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")

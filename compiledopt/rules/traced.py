@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.author import NotElementwise, TraceError
+from compiledopt.rules.author import NotElementwise
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -30,7 +30,6 @@ from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
-IN_BLOCKS = "its states are kept in blocks, which a rule that reduces has on tensors alone"
 _traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
 
 
@@ -68,7 +67,7 @@ class Variant(Runnable):
         self.scalars = ScalarPart(program, scalar_names)
         self.axes = tuple(node.axes for node in program.tensors)
         self.passes = cut(program)
-        self.order = ANY_ORDER if self.passes.is_flat else order
+        self.order = ANY_ORDER if self.passes.is_flat and not program.blocks else order
 
 
 class Traced(Runnable):
@@ -202,10 +201,10 @@ class Traced(Runnable):
                 break
             except FedByTensors as state:
                 shape = replace(shape, fed=shape.fed | {state.name})
-        if program.blocks:
-            raise TraceError(IN_BLOCKS)
         scalars = tuple(name for name in self.scalar_names if name not in shape.fed)
         cut_by_columns = any(node.axes == MATRICES | COLUMNS for node in program.tensors)
+        if program.blocks:  # a backend refuses parameters that lie otherwise, and says so
+            return Variant(self.rule, program, scalars, ROW_AFTER_ROW | among << OUTER)
         if among:
             if cut_by_columns and order != ROW_AFTER_ROW:
                 return None

@@ -10,11 +10,11 @@ import torch
 
 from compiledopt.backends.batch import Choice, Entry
 from compiledopt.backends.distributed import is_distributed, local, reason_against
-from compiledopt.backends.eager.backend import CALLS, DIRECT, SEQUENCES, SPARSE
+from compiledopt.backends.eager.backend import CALLS, DIRECT, PIECED, SEQUENCES, SPARSE
 from compiledopt.backends.layout import NOT_DENSE, is_sparse, tensor_reason
 from compiledopt.backends.registry import compiled_for
 from compiledopt.errors import warn
-from compiledopt.rules.traced import IN_BLOCKS, Traced
+from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
 from compiledopt.step import choose
 from compiledopt.torch_private import is_known_tracer
@@ -81,11 +81,23 @@ def _special(entry: Entry, group: Mapping[str, Any]) -> Choice | None:
         if found is None:
             return None
         reason = found
-    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of, and one
-    # that would be compiled if its states were kept otherwise.
-    surprise = compiled and (traced.rule.elementwise or IN_BLOCKS in reason)
+    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
+    surprise = compiled and traced.rule.elementwise
     loop = group.get("foreach") is False or group.get("differentiable")
-    return Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
+    choice = Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
+    return _in_pieces(choice, entry, group) if compiled and not loop else choice
+
+
+def _in_pieces(choice: Choice, entry: Entry, group: Mapping[str, Any]) -> Choice:
+    """The same, and what of the rule is pointwise by kernels, where there are such for single tensors."""
+    if not PIECED.serves(entry.param.device) or is_distributed(entry.param) or tensor_reason(entry.param) is not None:
+        return choice
+    refusal = PIECED.refusal(entry, group)
+    if refusal is None:
+        return replace(choice, backend=PIECED)
+    return replace(
+        choice, reason=f"{choice.reason}, and of what is pointwise in it there are no kernels: {refusal}", fallback=True
+    )
 
 
 def _compiled(entry: Entry, group: Mapping[str, Any]) -> Choice:

@@ -20,10 +20,9 @@ def converted(rules: Sequence[Rule], groups: Sequence[Group], state: dict[Any, A
     """
     packed = dict(saved["state"])
     for rule, group, theirs in zip(rules, groups, saved["param_groups"], strict=True):
-        if not storage.is_asked(group) and not storage.is_asked(theirs):
-            continue
+        plain = not storage.is_asked(group) and not storage.is_asked(theirs)
         for param, number in zip(group["params"], theirs["params"], strict=True):
-            if number not in packed:
+            if number not in packed or (plain and not storage.left_over(packed[number], rule.states)):
                 continue
             found = _in_another_way(rule, theirs, group, param, packed[number])
             if found is not None:
@@ -53,4 +52,11 @@ def _in_another_way(rule: Rule, old: Group, new: Group, param: torch.Tensor, val
     known = around.derived(rule, new)
     before = storage.kept(known, {**new, **{name: old.get(name) for name in storage.OPTIONS}}, param)
     after = storage.kept(known, new, param)
-    return None if before == after else storage.converted(values, before, after, param)
+    if not storage.fits(values, before, after, param):
+        return None  # refused with the other states
+    found = values if before == after else storage.converted(values, before, after, param)
+    states = known.states if after is None or after.rounding is None else (*known.states, *after.rounding.states)
+    stale = storage.left_over(found, states)
+    if before == after and not stale:
+        return None
+    return {name: value for name, value in found.items() if name not in stale}

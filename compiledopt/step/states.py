@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compiledopt import storage
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
@@ -32,14 +33,16 @@ class StateMaker:
             return [self._make(*one, len(wanted) - number) for number, one in enumerate(wanted)]
 
     def _make(self, traced: Traced, param: torch.Tensor, group: Mapping[str, Any], expected: int) -> bool:
-        """expected: parameters that may follow, with this one."""
+        """expected: parameters that may follow, with this one. Raises: RuntimeError."""
         present = (*traced.scalar_names, *traced.states_of(param))
         if not present:
             return False  # and no empty dict: as torch's
         if param not in self.state:
             self.made.append((param, None))
         state = self.state[param]
+        _check_left_over(traced, param, state)
         missing = [name for name in traced.rule.states if name in present and state.get(name) is None]
+        _check_shaped(traced.rule, state, present, missing)
         for name in missing:
             self.made.append((param, name))
             if name in traced.rule.scalars:
@@ -74,6 +77,33 @@ class StateMaker:
                 self.state.pop(param, None)
             elif param in self.state:
                 self.state[param].pop(name, None)
+
+
+def _check_shaped(rule: Rule, state: Mapping[str, Any], present: Sequence[str], missing: Sequence[str]) -> None:
+    """Refuse options by which a parameter has other states than it has: in the middle of a run nobody could fill them
+    in. Raises: RuntimeError."""
+    if not any(name in state for name in rule.states if name not in rule.added):
+        return
+    shaped = [name for name in rule.states if rule.is_made_of_options(name)]
+    for name in shaped:
+        if name in missing or (name in state and name not in present):
+            has = "lacks" if name in missing else "has"
+            options = [option for option in rule.options if option in rule.static]
+            raise RuntimeError(
+                f"{rule.name}: a parameter {has} the state {name!r}, and by its group's options it should be otherwise. Set "
+                f"{', '.join(options)} back to what they were, or delete optimizer.state[param] to start afresh"
+            )
+
+
+def _check_left_over(traced: Traced, param: torch.Tensor, state: Mapping[str, Any]) -> None:
+    """Refuse what belongs to another `rounding` than the group's now: it would be lost, or be added one day to a parameter that
+    it does not belong to any more. Raises: RuntimeError."""
+    for name, rounding in storage.left_over(state, traced.rule.states).items():
+        raise RuntimeError(
+            f"state {name!r} is of rounding={rounding!r}, and {param.dtype} parameters of its group are "
+            "rounded otherwise now. To change `rounding` between steps, take state_dict(), set the group's, and "
+            f"load_state_dict() it, which leaves out {name!r}; or delete it from optimizer.state[param]"
+        )
 
 
 def _like(param: torch.Tensor, rule: Rule, value: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from compiledopt.backends.batch import Standing, Steady
+from compiledopt.backends.batch import Batch, Standing, Steady
 from compiledopt.step.plan import Plan
 from compiledopt.torch_private import observers
 
@@ -38,7 +38,9 @@ class Steadying:
 
 def made(optimizer: Any, plan: Plan) -> Steady | None:
     """What takes further steps of a plan that just ran, or None where Python must take part."""
-    owner, ways = plan.owner, {batch.steady for batch in plan.batches}
+    owner = plan.owner
+    native = [batch for batch in plan.batches if batch.steady is not None]
+    ways, others = {batch.steady for batch in native}, [batch for batch in plan.batches if batch.steady is None]
     around = owner.scaling is not None or owner.watched is not None or plan.totals.exist
     if (
         around
@@ -49,7 +51,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
         or not all(seen.fixed for seen in plan.seen)
     ):
         return None
-    if len(ways) != 1:
+    if len(ways) != 1 or not all(batch.goes_beside for batch in others):
         return None
     (make,) = ways
     if make is None:
@@ -58,7 +60,33 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     hooks = [(name, getattr(optimizer, name)) for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")]
     own = [("param_groups", owner.groups), ("state", owner.state), ("_swapped", False), ("_opt_called", True)]
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
-    batches = list(plan.batches)
     lists = plan.params, owner.state, plan.states, plan.waiting
-    measure = None if owner.clipping is None else partial(owner.measure, batches, again=False)
-    return make(Standing(batches, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure))
+    measure = None if owner.clipping is None else partial(owner.measure, list(plan.batches), again=False)
+    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure))
+    return Beside(taken, plan, others).step if others and taken is not None else taken
+
+
+class Beside:
+    """A step of which one native call takes a part, and batches from Python the rest.
+
+    The call sees whether anything changed, the flags of all groups included, and nothing is written before it agreed.
+    """
+
+    def __init__(self, native: Steady, plan: Plan, others: list[Batch]) -> None:
+        self.native, self.plan, self.others = native, plan, others
+        self.groups = sorted({entry.group for batch in others for entry in batch.entries})
+
+    def step(self, optimizer: Any) -> bool:
+        plan = self.plan
+        if not self.native.__self__.fits(optimizer):  # type: ignore[attr-defined]
+            return False
+        for index in self.groups:
+            plan.numbers[index] = plan.rules[index].read(plan.owner.groups[index]).numbers
+        if not all(batch.prepare() for batch in self.others) or not self.native(optimizer):
+            return False
+        for batch in self.others:
+            batch.launch()
+        return True
+
+    def steps(self) -> int:
+        return self.native.__self__.steps()  # type: ignore[attr-defined,no-any-return]

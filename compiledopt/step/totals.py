@@ -30,13 +30,8 @@ class Totals:
         """context: the one that reads the groups; kinds: the programs of each; tensors: whether no value may be read on the
         host. Raises: RuntimeError, where a rule cannot sum over parameters."""
         self.context, self.tensors = context, tensors
+        # However the values of a parameter are kept, its program has totals of the same names in the same rounds.
         self.programs = programs = [each.bare for each in kinds]
-        for each, program in zip(kinds, programs, strict=True):
-            if program.measures and not each.is_one:
-                raise RuntimeError(
-                    f"{context.owner} sums over all parameters, and then their values cannot be kept in another precision; "
-                    "leave out what the group says of that"
-                )
         self.steps: list[dict[str, Any]] = []
         self.fresh: list[tuple[torch.Tensor, Any]] = []  # shared states, and their new values
         self.exist = any(program.measures or program.rule.shared for program in programs)

@@ -9,6 +9,7 @@ import torch
 
 from compiledopt.rules.composed import largest, operation
 from compiledopt.storage.codec import Codec
+from compiledopt.storage.pieces import signed
 
 BLOCK = 32
 
@@ -25,7 +26,7 @@ def decode_int8(codes: Any, scale: Any) -> Any:
 def encode_int8(x: Any, scale: Any) -> Any:
     """q = round(126·2x / (a + |x|)): finer for the small. Divided first: 252·x is infinite for what is above 1.3e36."""
     size, above = x.abs(), torch.where(scale > 0, scale, 1.0)
-    special = torch.where(x == x, x.sign() * 127, -128.0)
+    special = torch.where(x == x, signed(127.0, x), -128.0)
     return torch.where(size < torch.inf, (252 * (x / (above + size))).round(), special)
 
 
@@ -38,13 +39,14 @@ def decode_uint8(codes: Any, scale: Any) -> Any:
 
 
 @operation
-def encode_uint8(x: Any, scale: Any) -> Any:
-    """q = round(253·√(x / a)), at least 1 where x > 0: a step divides by the root of such a state. Below 0 it is NaN."""
+def encode_uint8(root: Any, scale: Any) -> Any:
+    """q = round(253·√x / √a), at least 1 where x > 0: a step divides by the root of such a state. Below 0 it is NaN. root: √x,
+    which such a step has computed too."""
     inverse = 253 / torch.where(scale > 0, scale, 1.0).sqrt()
-    code = (x.sqrt() * inverse).round()
-    code = torch.where((x > 0) & (code < 1), 1.0, code)
-    special = torch.where(x > 0, 254.0, 255.0)
-    return torch.where((x >= 0) & (x < torch.inf), code, special)
+    code = (root * inverse).round()
+    code = torch.where((root > 0) & (code < 1), 1.0, code)
+    special = torch.where(root > 0, 254.0, 255.0)
+    return torch.where((root >= 0) & (root < torch.inf), code, special)
 
 
 class Int8(Codec):
@@ -72,4 +74,4 @@ class UInt8(Codec):
 
     def encode(self, values: Any, bits: Any) -> tuple[Any, Any]:
         scale = largest(values, self.block)
-        return encode_uint8(values, scale), scale
+        return encode_uint8(values.sqrt(), scale), scale

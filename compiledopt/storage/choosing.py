@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from compiledopt.storage.codec import Codec
 from compiledopt.storage.codecs import CODECS, asked_for
 from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS
-from compiledopt.storage.signs import never_negative
+from compiledopt.storage.signs import never_negative, never_written
 
 
 def is_asked(group: Mapping[str, Any]) -> bool:
@@ -60,6 +60,7 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
     asked, found = asked_for(group), dict[str, Codec | str]()
     unsigned = any(CODECS[name].unsigned for name in asked.values())
     positive = never_negative(rule, group) if unsigned else frozenset()
+    fixed = never_written(rule, group) if "*" in asked else frozenset()
     for name in rule.states_for(group):
         wish = asked.get(name, asked.get("*") if name not in rule.added else None)
         if wish is None or name in rule.scalars or name in rule.shared:
@@ -67,6 +68,8 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
         codec = CODECS[wish]
         codec = CODECS[codec.unsigned] if codec.unsigned and name in positive else codec
         reason = codec.objection(param, group.get(MIN_NUMEL)) or _unlike(rule, name, group, param)
+        if reason is None and name in fixed and name not in asked:
+            reason = "it is never written, and what is compared with it would be off by its rounding; ask for it by its name"
         found[name] = codec if reason is None else f"not as {wish}: {reason}"
     return found
 
@@ -76,9 +79,21 @@ def _unlike(rule: Rule, state: str, group: Mapping[str, Any], param: torch.Tenso
     if state in rule.lists:
         return "it is a list of tensors"
     made = rule.maker(state)
-    value = None if made is None else made(torch.empty(param.shape, dtype=param.dtype, device="meta"), group)
-    if made is None or value is None:
-        return None if made is None else "the parameter has no such state"
-    if value.shape != param.shape:
-        return f"it is of shape {tuple(value.shape)}, and the parameter of {tuple(param.shape)}"
+    if made is None:
+        return None
+    for shape in dict.fromkeys((tuple(param.shape), _unequal(param.shape))):
+        value = made(torch.empty(shape, dtype=param.dtype, device="meta"), group)
+        if value is None:
+            return "the parameter has no such state"
+        if tuple(value.shape) != shape:
+            return f"it is of shape {tuple(value.shape)} for a parameter of {shape}"
     return None if value.is_floating_point() else f"it is {value.dtype}".replace("torch.", "")
+
+
+def _unequal(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape with as many dimensions, no two alike: a square matrix has the shape that a matrix for one of its dimensions has,
+    and what is kept in float32 for others should not be kept in codes for that."""
+    found: list[int] = []
+    for size in shape:
+        found.append(next(many * size for many in range(1, len(shape) + 1) if many * size not in found or not size))
+    return tuple(found)

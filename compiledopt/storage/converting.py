@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.blocks import packed_shape, scales_of
 from compiledopt.storage.codec import SCALE
 from compiledopt.storage.cut import decoded, encoded
 from compiledopt.storage.derived import Kept
+
+
+def fits(values: Mapping[str, Any], before: Kept | None, after: Kept | None, param: torch.Tensor) -> bool:
+    """Whether what was kept so is of a parameter of this shape, as far as shapes tell: codes are read in the blocks of its."""
+    coded = {name: codec for name, codec, _ in (() if before is None else before.states)}
+    for name in {*coded, *(name for name, _, _ in (() if after is None else after.states))}:
+        codec, value, scale = coded.get(name), values.get(name), values.get(f"{name}_{SCALE}")
+        if not isinstance(value, torch.Tensor):
+            continue
+        wanted = packed_shape(param.shape) if codec and codec.packed else tuple(param.shape)
+        if tuple(value.shape) != wanted or (codec is None and not (value.is_floating_point() or value.is_complex())):
+            return False
+        blocks = scales_of(param.shape, codec.block) if codec and codec.block else None
+        if isinstance(scale, torch.Tensor) and blocks and tuple(scale.shape) != blocks:
+            return False
+    return True
 
 
 def converted(values: Mapping[str, Any], before: Kept | None, after: Kept | None, param: torch.Tensor) -> dict[str, Any]:

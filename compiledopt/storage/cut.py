@@ -17,7 +17,7 @@ def decoded(codec: Codec, codes: torch.Tensor, scale: torch.Tensor | None, param
         wide = torch.promote_types(torch.float32, codes.dtype) if codes.is_floating_point() else torch.float32
         return codec.decode(codes.to(wide), None)  # type: ignore[no-any-return]
     cut, axes = Blocks(local(param).shape, {"": codec.block}), PACKED if codec.packed else ELEMENTS
-    numbers = cut.into(as_operand(local(codes)), axes).to(torch.float32)
+    numbers = cut.into(as_operand(local(codes)), axes).to(torch.promote_types(torch.float32, param.dtype))
     found = cut.back(codec.decode(numbers, cut.into(local(scale), BLOCKS)), ELEMENTS)
     return placed_like(param, found, param.shape) if is_distributed(param) else found
 

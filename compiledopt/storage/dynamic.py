@@ -10,15 +10,11 @@ import torch
 
 from compiledopt.rules.composed import largest, operation
 from compiledopt.storage.codec import Codec
+from compiledopt.storage.pieces import at_least, at_most, share_of, signed
 
 BLOCK, DECADES = 256, 7
 SOURCE = "Dettmers et al. 2022, arXiv:2110.02861, as in bitsandbytes and torchao; the largest are 1 and what is not finite"
 FIRST, FIRST_UNSIGNED = 1, 2  # values of the lowest decade
-
-
-def share_of(size: Any, scale: Any) -> Any:
-    """size / scale, 0 where that is. Divided for each element: the inverse of a tiny scale is infinite."""
-    return size / torch.where(scale > 0, scale, 1.0)
 
 
 def level(number: Any, first: int, decades: int) -> Any:
@@ -28,7 +24,7 @@ def level(number: Any, first: int, decades: int) -> Any:
     for i in range(decades):
         unit = 10.0 ** (i + 1 - decades)
         line = (number + 0.5) * (0.9 * unit / (first * 2**i)) - 0.8 * unit
-        found = line if found is None else torch.maximum(found, line)
+        found = line if found is None else torch.where(line > found, line, found)
     return found
 
 
@@ -38,7 +34,7 @@ def nearest_level(share: Any, first: int, decades: int) -> Any:
     for i in range(decades):
         unit = 10.0 ** (i + 1 - decades)
         line = share * (first * 2**i / (0.9 * unit)) + 0.8 / 0.9 * (first * 2**i)
-        place = line if place is None else torch.minimum(place, line)
+        place = line if place is None else torch.where(line < place, line, place)
     number = place.floor()  # type: ignore[union-attr]
     # The first of a decade, a power of two, is farther from the one below it than half a part of its own decade.
     is_first = (number.to(torch.float32).view(torch.int32) & 0x7FFFFF) == 0
@@ -60,8 +56,8 @@ def encode_dynamic8(x: Any, scale: Any) -> Any:
     """q = ±(the number of the level nearest to |x| / a)."""
     size = x.abs()
     share = share_of(size, scale)
-    number = torch.where(share > 0.982421875, 126.0, nearest_level(share, FIRST, DECADES).clamp(0, 125))
-    special = torch.where(x == x, x.sign() * 127, -128.0)
+    number = torch.where(share > 0.982421875, 126.0, at_most(nearest_level(share, FIRST, DECADES), 125.0))
+    special = torch.where(x == x, signed(127.0, x), -128.0)
     return torch.where(size < torch.inf, torch.copysign(number, x), special)
 
 
@@ -76,7 +72,7 @@ def decode_udynamic8(codes: Any, scale: Any) -> Any:
 def encode_udynamic8(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, at least 1 where x > 0: a step divides by the root of such a state."""
     share = share_of(x, scale)
-    number = nearest_level(share, FIRST_UNSIGNED, DECADES).clamp(2, 253)
+    number = at_most(at_least(nearest_level(share, FIRST_UNSIGNED, DECADES), 2.0), 253.0)
     code = torch.where(x > 0, torch.where(share > 0.9912109375, 253.0, number - 1), 0.0)
     special = torch.where(x > 0, 254.0, 255.0)
     return torch.where((x >= 0) & (x < torch.inf), code, special)

@@ -9,7 +9,7 @@ import torch
 
 from compiledopt.rules.composed import largest, operation
 from compiledopt.storage.codec import Codec
-from compiledopt.storage.dynamic import share_of
+from compiledopt.storage.pieces import share_of
 
 MOST, SMALLEST_NORMAL = 448.0, 2.0**-6
 PLACES, BIAS = 20, 120  # of float32's significand beyond 3; of float32's exponent beyond that of 4 bits
@@ -35,7 +35,8 @@ def encode_float8(x: Any, scale: Any) -> Any:
     bits = share.to(torch.float32).view(torch.int32)
     normal = ((bits + ((1 << (PLACES - 1)) - 1) + ((bits >> PLACES) & 1)) >> PLACES) - (BIAS << 3)
     code = torch.where(share < SMALLEST_NORMAL, (share * 2.0**9).round(), normal.to(x.dtype))
-    code = torch.maximum(code.clamp(0, 126), torch.where(size > 0, 1.0, 0.0)) + torch.where(x < 0, 128.0, 0.0)
+    least = torch.where(size > 0, 1.0, 0.0)
+    code = torch.where(code > least, code, least) + torch.where(x < 0, 128.0, 0.0)
     special = torch.where(x == x, torch.where(x > 0, 255.0, 128.0), 127.0)
     return torch.where(size < torch.inf, code, special)
 

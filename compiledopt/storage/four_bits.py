@@ -9,7 +9,8 @@ import torch
 
 from compiledopt.rules.composed import marked_largest, operation
 from compiledopt.storage.codec import Codec
-from compiledopt.storage.dynamic import level, nearest_level, share_of
+from compiledopt.storage.dynamic import level, nearest_level
+from compiledopt.storage.pieces import at_most, share_of
 
 BLOCK, DECADES = 128, 3
 
@@ -35,7 +36,7 @@ def encode_int4(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, the largest size exactly."""
     size, most = x.abs(), torch.where(is_marked(scale), 6.0, 7.0)
     share = share_of(size, scale.abs())
-    number = torch.where((share > 0.83125) & (most > 6), 7.0, nearest_level(share, 1, DECADES).clamp(0, 6))
+    number = torch.where((share > 0.83125) & (most > 6), 7.0, at_most(nearest_level(share, 1, DECADES), 6.0))
     code = number + torch.where((x < 0) & (number > 0), 8.0, 0.0)
     special = torch.where(x == x, torch.where(x > 0, 7.0, 15.0), 8.0)
     return torch.where(size < torch.inf, code, special)
@@ -53,7 +54,8 @@ def decode_uint4(codes: Any, scale: Any) -> Any:
 def encode_uint4(x: Any, scale: Any) -> Any:
     """q = round(16·x / a) − 1, and 0 for what is smaller: a step divides by the root of such a state."""
     most = torch.where(is_marked(scale), 13.0, 15.0)
-    code = torch.minimum(((share_of(x, scale.abs()) * 16).round() - 1).clamp(0, 15), most)
+    number = (share_of(x, scale.abs()) * 16).round() - 1
+    code = torch.where(number < most, torch.where(number > 0, number, 0.0), most)
     return torch.where(x.abs() < torch.inf, code, torch.where(x > 0, 14.0, 15.0))
 
 

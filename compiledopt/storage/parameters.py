@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -72,3 +73,10 @@ class Split(Rounding):
 
 ROUNDINGS: dict[str, Rounding] = {one.name: one for one in (Stochastic(), Compensated(), Split())}
 NEAREST_NAME = "nearest"
+
+
+def left_over(values: Iterable[str], states: Iterable[str]) -> dict[str, str]:
+    """{state: whose it is} of the roundings' states among `values` that a rule with these states does not read."""
+    known = set(states)
+    owners = {state: one.name for one in ROUNDINGS.values() for state in one.states}
+    return {name: owners[name] for name in values if name in owners and name not in known}

@@ -1,4 +1,5 @@
-"""Which states are never negative, proved from the program: squares, averages of squares, maxima of those."""
+"""What a program proves of states: which are never negative (squares, averages of squares, maxima of those; or said to be), and
+which are never written."""
 
 from __future__ import annotations
 
@@ -22,18 +23,28 @@ NOT_NEGATIVE = re.compile(r"lr|eps(\[\d\])?|step|weight_decay|n_averaged|first")
 
 
 def never_negative(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
-    """The states that stay at or above zero once they start there, whatever the gradients are."""
+    """The states that stay at or above zero once they start there, whatever the gradients are; and those of which the rule's
+    author says so."""
+    program, said = _program(rule, group), rule.never_negative & set(rule.states_for(group))
+    if program is None:
+        return said
+    candidates = {name for name in program.tensor_outputs if name != "param"}
+    candidates = {name for name in candidates if rule.maker(name) is None and rule.initial_value(name, group) >= 0}
+    candidates |= said & set(program.tensor_outputs)
+    while True:  # the largest set of which each is so if all are
+        known: dict[Node, Interval] = {}
+        failing = {name for name in candidates - said if _interval(program.outputs[name], candidates, known)[0] < 0}
+        if not failing:
+            return frozenset(candidates | said)
+        candidates -= failing
+
+
+def never_written(rule: Rule, group: Mapping[str, Any]) -> frozenset[str]:
+    """The states that stay what they start from, such as a copy of the parameter at first."""
     program = _program(rule, group)
     if program is None:
         return frozenset()
-    candidates = {name for name in program.tensor_outputs if name != "param"}
-    candidates = {name for name in candidates if rule.maker(name) is None and rule.initial_value(name, group) >= 0}
-    while True:  # the largest set of which each is so if all are
-        known: dict[Node, Interval] = {}
-        failing = {name for name in candidates if _interval(program.outputs[name], candidates, known)[0] < 0}
-        if not failing:
-            return frozenset(candidates)
-        candidates -= failing
+    return frozenset(node.name for node in program.tensors if program.outputs.get(node.name) is node)
 
 
 def _program(rule: Rule, group: Mapping[str, Any]) -> Program | None:

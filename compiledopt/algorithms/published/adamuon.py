@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
@@ -12,7 +13,7 @@ from compiledopt.rules.rule import rule
 from compiledopt.rules.spellings import op
 
 
-@rule(scalars=("step",), static=("ns_steps",), elementwise=False)
+@rule(scalars=("step",), static=("ns_steps",), elementwise=False, never_negative=("v_buffer",))
 @with_maximize
 def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, momentum, nesterov, ns_steps, beta2, eps):
     step = step + 1
@@ -21,7 +22,7 @@ def adamuon(param, grad, step, momentum_buffer, v_buffer, *, lr, weight_decay, m
     v_buffer = beta2 * v_buffer + (1 - beta2) * update * update
     update = update / ((v_buffer / (1 - beta2**step)).sqrt() + eps)
     size = 0.2 * lr * op("sqrt", param.numel()) / (update.norm() + eps)
-    return param * (1 - lr * weight_decay) - size * update, step, momentum_buffer, v_buffer
+    return moved(param, update, kept=1 - lr * weight_decay, size=size)[0], step, momentum_buffer, v_buffer
 
 
 class AdaMuon(Optimizer):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import adam_direction, moved
 from compiledopt.algorithms.low_rank import OF_RANK, left, moment, norm, right
-from compiledopt.algorithms.parts import moments, with_maximize
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, is_tall, length, projected, random
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -29,6 +30,7 @@ GROWTH = 1.01  # of the update's norm from one step to the next, at most: Fira's
     branches=("first",),
     every={"due": ("update_proj_gap", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def apollo_adamw(
@@ -60,15 +62,17 @@ def apollo_adamw(
         words = key(seed.long(), step.long(), number.long())
         random_left, random_right = random(words, random_left), random(words, random_right)
     low = grad if plain else projected(grad, random_left, random_right)
-    exp_avg, exp_avg_sq = moments(low, exp_avg, exp_avg_sq, betas)
-    update = exp_avg / (exp_avg_sq.sqrt() + eps)
-    if not plain:
+    update, exp_avg, exp_avg_sq = adam_direction(low, exp_avg, exp_avg_sq, betas=betas, eps=eps)
+    corrected, kept = bias_corrected(lr, step + 1, betas, correct_bias), 1 - lr * weight_decay
+    if plain:
+        param = (param - corrected * update) * kept
+    else:
         dims = (0, 1) if scale_type == "tensor" else (1,) if is_tall(param) else (0,)
         update = grad * (length(update, dims) / (length(low, dims) + 1e-8))
         size = length(update, (0, 1))
         limiter = size.new_ones(1, 1) if first else (size / (scaled_grad + 1e-8)).clamp_min(GROWTH) / GROWTH
-        scaled_grad, update = size / limiter, update * (scale.sqrt() / limiter)
-    param = (param - bias_corrected(lr, step + 1, betas, correct_bias) * update) * (1 - lr * weight_decay)
+        param = moved(param, update, kept=kept, size=kept * corrected * scale.sqrt() / limiter)[0]
+        scaled_grad = size / limiter
     return param, step + 1, number, random_left, random_right, exp_avg, exp_avg_sq, scaled_grad
 
 

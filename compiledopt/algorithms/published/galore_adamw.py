@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import adam_direction
 from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, right
-from compiledopt.algorithms.parts import moments, with_maximize
-from compiledopt.algorithms.projections import bias_corrected, projected, singular_vectors, spread
+from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.projections import bias_corrected, moved_by, projected, singular_vectors
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -19,6 +20,7 @@ from compiledopt.rules.rule import rule
     branches=("first",),
     every={"due": ("update_proj_gap", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def galore_adamw(
@@ -47,10 +49,12 @@ def galore_adamw(
     if not plain and (first or due):
         ortho_left, ortho_right = singular_vectors(grad, ortho_left, ortho_right)
     low = grad if plain else projected(grad, ortho_left, ortho_right)
-    exp_avg, exp_avg_sq = moments(low, exp_avg, exp_avg_sq, betas)
-    update = exp_avg / (exp_avg_sq.sqrt() + eps)
-    update = update if plain else scale * spread(update, ortho_left, ortho_right)
-    param = (param - bias_corrected(lr, step, betas, correct_bias) * update) * (1 - lr * weight_decay)
+    update, exp_avg, exp_avg_sq = adam_direction(low, exp_avg, exp_avg_sq, betas=betas, eps=eps)
+    size, kept = bias_corrected(lr, step, betas, correct_bias), 1 - lr * weight_decay
+    if plain:
+        param = (param - size * update) * kept
+    else:
+        param = moved_by(param, update, ortho_left, ortho_right, kept, kept * scale * size)
     return param, step, ortho_left, ortho_right, exp_avg, exp_avg_sq
 
 

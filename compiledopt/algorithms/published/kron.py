@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.annealing import is_due
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.matrices import along
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.whitening import factor, learned
@@ -53,8 +54,8 @@ def kron(
         noise = normal(key(seed.long(), step.long(), number.long()), grad.shape).to(grad)
         Q = learned(Q, debiased if momentum_into_precond_update else grad, noise, precond_lr)
     update = along(along(debiased, Q, back=True), Q)
-    update = update * (1.1 / ((update * update).mean().sqrt() + 1e-8)).clamp_max(1.0)
-    return param * (1 - lr * weight_decay) - lr * update, step + 1, number, momentum_buffer, Q
+    size = lr * (1.1 / ((update * update).mean().sqrt() + 1e-8)).clamp_max(1.0)
+    return moved(param, update, kept=1 - lr * weight_decay, size=size)[0], step + 1, number, momentum_buffer, Q
 
 
 class Kron(Optimizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor
@@ -20,7 +21,7 @@ def normuon(param, grad, momentum_buffer, second_momentum_buffer, *, lr, weight_
     second_momentum_buffer = second_momentum_buffer.lerp((update * update).mean(-1, keepdim=True), 1 - beta2)
     scaled = update / (second_momentum_buffer.sqrt() + 1e-10)
     size = lr * lr_ratio(None, *param.shape) * update.norm() / (scaled.norm() + 1e-10)
-    return param * (1 - lr * weight_decay) - size * scaled, momentum_buffer, second_momentum_buffer
+    return moved(param, scaled, kept=1 - lr * weight_decay, size=size)[0], momentum_buffer, second_momentum_buffer
 
 
 class NorMuon(Optimizer):

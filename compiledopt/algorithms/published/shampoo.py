@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiledopt.algorithms.matrices import along, dimensions, gram, square
-from compiledopt.algorithms.parts import with_either_decay, with_maximize
+from compiledopt.algorithms.directions import add_gram, moved, moved_along
+from compiledopt.algorithms.matrices import along, dimensions, square
+from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.algorithms.spectra import inverse_root
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -54,17 +55,20 @@ def shampoo(
     due,
     first,
 ):
-    param, grad = with_either_decay(param, grad, lr, weight_decay, weight_decouple)
-    kept, order = torch.where(beta2 < 1, 1 - beta2, 1.0), 2 * sum(each is not None for each in pre_cond)
-    pre_cond = [None if old is None else beta2 * old + kept * gram(grad, i) for i, old in enumerate(pre_cond)]
+    kept = 1 - lr * weight_decay if weight_decouple else 1.0
+    grad = grad if weight_decouple else with_decay(param, grad, weight_decay)
+    share, order = torch.where(beta2 < 1, 1 - beta2, 1.0), 2 * sum(each is not None for each in pre_cond)
+    pre_cond = [None if old is None else add_gram(old, grad, i, beta2, share) for i, old in enumerate(pre_cond)]
     if order and (first or due):
         inv_pre_cond = [None if new is None else inverse_root(new, order, matrix_eps) for new in pre_cond]
+    if order and not grafting and momentum_buffer is None:
+        return moved_along(param, grad, inv_pre_cond, kept, lr), step + 1, None, pre_cond, inv_pre_cond
     update = along(grad, inv_pre_cond) if order else grad
     if grafting:
         update = update * (grad.norm() / (update.norm() + 1e-16))
     if momentum_buffer is not None:
         momentum_buffer = update = momentum * momentum_buffer + update
-    return param - lr * update, step + 1, momentum_buffer, pre_cond, inv_pre_cond
+    return moved(param, update, kept=kept, size=lr)[0], step + 1, momentum_buffer, pre_cond, inv_pre_cond
 
 
 class Shampoo(Optimizer):

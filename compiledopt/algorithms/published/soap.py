@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from compiledopt.algorithms.across import gram
 from compiledopt.algorithms.bases import eigenbasis, turned
-from compiledopt.algorithms.matrices import along, dimensions, gram, square
-from compiledopt.algorithms.parts import moments, with_maximize
+from compiledopt.algorithms.directions import adam_direction, add_gram, moved_along, of_size_one
+from compiledopt.algorithms.matrices import along, dimensions, square
+from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -28,6 +30,7 @@ def _matrix(param: Any, index: int, options: dict[str, Any]) -> Any:
     branches=("first",),
     every={"due": ("precondition_frequency", 1)},
     elementwise=False,
+    never_negative=("exp_avg_sq",),
 )
 @with_maximize
 def soap(
@@ -57,21 +60,26 @@ def soap(
     if not plain and first:
         GG = [None if old is None else (1 - beta) * gram(grad, index) for index, old in enumerate(GG)]
         return param, step + 1, exp_avg, exp_avg_sq, GG, [None if old is None else eigenbasis(old) for old in GG]
-    projected = grad if plain else along(grad, Q)
-    exp_avg, exp_avg_sq = moments(projected, exp_avg, exp_avg_sq, betas)
-    update = exp_avg / (exp_avg_sq.sqrt() + eps)
+    update, exp_avg, exp_avg_sq = adam_direction(grad if plain else along(grad, Q), exp_avg, exp_avg_sq, betas=betas, eps=eps)
     since = step.clamp_min(1.0)  # without the first
     size = lr * (1 - betas[1] ** since) ** 0.5 / (1 - betas[0] ** since) if correct_bias else lr
-    update = update if plain else along(update, Q, back=True)
     if normalize_grads:
-        update = update / (1e-30 + (update * update).mean().sqrt())
+        update = of_size_one(update if plain else along(update, Q, back=True))
     if plain:  # the first gradient is left out here as well
         param = (param - (1.0 - first) * size * update) * (1 - (1.0 - first) * lr * weight_decay)
         return param, step + 1, (1.0 - first) * exp_avg, (1.0 - first) * exp_avg_sq, GG, Q
-    GG = [None if old is None else old.lerp(gram(grad, index), 1 - beta) for index, old in enumerate(GG)]
+    param = moved_along(
+        param,
+        update,
+        [None] * len(Q) if normalize_grads else Q,
+        1 - lr * weight_decay,
+        (1 - lr * weight_decay) * size,
+        back=True,
+    )
+    GG = [None if old is None else add_gram(old, grad, index, beta, 1 - beta) for index, old in enumerate(GG)]
     if due:
         Q, exp_avg, exp_avg_sq = turned(GG, Q, exp_avg, exp_avg_sq)
-    return (param - size * update) * (1 - lr * weight_decay), step + 1, exp_avg, exp_avg_sq, GG, Q
+    return param, step + 1, exp_avg, exp_avg_sq, GG, Q
 
 
 class SOAP(Optimizer):

@@ -8,7 +8,7 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule(scalars=("step",), elementwise=False)
+@rule(scalars=("step",), elementwise=False, never_negative=("exp_avg_sq",))
 @with_maximize
 def stable_adamw(param, grad, step, exp_avg, exp_avg_sq, *, lr, betas, weight_decay, eps):
     beta1, beta2 = betas

@@ -58,11 +58,12 @@ class Cut:
                     self._keep(arg)
 
     def _keep(self, node: Argument) -> None:
-        if not isinstance(node, Node) or node.op == "input":
-            raise CompileError(f"{self.program.rule} keeps a value in blocks that it does not compute")
+        if not isinstance(node, Node):
+            raise CompileError(f"{self.program.rule} keeps a number in blocks")
         self.tiles.setdefault(node, len(self.tiles))
 
     def parts(self) -> list[Part]:
+        """What comes before scales are known, and what after; of which one may have no outputs."""
         outputs = {name: node for name, node in self.program.tensor_outputs.items() if node not in self.scales}
         first = {name: node for name, node in outputs.items() if node not in self.late}
         last = {name: node for name, node in outputs.items() if node in self.late}
@@ -122,63 +123,65 @@ class _Part:
             return self._number(("largest", self.cut.scales[node]))
         if node.scalar:
             return self._number(("column", program.columns.index(node)))
+        if self.late and node in self.cut.tiles:
+            return self._tensor(("tile", self.cut.tiles[node]))
         if node.op == "input":
             index = program.tensors.index(node)
             return self._number(("scale", index)) if node.axes == BLOCKS else self._tensor(self._home(index))
-        if self.late and node in self.cut.tiles:
-            return self._tensor(("tile", self.cut.tiles[node]))
         return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
 
 
 Lower = Callable[[Program, Sequence[torch.dtype], str], tuple[list[str], list[tuple[str, int]], Sequence[str]]]
 
 
-def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str) -> list[str]:
-    """The functions of both parts, and `run` over a piece that begins with a block. lower: a program to the lines of a
-    function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic. Raises:
+def with_headers(functions: list[str]) -> list[str]:
+    """The functions of a file, after what those call."""
+    vectors = ["#ifndef PLAIN", lanes.HEADER, "#endif"] if any("lanes::" in line for line in functions) else []
+    return [HEADER, *vectors, *functions]
+
+
+def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar: str, suffix: str = "") -> list[str]:
+    """The functions of both parts, and `run` with this suffix over a piece that begins with a block. lower: a program to the
+    lines of a function with a suffix to its name, its arguments and their types; scalar: the C type of the arithmetic. Raises:
     CompileError."""
     size, step = program.blocks[0], program.blocks[-1]
     odd = [one for one in program.blocks if size % one or one % step]
     if odd:
         raise CompileError(f"blocks of {size}, {odd[0]} and {step} do not divide each other")
-    writer = _Writer(program, dtypes, scalar, Cut(program))
-    bodies, calls = [], []
+    writer = _Writer(program, dtypes, scalar, Cut(program), suffix)
+    bodies: list[list[str]] = []
+    calls: list[list[str]] = [[], []]
     for number, part in enumerate(writer.cut.parts()):
+        if not part.program.outputs:
+            continue
         wide = {"float": torch.float32, "double": torch.float64}[scalar]
         kinds = [wide if kind == "tile" else dtypes[index] for kind, index in part.operands]
-        body, arguments, types = lower(part.program, kinds, str(number))
+        body, arguments, types = lower(part.program, kinds, f"{suffix}_{number}")
         bodies.append(body)
-        calls.append(writer.call(part, number, arguments, types))
-    return [HEADER, *_either(bodies, scalar), *writer.block(calls), *writer.run()]
+        calls[number] = writer.call(part, number, arguments, types)
+    return [*_either(bodies, scalar), *writer.block(calls), *writer.run()]
 
 
 def _either(bodies: Sequence[list[str]], scalar: str) -> list[str]:
     """The functions on vectors, and the plain ones for a compiler that does not take those."""
     plain = [line for body in bodies for line in body]
     made = [lanes.vectored(body) if scalar == "float" else None for body in bodies]
+    slow, fast = ("#define largest_finite plain_largest_finite", "#define largest_finite lanes::largest_finite")
     if any(one is None for one in made):
-        return ["#define largest_finite plain_largest_finite", *plain]
+        return ["#undef largest_finite", slow, *plain]
     vectors = [line for one in made if one is not None for line in one]
-    return [
-        "#ifndef PLAIN",
-        lanes.HEADER,
-        "using lanes::largest_finite;",
-        *vectors,
-        "#else",
-        "#define largest_finite plain_largest_finite",
-        *plain,
-        "#endif",
-    ]
+    return ["#undef largest_finite", "#ifndef PLAIN", fast, *vectors, "#else", slow, *plain, "#endif"]
 
 
 @dataclass(eq=False)
 class _Writer:
-    """Writes what calls the parts. scalar: the C type of the arithmetic."""
+    """Writes what calls the parts. scalar: the C type of the arithmetic; suffix: to the names of functions."""
 
     program: Program
     dtypes: Sequence[torch.dtype]
     scalar: str
     cut: Cut
+    suffix: str
 
     def __post_init__(self) -> None:
         self.size, self.step = self.program.blocks[0], self.program.blocks[-1]
@@ -220,7 +223,7 @@ class _Writer:
         return [
             f"    for (int s = 0; s < {self.size}; s += {self.step}) {{",
             f"      const {self.scalar} numbers{number}[{count}] = {{{numbers}}};",
-            f"      kernel{number}({', '.join(given)});",
+            f"      kernel{self.suffix}_{number}({', '.join(given)});",
             "    }",
         ]
 
@@ -229,7 +232,7 @@ class _Writer:
         place = ", const Places& place" if self.program.is_random else ""
         return [
             "static inline __attribute__((always_inline))",
-            f"void block(const {self.scalar}* columns, char* const* data, int count{place}) {{",
+            f"void block{self.suffix}(const {self.scalar}* columns, char* const* data, int count{place}) {{",
             *(f"    alignas(64) {self.scalar} tile{index}[{self.size}];" for index in self.cut.tiles.values()),
             *(f"    alignas(64) uint8_t codes{i}[{self.size}];" for i in self.packed),
             *(
@@ -271,7 +274,7 @@ class _Writer:
         row_of, names = [self._bytes(i, "row") for i in range(len(bytes_of))], range(len(bytes_of))
         columns = ", ".join(f"({self.scalar}) table[{i}]" for i in range(len(self.program.columns))) or "0"
         return [
-            'extern "C" void run(void* const* pointers, const double* table, int64_t length) {',
+            f'extern "C" void run{self.suffix}(void* const* pointers, const double* table, int64_t length) {{',
             f"  const {self.scalar} columns[{max(len(self.program.columns), 1)}] = {{{columns}}};",
             *random,
             f"  const int64_t row = ((const int64_t*) pointers[{len(self.dtypes)}])[1], blocks = row / {self.size};",
@@ -281,7 +284,7 @@ class _Writer:
             "    for (int64_t b = 0; b < blocks; ++b) {",
             *(f"      {_ask_for(i, count, self.size)}" for i, count in enumerate(bytes_of)),
             f"      char* const data[] = {{{', '.join(f't{i} + b * {count}' for i, count in enumerate(bytes_of))}}};",
-            f"      block(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
+            f"      block{self.suffix}(columns, data, {self.size}{f', place + b * {self.size}' if random else ''});",
             "    }",
             "    if (rest) {",
             *self.rest(bytes_of),
@@ -303,7 +306,7 @@ class _Writer:
             *(f"      alignas(64) char own{i}[{bytes_of[i]}];" for i in own),
             *(f"      take<{bytes_of[i]}>(own{i}, {at[i]}, {self._bytes(i, 'rest')});" for i in own),
             f"      char* const data[] = {{{', '.join(f'own{i}' if i in own else at[i] for i in range(len(at)))}}};",
-            f"      block(columns, data, rest{place});",
+            f"      block{self.suffix}(columns, data, rest{place});",
             *(f"      give<{bytes_of[i]}>({at[i]}, own{i}, {self._bytes(i, 'rest')});" for i in written),
         ]
 

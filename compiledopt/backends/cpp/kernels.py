@@ -22,7 +22,17 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks, draws
-from compiledopt.backends.cpp.sources import HERE, functions, kernel_source, loops, passes_source, prefix, totals, totals_source
+from compiledopt.backends.cpp.sources import (
+    HERE,
+    functions,
+    kernel_source,
+    loops,
+    passes_source,
+    prefix,
+    shared,
+    totals,
+    totals_source,
+)
 from compiledopt.errors import CompileError, PassingCompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
@@ -133,13 +143,21 @@ def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def passes_driver() -> Kernel:
     """What runs passes one after the other over many parameters. Raises: CompileError."""
+    return _driver("passes")
 
+
+def pieces_driver() -> Kernel:
+    """What runs a kernel over tensors that are given by their addresses. Raises: CompileError."""
+    return _driver("pieces")
+
+
+def _driver(kind: str) -> Kernel:
     def find() -> Kernel:
-        source = _with_runtime("passes.cpp")
-        name = cache.key("passes", source, KERNEL_FLAGS)
+        source = _with_runtime(f"{kind}.cpp")
+        name = cache.key(kind, source, KERNEL_FLAGS)
         return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 
-    return _remembered(("passes", ()), find)
+    return _remembered((kind, ()), find)
 
 
 def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
@@ -147,7 +165,7 @@ def totals_kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     follow them. Raises: CompileError with the reason."""
     source = functools.partial(totals_source, program, tuple(dtypes))
     text = f"totals of {program.kernel_text}"
-    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals()), source))
+    return _remembered((text, tuple(dtypes)), lambda: _find_kernel(_name(text, dtypes, totals() + shared()), source))
 
 
 def _remembered(identity: tuple[str, tuple[torch.dtype, ...]], find: Callable[[], Kernel]) -> Kernel:

@@ -279,6 +279,15 @@ INLINE F select(M condition, float a, float b) { return chosen(condition, F(a), 
 INLINE I select(M condition, I a, I b) { return chosen(condition, a, b); }
 INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & b); }
 
+// a > b ? a : b and a < b ? a : b.
+#define EXTREME(name, sign, of_floats)                                                                       \
+  template <class A, class B> INLINE auto name(A a, B b) { return select(a sign b, a, b); } \
+  INLINE F name(F a, F b) { return of_floats(a, b); }                                                        \
+  INLINE F name(F a, float b) { return of_floats(a, F(b)); }                                                 \
+  INLINE F name(float a, F b) { return of_floats(F(a), b); }
+EXTREME(larger_of, >, larger)
+EXTREME(smaller_of, <, smaller)
+
 // Of a block, the largest finite size among the first `count`. Sizes are in the order of their bits; what is not finite is left
 // out where there is any, and the result has a minus there if it is to be marked.
 template <int n, bool marked = false> INLINE float largest_finite(const float* values, int count) {

@@ -29,8 +29,23 @@ def vectored(lines: Sequence[str]) -> list[str] | None:
     if not statements or None in statements:
         return None
     signature = head[: head.index("{")].rstrip()
-    body = (f"    {statement};" for statement in statements)
+    body = (f"    {one};" for one in _with_extremes([one for one in statements if one is not None]))
     return [signature + " {", f"  for (int64_t x0 = 0; x0 < {loop[1]}; x0 += lanes::kCount) {{", *body, "  }", "}"]
+
+
+def _with_extremes(statements: Sequence[str]) -> list[str]:
+    """`a > b ? a : b` and `a < b ? a : b` are one instruction each, NaN and zeros of either sign included."""
+    compared: dict[str, tuple[str, ...]] = {}
+    found = []
+    for one in statements:
+        if truth := re.fullmatch(r"const auto (\w+) = (\w+) ([<>]) (\w+)", one):
+            compared[truth[1]] = truth.groups()[1:]
+        if choice := re.fullmatch(r"(const auto \w+ = )lanes::select\((\w+), (\w+), (\w+)\)", one):
+            a, sign, b = compared.get(choice[2], ("", "", ""))
+            if (choice[3], choice[4]) == (a, b):
+                one = f"{choice[1]}lanes::{'larger' if sign == '>' else 'smaller'}_of({a}, {b})"
+        found.append(one)
+    return found
 
 
 def _split(block: str) -> list[str]:

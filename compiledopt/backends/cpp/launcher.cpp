@@ -176,11 +176,6 @@ bool lies_in(const TensorImpl* param, int order, int outer) {
 int64_t rows_of(const TensorImpl* param) { return param->dim() > 1 ? param->size(0) : 1; }
 int64_t row_of(const TensorImpl* param) { return param->numel() / std::max<int64_t>(1, rows_of(param)); }
 
-// How many values an operand has for the first `length` elements of a row: one for each, for each block, or for each byte of codes.
-int64_t values_of(int axes, int64_t size, int64_t length) {
-  return axes == kBlocks ? (length + size - 1) / size : axes == kPacked ? (length + 1) / 2 : length;
-}
-
 // Whether a tensor has one value for each row or the like of its parameter, one after the other, with or without dimensions of
 // size 1 for the others.
 bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int order, int outer) {
@@ -570,9 +565,7 @@ void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, in
     const auto before = [&](int64_t length) { return values_of(plan.axes[k], plan.sizes[k], length); };
     pieces[k] = plan.data(i, k) + (begin / row * before(row) + before(begin % row)) * plan.itemsize[k];
   }
-  // What no block reaches across begins anew after so many elements.
-  struct { int32_t offset, number; int64_t row; } piece{
-      static_cast<int32_t>(plan.places[i].offset + begin), static_cast<int32_t>(plan.places[i].number), flat ? end - begin : row};
+  Piece piece{static_cast<int32_t>(plan.places[i].offset + begin), static_cast<int32_t>(plan.places[i].number), flat ? end - begin : row};
   pieces[plan.operands] = &piece;
   plan.kernel(pieces, table.columns(plan.entries[i].row), end - begin);
 }
@@ -631,9 +624,37 @@ struct Sums {
   Kernel kernel = nullptr;
   int reads = 0, count = 1;
   std::array<int, kMostTensors> operands{};
+  bool in_blocks = false;         // whether some of those have a value for each block, or are packed
   const double* columns = nullptr;  // rows of `width` numbers that the kernel reads, or null where it reads none
   int64_t width = 0, rows = 1;
 };
+
+// The sums of a kernel's results over a block of a parameter; where values share scales, by whole rows and parts of rows, which
+// begin and end where blocks do.
+void sum_block(const Plan& plan, const Sums& wanted, int64_t i, int64_t begin, double* sums) {
+  const int64_t length = plan.lengths[i];
+  int64_t end = std::min(begin + kBlock, length), row = length;
+  if (wanted.in_blocks) {
+    row = row_of(plan.found(i).param());
+    begin = block_edge(begin, row, plan.block), end = block_edge(end, row, plan.block);
+  }
+  const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
+  for (int64_t n; begin < end; begin += n) {
+    const int64_t into = begin % row;
+    n = into || end - begin < row ? std::min(row - into, end - begin) : (end - begin) / row * row;
+    void* pointers[kMostTensors + 2];
+    for (int k = 0; k < wanted.reads; ++k) {
+      const int operand = wanted.operands[k];
+      const auto before = [&](int64_t length) { return values_of(plan.axes[operand], plan.sizes[operand], length); };
+      pointers[k] = plan.data(i, operand) + (begin / row * before(row) + before(into)) * plan.itemsize[operand];
+    }
+    pointers[wanted.reads] = sums;  // which it adds to
+    const Place& own = plan.places[i];
+    Piece piece{static_cast<int32_t>(own.offset + begin), static_cast<int32_t>(own.number), row};
+    pointers[wanted.reads + 1] = &piece;
+    wanted.kernel(pointers, columns, n);
+  }
+}
 
 // For each row of the columns, the sums of a kernel's results over blocks of all parameters of that row. The blocks and the
 // order of their sum are the same for every number of threads, so that they are the same bit for bit.
@@ -645,18 +666,8 @@ std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, i
   const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
   const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t b = end - 1; b >= begin; --b) {  // backwards: the update begins where the caches are still full of it
-      const auto [i, offset] = blocks[b];
-      void* pointers[kMostTensors + 2];
-      for (int k = 0; k < wanted.reads; ++k)
-        pointers[k] = plan.data(i, wanted.operands[k]) + offset * plan.itemsize[wanted.operands[k]];
-      pointers[wanted.reads] = &sums[b * wanted.count];
-      const Place& own = plan.places[i];
-      int32_t place[] = {static_cast<int32_t>(own.offset + offset), static_cast<int32_t>(own.number)};
-      pointers[wanted.reads + 1] = place;  // for kernels that read random numbers
-      const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
-      wanted.kernel(pointers, columns, std::min(kBlock, plan.lengths[i] - offset));
-    }
+    for (int64_t b = end - 1; b >= begin; --b)  // backwards: the update begins where the caches are still full of it
+      sum_block(plan, wanted, blocks[b].first, blocks[b].second, &sums[b * wanted.count]);
   };
   if (threads == 1) {
     run(0, count);
@@ -757,6 +768,7 @@ void add_reads(const Plan& plan, PyObject* reads, Sums& wanted) {
     require(operand != -1 || !PyErr_Occurred());
     if (operand < 0 || operand >= plan.operands || wanted.reads == kMostTensors) fail(PyExc_ValueError, "reads: of the operands");
     wanted.operands[wanted.reads] = static_cast<int>(operand);
+    wanted.in_blocks |= plan.axes[operand] >= kBlocks;
   }
 }
 
@@ -837,7 +849,8 @@ Owned plan_extents(Plan& plan, PyObject*) {
   return bytes_of(extents);
 }
 
-// For a launch in passes: (matrices, rows, columns), as they lie in memory, of the entries in `tables`.
+// For a launch in passes: (matrices, rows, columns), as they lie in memory, and how many elements no block reaches across, of the
+// entries in `tables`.
 Owned plan_shapes(Plan& plan, PyObject*) {
   require_stage(plan, kSeen, "shapes");
   std::vector<int64_t> shapes;
@@ -853,7 +866,7 @@ Owned plan_shapes(Plan& plan, PyObject*) {
       for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
       columns = rows ? length / rows : 0;
     }
-    shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns});
+    shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns, row_of(plan.found(i).param())});
   }
   return bytes_of(shapes);
 }
@@ -1072,7 +1085,7 @@ PyMethodDef plan_methods[] = {
      "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
     {"extents", plan_method<plan_extents>, METH_NOARGS,
      "extents() -> (length, what no block reaches across, number, offset) of each entry in tables()"},
-    {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns) of each entry in tables()"},
+    {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns, elements that no block reaches across) of each entry in tables()"},
     {"places", plan_method<plan_places>, METH_NOARGS, "places() -> (number, offset) of each entry in tables()"},
     {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},

@@ -25,7 +25,11 @@ constexpr int64_t kNear = 16;                 // rows: summed in float32 before 
 
 using Run = void (*)(void* const*, const double*, int64_t);
 
-struct Operand { int64_t kind, index, axes, bytes; };
+struct Operand {
+  int64_t kind, index, axes, bytes, size;  // size: elements of a block, of scales and of what is packed
+
+  bool in_blocks() const { return axes >= kBlocks; }
+};
 struct Reduction { int64_t op, source, kind, index, axes; };
 struct Pass {
   Run run;
@@ -33,11 +37,16 @@ struct Pass {
   std::vector<Operand> operands;
   std::vector<int64_t> columns;
   std::vector<Reduction> reductions;
+  int64_t block = 0;       // elements that share a scale, where it reads or writes such values: the largest of the sizes
+  bool backwards = false;  // every other one over elements is: what the one before read last is in the caches still
+
+  // Elements of a tile: whole blocks.
+  int64_t tile() const { return block ? std::max(kTileLength / block, int64_t{1}) * block : kTileLength; }
 };
 
-// A parameter as matrices of rows and columns.
+// A parameter as matrices of rows and columns, and of rows that no block reaches across.
 struct Shape {
-  int64_t matrices, rows, columns;
+  int64_t matrices, rows, columns, row;
 
   int64_t size(int64_t axes) const {
     return (axes & kMatrices ? matrices : 1) * (axes & kRows ? rows : 1) * (axes & kColumns ? columns : 1);
@@ -86,7 +95,7 @@ int64_t last_axis(int64_t axes) { return axes & kColumns ? kColumns : axes & kRo
 
 struct Rule {
   int64_t wide;  // bytes of what is kept: 4 or 8
-  int64_t tensors, columns, numbers;
+  int64_t tensors, columns, numbers, tile = kTileLength;
   std::vector<int64_t> buffers;
   std::vector<Pass> passes;
 
@@ -96,15 +105,21 @@ struct Rule {
     buffers.resize(next());
     for (auto& axes : buffers) axes = next();
     passes.resize(next());
+    bool backwards = true;
     for (auto& pass : passes) {
       pass.run = reinterpret_cast<Run>(next());
       pass.axes = next();
       pass.operands.resize(next());
-      for (auto& o : pass.operands) o = {plan[0], plan[1], plan[2], plan[3]}, plan += 4;
+      for (auto& o : pass.operands) {
+        o = {plan[0], plan[1], plan[2], plan[3], plan[4]}, plan += 5;
+        pass.block = std::max(pass.block, o.size);
+      }
       pass.columns.resize(next());
       for (auto& column : pass.columns) column = next();
       pass.reductions.resize(next());
       for (auto& r : pass.reductions) r = {plan[0], plan[1], plan[2], plan[3], plan[4]}, plan += 5;
+      tile = std::max(tile, pass.tile());
+      if (pass.axes == kElements) pass.backwards = backwards = !backwards;
     }
   }
 };
@@ -114,6 +129,12 @@ int64_t parts_of(const Pass& pass, const Shape& shape) {
   for (const auto& r : pass.reductions)
     if (r.axes & kColumns) parts = std::min(parts, std::max<int64_t>(1, shape.matrices * shape.rows / kRowsPerPart));
   return parts;
+}
+
+// The first element of part k of `parts`: where blocks are, one of a row begins there.
+int64_t begin_of(const Pass& pass, const Shape& shape, int64_t k, int64_t parts) {
+  const int64_t at = shape.size(pass.axes) * k / parts;
+  return pass.block ? block_edge(at, shape.row, pass.block) : at;
 }
 
 // The sums of one part: of the elements `begin` to `end` of a reduction's target. near: where columns are summed, the sums of
@@ -159,10 +180,10 @@ struct Job {
     if (shape.size(kElements) == 0) return;
     for (size_t p = 0; p < rule.passes.size(); ++p) {
       const Pass& pass = rule.passes[p];
-      const int64_t size = shape.size(pass.axes), parts = pass.reductions.empty() ? 0 : parts_of(pass, shape);
+      const int64_t parts = pass.reductions.empty() ? 0 : parts_of(pass, shape);
       for (int64_t k = 0; k < parts; ++k)
         for (const auto& r : pass.reductions)
-          windows[p].push_back(window_of(pass, r, shape, size * k / parts, size * (k + 1) / parts));
+          windows[p].push_back(window_of(pass, r, shape, begin_of(pass, shape, k, parts), begin_of(pass, shape, k + 1, parts)));
     }
   }
   Window* windows_of(size_t p, int64_t part) { return windows[p].data() + part * rule.passes[p].reductions.size(); }
@@ -189,11 +210,6 @@ struct Job {
 };
 
 // ---- tiles ----
-
-// The processor's own prefetching stops at each page: 8% of a step on 20 × 1000×1000.
-void prefetch(const char* data, int64_t from, int64_t to) {
-  for (int64_t at = from; at < to; at += 64) __builtin_prefetch(data + at);
-}
 
 // A smaller operand's value for each of n elements, run by run. A memcpy or fill_n of three values takes longer than the three.
 template <class T> void spread_runs(const T* data, const Operand& o, int64_t axes, Cursor cursor, int64_t n, T* tile) {
@@ -296,12 +312,28 @@ template <class T, class F> void with_op(int64_t op, F f) {
 
 // ---- passes ----
 
+// How many elements a tile has that begins at the cursor, element `at`, of those before `end`. Of rows that are no whole number of
+// blocks it has several whole ones, or a part of one.
+int64_t tile_length(const Pass& pass, const Shape& shape, const Cursor& cursor, int64_t at, int64_t end) {
+  const int64_t most = pass.tile(), row = shape.row, into = pass.block ? at % row : 0;
+  if (!pass.block) return std::min({most, end - at, shape.run(pass.axes) >= kLong ? cursor.left() : most});
+  if (into || row > most || row > end - at) return std::min({most, row - into, end - at});
+  return std::min(row >= kLong ? 1 : most / row, (end - at) / row) * row;
+}
+
+// Where element `at` of a parameter has its value.
+char* value_at(char* data, const Operand& o, const Shape& shape, int64_t at) {
+  if (!o.in_blocks()) return data + at * o.bytes;
+  const auto before = [&](int64_t length) { return values_of(o.axes, o.size, length); };
+  return data + (at / shape.row * before(shape.row) + before(at % shape.row)) * o.bytes;
+}
+
 struct Worker {
   Job& job;
   void* const* tensors;
   char* tiles;  // this thread's, one for each operand
 
-  char* tile_of(size_t operand) const { return tiles + operand * kTileLength * 8; }
+  char* tile_of(size_t operand) const { return tiles + operand * job.rule.tile * 8; }
 
   void sweep(const Pass& pass, int64_t begin, int64_t end, Window* windows) const {
     const Shape& shape = job.shape;
@@ -310,8 +342,7 @@ struct Worker {
     for (size_t i = 0; i < pass.columns.size(); ++i) columns[i] = job.numbers[pass.columns[i]];
     Cursor cursor(shape, pass.axes, begin);
     for (int64_t at = begin, n; at < end; at += n) {
-      n = std::min(kTileLength, end - at);
-      if (shape.run(pass.axes) >= kLong) n = std::min(n, cursor.left());
+      n = tile_length(pass, shape, cursor, at, end);
       for (size_t i = 0; i < pass.operands.size(); ++i) {
         const Operand& o = pass.operands[i];
         char* const tile = tile_of(i);
@@ -319,16 +350,12 @@ struct Worker {
         else if (o.kind == kTile) pointers[i] = tile;
         else {
           char* data = o.kind == kTensor ? static_cast<char*>(tensors[o.index]) : job.buffers[o.index];
-          if (shape.size(o.axes) == shape.size(pass.axes)) {
-            pointers[i] = data + at * o.bytes;
-            prefetch(data, (at + n) * o.bytes, std::min(at + 2 * n, end) * o.bytes);
-          } else {
-            pointers[i] = spread(data, o, pass, cursor, n, tile);
-          }
+          const bool whole = o.in_blocks() || shape.size(o.axes) == shape.size(pass.axes);
+          pointers[i] = whole ? value_at(data, o, shape, at) : spread(data, o, pass, cursor, n, tile);
         }
       }
-      int32_t place[] = {static_cast<int32_t>(job.origin.offset + at), static_cast<int32_t>(job.origin.number)};
-      pointers[pass.operands.size()] = place;  // for kernels that read random numbers
+      Piece piece{static_cast<int32_t>(job.origin.offset + at), static_cast<int32_t>(job.origin.number), std::min(n, shape.row)};
+      pointers[pass.operands.size()] = &piece;  // for kernels that read random numbers, or have blocks
       pass.run(pointers, columns, n);
       for (size_t i = 0; i < pass.reductions.size(); ++i) {
         const Reduction& r = pass.reductions[i];
@@ -349,8 +376,7 @@ struct Worker {
 
   void part(size_t p, int64_t k, int64_t parts) const {
     const Pass& pass = job.rule.passes[p];
-    const int64_t size = job.shape.size(pass.axes);
-    const int64_t begin = size * k / parts, end = size * (k + 1) / parts;
+    const int64_t begin = begin_of(pass, job.shape, k, parts), end = begin_of(pass, job.shape, k + 1, parts);
     Window* const windows = job.windows_of(p, k);
     for (size_t i = 0; i < pass.reductions.size(); ++i) {
       std::fill_n(windows[i].sums, windows[i].end - windows[i].begin, start_of(pass.reductions[i].op));
@@ -394,32 +420,50 @@ struct Worker {
     else reinterpret_cast<float*>(job.buffers[r.index])[at] = float(value);
   }
 
+  // The parts [begin, end) of a pass.
+  void parts(size_t p, int64_t begin, int64_t end, int64_t count) const {
+    for (int64_t k = begin; k < end; ++k) part(p, job.rule.passes[p].backwards ? begin + end - 1 - k : k, count);
+  }
   void alone() const {
     for (size_t p = 0; p < job.rule.passes.size(); ++p) whole(p);
   }
   void whole(size_t p) const {
-    const int64_t parts = parts_of(job.rule.passes[p], job.shape);
-    for (int64_t k = 0; k < parts; ++k) part(p, k, parts);
-    combine(p, parts, 0, 1);
+    const int64_t count = parts_of(job.rule.passes[p], job.shape);
+    parts(p, 0, count, count);
+    combine(p, count, 0, 1);
   }
-  // Every thread of a team calls this. Small passes are the first thread's.
+  // Every thread of a team calls this. Small passes, and sums of few numbers, are the first thread's. At least one barrier.
   void together(int64_t thread, int64_t threads) const {
-    bool waited = true;
+    bool by_all = false, by_first = false, waited = false;  // what was written since the last barrier
+    const auto wait = [&] {
+      GOMP_barrier();
+      by_all = by_first = false, waited = true;
+    };
     for (size_t p = 0; p < job.rule.passes.size(); ++p) {
-      const int64_t parts = parts_of(job.rule.passes[p], job.shape);
-      if (job.shape.size(job.rule.passes[p].axes) < kWorkPerThread) {
+      const Pass& pass = job.rule.passes[p];
+      const bool small = job.shape.size(pass.axes) < kWorkPerThread;
+      if (by_all || (by_first && !small)) wait();
+      if (small) {
         if (thread == 0) whole(p);
-        waited = false;
+        by_first = true;
         continue;
       }
-      if (!waited) GOMP_barrier();
-      for (int64_t k = parts * thread / threads; k < parts * (thread + 1) / threads; ++k) part(p, k, parts);
-      GOMP_barrier();
-      combine(p, parts, thread, threads);
-      GOMP_barrier();
-      waited = true;
+      const int64_t count = parts_of(pass, job.shape);
+      parts(p, count * thread / threads, count * (thread + 1) / threads, count);
+      by_all = pass.reductions.empty();
+      if (by_all) continue;
+      wait();
+      by_all = sums_of(pass) >= kWorkPerThread;
+      by_first = !by_all;
+      if (by_all) combine(p, count, thread, threads);
+      else if (thread == 0) combine(p, count, 0, 1);
     }
-    GOMP_barrier();
+    if (!waited) wait();
+  }
+  int64_t sums_of(const Pass& pass) const {
+    int64_t sums = 0;
+    for (const auto& r : pass.reductions) sums += job.shape.size(r.axes) * parts_of(pass, job.shape);
+    return sums;
   }
 };
 
@@ -428,7 +472,7 @@ struct Work {
   Rule rule;
   std::vector<Job> jobs;
   std::vector<int64_t> small, large;
-  int64_t threads, tiles, each, shared = 0;  // bytes of a thread's tiles, of all that is its own, of what is everybody's
+  int64_t threads, tiles, each, shared = 0;  // bytes of a thread's tiles, of all that is its own, of a parameter that is everybody's
 
   Work(const int64_t* plan, int64_t count, const Shape* shapes, const Place* places, int64_t most_threads) : rule(plan) {
     int64_t total = 0, own = 0;
@@ -446,12 +490,12 @@ struct Work {
       int64_t& most = all ? shared : own;
       most = std::max(most, jobs[i].bytes());
     }
-    tiles = operands * kTileLength * 8;
+    tiles = operands * rule.tile * 8;
     each = aligned(tiles + own);
   }
   Work(const Work&) = delete;  // the jobs know where the rule is
 
-  int64_t bytes() const { return threads * each + shared; }
+  int64_t bytes() const { return threads * each + (large.size() > 1 ? 2 : 1) * shared; }
 
   // Asks for no memory, and cannot fail. pointers: the tensors of each parameter; table: rows of `width` numbers, those known
   // before first; rows: whose is which.
@@ -460,7 +504,9 @@ struct Work {
     const auto known_of = [&](int64_t i) { return table + rows[i] * width; };
     const auto own_of = [&](int64_t thread) { return memory + thread * each; };
     for (size_t i = 0; i < jobs.size(); ++i) std::copy_n(known_of(i), rule.columns, jobs[i].numbers.begin());
-    for (int64_t i : large) jobs[i].settle(own_of(threads));
+    // In turns, so that a thread may begin with one parameter while another is at the end of the one before: it cannot get
+    // further ahead, since each has a barrier.
+    for (size_t n = 0; n < large.size(); ++n) jobs[large[n]].settle(own_of(threads) + n % 2 * shared);
     std::atomic<size_t> next{0};
     in_team(threads, [&](int64_t thread, int64_t team) {
       char* const own = own_of(thread);

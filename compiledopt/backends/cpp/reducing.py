@@ -11,6 +11,7 @@ import torch
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp.batch import CppBatch, squares_kernel
 from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.rules.program import REDUCTIONS
 from compiledopt.rules.traced import Variant
 
@@ -20,7 +21,7 @@ DONE, NO_MEMORY = 0, -1  # what passes.cpp returns: Outcome in shared.h
 def kernel(variant: Variant, dtypes: tuple[torch.dtype, ...]) -> cpp.Kernel:
     """The functions of a variant's passes. Raises: CompileError."""
     cpp.passes_driver()
-    return cpp.passes_kernel(variant.passes, dtypes)
+    return cpp.passes_kernel(variant.passes, kernel_dtypes(dtypes))
 
 
 def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.Kernel) -> array[int]:
@@ -31,7 +32,7 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
     for index, sweep in enumerate(passes.sweeps):
         words += [functions.pass_address(index), sweep.axes, len(sweep.operands)]
         for operand, dtype in zip(sweep.operands, sweep.dtypes(dtypes, wide), strict=True):
-            words += [operand.kind, operand.index, operand.axes, dtype.itemsize]
+            words += [operand.kind, operand.index, operand.axes, dtype.itemsize, operand.size]
         words += [len(sweep.columns), *sweep.columns, len(sweep.reductions)]
         for reduction in sweep.reductions:
             target = reduction.target
@@ -43,8 +44,8 @@ class Work:
     """The passes over parameters of known shapes: who runs which, and the memory for what is kept between passes."""
 
     def __init__(self, driver: cpp.Kernel, rule: array[int], shapes: bytes, places: bytes, threads: int) -> None:
-        """shapes: (matrices, rows, columns) of each parameter, places: (number, offset), as int64. Raises: MemoryError,
-        RuntimeError."""
+        """shapes: (matrices, rows, columns, elements that no block reaches across) of each parameter, places: (number, offset),
+        as int64. Raises: MemoryError, RuntimeError."""
         self.library = driver.library
         self.handle = made(driver, rule, shapes, places, threads)
         weakref.finalize(self, self.library.passes_free, self.handle).atexit = False
@@ -63,7 +64,7 @@ class Work:
 def made(driver: cpp.Kernel, rule: array[int], shapes: bytes, places: bytes, threads: int) -> ctypes.c_void_p:
     """passes.cpp's side of a Work, which passes_free frees. Raises: MemoryError, RuntimeError."""
     handle = ctypes.c_void_p()
-    count, most = ctypes.c_int64(len(shapes) // 24), ctypes.c_int64(threads)
+    count, most = ctypes.c_int64(len(shapes) // 32), ctypes.c_int64(threads)
     outcome = driver.library.passes_make(_address(rule), count, shapes, places, most, ctypes.byref(handle))
     if outcome == NO_MEMORY:
         raise MemoryError("no memory for what the passes of a rule keep")

@@ -12,6 +12,15 @@ constexpr int64_t kWorkPerThread = 1 << 15;
 
 // The axes along which a value varies, as rules/program.py numbers them; all of them for most.
 enum Axes : int { kNumber = 0, kMatrices = 1, kRows = 2, kColumns = 4, kElements = 7, kBlocks = 8, kPacked = 16 };
+// How many values an operand has for the first `length` elements of a row: one for each, for each block, or for each byte of codes.
+inline int64_t values_of(int64_t axes, int64_t size, int64_t length) {
+  return axes == kBlocks ? (length + size - 1) / size : axes == kPacked ? (length + 1) / 2 : length;
+}
+// Where a piece of a parameter may begin or end, at element `at` or behind: at whole blocks of a row, and at its end.
+inline int64_t block_edge(int64_t at, int64_t row, int64_t block) {
+  const int64_t begin = at / row * row, end = begin + row, edge = begin + (at - begin + block - 1) / block * block;
+  return edge < end ? edge : end;
+}
 // What is asked of a parameter's memory: any dense order; row after row; column after column within each matrix.
 enum Order : int { kAnyOrder = 0, kRowAfterRow = 1, kColumnAfterColumn = 2 };
 // Shifted by so many bits, beside the order: how many dimensions, from the first, make up a row each.
@@ -27,6 +36,12 @@ enum Op : int { kSum = 0, kMean = 1, kAmax = 2, kAmin = 3 };
 // Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it: for random numbers.
 struct Place {
   int64_t number, offset;
+};
+
+// The same of a piece, for kernels: and how many elements no block reaches across, from its beginning.
+struct Piece {
+  int32_t offset, number;
+  int64_t row;
 };
 
 // What the functions of passes.cpp return: no exception may leave them.

@@ -14,6 +14,7 @@ from compiledopt.stats import STATS, timed
 
 HERE = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
+STRETCH = 2048  # elements whose values are summed at once: they lie in the first cache
 
 
 def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
@@ -22,7 +23,7 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 
     random = draws.functions() if program.is_random else []
     if program.blocks:
-        function = blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)])
+        function = blocks.with_headers(blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)]))
     else:
         function = _function(program, dtypes)
     return "\n".join([loops(), prefix(), functions(), *random, *function, ""])
@@ -33,10 +34,19 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
     from compiledopt.backends.inductor import compute_dtype
 
     bits = draws.functions() if any(sweep.program.is_random for sweep in passes.sweeps) else []
-    wide, lines = compute_dtype(dtypes), [loops(), prefix(), functions(), *bits]
+    wide, lines = compute_dtype(dtypes), list[str]()
     for index, sweep in enumerate(passes.sweeps):
-        lines += [f"// pass {index}", *_function(sweep.program, sweep.dtypes(tuple(dtypes), wide), str(index))]
-    return "\n".join([*lines, 'extern "C" void run() {}', ""])
+        program, kinds = sweep.program, sweep.dtypes(tuple(dtypes), wide)
+        scalar = C_TYPES[compute_dtype(kinds)]
+        made = (
+            blocks.source(program, kinds, _body, scalar, str(index))
+            if program.blocks
+            else _function(program, kinds, str(index))
+        )
+        lines += [f"// pass {index}", *made]
+    if any(sweep.program.blocks for sweep in passes.sweeps):
+        lines = blocks.with_headers(lines)
+    return "\n".join([loops(), prefix(), functions(), *bits, *lines, 'extern "C" void run() {}', ""])
 
 
 def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -44,17 +54,29 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     from compiledopt.backends.inductor import compute_dtype
 
     wide, count = compute_dtype(dtypes), len(program.tensor_outputs)
-    values = _function(program, (*dtypes, *[wide] * count), "_values")
-    sizes = ", ".join(str(dtype.itemsize) for dtype in dtypes)
+    kinds, block = (*dtypes, *[wide] * count), (program.blocks or (1,))[0]
+    if program.blocks:
+        values = blocks.with_headers(blocks.source(program, kinds, _body, C_TYPES[wide], "_values"))
+    else:
+        values = _function(program, kinds, "_values")
     bits = draws.functions() if program.is_random else []
-    types = f"using A = {C_TYPES[wide]};\nconstexpr int kReads = {len(dtypes)}, kTotals = {count};"
-    return "\n".join(
-        [loops(), prefix(), functions(), *bits, *values, types, f"constexpr int64_t kBytes[] = {{{sizes}}};", totals()]
-    )
+    reads = zip(program.tensors[: len(dtypes)], dtypes, strict=True)
+    operands = ", ".join(f"{{{dtype.itemsize}, {node.axes}, {program.sizes.get(node.name, 0)}}}" for node, dtype in reads)
+    numbers = [
+        f"using A = {C_TYPES[wide]};",
+        f"constexpr int kReads = {len(dtypes)}, kTotals = {count};",
+        f"constexpr int64_t kStretch = {max(1, STRETCH // block) * block};",
+        f"struct {{ int64_t bytes, axes, size; }} constexpr kOperands[] = {{{operands}}};",
+    ]
+    return "\n".join([loops(), prefix(), functions(), *bits, *values, shared(), *numbers, totals()])
 
 
 def totals() -> str:
     return (HERE / "totals.h").read_text()
+
+
+def shared() -> str:
+    return (HERE / "shared.h").read_text()
 
 
 def prefix() -> str:

@@ -389,10 +389,13 @@ Owned steady_step(Steady& steady, PyObject* optimizer) {
 
 // ---- as a Python object ----
 
+Owned steady_fits(Steady& steady, PyObject* optimizer) { return truth(is_as_before(steady, optimizer)); }
+
 Owned steady_steps(Steady& steady, PyObject*) { return Owned::checked(PyLong_FromLongLong(steady.steps)); }
 
 PyMethodDef steady_methods[] = {
     {"step", method<Steady, steady_step>, METH_O, "step(optimizer) -> whether it was taken; else nothing was written"},
+    {"fits", method<Steady, steady_fits>, METH_O, "fits(optimizer) -> whether nothing but tensors and numbers changed"},
     {"steps", method<Steady, steady_steps>, METH_NOARGS, "steps() -> how many were taken"},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -1,6 +1,6 @@
-// The sums of what `run_values` computes over one piece of a parameter: run({kReads operands, result, place}, columns, length),
-// where place is (the first element's, the parameter's number). It writes kTotals values of type A for each element, into tiles
-// that stay in the first cache. kBytes: of an element of each operand. Many sums at once so that the compiler vectorizes them,
+// Adds the sums of what `run_values` computes over one piece of a parameter to what is there: run({kReads operands, result, place}, columns, length),
+// where place is a Piece, which is a part of one row or whole rows. It writes kTotals values of type A for each element, into tiles
+// of kStretch that stay in the first cache. kOperands: what is read, and how many of its values there are. Many sums at once so that the compiler vectorizes them,
 // short ones so that float32 does not round the small away.
 #include <algorithm>
 
@@ -18,19 +18,24 @@ static double folded(const A* values, int64_t length) {
 }
 
 extern "C" void run(void* const* pointers, const double* columns, int64_t length) {
-  constexpr int64_t stretch = 2048;
-  alignas(64) A tiles[kTotals][stretch];
+  alignas(64) A tiles[kTotals][kStretch];
   double totals[kTotals] = {};
-  for (int64_t begin = 0; begin < length; begin += stretch) {
-    const int64_t count = std::min(stretch, length - begin);
+  const Piece& piece = *static_cast<const Piece*>(pointers[kReads + 1]);
+  const int64_t row = std::min(piece.row, length);
+  for (int64_t begin = 0, count; begin < length; begin += count) {
+    // Of rows that are no whole number of blocks, several whole ones or a part of one.
+    count = row > kStretch ? std::min(kStretch, row - begin % row) : std::min(kStretch / row * row, length - begin);
     void* moved[kReads + kTotals + 1];
-    for (int k = 0; k < kReads; ++k) moved[k] = static_cast<char*>(pointers[k]) + begin * kBytes[k];
+    for (int k = 0; k < kReads; ++k) {
+      const auto [bytes, axes, size] = kOperands[k];
+      const int64_t before = begin / row * values_of(axes, size, row) + values_of(axes, size, begin % row);
+      moved[k] = static_cast<char*>(pointers[k]) + before * bytes;
+    }
     for (int t = 0; t < kTotals; ++t) moved[kReads + t] = tiles[t];
-    const auto place = static_cast<const int32_t*>(pointers[kReads + 1]);
-    int32_t at[] = {place[0] + static_cast<int32_t>(begin), place[1]};
-    moved[kReads + kTotals] = at;
+    Piece at{static_cast<int32_t>(piece.offset + begin), piece.number, std::min(row, count)};
+    moved[kReads + kTotals] = &at;
     run_values(moved, columns, count);
     for (int t = 0; t < kTotals; ++t) totals[t] += folded(tiles[t], count);
   }
-  std::copy_n(totals, kTotals, static_cast<double*>(pointers[kReads]));
+  for (int t = 0; t < kTotals; ++t) static_cast<double*>(pointers[kReads])[t] += totals[t];
 }

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from compiledopt.backends.batch import Backend, Batch, Context, Description, Entry, bytes_moved
 from compiledopt.backends.eager.direct import DirectBatch
 from compiledopt.backends.eager.for_loop import ForLoopBatch
@@ -13,7 +15,7 @@ from compiledopt.backends.eager.foreach import ForeachBatch
 from compiledopt.backends.eager.rows import compute_in
 from compiledopt.backends.eager.sequence import eager
 from compiledopt.backends.eager.sparse import SparseBatch
-from compiledopt.backends.eager.stacked import OneByOneBatch, StackedBatch
+from compiledopt.backends.eager.stacked import OneByOneBatch, PiecedBatch, StackedBatch
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.rules.scalars import scalar_source
 
@@ -58,7 +60,18 @@ class EagerBackend(Backend):
         return Description(calls, 0, 0, *bytes_moved(entries[0]), None, source)
 
 
+class PiecedBackend(EagerBackend):
+    """Rules that are not elementwise, on the CPU: what of them is pointwise is compiled."""
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        return PiecedBatch.refusal()
+
+
 # Elementwise rules and others, by the executor that was chosen.
 SEQUENCES = {"foreach": EagerBackend(ForeachBatch, True), "for-loop": EagerBackend(ForLoopBatch, False)}
 CALLS = {"foreach": EagerBackend(StackedBatch, True), "for-loop": EagerBackend(OneByOneBatch, False)}
+PIECED = PiecedBackend(PiecedBatch, True)
 DIRECT, SPARSE = EagerBackend(DirectBatch, False), EagerBackend(SparseBatch, False)

@@ -10,7 +10,7 @@ import torch
 
 from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.eager.evaluated import bits_of, new_values
+from compiledopt.backends.eager.evaluated import bits_of, new_values, totals_in_blocks
 from compiledopt.backends.eager.given import given_to
 from compiledopt.backends.eager.rows import EagerBatch, totals_of
 from compiledopt.backends.layout import HALF, as_operand, as_real, is_sparse
@@ -56,8 +56,12 @@ class DirectBatch(EagerBatch):
             tensors = [as_operand(operands[node.name]) for node in entry.traced.program.tensors]
             given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
             values = scalar_values(measure.program, given, entry.param.device)
-            columns = [values[node] for node in measure.program.columns]
-            for node, value in zip(measure.totals, totals_of(measure, tensors, columns, bits_of(entry)), strict=True):
+            columns = [_on(values[node], entry.param.device) for node in measure.program.columns]
+            if measure.program.blocks:
+                sums = totals_in_blocks(entry, measure, tensors, columns)
+            else:
+                sums = totals_of(measure, tensors, columns, bits_of(entry))
+            for node, value in zip(measure.totals, sums, strict=True):
                 key = total_of(node, entry.group)
                 found[key] = found.get(key, 0.0) + over_processes(value, entry)
         return found

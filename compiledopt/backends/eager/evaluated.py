@@ -14,13 +14,29 @@ from compiledopt.backends.eager.arithmetic import AS_KERNELS
 from compiledopt.backends.inductor import Arithmetic, Bits, compute_dtype, evaluate, is_fused
 from compiledopt.backends.layout import as_real, is_dense
 from compiledopt.rules.options import STEP
-from compiledopt.rules.program import ELEMENTS
+from compiledopt.rules.program import ELEMENTS, Program
 from compiledopt.rules.random import bits_at, key
+from compiledopt.rules.scalar_part import Measurement
 
 
 def new_values(entry: Entry, tensors: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What an elementwise rule writes, in the order of its program. tensors: its operands; numbers: its columns, float64."""
-    program = entry.traced.program
+    return _evaluated(entry, entry.traced.program, tensors, numbers)
+
+
+def totals_in_blocks(
+    entry: Entry, measure: Measurement, tensors: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """What a parameter whose values are kept in blocks contributes to totals, as 0-dim float64 tensors. tensors: the operands
+    of its rule; numbers: the columns."""
+    reads = [tensors[index] for index in measure.reads]
+    found = _evaluated(entry, measure.program, [*reads, *[tensors[0]] * len(measure.totals)], numbers)
+    return [value.sum(dtype=torch.float32 if value.device.type == "mps" else torch.float64) for value in found]
+
+
+def _evaluated(
+    entry: Entry, program: Program, tensors: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
     wide = compute_dtype([tensor.dtype for tensor in tensors])
     columns = [number.to(wide) for number in numbers]
     if not program.blocks:

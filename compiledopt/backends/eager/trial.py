@@ -9,23 +9,30 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from compiledopt.backends.eager.in_place import Trial
 from compiledopt.rules.author import TraceError, author_line
+from compiledopt.rules.pieces import run_by
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named
 
 Operands = Mapping[str, torch.Tensor | None]
+ABOUT = ("__get__", "size", "dim", "numel", "_is_view")  # what reads no element
 
 
 class _Watch(TorchFunctionMode):
-    """Names the line that writes into one of the rule's arguments; its own temporaries it may write to."""
+    """Names the line that writes into one of the rule's arguments; its own temporaries it may write to. `trial` is told what is
+    read."""
 
-    def __init__(self, operands: Operands) -> None:
+    def __init__(self, operands: Operands, trial: Trial) -> None:
         super().__init__()
         self.watched = [(name, t, t._version) for name, t in operands.items() if t is not None]
+        self.trial = trial
         # Kept and raised afterwards: torch's operators swallow a TypeError from within.
         self.found = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ not in ABOUT:
+            self.trial.see((*args, *(kwargs or {}).values()))
         result = func(*args, **(kwargs or {}))
         for name, tensor, version in self.watched:
             if tensor._version != version and not self.found:
@@ -33,19 +40,21 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None:
+def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> Trial:
     """Call `rule` on meta tensors: same shapes, no data. operands: {"param", "grad", states}, None for absent states.
 
     Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
     """
     with torch.inference_mode(False):  # a tensor made in inference mode has no version to watch
         meta = {name: _meta(value) for name, value in operands.items()}
-    watch, results = _Watch(meta), None
+    trial = Trial(meta)
+    watch, results = _Watch(meta, trial), None
     try:
-        with torch.inference_mode(False), torch.no_grad(), watch:
+        with torch.inference_mode(False), torch.no_grad(), run_by(trial), watch:
             results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
     except NotImplementedError:  # an operation that does not work without data: nothing can be known beforehand
-        return
+        trial.see_all()
+        return trial
     except RuntimeError as error:
         if not watch.found and "meta tensor" not in str(error):
             raise
@@ -56,10 +65,13 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> None
     if watch.found:
         raise TraceError(watch.found)
     present = [name for name, value in operands.items() if value is not None]
-    for name, value in named(rule, results, present, torch.Tensor).items():
+    found = named(rule, results, present, torch.Tensor)
+    for name, value in found.items():
         if value.shape != meta[name].shape:
             shapes = f"{tuple(value.shape)} for {name}, which is {tuple(meta[name].shape)}"
             raise TraceError(f"{rule.place}: rule {rule.name} returned a tensor of shape {shapes}")
+    trial.see_results(found)
+    return trial
 
 
 def can_stack(call: Callable[..., Any], operands: Sequence[torch.Tensor]) -> str | None:

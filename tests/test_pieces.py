@@ -1,0 +1,121 @@
+"""Pieces of rules that are not elementwise: the same as the functions, written where their operands stand, and never early."""
+
+import warnings
+
+import pytest
+import torch
+from helpers import Gradients, copies, flat, parameters, rms, run, same
+
+import compiledopt
+from compiledopt.backends.cpp import pieces
+from compiledopt.backends.cpp.pieces import Compiled
+from compiledopt.backends.layout import is_dense
+from compiledopt.errors import CompileError
+from compiledopt.rules.pieces import piece
+from compiledopt.rules.products import add_product
+
+MATRICES = ("APOLLOAdamW", "AdaMuon", "GaLoreAdamW", "Kron", "Muon", "NorMuon", "SOAP", "Shampoo")
+
+
+@piece("change", "average")
+def weighed(grad, average, *, beta, size, negative):
+    average = average.lerp(-grad if negative else grad, 1 - beta[0])
+    return size * average / (average.abs() + beta[1]), average
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)])
+def test_a_piece_is_its_function(dtypes):
+    """Alone, in a stack with a number for each, column after column, and where an operand lies in memory otherwise."""
+    numbers = {"beta": (torch.tensor(0.9, dtype=torch.float64), 0.1), "negative": True}
+    pieces.make(weighed, {**numbers, "size": 1.0}, dtypes)
+    sizes = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    for turn in (lambda x: x, lambda x: x.transpose(-1, -2), lambda x: x[..., ::2]):
+        grad, average = (turn(torch.randn(3, 6, 10, dtype=torch.float64)).to(dtype) for dtype in dtypes)
+        expected = [
+            weighed.function(g.double(), a.double(), size=s, **numbers) for g, a, s in zip(grad, average, sizes, strict=True)
+        ]
+        tolerance = 1e-12 if dtypes[0] == torch.float64 else 1e-2 if dtypes[0] == torch.bfloat16 else 1e-5
+        before = average.clone()
+        with Compiled([]):
+            alone = [weighed(g, a, size=s, **numbers) for g, a, s in zip(grad, average, sizes, strict=True)]
+            stacked = torch.vmap(lambda g, a, s: weighed(g, a, size=s, **numbers))(grad, average, sizes)
+        assert torch.equal(average, before)
+        for i, (change, new) in enumerate(expected):
+            for found in (alone[i], (stacked[0][i], stacked[1][i])):
+                torch.testing.assert_close(found[0].double(), change, rtol=tolerance, atol=tolerance)
+                torch.testing.assert_close(found[1].double(), new, rtol=tolerance, atol=tolerance)
+        version, home = average[0]._version, average[0]
+        with Compiled([home]):
+            _, new = weighed(grad[0], home, size=1.0, **numbers)
+        assert (new is home) == is_dense(home)
+        if new is home:
+            assert home._version > version
+            torch.testing.assert_close(home.double(), expected[0][1], rtol=tolerance, atol=tolerance)
+
+
+@piece("param")
+def stepped(param, update, *, size):
+    return param - size * update
+
+
+def late(param, grad, total, *, lr=0.1):
+    """Reads the parameter and the state after what takes their place was computed."""
+    new = stepped(param, grad @ grad.mT @ grad, size=lr)[0]
+    summed = add_product(total, grad, grad.mT, 0.5, 0.25)
+    return new + 0.0 * param.mT.mT, summed + 0.1 * total
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_old_value_that_is_read_stays(count):
+    made = compiledopt.define(elementwise=False, initial={"total": lambda param: torch.ones_like(param)})(late)
+    params = parameters(shapes=[(4, 4)] * count)
+    others = [param.detach().double() for param in copies(params)]
+    totals = [torch.ones(4, 4, dtype=torch.float64) for _ in others]
+    optimizer = made(params)
+    for step in range(3):
+        Gradients().set(params, step)
+        optimizer.step()
+        for i, param in enumerate(params):
+            grad = param.grad.double()
+            others[i] = others[i] - 0.1 * grad @ grad.mT @ grad
+            totals[i] = 0.5 * totals[i] + 0.25 * grad @ grad.mT + 0.1 * totals[i]
+    for param, other, total in zip(params, others, totals, strict=True):
+        torch.testing.assert_close(param.double(), other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(optimizer.state[param]["total"].double(), total, rtol=1e-5, atol=1e-5)
+
+
+def trained(name, shapes=((24, 16), (24, 16), (16, 24), (9, 9)), steps=7, dtype=torch.float32, **options):
+    params = parameters(dtype, shapes)
+    run(getattr(compiledopt, name)(params, lr=0.01, **options), params, Gradients(), range(steps))
+    return flat(params)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_with_kernels_and_without(name):
+    start, found, plain = (
+        flat(parameters(shapes=[(24, 16), (24, 16), (16, 24), (9, 9)])),
+        trained(name),
+        trained(name, foreach=True),
+    )
+    assert rms(plain - start) > 1e-3
+    assert (found - plain).abs().max() <= (2e-2 if "uon" in name else 1e-3) * rms(plain - start)  # Muon's products round
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    """A piece, and all of them; the steps are those of torch's operations."""
+    plain = trained("Shampoo", grafting=True, foreach=True)
+
+    def refused(*_):
+        raise CompileError("there is a hole in the kernel")
+
+    monkeypatch.setattr("compiledopt.backends.eager.stacked.make", refused)
+    monkeypatch.setattr(pieces, "_made", {})
+    with pytest.warns(UserWarning, match="moved, a piece of the update, runs by torch's operations, because there is a hole"):
+        found = trained("Shampoo", grafting=True)
+    assert same(found, plain)
+    monkeypatch.setattr("compiledopt.backends.eager.stacked.pieces_driver", refused)
+    with pytest.warns(UserWarning, match="of what is pointwise in it there are no kernels: there is a hole"):
+        assert same(trained("Shampoo", grafting=True), plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(trained("Shampoo", grafting=True, foreach=True), plain)
