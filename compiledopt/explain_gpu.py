@@ -12,7 +12,6 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
-from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.built import Made, built_for
 from compiledopt.backends.triton.readiness import kernel_of
@@ -78,7 +77,7 @@ def explain_gpu(
     dtypes = (dtype, dtype, *known.dtypes_of(example).values())
     kernel = kernel_of(known, dtypes)
     assert isinstance(kernel, triton.TritonKernel)
-    block, warps = candidates_for(kernel, kernel_dtypes(dtypes))[0]
+    block, warps = candidates_for(kernel, dtypes)[0]
     built = [triton.build_for(kernel, arch, block, warps, one_row) for one_row in (True, False)]
     made = Made(known.program, [known.program], [kernel.source], built)
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
