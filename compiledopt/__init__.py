@@ -36,22 +36,36 @@ from compiledopt.stats import compile_stats
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adahessian import AdaHessian
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
     from compiledopt.algorithms.published.adam_mini import AdamMini
+    from compiledopt.algorithms.published.adamg import AdamG
+    from compiledopt.algorithms.published.adamod import AdaMod
     from compiledopt.algorithms.published.adamp import SGDP, AdamP
     from compiledopt.algorithms.published.adamuon import AdaMuon
     from compiledopt.algorithms.published.adamw_schedule_free import AdamWScheduleFree
     from compiledopt.algorithms.published.adan import Adan
+    from compiledopt.algorithms.published.adanorm import AdaNorm
+    from compiledopt.algorithms.published.adapnm import AdaPNM
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
+    from compiledopt.algorithms.published.aggmo import AggMo
+    from compiledopt.algorithms.published.amos import Amos
+    from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
     from compiledopt.algorithms.published.came import CAME
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
     from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
+    from compiledopt.algorithms.published.exadam import EXAdam
+    from compiledopt.algorithms.published.fadam import FAdam
+    from compiledopt.algorithms.published.fromage import Fromage
+    from compiledopt.algorithms.published.ftrl import FTRL
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
     from compiledopt.algorithms.published.grams import Grams
     from compiledopt.algorithms.published.grokadamw import GrokAdamW
+    from compiledopt.algorithms.published.grokfast_adamw import GrokFastAdamW
+    from compiledopt.algorithms.published.kate import Kate
     from compiledopt.algorithms.published.kron import Kron
     from compiledopt.algorithms.published.lamb import LAMB
     from compiledopt.algorithms.published.laprop import LaProp
@@ -62,17 +76,23 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.nadamw import NAdamW
     from compiledopt.algorithms.published.normuon import NorMuon
     from compiledopt.algorithms.published.novograd import NovoGrad
+    from compiledopt.algorithms.published.padam import PAdam
+    from compiledopt.algorithms.published.pid import PID
+    from compiledopt.algorithms.published.pnm import PNM
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
+    from compiledopt.algorithms.published.qhm import QHM
     from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.shampoo import Shampoo
     from compiledopt.algorithms.published.signum import Signum
+    from compiledopt.algorithms.published.simplified_ademamix import SimplifiedAdEMAMix
     from compiledopt.algorithms.published.sm3 import SM3
     from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
+    from compiledopt.algorithms.published.sophia_h import SophiaH
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.tiger import Tiger
     from compiledopt.algorithms.published.yogi import Yogi
@@ -81,11 +101,15 @@ __all__ = [
     "ADOPT",
     "ASGD",
     "CAME",
+    "FTRL",
     "LAMB",
     "LARS",
     "LBFGS",
     "MADGRAD",
     "MARS",
+    "PID",
+    "PNM",
+    "QHM",
     "SAM",
     "SGD",
     "SGDP",
@@ -96,25 +120,38 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
+    "AdaHessian",
+    "AdaMod",
     "AdaMuon",
+    "AdaNorm",
+    "AdaPNM",
     "Adadelta",
     "Adafactor",
     "Adagrad",
     "Adam",
     "AdamAtan2",
+    "AdamG",
     "AdamMini",
     "AdamP",
     "AdamW",
     "AdamWScheduleFree",
     "Adamax",
     "Adan",
+    "AggMo",
+    "Amos",
+    "Ano",
     "Combined",
     "DAdaptAdam",
     "DiffGrad",
     "DoG",
+    "EXAdam",
+    "FAdam",
+    "Fromage",
     "GaLoreAdamW",
     "Grams",
     "GrokAdamW",
+    "GrokFastAdamW",
+    "Kate",
     "Kron",
     "LaProp",
     "Lion",
@@ -125,6 +162,7 @@ __all__ = [
     "NorMuon",
     "NovoGrad",
     "Optimizer",
+    "PAdam",
     "Prodigy",
     "QHAdam",
     "RAdam",
@@ -135,7 +173,9 @@ __all__ = [
     "SGDScheduleFree",
     "Shampoo",
     "Signum",
+    "SimplifiedAdEMAMix",
     "SophiaG",
+    "SophiaH",
     "SparseAdam",
     "StableAdamW",
     "Tiger",

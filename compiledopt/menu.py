@@ -60,6 +60,26 @@ PUBLISHED = {
     "SophiaG": "sophia",
     "StableAdamW": "stable_adamw",
     "Tiger": "tiger",
+    "AdaHessian": "adahessian",
+    "AdamG": "adamg",
+    "AdaMod": "adamod",
+    "AdaNorm": "adanorm",
+    "AdaPNM": "adapnm",
+    "AggMo": "aggmo",
+    "Amos": "amos",
+    "Ano": "ano",
+    "EXAdam": "exadam",
+    "FAdam": "fadam",
+    "Fromage": "fromage",
+    "FTRL": "ftrl",
+    "GrokFastAdamW": "grokfast_adamw",
+    "Kate": "kate",
+    "PAdam": "padam",
+    "PID": "pid",
+    "PNM": "pnm",
+    "QHM": "qhm",
+    "SimplifiedAdEMAMix": "simplified_ademamix",
+    "SophiaH": "sophia_h",
     "Yogi": "yogi",
 }
 OF_TORCH = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop"]
@@ -135,8 +155,11 @@ SPELLED += [f"bnb{name}{bits}" for name in ("adam", "adamw", "ademamix", "lion",
 SPELLED += [f"paged_{name}_{bits}" for name in ("adamw", "ademamix", "lion") for bits in ("32bit", "8bit")]
 SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bnb_8bit", "8bit")]
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
-SPELLED += ["stable_adamw"]
 ALIASES = {"stable_adamw": "stableadamw"}
+# Names of pytorch_optimizer.
+ALIASES |= {"galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
+ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
+SPELLED += [*ALIASES]
 _IN_BACKWARD = (
     "updates each parameter within backward, so that no gradient is kept; make one optimizer per parameter, and call "
 )
@@ -146,7 +169,6 @@ _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_ad
 REFUSED = {
     "adafactorbv": "has a momentum in half precision and a decay of its own; 'adafactor' is torch's",
     "adafactorbvc": "has a momentum in half precision and a decay of its own; 'adafactor' is torch's",
-    "adahessian": "needs products with the Hessian; 'adabelief' and 'yogi' are near it without",
     "adalomo": _IN_BACKWARD,
     "adamw_anyprecision": "compensates bfloat16 parameters; 'adamw' with float32 parameters needs none of that",
     "adamw_torch_4bit": "keeps states in 4 bits; 'adamw_8bit' keeps them in 8",
@@ -161,6 +183,7 @@ REFUSED = {
     "galore_adamw_8bit_layerwise": _IN_BACKWARD,
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
+    "ranger": "is Lookahead around RAdam: create_optimizer('lookahead_radam', params, gradient_centralization=True)",
 }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 from compiledopt import around
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, check_one_element
+from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Bound, check_one_element
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.options import NOISE, RESERVED, SEED, is_number
 from compiledopt.rules.rule import rule
@@ -38,6 +38,7 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
     name: the class's; the function's own by default. declarations: what `rule` takes: scalars, optional, initial,
         branches, static, elementwise, sparse, dense, shared, every, evaluated, lists, never_negative.
     Returns: the class, or, without `function`, a decorator that makes it. Mutates: nothing.
+    Bounds: options that are called lr, eps, betas, momentum or weight_decay have torch's, unless a default is outside.
     Raises: TypeError where the signature does not fit, TraceError (a TypeError) at the first step where the function
     mutates, branches on a value or returns the wrong things, naming the line.
     """
@@ -73,6 +74,11 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
     doc = inspect.getdoc(function) or f"{title}, of the rule {function.__name__} in {function.__module__}."
     missing = {p.name: p.default for p in names if p.default is not p.empty}
     body = {"rule": own, "missing": missing, "__init__": __init__, "__doc__": doc, "__module__": function.__module__}
+    free = frozenset(_outside(missing))
+
+    def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
+        _check_numbers(options, free)
+
     return type(title, (Optimizer,), {**body, "_check_options": _check_options})
 
 
@@ -81,11 +87,28 @@ def _defaults(function: Function) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in RESERVED}
 
 
-def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
-    """Refuse numbers of well-known names that are out of their bounds. Raises: ValueError in torch's words."""
+def _bounded(options: Mapping[str, Any]) -> Iterator[tuple[str, int, Any, Bound | None]]:
+    """(option, place in it, number, its bound) of every option, one by one."""
     for name, value in options.items():
         several = isinstance(value, tuple | list)
         for index, one in enumerate(value if several else (value,)):
-            check_one_element(one, name)
-            if name in BOUNDS and is_number(one):
-                (BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)
+            known = BOUNDS.get(name) if is_number(one) else None
+            yield name, index, one, known.element(index) if known and several else known
+
+
+def _outside(defaults: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The places whose default is out of the bounds that the field agrees on: there the name means something else."""
+    for name, index, one, bound in _bounded(defaults):
+        try:
+            if bound is not None:
+                bound.check(one)
+        except ValueError:
+            yield name, index
+
+
+def _check_numbers(options: Mapping[str, Any], free: frozenset[tuple[str, int]]) -> None:
+    """Refuse numbers of well-known names that are out of their bounds. Raises: ValueError in torch's words."""
+    for name, index, one, bound in _bounded(options):
+        check_one_element(one, name)
+        if bound is not None and (name, index) not in free:
+            bound.check(one)

@@ -36,7 +36,9 @@ class Algorithm:
     sharded: the options under which tests/ranks.py shards it.
     tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
     moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
+    decouples: whether its weight decay stands apart from the gradient, whatever its options say, as its paper has it.
     multiplies: whether it multiplies matrices, in bfloat16 as torch's does: runs differ by the rounding of those.
+    brief: whether its kernels are made by slow tests alone: its mathematics is proved, or else run by the for-loop.
     """
 
     ours: type[compiledopt.Optimizer]
@@ -53,7 +55,9 @@ class Algorithm:
     moves_without_rate: bool = False
     states_at_once: bool = False
     takes_empty: bool = True
+    decouples: bool = False
     multiplies: bool = False
+    brief: bool = False
 
     @property
     def name(self) -> str:
@@ -85,13 +89,22 @@ class Algorithm:
         return self.rule is not None and "step" in self.rule.scalars
 
     @property
+    def sums(self) -> tuple[bool, ...]:
+        """Whether it sums over groups, and whether over the model."""
+        if self.rule is None or not self.elementwise:
+            return ()
+        param = torch.nn.Parameter(torch.ones(2, 3))
+        program = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).program
+        return tuple(sorted({node.is_of_group for node in program.totals}))
+
+    @property
     def sparse_only(self) -> bool:
         return self.rule is not None and not self.rule.dense
 
     @property
     def reduces(self) -> bool:
         """Whether it is compiled into passes between its reductions, for matrices."""
-        if self.rule is None or not self.rule.dense:
+        if self.rule is None or not self.rule.dense or self.rule.every:
             return False
         param = torch.nn.Parameter(torch.ones(2, 3))
         found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
@@ -256,6 +269,7 @@ CATALOG: dict[str, Algorithm] = {
             compiledopt.AdamW,
             _ADAM,
             steady={"weight_decay": 0.0},
+            decouples=True,
             tensor_options=True,
             unrolled=[{}, {"amsgrad": True}],
             measured={"lr": 1e-3, "weight_decay": 0.1},
@@ -293,8 +307,8 @@ CATALOG: dict[str, Algorithm] = {
             unrolled=[{"momentum": 0.5, "centered": True}],
         ),
         Algorithm(compiledopt.Rprop, _RPROP, unrolled=[{}], moves_without_rate=True),  # its first steps are of size lr
-        Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False),
-        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, multiplies=True),
+        Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False, decouples=True),
+        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, decouples=True, multiplies=True),
         Algorithm(compiledopt.LBFGS, promised={"lr": 0.5, "max_iter": 4}, measured=None),
         Algorithm(
             compiledopt.SparseAdam,
@@ -404,6 +418,26 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
         _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
+        _published("AdaHessian", {"weight_decay": 0.1, "eps": 0.5}, lr=0.05, brief=True),
+        _published("AdaMod", {"weight_decay": 0.1, "betas": (0.8, 0.9, 0.95)}, lr=0.1, brief=True),
+        _published("AdaNorm", {"weight_decay": 0.1, "ams_bound": True}, brief=True),
+        _published("AdaPNM", {"weight_decay": 0.1}, more={"unbounded": {"ams_bound": False}}, brief=True),
+        _published("AdamG", {"weight_decay": 0.1, "p": 0.5}, lr=1.0, brief=True),
+        _published("AggMo", {"weight_decay": 0.1, "betas": (0.1, 0.5, 0.9)}, brief=True),
+        _published("Amos", {"momentum": 0.9, "extra_l2": 0.01}, lr=0.1, brief=True),
+        _published("Ano", {"weight_decay": 0.1, "logarithmic_schedule": True}, brief=True),
+        _published("EXAdam", {"weight_decay": 0.1, "eps": 1e-3}, brief=True),
+        _published("FAdam", {"weight_decay": 0.3, "clip": 0.5, "p": 0.4}, brief=True),
+        _published("FTRL", {"lr_power": -0.4, "beta": 1.0, "lambda_1": 0.5, "lambda_2": 0.1}, lr=0.1, brief=True),
+        _published("Fromage", {"p_bound": 1.5}, brief=True),
+        _published("GrokFastAdamW", {"weight_decay": 0.1, "grokfast_alpha": 0.9}, brief=True),
+        _published("Kate", {"weight_decay": 0.1, "delta": 0.1}, brief=True),
+        _published("PAdam", {"weight_decay": 0.1, "partial": 0.125}, brief=True),
+        _published("PID", {"weight_decay": 0.1, "momentum": 0.8, "dampening": 0.1}, brief=True),
+        _published("PNM", {"weight_decay": 0.1, "betas": (0.8, 0.9)}, brief=True),
+        _published("QHM", {"weight_decay": 0.1, "momentum": 0.9}, brief=True),
+        _published("SimplifiedAdEMAMix", {"weight_decay": 0.1, "alpha": 0.2, "beta1_warmup": 30}, brief=True),
+        _published("SophiaH", {"weight_decay": 0.1, "eps": 0.5, "p": 0.5}, lr=0.1, brief=True),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
@@ -470,6 +504,11 @@ def one_per_kind(wanted: Callable[[Algorithm], Any] = lambda one: True) -> list[
         if one.rule is not None and wanted(one):
             found.setdefault(one.kind, one)
     return list(found.values())
+
+
+def with_and_without_count() -> list[Algorithm]:
+    """One whose parameters count their updates, and one whose parameters do not, for what concerns the numbers of a step."""
+    return [next(one for one in CATALOG.values() if one.elementwise and one.counts is counts) for counts in (True, False)]
 
 
 def by_kind(subjects: Iterable[Case | Algorithm] | None = None) -> list[Any]:

@@ -1730,16 +1730,37 @@ fault(
 fault(
     "own:message-without-index",
     "own.py",
-    "(BOUNDS[name].element(index) if several else BOUNDS[name]).check(one)",
-    "BOUNDS[name].check(one)",
+    "known.element(index) if known and several else known",
+    "known",
     "test_own.py::test_bad_arguments",
 )
 fault(
     "own:numbers-of-two-elements",
     "own.py",
-    "            check_one_element(one, name)\n",
+    "        check_one_element(one, name)\n",
     "",
     "test_own.py::test_bad_arguments",
+)
+fault(
+    "own:bounds-where-a-default-is-outside",
+    "own.py",
+    "(name, index) not in free",
+    "True",
+    "test_own.py::test_bounds_are_those_of_the_defaults",
+)
+fault(
+    "own:optional-without-a-program-of-its-own",
+    "rule.py",
+    "frozenset(branches).union((optional or {}).values())",
+    "frozenset(branches)",
+    "test_own.py::test_a_state_that_a_number_makes_optional_is_another_program",
+)
+fault(
+    "own:total-of-a-number-is-the-number",
+    "trace.py",
+    "if value.node.scalar:  # once for each element",
+    "if value.node.scalar:\n            return value\n        if False:",
+    "test_own.py::test_a_total_of_numbers_counts_elements",
 )
 fault(
     "own:old-groups-not-filled",

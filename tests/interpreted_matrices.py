@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from catalog import CATALOG, PUBLISHED
 from helpers import Gradients, flat, parameters, rms, run, same, snapshot
 from interpreter import round_to_nearest
 from simulated import capture, unwatched
@@ -24,7 +25,7 @@ round_to_nearest()
 # Wide, tall and square ones, several of a shape, one row, none at all; and of several tiles.
 SHAPES = [(6, 40), (40, 6), (6, 40), (16, 16), (1, 9), (0, 5)]
 LARGE = [(9, 1), (40, 6), (6, 40), (70, 300)]
-NAMES = ("Muon", "AdaMuon", "NorMuon")
+NAMES = [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns_steps")]
 
 
 def multiplying_in(monkeypatch, dtype):
@@ -165,7 +166,7 @@ def test_a_steady_step_asks_for_no_memory(capturable, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["Muon", pytest.param("AdaMuon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
 def test_replays(name, monkeypatch):
     """Gradients made inside of the capture, and a rate that changes between replays; steps between, with other stacks."""
     multiplying_in(monkeypatch, torch.float32)

@@ -70,12 +70,30 @@ THEIRS = {
     "Signum": (COLLECTION, "SignSGD", {}),
     "StableAdamW": (OPTIMI, "StableAdamW", {"triton": False}),
     "Tiger": (COLLECTION, "Tiger", {}),
+    "AdaMod": (COLLECTION, "AdaMod", {"weight_decouple": True}),
+    "AdaNorm": (COLLECTION, "AdaNorm", {"weight_decouple": True}),
+    "AdaPNM": (COLLECTION, "AdaPNM", {"weight_decouple": True}),
+    "AdamG": (COLLECTION, "AdamG", {"weight_decouple": False}),
+    "AggMo": (COLLECTION, "AggMo", {"weight_decouple": False}),
+    "Amos": (COLLECTION, "Amos", {}),
+    "Ano": (COLLECTION, "Ano", {"weight_decouple": True}),
+    "EXAdam": (COLLECTION, "EXAdam", {"weight_decouple": True}),
+    "FAdam": (COLLECTION, "FAdam", {"momentum_dtype": None, "fim_dtype": None}),
+    "FTRL": (COLLECTION, "FTRL", {}),
+    "Fromage": (COLLECTION, "Fromage", {}),
+    "GrokFastAdamW": (COLLECTION, "GrokFastAdamW", {"weight_decouple": True, "normalize_lr": False}),
+    "Kate": (COLLECTION, "Kate", {"weight_decouple": True}),
+    "PAdam": (COLLECTION, "PAdam", {"weight_decouple": False}),
+    "PID": (COLLECTION, "PID", {"weight_decouple": False}),
+    "PNM": (COLLECTION, "PNM", {"weight_decouple": True}),
+    "QHM": (COLLECTION, "QHM", {"weight_decouple": False}),
+    "SimplifiedAdEMAMix": (COLLECTION, "SimplifiedAdEMAMix", {"weight_decouple": True}),
     "Yogi": (COLLECTION, "Yogi", {}),
 }
 # Ours, then theirs.
 SPELLED = {"AdaBound": {"amsbound": "ams_bound"}, "QHAdam": {"decouple_weight_decay": "weight_decouple"}}
 # The authors' defaults, where the package of the comparison has others.
-OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "SGDP": {"lr"}}
+OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "PID": {"momentum"}, "QHM": {"momentum", "nu"}, "SGDP": {"lr"}}
 
 
 def class_of(name: str) -> Any:

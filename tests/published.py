@@ -459,6 +459,209 @@ def grokadamw(x: Any) -> dict[str, Any]:
     return {"param": theta, "step": t, "layer": x.layer, "exp_avg": m, "exp_avg_sq": v, "grok_ema": e}
 
 
+def pnm_momentum(x: Any, m: Any, other: Any, beta0: Any) -> Any:
+    """Equation 6, with the momentums that took the gradients of every other step."""
+    return ((1 + beta0) * m - beta0 * other) / sqrt((1 + beta0) ** 2 + beta0**2)
+
+
+def pnm(x: Any) -> dict[str, Any]:
+    m = average(x.betas0**2, x.pos_momentum, x.grad)
+    theta = x.param - x.lr * (pnm_momentum(x, m, x.neg_momentum, x.betas1) + x.weight_decay * x.param)
+    return {"param": theta, "pos_momentum": x.neg_momentum, "neg_momentum": m}
+
+
+def adapnm(x: Any) -> dict[str, Any]:
+    t, m = x.step + 1, average(x.betas0**2, x.exp_avg, x.grad)
+    v = average(x.betas1, x.exp_avg_sq, x.grad**2)
+    new = {"step": t, "exp_avg": x.neg_exp_avg, "neg_exp_avg": m, "exp_avg_sq": v}
+    if x.ams_bound:
+        new["max_exp_avg_sq"] = v = largest(x.max_exp_avg_sq, v)
+    scale = x.lr / (1 - x.betas0**t) * sqrt(1 - x.betas1**t) / (sqrt(v) + x.eps)
+    theta = x.param - x.lr * x.weight_decay * x.param - scale * pnm_momentum(x, m, x.neg_exp_avg, x.betas2)
+    return new | {"param": theta}
+
+
+def aggmo(x: Any) -> dict[str, Any]:
+    g, new, step = x.grad + x.weight_decay * x.param, {}, 0
+    for index in range(3):
+        new[f"momentum_buffer_{index}"] = m = getattr(x, f"betas{index}") * getattr(x, f"momentum_buffer_{index}") + g
+        step = step + m
+    return new | {"param": x.param - x.lr / 3 * step}
+
+
+def amos(x: Any) -> dict[str, Any]:
+    """Algorithm 1, with the authors' defaults for c and d as functions of b."""
+    t, square = x.step + 1, mean(x.grad**2)
+    scale = 0.5 if x.dims < 2 else ((2 if x.dims == 2 else 1) / x.param.size(1)) ** 0.5
+    v = average(x.beta, x.exp_avg_sq, square)
+    corrected = v / (1 - x.beta**t)
+    c = 1 / sqrt(1 + x.c_coef * sqrt(x.lr) * x.decay)
+    d = 1 / (1 + x.d_coef * sqrt(x.lr * scale) * x.decay)
+    r = 1 / (corrected + x.eps / (1 - x.beta**t))
+    kappa = c * x.lr**2 * r * square
+    step = d * (x.lr * scale * sqrt(r) * x.grad + (kappa - x.extra_l2) / 2 * x.param)
+    new = {"step": t, "exp_avg_sq": v, "decay": x.decay + kappa * (1 + x.decay)}
+    if x.momentum != 0:
+        new["exp_avg"] = step = average(x.momentum, x.exp_avg, step)
+    return new | {"param": x.param - step}
+
+
+def ano(x: Any) -> dict[str, Any]:
+    t, beta1 = x.step + 1, x.betas0
+    if x.logarithmic_schedule:
+        beta1 = 1 - 1 / logarithm(largest(2, t))
+    m, v = average(beta1, x.exp_avg, x.grad), x.betas1 * x.exp_avg_sq
+    v = v + (1 - x.betas1) * sign(x.grad**2 - x.exp_avg_sq) * x.grad**2
+    step = abs(x.grad) * sign(m) / (sqrt(v / (1 - x.betas1**t)) + x.eps)
+    return {"param": x.param - x.lr * (step + x.weight_decay * x.param), "step": t, "exp_avg": m, "exp_avg_sq": v}
+
+
+def exadam(x: Any) -> dict[str, Any]:
+    """Equations 4 to 6."""
+    m_hat, v_hat, t, new = adam_moments(x, x.grad)
+    m, v = new["exp_avg"], new["exp_avg_sq"]
+    m_tilde = m_hat * (1 + v / (v + x.eps) * x.betas1**t)
+    v_tilde = v_hat * (1 + m**2 / (m**2 + x.eps) * x.betas0**t)
+    g_tilde = x.grad / (1 - x.betas0**t) * (1 + v / (v + x.eps) * x.betas1**t)
+    step = (m_tilde + g_tilde) / (sqrt(v_tilde) + x.eps)
+    return new | {"param": x.param - x.lr * (step + x.weight_decay * x.param)}
+
+
+def fadam(x: Any) -> dict[str, Any]:
+    """Algorithm 1."""
+
+    def clip(u: Any) -> Any:
+        return u / largest(1, sqrt(mean(u**2)) / x.clip)
+
+    t = x.step + 1
+    beta = x.betas1 * (1 - x.betas1 ** (t - 1)) / (1 - x.betas1**t)
+    f, size = average(beta, x.fim, x.grad**2), sqrt(mean(x.grad**2))
+    tiny = where(size > 0, smallest(x.eps, x.eps_2 * size), x.eps)
+    root = f**x.p + tiny ** (2 * x.p)
+    m = average(x.betas0, x.momentum, clip(x.grad / root))
+    return {"step": t, "fim": f, "momentum": m, "param": x.param - x.lr * (m + x.weight_decay * clip(x.param / root))}
+
+
+def fromage(x: Any) -> dict[str, Any]:
+    long, short = norm(x.param), norm(x.grad)
+    theta = (x.param - x.lr * where(both(long > 0, short > 0), long / short, 1) * x.grad) / sqrt(1 + x.lr**2)
+    if x.p_bound is None:
+        return {"param": theta}
+    return {"param": theta * smallest(1, x.max / norm(theta)), "max": x.max}
+
+
+def ftrl(x: Any) -> dict[str, Any]:
+    """Algorithm 1, for a power p in place of the root."""
+    n = x.n + x.grad**2
+    sigma = (n**-x.lr_power - x.n**-x.lr_power) / x.lr
+    z = x.z + x.grad - sigma * x.param
+    theta = -1 / ((x.beta + sqrt(n)) / x.lr + x.lambda_2) * (z - sign(z) * x.lambda_1)
+    return {"z": z, "n": n, "param": where(abs(z) <= x.lambda_1, 0, theta)}
+
+
+def kate(x: Any) -> dict[str, Any]:
+    b2 = x.b**2 + x.grad**2 + x.eps
+    m = sqrt(x.m**2 + x.delta * x.grad**2 + x.grad**2 / b2)
+    return {"m": m, "b": sqrt(b2), "param": x.param - x.lr * (m * x.grad / b2 + x.weight_decay * x.param)}
+
+
+def padam(x: Any) -> dict[str, Any]:
+    _, _, t, new = adam_moments(x, x.grad + x.weight_decay * x.param)
+    size = x.lr * sqrt(1 - x.betas1**t) / (1 - x.betas0**t)
+    return new | {"param": x.param - size * new["exp_avg"] / (sqrt(new["exp_avg_sq"]) + x.eps) ** (2 * x.partial)}
+
+
+def pid(x: Any) -> dict[str, Any]:
+    g = x.grad + x.weight_decay * x.param
+    whole = x.momentum * x.i_buffer + (1 - x.dampening) * g
+    change = where(x.first > 0, x.momentum * x.d_buffer, average(x.momentum, x.d_buffer, g - x.grad_buffer))
+    theta = x.param - x.lr * (g + x.integral * whole + x.derivative * change)
+    return {"param": theta, "grad_buffer": g, "i_buffer": whole, "d_buffer": change}
+
+
+def qhm(x: Any) -> dict[str, Any]:
+    g = x.grad + x.weight_decay * x.param
+    b = average(x.momentum, x.momentum_buffer, g)
+    return {"param": x.param - x.lr * ((1 - x.nu) * g + x.nu * b), "momentum_buffer": b}
+
+
+def simplified_ademamix(x: Any) -> dict[str, Any]:
+    half = sympy.Rational(1, 2) if isinstance(x.step, sympy.Expr) else torch.tensor(0.5, dtype=torch.float64)
+    tiny = sympy.Rational(1, 10**8) if isinstance(x.step, sympy.Expr) else 1e-8
+
+    def steps(beta: Any) -> Any:
+        return logarithm(half) / logarithm(beta + tiny) - 1
+
+    t, beta = x.step + 1, x.betas0
+    if x.beta1_warmup is not None:
+        part = smallest(t / x.beta1_warmup, 1)
+        warm = half ** (1 / ((1 - part) * steps(x.min_beta1) + part * steps(beta) + 1))
+        beta = where(t < x.beta1_warmup, warm, beta)
+    m, v, s = average(beta, x.exp_avg, x.grad), average(x.betas1, x.exp_avg_sq, x.grad**2), average(x.betas1, x.den_sum, 1)
+    step = (m + x.alpha * x.grad) / (sqrt(v) + sqrt(s) * x.eps) / sqrt(s)
+    new = {"step": t, "exp_avg": m, "exp_avg_sq": v, "den_sum": s}
+    return new | {"param": x.param - x.lr * (step + x.weight_decay * x.param)}
+
+
+def grokfast_adamw(x: Any) -> dict[str, Any]:
+    e = where(x.first > 0, x.grad, average(x.grokfast_alpha, x.grok_exp_avg, x.grad))
+    m_hat, v_hat, _, new = adam_moments(x, x.grad + x.grokfast_lamb * e)
+    step = m_hat / largest(sqrt(v_hat), x.eps)
+    return new | {"grok_exp_avg": e, "param": x.param - x.lr * (step + x.weight_decay * x.param)}
+
+
+def adamod(x: Any) -> dict[str, Any]:
+    _, _, t, new = adam_moments(x, x.grad)
+    eta = x.lr * sqrt(1 - x.betas1**t) / (1 - x.betas0**t) / (sqrt(new["exp_avg_sq"]) + x.eps)
+    s = average(x.betas2, x.exp_avg_lr, eta)
+    theta = x.param - x.lr * x.weight_decay * x.param - smallest(eta, s) * new["exp_avg"]
+    return new | {"exp_avg_lr": s, "param": theta}
+
+
+def adanorm(x: Any) -> dict[str, Any]:
+    t, e = x.step + 1, average(x.r, x.exp_grad_norm, norm(x.grad))
+    s = where(both(norm(x.grad) > 0, e > norm(x.grad)), e / norm(x.grad), 1) * x.grad
+    m, v = average(x.betas0, x.exp_avg, s), average(x.betas1, x.exp_avg_var, x.grad**2)
+    new = {"step": t, "exp_avg": m, "exp_avg_var": v, "exp_grad_norm": e}
+    if x.ams_bound:
+        new["max_exp_avg_var"] = v = largest(x.max_exp_avg_var, v)
+    step = m / (1 - x.betas0**t) * sqrt(1 - x.betas1**t) / (sqrt(v) + x.eps)
+    return new | {"param": x.param - x.lr * (step + x.weight_decay * x.param)}
+
+
+def adamg(x: Any) -> dict[str, Any]:
+    t, g = x.step + 1, x.grad + x.weight_decay * x.param
+    v = average(x.betas1, x.v, g**2)
+    r = average(x.betas2, x.r, x.p * v**x.q)
+    m = average(x.betas0, x.m, r * g)
+    step = m / (1 - x.betas0**t) / (sqrt(v / (1 - x.betas1**t)) + x.eps)
+    return {"step": t, "v": v, "r": r, "m": m, "param": x.param - smallest(x.lr, 1 / sqrt(t)) * step}
+
+
+def adahessian(x: Any) -> dict[str, Any]:
+    """Between two estimates of the Hessian."""
+    t, m = x.step + 1, average(x.betas0, x.exp_avg, x.grad)
+    root = (x.exp_hessian_diag_sq / (1 - x.betas1**t)) ** (x.hessian_power / 2) + x.eps
+    theta = x.param - x.lr * (m / (1 - x.betas0**t) / root + x.weight_decay * x.param)
+    return {"step": t, "exp_avg": m, "exp_hessian_diag_sq": x.exp_hessian_diag_sq, "param": theta}
+
+
+def sophiah(x: Any) -> dict[str, Any]:
+    """Between two estimates of the Hessian."""
+    m = average(x.betas0, x.momentum, x.grad)
+    step = clipped(m / largest(x.hessian_moment, x.eps), -x.p, x.p)
+    theta = x.param - x.lr * (step + x.weight_decay * x.param)
+    return {"momentum": m, "hessian_moment": x.hessian_moment, "param": theta}
+
+
+def no_dimensions(_: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(())
+
+
+def bound_of_norm(param: torch.Tensor) -> torch.Tensor:
+    return param.norm().reshape((1,) * param.ndim) * 1.5
+
+
 def per_row(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
 
@@ -515,6 +718,26 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "Signum": (signum, {}),
     "StableAdamW": (stable_adamw, {}),
     "Tiger": (tiger, {}),
+    "AdaHessian": (adahessian, {}),
+    "AdaMod": (adamod, {}),
+    "AdaNorm": (adanorm, {"exp_grad_norm": no_dimensions}),
+    "AdaPNM": (adapnm, {}),
+    "AdamG": (adamg, {}),
+    "AggMo": (aggmo, {}),
+    "Amos": (amos, {"exp_avg_sq": no_dimensions, "decay": no_dimensions}),
+    "Ano": (ano, {}),
+    "EXAdam": (exadam, {}),
+    "FAdam": (fadam, {}),
+    "FTRL": (ftrl, {}),
+    "Fromage": (fromage, {"max": bound_of_norm}),
+    "GrokFastAdamW": (grokfast_adamw, {}),
+    "Kate": (kate, {}),
+    "PAdam": (padam, {}),
+    "PID": (pid, {}),
+    "PNM": (pnm, {}),
+    "QHM": (qhm, {}),
+    "SimplifiedAdEMAMix": (simplified_ademamix, {}),
+    "SophiaH": (sophiah, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
 NUMBERS = (
@@ -525,6 +748,7 @@ NUMBERS = (
     "beta2_weight",
     "exp_avg_lr_1",
     "exp_avg_lr_2",
+    "den_sum",
 )  # the states that are 0-dim
 
 

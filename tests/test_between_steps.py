@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -177,6 +178,41 @@ def test_threads_stepping_two_optimizers():
     assert not errors
     for params in found:
         assert same([p.detach() for p in expected], [p.detach() for p in params])
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_threads_stepping_one_optimizer(foreach):
+    """Each step is taken whole or refused: updates got lost, and words were raised that named another fault."""
+    param = torch.nn.Parameter(torch.zeros(70, 80))
+    optimizer = compiledopt.Adafactor([param], lr=0.01, foreach=foreach)
+    param.grad = torch.ones(70, 80)
+    optimizer.step()
+    refused, interval = [], sys.getswitchinterval()
+
+    def work():
+        for _ in range(30):
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert optimizer.state[param]["step"].item() == 121 - len(refused)
+    assert all("another thread is in a step of this optimizer" in words for words in refused)
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+def test_python_without_a_gil_stays_so():
+    run(compiledopt.AdamW(params := parameters(shapes=SHAPES), lr=0.01, compiled=True), params, Gradients(), range(2))
+    assert not sys._is_gil_enabled()
 
 
 def test_gradients_taken_away_by_another_thread():

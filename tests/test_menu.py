@@ -58,7 +58,7 @@ def test_what_is_not_here_says_why():
         ("lyon", "no optimizer 'lyon'; near it: lion"),
         ("qqqq", "see list_optimizers"),
         ("lomo", "within backward"),
-        ("adahessian", "Hessian"),
+        ("ranger", "lookahead_radam"),
         ("galore_adamw_layerwise", "within backward"),
         ("lookahead_lyon", "no optimizer 'lyon'"),
         ("adamw_torch_xla", "XLA"),

@@ -15,6 +15,7 @@ from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
+from compiledopt import total
 from compiledopt.rules.trace import TraceError
 
 PAGE = Path(__file__).parent.parent / "docs" / "write-your-own.md"
@@ -24,7 +25,7 @@ def test_the_pages_examples():
     if not PAGE.exists():
         pytest.skip("the tests run without the repository around them")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     namespace = {"__name__": "page"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -225,7 +226,7 @@ def test_bad_arguments():
     def needs(param, grad, *, lr):
         return param - lr * grad
 
-    with pytest.raises(TypeError, match="missing a required argument: 'lr'"):
+    with pytest.raises(TypeError, match=r"missing a required (keyword-only )?argument: 'lr'"):
         needs(parameters())
     with pytest.raises(TypeError, match=r"the first two arguments must be \(param, grad\)"):
         compiledopt.define(lambda grad, param: None)
@@ -414,3 +415,86 @@ def test_a_state_may_be_what_the_parameter_was(optimizer, executor, dtype):
     state = mine.state[param]
     found = [values.tolist() for values in (param.detach(), state["old"], state["older"])]
     assert found == [[-1.5, -0.5, 0.5], [-1.0, 0.0, 1.0], [-0.5, 0.5, 1.5]]
+
+
+def test_a_state_that_a_number_makes_optional_is_another_program():
+    """One class, with and without momentum: the second had lost its state without a word."""
+
+    @compiledopt.define(optional={"buffer": "momentum"})
+    def Heavy(param, grad, buffer, *, lr=0.1, momentum=0.0):
+        if buffer is not None:
+            grad = buffer = momentum * buffer + grad
+        return param - lr * grad, buffer
+
+    for momentum, expected in ((0.0, 0.8), (0.5, 0.75), (None, 0.8)):
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = Heavy([param], momentum=momentum, foreach=False)
+        for _ in range(2):
+            param.grad = torch.ones(3)
+            optimizer.step()
+        assert ("buffer" in optimizer.state[param]) == bool(momentum)
+        torch.testing.assert_close(param.detach(), torch.full((3,), expected))
+
+
+def test_a_list_as_long_as_an_option():
+    @compiledopt.define(lists={"window": lambda param, options: len(options["betas"])})
+    def Several(param, grad, window, *, lr=0.1, betas=(0.5, 0.9)):
+        window = [beta * one + grad for beta, one in zip(betas, window, strict=True)]
+        return param - lr * sum(window), window
+
+    for betas in ((0.5, 0.9), (0.1, 0.2, 0.3)):
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = Several([param], betas=betas, foreach=False)
+        for _ in range(2):
+            param.grad = torch.ones(3)
+            optimizer.step()
+        assert sorted(optimizer.state[param]) == [f"window_{index}" for index in range(len(betas))]
+        torch.testing.assert_close(param.detach(), torch.full((3,), 1 - 0.1 * (2 * len(betas) + sum(betas))))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_total_of_numbers_counts_elements(executor):
+    @compiledopt.define(scalars=("step",))
+    def Mean(param, grad, step, *, lr=0.5):
+        step = step + 1
+        mean = total(grad * grad) / total(torch.ones_like(grad))
+        return param - lr * mean * grad + 0.0 * total(step), step
+
+    params = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((3, 4), (5,))]
+    optimizer = Mean(params, **EXECUTORS[executor])
+    for param, value in zip(params, (1.0, 2.0), strict=True):
+        param.grad = torch.full_like(param, value)
+    optimizer.step()
+    mean = (12 * 1.0 + 5 * 4.0) / 17
+    for param in params:
+        torch.testing.assert_close(param.detach(), -0.5 * mean * param.grad, rtol=1e-12, atol=0)
+
+
+def test_bounds_are_those_of_the_defaults():
+    """A name whose default is out of torch's bounds means something else there; the others are bounded."""
+
+    @compiledopt.define
+    def Positive(param, grad, *, lr=0.1, betas=(0.9, 1.0)):
+        return param - lr * betas[1] * grad
+
+    param = torch.nn.Parameter(torch.ones(3))
+    assert Positive([param], betas=(0.5, 2.0)).param_groups[0]["betas"] == (0.5, 2.0)
+    for options, message in (({"betas": (1.0, 2.0)}, "index 0: 1.0"), ({"lr": -1.0}, "learning rate: -1.0")):
+        with pytest.raises(ValueError, match=message):
+            Positive([param], **options)
+
+
+def test_pythons_min_names_its_mend():
+    @compiledopt.define(scalars=("step",))
+    def Least(param, grad, step, *, lr=0.1):
+        step = step + 1
+        return param - min(lr, 1 / step) * grad, step
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with pytest.raises(TraceError, match=r"min, max and .*\.clamp_max"):
+        Least([param]).step()
+    with pytest.raises(TypeError, match=r"torch.where\(first > 0, ..., scale"):
+        compiledopt.define(scalars=("scale",), initial={"scale": lambda param: param.norm()})(
+            lambda param, grad, scale: (param, scale)
+        )

@@ -216,10 +216,10 @@ def test_explain_for_a_gpu(name, capsys):
 
 
 STORED = {
-    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (6, 4)),
-    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (4, 3)),
-    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
-    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (2, 1)),
+    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (2, 1)),
+    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
+    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
 }
 
 

@@ -14,8 +14,12 @@ def trust_ratio(wanted: Any, found: Any, more: Any = 0.0) -> Any:
     return torch.where((wanted > 0) & (found > 0), wanted / (found + more), 1.0)
 
 
+def mean_square(tensor: Any) -> Any:
+    return (tensor * tensor).mean()
+
+
 def root_mean_square(tensor: Any) -> Any:
-    return (tensor * tensor).mean().sqrt()
+    return mean_square(tensor).sqrt()
 
 
 def over_rest(tensor: Any, reduction: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from compiledopt.around.transformation import Transformation, named, results
 from compiledopt.rules.author import TraceError
-from compiledopt.rules.rule import Count, Rule
+from compiledopt.rules.rule import Rule
 
 
 class Listed(Transformation):
@@ -21,7 +21,7 @@ class Listed(Transformation):
         """How many states of each list there are, for the parameter of the group that has most."""
         if not rule.lists:
             return None
-        return tuple((name, _most(count, group)) for name, count in rule.lists.items())
+        return tuple((name, _most(rule, name, group)) for name in rule.lists)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         most = dict(wanted)
@@ -30,7 +30,7 @@ class Listed(Transformation):
 
         def listed(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
             known = dict(zip(flat, states, strict=True))
-            counts = {name: _count(rule.lists[name], most[name], param) for name in most}
+            counts = {name: _count(rule, name, most[name], param, options) for name in most}
             given = [
                 [known.get(f"{name}_{i}") for i in range(counts[name])] if name in most else known[name] for name in rule.states
             ]
@@ -45,28 +45,32 @@ class Listed(Transformation):
         return named(replace(rule, function=listed, states=flat, initial=initial), rule)
 
 
-def _most(count: Count, group: Mapping[str, Any]) -> int:
-    if callable(count):
-        return max((count(param) for param in group["params"]), default=0)
-    return int(group[count]) if isinstance(count, str) else count
+def _most(rule: Rule, name: str, group: Mapping[str, Any]) -> int:
+    count, counter = rule.lists[name], rule.counter(name)
+    if counter is not None:
+        return max((counter(param, group) for param in group["params"]), default=0)
+    return int(group[count]) if isinstance(count, str) else count  # type: ignore[return-value]
 
 
-def _count(count: Count, most: int, param: Any) -> int:
-    return count(param) if callable(count) else most
+def _count(rule: Rule, name: str, most: int, param: Any, options: Mapping[str, Any]) -> int:
+    counter = rule.counter(name)
+    return most if counter is None else counter(param, options)
 
 
 def _start(rule: Rule, name: str, index: int) -> Any:
     """What an element of a list starts from; None for zeros like the parameter."""
-    start, count = rule.initial.get(name), rule.lists[name]
-    if not callable(start):
-        return start if not callable(count) else _where_counted(lambda param, _: torch.zeros_like(param), index, count)
-    if rule.takes_options(name):
-        return lambda param, options: start(param, index, options) if index < _count(count, index + 1, param) else None
-    return _where_counted(start, index, count)
+    start = rule.initial.get(name)
+    if not callable(start) and not callable(rule.lists[name]):
+        return start
+    make: Callable[..., Any] = start if callable(start) else lambda param, _: torch.zeros_like(param)
+    own = callable(start) and rule.takes_options(name)
 
+    def made(param: Any, options: Mapping[str, Any]) -> Any:
+        if index >= _count(rule, name, index + 1, param, options):
+            return None
+        return make(param, index, options) if own else make(param, index)
 
-def _where_counted(start: Callable[..., Any], index: int, count: Count) -> Callable[..., Any]:
-    return lambda param: start(param, index) if index < _count(count, index + 1, param) else None
+    return made
 
 
 def _flat(

@@ -60,7 +60,9 @@ def as_float(value: Any) -> float:
 
 
 def truthy(value: Any) -> bool:
-    """Whether a number is not zero. A tensor that is not on the host counts as such: its value may change in place, under a
-    captured graph too, and reading it would wait for the device at every step."""
+    """Whether a number is not zero, nor None. A tensor that is not on the host counts as such: its value may change in place,
+    under a captured graph too, and reading it would wait for the device at every step."""
     there = isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    if value is None:
+        return False
     return there or bool(value != 0)

@@ -13,7 +13,7 @@ from compiledopt.rules.options import NOISE, RESERVED, STEP, Read, as_float, rea
 Initial = float | str | Callable[..., Any]
 PLACE = "place_in_group"  # what a 0-dim state may start from: the number of its parameter among those of the group
 Turn = tuple[str, int] | Callable[[int, Mapping[str, Any]], bool]
-Count = int | str | Callable[[Any], int]
+Count = int | str | Callable[..., int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Rule:
     states: the names after `param` and `grad` in its signature, as in `optimizer.state[param]`.
     options: its keyword-only names, read from the parameter group by the same names.
     scalars: the states that are 0-dim (`step`); the others are shaped like the parameter.
-    optional: {state: option}: the state exists only where the option is truthy (max_exp_avg_sq: amsgrad).
+    optional: {state: option}: the state exists only where the option is not zero, False or None (max_exp_avg_sq: amsgrad).
     initial: {state: a number, the name of an option, or a function of the parameter, or of the parameter and {option: value}}:
         what the state starts from; zero for those not named. A function makes the tensor itself, or None
         where a parameter has no such state; its shape may depend on flags and static options alone. PLACE,
@@ -51,10 +51,10 @@ class Rule:
     evaluated: how a parameter is evaluated, where that is not how it is trained: the name of a state that it is exchanged with,
         or two functions of the parameter, of states by their names and, keyword-only, of options: (to evaluate, to train).
 
-    lists: {state: a number, the name of a static option, or a function of the parameter}: the state is a list of so many
-        tensors, which optimizer.state[param] has one by one as `state_0`, `state_1` and so on. What `initial` has for it is a
-        function of the parameter and the index, or of those and {option: value}, and makes one of them, or None, which the
-        list then has in that place.
+    lists: {state: a number, the name of a static option, or a function of the parameter, or of the parameter and {option:
+        value}}: the state is a list of so many tensors, which optimizer.state[param] has one by one as `state_0`, `state_1`
+        and so on. What `initial` has for it is a function of the parameter and the index, or of those and {option: value},
+        and makes one of them, or None, which the list then has in that place.
 
     never_negative: the states of which the author says that they are never below zero, where a program does not prove it, as
         where the function multiplies matrices: they may be kept in codes without a sign (storage/), and then what is below zero
@@ -138,6 +138,13 @@ class Rule:
         """Whether the function that makes the elements of a list is given the options too."""
         return _takes_options(self.initial[state], 3)
 
+    def counter(self, state: str) -> Callable[[Any, Mapping[str, Any]], int] | None:
+        """How long a list is for a parameter and {option: value}, where a function says so."""
+        count = self.lists[state]
+        if not callable(count):
+            return None
+        return count if _takes_options(count) else lambda param, options: count(param)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
 
@@ -165,7 +172,8 @@ def _check_meaning(
     for name in scalars:
         if callable(initial.get(name)):
             raise TypeError(
-                f"rule {rule}: the 0-dim state {name!r} starts from a number or the name of an option, not from a function"
+                f"rule {rule}: the 0-dim state {name!r} starts from a number or the name of an option, not from a function; "
+                f"take the option `first` and write torch.where(first > 0, ..., {name})"
             )
 
 
@@ -215,7 +223,7 @@ def rule(
             scalars=frozenset(scalars) | {STEP} if takes_noise else frozenset(scalars),
             optional=dict(optional or {}),
             initial=dict(initial or {}),
-            branches=frozenset(branches),
+            branches=frozenset(branches).union((optional or {}).values()),  # with and without the state are two programs
             static=frozenset(static),
             elementwise=elementwise,
             sparse=sparse,

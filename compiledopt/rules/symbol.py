@@ -86,8 +86,9 @@ class Symbol:
         if self.branch:
             return True
         raise TraceError(
-            f"{author_line()}: a rule must not branch on the value of a tensor or number; use torch.where, or declare a "
-            "number that is compared with zero, by == or != alone, in branches=(...)"
+            f"{author_line()}: a rule must not branch on the value of a tensor or number, as Python's min, max and `and` do; "
+            "use torch.where, .clamp_max, .clamp_min, & or |, or declare a number that is compared with zero, by == or != "
+            "alone, in branches=(...)"
         )
 
     def __floordiv__(self, other: Any) -> Any:

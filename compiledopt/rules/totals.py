@@ -19,7 +19,8 @@ def total(value: Any, over: str = "model") -> Any:
 
         Σ over parameters with a gradient, Σ over their elements, of value
 
-    value: a pointwise expression of `param`, `grad`, states and numbers; a complex one counts as two reals. over: "model", all
+    value: a pointwise expression of `param`, `grad`, states and numbers; a complex one counts as two reals. A number
+        counts once for each element: total(torch.ones_like(param)) is how many elements there are. over: "model", all
         parameters of the optimizer, or "group", those of the parameter's group.
     Returns: a 0-dim number, the same for all of them, summed in float64. Mutates: nothing.
     Raises: TypeError outside of a rule, and for a value that is no tensor; ValueError for another `over`.
@@ -31,8 +32,6 @@ def total(value: Any, over: str = "model") -> Any:
             f"{author_line()}: total(...) is for rules of pointwise operations, which are traced: this one is called on "
             f"tensors, or total was given {type(value).__name__}"
         )
-    if value.node.scalar:
-        raise TraceError(f"{author_line()}: total(...) sums what varies from element to element, not a number")
     return value.tracer.total(value, over)
 
 

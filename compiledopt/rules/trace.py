@@ -42,6 +42,7 @@ class Tracer(Reducer):
         super().__init__(shape)
         self.name = name
         self.totals: list[Node] = []
+        self.param: Any = None
 
     def whole(self, function: Any, value: Symbol, arguments: tuple[Any, ...]) -> Symbol:
         """A function of whole matrices (rules/products.py), of which a program may be cut at one."""
@@ -56,6 +57,8 @@ class Tracer(Reducer):
             raise TraceError(
                 f"{author_line()}: total(...) in a rule that reduces over its own parameter, which is not compiled"
             )
+        if value.node.scalar:  # once for each element
+            value = self.apply("where", (self.param == self.param, value, value), {})
         key = ("total", value.node, over)
         if key not in self.known:
             name = f"{self.name}.{over}_total[{len(self.totals)}]"
@@ -211,8 +214,8 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
         n for n in rule.states_for(options) if shape is None or n in tracer.views or n in rule.scalars or n in rule.shared
     )
     states = {n: symbol(n, False) for n in ("param", "grad", *present) if n not in rule.scalars and n not in rule.shared}
-    states |= {n: symbol(n, False) for n in present if n in rule.scalars and n not in numbers}
-    states |= {n: symbol(n, True) for n in present if n in numbers}
+    tracer.param = states["param"]
+    states |= {n: symbol(n, n in numbers) for n in sorted([n for n in present if n not in states], key=numbers.__contains__)}
     arguments: dict[str, Any] = {}
     for name in rule.options:
         value = 0.0 if name in RESERVED else options[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +51,7 @@ class Stepper:
         self.fresh: set[torch.Tensor] = set()
         self.reasons: set[str] = set()
         self.told: set[around.Ended] = set()
+        self._stepping: dict[str, int] = {}  # the thread that is in a step
 
     def again(self) -> Stepper:
         """Another for the same optimizer, after its groups and states were exchanged; graphs may still be replayed."""
@@ -59,8 +61,18 @@ class Stepper:
         return [] if self.plan is None else self.plan.batches
 
     def step(self, optimizer: Stepped) -> None:
-        """Raises: RuntimeError or TypeError, before any write, for what cannot be updated."""
+        """Raises: RuntimeError or TypeError, before any write, for what cannot be updated or is stepped by another thread."""
         self.steady = never  # what Python does now, it does not know of
+        thread = get_ident()
+        try:
+            if self._stepping.setdefault("thread", thread) != thread:
+                raise RuntimeError("another thread is in a step of this optimizer; one at a time may step it")
+            self._step(optimizer)
+        finally:
+            if self._stepping.get("thread") == thread:
+                self._stepping.clear()
+
+    def _step(self, optimizer: Stepped) -> None:
         watched = watched_by()
         if watched is not None:
             self._step_watched(optimizer, watched)

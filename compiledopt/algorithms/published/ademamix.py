@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import torch
-
+from compiledopt.algorithms.averages import warmed
 from compiledopt.algorithms.parts import moments, with_maximize
 from compiledopt.arguments import BETA, BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-
-
-def _half_life(beta: Any) -> Any:
-    """Less one, in steps."""
-    return math.log(0.5) / torch.log(beta + 1e-8) - 1
 
 
 @rule(scalars=("step",))
@@ -41,9 +32,7 @@ def ademamix(
     if alpha_warmup is not None:
         alpha = alpha * (step / alpha_warmup).clamp_max(1.0)
     if beta3_warmup is not None:
-        part = (step / beta3_warmup).clamp_max(1.0)
-        half_life = (1 - part) * _half_life(beta1) + part * _half_life(beta3)
-        beta3 = torch.where(step < beta3_warmup, 0.5 ** (1 / (half_life + 1)), beta3)
+        beta3 = warmed(step, beta3_warmup, beta1, beta3)
     exp_avg_fast, exp_avg_sq = moments(grad, exp_avg_fast, exp_avg_sq, (beta1, beta2))
     exp_avg_slow = exp_avg_slow.lerp(grad, 1 - beta3)
     update = exp_avg_fast / (1 - beta1**step) + alpha * exp_avg_slow

@@ -77,6 +77,7 @@ PyMODINIT_FUNC PyInit_compiledopt_launcher() {
     for (const numbers::Operation& one : numbers::kOperations)
       require(PySet_Add(operations.get(), Owned::checked(PyUnicode_FromString(one.name)).get()) == 0);
     require(PyModule_AddObjectRef(self.get(), "OPERATIONS", operations.get()) == 0);
+    require(runs_without_gil(self.get()));
     plan_type_object = reinterpret_cast<PyTypeObject*>(type.release());
     params_key = key.release();
     return self;

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from compiledopt.backends.cpp.blocks import Cut, Part
+from compiledopt.backends.block_parts import Cut, Part
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton.bodies import CODES, NAMES, Body, lowered
 from compiledopt.errors import CompileError
