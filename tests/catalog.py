@@ -104,7 +104,7 @@ class Algorithm:
     @property
     def reduces(self) -> bool:
         """Whether it is compiled into passes between its reductions, for matrices."""
-        if self.rule is None or not self.rule.dense:
+        if self.rule is None or not self.rule.dense or self.rule.every:
             return False
         param = torch.nn.Parameter(torch.ones(2, 3))
         found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
