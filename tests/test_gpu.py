@@ -692,12 +692,12 @@ def test_products_of_stacks(name, capturable, monkeypatch):
 @pytest.mark.parametrize(
     "kept", [{"state_dtype": "int8"}, {"state_dtype": {"exp_avg": "int4", "exp_avg_sq": "uint8"}}], ids=str
 )
-@pytest.mark.parametrize("made", [compiledopt.AdamW, compiledopt.LAMB], ids=lambda made: made.__name__)
-def test_blocks_of_several_sizes(made, kept, capturable):
-    """Two codes to a byte, and scales of two sizes, in one launch, or around the passes of a rule that reduces."""
+@pytest.mark.parametrize("name", [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("trust_clip")])
+def test_blocks_of_several_sizes(name, kept, capturable):
+    """Two codes to a byte, and scales of two sizes, around the passes of a rule that reduces."""
     shapes = [(20, 256), (9, 7, 75), (128, 128)]
     models = [on_gpu(parameters(shapes=shapes)) for _ in range(2)]
-    start = flat(models[0])
+    made, start = getattr(compiledopt, name), flat(models[0])
     optimizers = (
         made(models[0], lr=0.05, foreach=True, **kept),
         made(models[1], lr=0.05, compiled=True, capturable=capturable, **kept),
