@@ -15,6 +15,7 @@ from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.built import Made, built_for
 from compiledopt.backends.triton.readiness import kernel_of
+from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.rules.program import ELEMENTS, scalar_program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
@@ -73,9 +74,11 @@ def explain_gpu(
     if not known.elementwise:
         made = built_for(known, arch, dtype, EXAMPLE)
         return _explanation(name, known, group, arch, dtype, made, source, ptx)
-    kernel = kernel_of(known, (dtype, dtype, *known.dtypes_of(example).values()))
+    dtypes = (dtype, dtype, *known.dtypes_of(example).values())
+    kernel = kernel_of(known, dtypes)
     assert isinstance(kernel, triton.TritonKernel)
-    built = [triton.build_for(kernel, arch, one_row=one_row) for one_row in (True, False)]
+    block, warps = candidates_for(kernel, dtypes)[0]
+    built = [triton.build_for(kernel, arch, block, warps, one_row) for one_row in (True, False)]
     made = Made(known.program, [known.program], [kernel.source], built)
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
 

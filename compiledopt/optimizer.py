@@ -16,7 +16,7 @@ from compiledopt import around
 from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
-from compiledopt.step.choose import check_options
+from compiledopt.step.choose import check_options, constructor
 from compiledopt.step.in_graph import register, step_in_graph
 from compiledopt.step.loading import (
     check_groups,
@@ -69,8 +69,7 @@ class Optimizer(torch.optim.Optimizer):
                 own = inspect.cleandoc(cls.__doc__)
                 cls.__doc__ = f"{own}\n\n{description(own, constructor, rule, cls.bounds)}"
 
-    # Dynamo loses what a constructor that it traces sets before a graph break.
-    @torch._disable_dynamo  # type: ignore[untyped-decorator,attr-defined]
+    @constructor
     def __init__(self, params: ParamsT, options: Mapping[str, Any]) -> None:
         """options: the constructor's `locals()`. All but self, params and extras become the options of the groups."""
         defaults = {k: v for k, v in options.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}

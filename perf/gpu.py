@@ -42,6 +42,8 @@ MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")
 FAKE = False  # whether the driver is
 ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
 WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
+WITH_FUSED = [name for name in ELEMENTWISE if name not in (*WITHOUT_FUSED, "AdamW")]  # which is measured by itself
+REDUCING = next(name for name in OPTIONS if CATALOG[name].reduces)  # of several launches
 LARGE = [(4096, 4096)] * 32  # 2^29 elements
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
 HOST_STEPS = 200  # of which the first quarter warms
@@ -357,7 +359,7 @@ def rest(measure: Measure) -> Iterator[Row]:
 
 def others(measure: Measure) -> Iterator[Row]:
     """Every other algorithm, and torch's foreach and another library on the models."""
-    for name in ("SGD", "Adam", "Adagrad", *WITHOUT_FUSED):
+    for name in (*WITH_FUSED, *WITHOUT_FUSED):
         fused = {} if name in WITHOUT_FUSED else {"torch fused": torchs(name, fused=True)}
         yield from against(measure, "others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
     for shapes in MODELS:
@@ -368,7 +370,7 @@ def others(measure: Measure) -> Iterator[Row]:
 def first_step(measure: Measure) -> Iterator[Row]:
     """The time of a first step, with kernels on disk and without: what is compiled, tuned and tried."""
     for shapes in ("tiny", "gpt2_small"):
-        for name in ("AdamW", "Adafactor"):
+        for name in ("AdamW", REDUCING):
             if not measure.wants("first", name, shapes, "ours, kernels on disk"):
                 continue
             with tempfile.TemporaryDirectory() as empty:

@@ -21,6 +21,7 @@ import compiledopt
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import peers
+from catalog import CATALOG, MENU
 
 FILE = "menu_matrices.csv"
 LOW_RANK = {"rank": 32, "update_proj_gap": 50, "scale": 0.25}
@@ -36,7 +37,7 @@ MATRICES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, An
     "SOAP": (COLLECTION, "SOAP", {}, {}, {}, 10),
     "Shampoo": (COLLECTION, "Shampoo", {"preconditioning_compute_steps": 10}, {}, {}, 10),
 }
-HIDDEN = ("AdaMuon", "Muon", "NorMuon")  # which take hidden matrices alone
+HIDDEN = [name for name in MATRICES if {**CATALOG, **MENU}[name].takes("ns_steps")]  # which take hidden matrices alone
 SHAPES = {"transformer_64": (64, 4), "transformer_128": (128, 4), "transformer_256": (256, 2), "transformer_512": (512, 1)}
 
 
@@ -49,7 +50,7 @@ def shapes(name: str, model: str) -> list[tuple[int, ...]]:
 
 def theirs(name: str, params: list[torch.nn.Parameter]) -> Any:
     package, title, both, _, own, _ = MATRICES[name]
-    groups: Any = [{"params": params, "use_muon": True}] if name in ("AdaMuon", "NorMuon") else params
+    groups: Any = [{"params": params, "use_muon": True}] if package == COLLECTION and name in HIDDEN else params
     if package != peers.TIMM:
         return getattr(importlib.import_module(package), title)(groups, lr=1e-3, **both, **own)
     peers.timm_optim()

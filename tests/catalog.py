@@ -36,6 +36,7 @@ class Algorithm:
     sharded: the options under which tests/ranks.py shards it.
     tensor_options: whether torch takes tensors for its decay and betas, and differentiates to them.
     moves_without_rate, states_at_once, takes_empty: what torch's does at lr=0, has before a step, and takes.
+    decouples: whether its weight decay stands apart from the gradient, whatever its options say, as its paper has it.
     multiplies: whether it multiplies matrices, in bfloat16 as torch's does: runs differ by the rounding of those.
     brief: whether its kernels are made by slow tests alone: its mathematics is proved, or else run by the for-loop.
     """
@@ -54,6 +55,7 @@ class Algorithm:
     moves_without_rate: bool = False
     states_at_once: bool = False
     takes_empty: bool = True
+    decouples: bool = False
     multiplies: bool = False
     brief: bool = False
 
@@ -87,13 +89,22 @@ class Algorithm:
         return self.rule is not None and "step" in self.rule.scalars
 
     @property
+    def sums(self) -> tuple[bool, ...]:
+        """Whether it sums over groups, and whether over the model."""
+        if self.rule is None or not self.elementwise:
+            return ()
+        param = torch.nn.Parameter(torch.ones(2, 3))
+        program = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).program
+        return tuple(sorted({node.is_of_group for node in program.totals}))
+
+    @property
     def sparse_only(self) -> bool:
         return self.rule is not None and not self.rule.dense
 
     @property
     def reduces(self) -> bool:
         """Whether it is compiled into passes between its reductions, for matrices."""
-        if self.rule is None or not self.rule.dense:
+        if self.rule is None or not self.rule.dense or self.rule.every:
             return False
         param = torch.nn.Parameter(torch.ones(2, 3))
         found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
@@ -258,6 +269,7 @@ CATALOG: dict[str, Algorithm] = {
             compiledopt.AdamW,
             _ADAM,
             steady={"weight_decay": 0.0},
+            decouples=True,
             tensor_options=True,
             unrolled=[{}, {"amsgrad": True}],
             measured={"lr": 1e-3, "weight_decay": 0.1},
@@ -295,8 +307,8 @@ CATALOG: dict[str, Algorithm] = {
             unrolled=[{"momentum": 0.5, "centered": True}],
         ),
         Algorithm(compiledopt.Rprop, _RPROP, unrolled=[{}], moves_without_rate=True),  # its first steps are of size lr
-        Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False),
-        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, multiplies=True),
+        Algorithm(compiledopt.Adafactor, _ADAFACTOR, formulas=DECAYED, takes_empty=False, decouples=True),
+        Algorithm(compiledopt.Muon, _MUON, steady={"weight_decay": 0.0}, takes_empty=False, decouples=True, multiplies=True),
         Algorithm(compiledopt.LBFGS, promised={"lr": 0.5, "max_iter": 4}, measured=None),
         Algorithm(
             compiledopt.SparseAdam,
@@ -492,6 +504,11 @@ def one_per_kind(wanted: Callable[[Algorithm], Any] = lambda one: True) -> list[
         if one.rule is not None and wanted(one):
             found.setdefault(one.kind, one)
     return list(found.values())
+
+
+def with_and_without_count() -> list[Algorithm]:
+    """One whose parameters count their updates, and one whose parameters do not, for what concerns the numbers of a step."""
+    return [next(one for one in CATALOG.values() if one.elementwise and one.counts is counts) for counts in (True, False)]
 
 
 def by_kind(subjects: Iterable[Case | Algorithm] | None = None) -> list[Any]:

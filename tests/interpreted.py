@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from catalog import CASES
+from catalog import CASES, with_and_without_count
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -227,22 +227,22 @@ def test_explain_tells_of_the_kernel_that_runs():
 
 
 @pytest.mark.parametrize(
-    ("name", "capturable"),
+    ("algorithm", "capturable"),
     [
-        ("AdamW", False),
-        ("SGD", True),
-        pytest.param("AdamW", True, marks=pytest.mark.slow),
-        pytest.param("SGD", False, marks=pytest.mark.slow),
+        pytest.param(one, capturable, marks=[] if one.counts is not capturable else [pytest.mark.slow])
+        for one in with_and_without_count()
+        for capturable in (False, True)
     ],
+    ids=str,
 )
-def test_schedule_clipping_and_average_on_the_device(name, capturable):
+def test_schedule_clipping_and_average_on_the_device(algorithm, capturable):
     """Nothing of them is read on the host: the rate from the step on the device, the coefficients where the norm is."""
     reference, mine = model(), model()
     optimizers = []
     for params, flags in ((reference, {"foreach": False}), (mine, {"compiled": True, "capturable": capturable})):
         groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.1, "max_grad_norm": 2.5}]
         lr = 0.1 * schedules.sequential([schedules.linear(0.1, 1.0, 2), schedules.cosine_annealing_warm_restarts(2, 2)], [2])
-        optimizers.append(getattr(compiledopt, name)(groups, lr=lr, max_grad_norm=5.0, ema_decay=0.5, **flags))
+        optimizers.append(algorithm.ours(groups, lr=lr, max_grad_norm=5.0, ema_decay=0.5, **flags))
     expected, optimizer = optimizers
     start = flat(reference)
     for step in range(6):

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from catalog import CATALOG, with_and_without_count
 from helpers import Gradients, flat, parameters, run, same, snapshot
 from simulated import Recording, capture, unwatched
 from triton.compiler.errors import CompilationError
@@ -44,12 +45,17 @@ def near(mine, reference):
 # ---- captures ----
 
 
-@pytest.mark.parametrize("name", ["AdamW", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SGD", "RAdam"))])
-def test_replays_follow_numbers_and_gradients(monkeypatch, name):
-    more = {"momentum": 0.9} if name == "SGD" else {}
+SLOW = [with_and_without_count()[1], CATALOG["RAdam"]]  # the latter's numbers choose a branch as they come
+
+
+@pytest.mark.parametrize(
+    "algorithm", [with_and_without_count()[0], *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)], ids=str
+)
+def test_replays_follow_numbers_and_gradients(monkeypatch, algorithm):
+    more = {**algorithm.promised, "capturable": True, "compiled": True}
     rate = torch.tensor(0.03)
-    expected, reference, optimizer, mine = pair(name, lr=0.05, **more)
-    tensor_lr = getattr(compiledopt, name)(copied := parameters(shapes=SHAPES), lr=rate, capturable=True, compiled=True, **more)
+    expected, reference, optimizer, mine = pair(algorithm.name, **algorithm.promised)
+    tensor_lr = algorithm.ours(copied := parameters(shapes=SHAPES), **{**more, "lr": rate})
     step_both((expected, optimizer, tensor_lr), (reference, mine, copied), 0)
     graphs = []
     for one, params in ((optimizer, mine), (tensor_lr, copied)):
@@ -207,10 +213,10 @@ def test_a_float_that_becomes_a_tensor_after_a_capture(monkeypatch):
 # ---- numbers ----
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_numbers_that_change_what_they_are(name):
+@pytest.mark.parametrize("algorithm", with_and_without_count(), ids=str)
+def test_numbers_that_change_what_they_are(algorithm):
     """From a float to a tensor there, of either dtype, of no kernel's dtype, and back."""
-    expected, reference, optimizer, mine = pair(name, lr=0.5, weight_decay=0.1)
+    expected, reference, optimizer, mine = pair(algorithm.name, lr=0.5, weight_decay=0.1)
     values = [0.5, torch.tensor(0.25), torch.tensor([0.125], dtype=torch.float64), torch.tensor(1), 0.5, torch.tensor(0.25)]
     for step, value in enumerate(values):
         expected.param_groups[0]["lr"], optimizer.param_groups[0]["lr"] = float(value), value

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from catalog import CATALOG, PUBLISHED
 from helpers import Gradients, flat, parameters, rms, run, same, snapshot
 from interpreter import round_to_nearest
 from simulated import capture, unwatched
@@ -15,20 +16,24 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.algorithms import muon
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import matrices, norm, shaped, tables
+from compiledopt.backends.triton import norm, shaped, tables, waves
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.matrices import MatrixBatch
+from compiledopt.rules import matrix_program
 
 round_to_nearest()
 # Wide, tall and square ones, several of a shape, one row, none at all; and of several tiles.
 SHAPES = [(6, 40), (40, 6), (6, 40), (16, 16), (1, 9), (0, 5)]
 LARGE = [(9, 1), (40, 6), (6, 40), (70, 300)]
-NAMES = ("Muon", "AdaMuon", "NorMuon")
+NAMES = [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns_steps")]
 
 
 def multiplying_in(monkeypatch, dtype):
+    """For programs that are made from here on."""
     monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
+    for name in ("_known", "_crossings"):
+        monkeypatch.setattr(matrix_program, name, {})
 
 
 def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, tolerance=None, **more):
@@ -113,13 +118,13 @@ def test_waves_are_as_one(monkeypatch):
     """The same bits, whatever is in memory together, and what is reserved does not grow with the model."""
     multiplying_in(monkeypatch, torch.float32)
     shapes, found = [(6, 40)] * 5 + [(16, 16)] * 3 + [(20, 30)], []
-    for wave in (matrices.WAVE, 600):
-        monkeypatch.setattr(matrices, "WAVE", wave)
+    for wave in (waves.WAVE, 600):
+        monkeypatch.setattr(waves, "WAVE", wave)
         params = parameters(shapes=shapes)
         optimizer = compiledopt.Muon(params, lr=0.05, compiled=True, max_grad_norm=0.5)
         run(optimizer, params, Gradients(skip=True), range(3))
         (batch,) = optimizer._plan.batches
-        found.append((flat(params), len(batch.waves), batch.memory.numel(), optimizer.grad_norm))
+        found.append((flat(params), len(batch.waves), batch.memory[0].numel(), optimizer.grad_norm))
     (one, count, large, norm_of_one), (many, several, small, norm_of_many) = found
     assert torch.equal(one, many) and count == 1 and several == 5 and small < large / 2
     torch.testing.assert_close(norm_of_one, norm_of_many, rtol=1e-12, atol=0)
@@ -165,7 +170,7 @@ def test_a_steady_step_asks_for_no_memory(capturable, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["Muon", pytest.param("AdaMuon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
 def test_replays(name, monkeypatch):
     """Gradients made inside of the capture, and a rate that changes between replays; steps between, with other stacks."""
     multiplying_in(monkeypatch, torch.float32)

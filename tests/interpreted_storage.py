@@ -9,10 +9,12 @@ from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
+from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import proof
+from compiledopt.backends.triton import norm, proof, shaped, tables, waves
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
+from compiledopt.backends.triton.stored import StoredBatch
 
 round_to_nearest()
 # Rows of whole blocks, rows with a rest, too small, a vector; and rows of whole blocks off alignment.
@@ -143,6 +145,56 @@ def test_replays(name, monkeypatch):
         assert torch.equal(p, q)
         for state, value in optimizers[0].state[p].items():
             assert torch.equal(optimizers[1].state[q][state], value)
+
+
+REDUCING = {
+    "int8": {"state_dtype": "int8"},
+    "int4 and uint8": {"state_dtype": {"exp_avg": "int4", "exp_avg_sq": "uint8"}},
+    "float8 and split": {"state_dtype": "float8_e4m3fn", "rounding": "split"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "capturable"),
+    [
+        pytest.param(name, capturable, marks=() if (name, capturable) == ("int8", True) else pytest.mark.slow)
+        for name in REDUCING
+        for capturable in (False, True)
+    ],
+)
+def test_rules_that_reduce(name, capturable, monkeypatch):
+    """LAMB, whose states are decoded before its passes and encoded after them: the codes are the for-loop's, in one wave and in
+    several, and the launches those that explain tells of."""
+    launched, launch = [], tables.launch
+    for module in (tables, shaped, capturables, norm):
+        monkeypatch.setattr(module, "launch", lambda *given: launched.append(1) or launch(*given))
+    monkeypatch.setattr(waves, "WAVE", waves.WAVE if capturable else 15_000)
+    dtype = torch.bfloat16 if "split" in name else torch.float32
+    params, shapes = [], [(20, 256), (9, 525)]
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        params.append([torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes])
+    reference, mine = params
+    start, more = flat(reference), {**REDUCING[name], "weight_decay": 0.1, "max_grad_norm": 1.0}
+    expected = compiledopt.LAMB(reference, lr=0.05, foreach=False, **more)
+    optimizer = compiledopt.LAMB(mine, lr=0.05, compiled=True, capturable=capturable, **more)
+    for step in range(3):
+        for one, some in ((expected, reference), (optimizer, mine)):
+            Gradients(dtype, skip=step == 1).set(some, step)
+            launched.clear()
+            one.step()
+    assert {type(batch) for batch in optimizer._plan.batches} == {StoredBatch}
+    assert len(launched) == optimizer._explanation().launches_per_step
+    assert [len(batch.waves) for batch in optimizer._plan.batches] == [2 - capturable]
+    effect = rms(flat(reference) - start)
+    assert effect > 1e-2 and rms(flat(mine) - flat(reference)) <= 0.01 * effect
+    for p, q in zip(reference, mine, strict=True):
+        assert list(expected.state[p]) == list(optimizer.state[q])
+        for state, value in expected.state[p].items():
+            found = optimizer.state[q][state]
+            assert found.dtype is value.dtype and found.shape == value.shape
+            if not value.is_floating_point() and value.dtype is not torch.int16:
+                assert (found != value).float().mean() <= 0.02
 
 
 def noisy(param, grad, *, lr=0.1, noise):

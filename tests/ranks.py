@@ -78,7 +78,8 @@ def fsdp(rank, world, folder):
     runs = [(one, how, {"lr": 0.05, **one.sharded}) for one, how in whole_models]
     around = {"max_grad_norm": 0.1, "ema_decay": 0.5, "lr": 0.1 * schedules.exponential(0.7)}
     runs += [(one, how, around) for one in kinds[:2] for how in EXECUTORS.values()]
-    runs += [(WHOLE_MODEL[name], how, WHOLE_MODEL[name].promised) for name in ("Prodigy", "DoG") for how in EXECUTORS.values()]
+    summing = {one.sums: one for one in WHOLE_MODEL.values() if one.sums}  # one over groups, one over the model
+    runs += [(one, how, one.promised) for one in summing.values() for how in EXECUTORS.values()]
     gathered = one_per_kind(lambda one: one.rule.dense and not one.elementwise)
     runs += [(one, how, {"lr": 0.05}) for one in gathered for how in ({}, {"foreach": False})]
     runs += [(one, {}, {"lr": 0.05, "max_grad_norm": 0.1}) for one in gathered if one.reduces]

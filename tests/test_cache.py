@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from catalog import CATALOG, MENU
 
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import processes
 from compiledopt.rules.rule import rule
 from compiledopt.rules.traced import traced
 from compiledopt.stats import STATS
@@ -259,17 +261,66 @@ def test_nothing_is_left_behind(tmp_path):
     assert not list(tmp_path.glob("compiledopt-*"))
 
 
+@pytest.mark.processes
+def test_compilers_end_with_their_process(tmp_path):
+    """With all that they started, where an optimizer was made, and its process ends before they do."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\nsleep 600 & echo $! $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pids; wait\n")
+    compiler.chmod(0o755)
+    code = f"""
+        import pathlib, time, torch, compiledopt
+        compiledopt.SGD([torch.nn.Parameter(torch.ones(3))])
+        while not pathlib.Path("{tmp_path}/pids").exists():
+            time.sleep(0.01)
+        print(1)
+    """
+    (tmp_path / "tmp").mkdir()
+    assert start(tmp_path / "cache", code, CXX=str(compiler), TMPDIR=str(tmp_path / "tmp")) == 1
+    for pid in (tmp_path / "pids").read_text().split():
+        state = Path(f"/proc/{pid}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert not list((tmp_path / "tmp").glob("compiledopt-*")) and not list((tmp_path / "cache").glob("*.so"))
+
+
+def test_the_launcher_is_begun_when_an_optimizer_is_made(monkeypatch):
+    """That asks for kernels, whatever the device is: plans for all of them gather by it."""
+    begun, declined = [], ({"foreach": True}, {"foreach": False}, {"compiled": False}, {"differentiable": True})
+    monkeypatch.setattr(cpp, "launcher_soon", lambda: begun.append(1))
+    for one in (*CATALOG.values(), *MENU.values()):
+        wanted = one.rule is not None and one.rule.dense and one.rule.elementwise
+        assert wanted or not one.elementwise
+        for options in [{}, *(options for options in declined if one.takes(*options))]:
+            begun.clear()
+            one.ours([torch.nn.Parameter(torch.ones(3, 3))], **{**one.promised, **options})
+            assert len(begun) == (wanted and not options), (one.name, options)
+
+
+def test_a_lock_is_let_go_though_a_fork_has_its_file_open(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    opened = []
+    monkeypatch.setattr(cache, "_locked", lambda path, own=cache._locked: opened.append(own(path)) or os.dup(opened[0]))
+    with cache.making("entry"), open(tmp_path / ".entry.lock") as other:
+        kept = os.dup(other.fileno())  # as one that waits has
+    fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(kept), os.close(opened[0])
+
+
 def test_a_fork_while_the_launcher_is_built(monkeypatch):
     """The child has no thread that would ever finish it."""
     from concurrent.futures import Future
 
     monkeypatch.setattr(cpp, "_launcher", Future())
+    compiler = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    monkeypatch.setattr(processes, "_running", {compiler})
     cpp._lock.acquire()
     child = os.fork()
     if child == 0:
-        os._exit(0 if cpp._launcher is None and cpp._lock.acquire(timeout=5) else 1)
+        processes._end_all()
+        os._exit(0 if cpp._launcher is None and not processes._running and cpp._lock.acquire(timeout=5) else 1)
     cpp._lock.release()
-    assert os.waitpid(child, 0)[1] == 0 and cpp._launcher is not None
+    assert os.waitpid(child, 0)[1] == 0 and cpp._launcher is not None and compiler.poll() is None
+    processes._end_all()
+    assert compiler.returncode < 0
 
 
 def test_the_key_knows_what_matters(monkeypatch, tmp_path):

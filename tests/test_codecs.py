@@ -11,10 +11,12 @@ from catalog import EXECUTORS
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
+from compiledopt.backends.blocks import Blocks, packed_shape, rows_of, scales_of
+from compiledopt.rules.program import BLOCKS, ELEMENTS, PACKED
 from compiledopt.storage import CODECS
 from compiledopt.storage.cut import decoded, encoded
 
-BLOCKS = [name for name, codec in CODECS.items() if codec.block]
+IN_BLOCKS = [name for name, codec in CODECS.items() if codec.block]
 ASKED = ["dynamic8", "float8_e4m3fn", "int4"]
 MATRICES = [(20, 256), (21, 333), (30, 10, 5, 6), (5,)]  # whole blocks, a row with a rest, several dimensions, too small
 FINE = {
@@ -103,7 +105,7 @@ def codes_of(name, shares, compiled):
     return codes.view(torch.uint8).clone()
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_kernels_make_the_same_codes_where_they_change(name):
     """Of the eight floats before and after each place between two values of a codec."""
     every = (
@@ -119,7 +121,7 @@ def test_kernels_make_the_same_codes_where_they_change(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_kernels_make_the_same_codes_of_floats_of_all_sizes(name):
     """Every 997th of the floats between -1 and 1, which are half of all."""
     bits = torch.arange(0, 0x3F800001, 997, dtype=torch.int32)
@@ -127,7 +129,7 @@ def test_kernels_make_the_same_codes_of_floats_of_all_sizes(name):
     assert same(codes_of(name, values, True), codes_of(name, values, False))
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_what_is_not_finite_stays_at_its_element(name):
     codec = CODECS[name]
     values = values_of(name, 5, 2 * codec.block)
@@ -150,12 +152,27 @@ def test_what_is_not_finite_stays_at_its_element(name):
     assert ((found - values).abs() <= 0.4 * most)[~odd].all() and (found[2] == 0).all()
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_what_was_decoded_is_encoded_as_it_was(name):
     codec, param = CODECS[name], torch.nn.Parameter(torch.empty(6, 777))
     codes, scale = encoded(codec, values_of(name), param)
     again, scales = encoded(codec, decoded(codec, codes, scale, param), param)
     assert same(again, codes) and ((scales - scale).abs() <= 1e-6 * scale).all() and codes.float().unique().numel() > 8
+
+
+@pytest.mark.parametrize("shape", [(5, 80), (2, 3, 14), (0, 80), (3, 0), (0,), (0, 0)], ids=str)
+def test_a_parameter_is_cut_into_blocks_and_put_together(shape):
+    """One without elements too, as a shard may be."""
+    cut, values = Blocks(torch.Size(shape), {"codes": 32, "scales": 16}), torch.randn(shape)
+    rows, row = rows_of(values.shape)
+    blocks = cut.into(values, ELEMENTS)
+    assert blocks.shape == (rows, -(-row // 32), 32) and same(cut.back(blocks, ELEMENTS), values)
+    scales = torch.rand(scales_of(values.shape, 16))
+    spread = cut.into(scales, BLOCKS, "scales")
+    assert spread.shape == blocks.shape and same(cut.back(spread, BLOCKS, "scales"), scales)
+    codes = torch.randint(0, 256, packed_shape(values.shape), dtype=torch.uint8)
+    unpacked = cut.into(codes, PACKED, "codes")
+    assert unpacked.shape == blocks.shape and same(cut.back(unpacked, PACKED, "codes"), codes)
 
 
 def trained(shapes=MATRICES, steps=4, kind=compiledopt.AdamW, dtype=torch.float32, **options):
@@ -277,7 +294,7 @@ def test_bytes_of_state_per_parameter(asked, most):
     assert 0 < held <= most and said == pytest.approx(held, rel=1e-3)
 
 
-SMALL = [(9,), (), (3, 5), (0,), (4, 2, 3)]
+SMALL = [(9,), (), (3, 5), (0,), (4, 2, 3), (0, 40), (3, 0)]
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -285,13 +302,13 @@ SMALL = [(9,), (), (3, 5), (0,), (4, 2, 3)]
 def test_small_parameters_are_kept_in_blocks_where_that_is_asked(asked, executor):
     shapes = [*SMALL, (32, 128)]
     plain, params = trained(shapes, 2, state_dtype=asked, **EXECUTORS[executor])
-    assert [plain.state[p]["exp_avg"].dtype.itemsize for p in params] == [4] * 5 + [1]
+    assert [plain.state[p]["exp_avg"].dtype.itemsize for p in params] == [4] * len(SMALL) + [1]
     optimizer, params = trained(shapes, 3, state_dtype=asked, min_quantized_numel=0, **EXECUTORS[executor])
     assert all(optimizer.state[p]["exp_avg"].dtype.itemsize == 1 for p in params) and optimizer.executor == executor
     _, others = trained(shapes, 3, state_dtype=asked, min_quantized_numel=0, foreach=False)
     assert rms(flat(params) - flat(others)) < 1e-3 * rms(flat(params) - flat(parameters(shapes=shapes)))
     some, params = trained(shapes, 1, state_dtype=asked, min_quantized_numel=9, foreach=False)
-    assert [some.state[p]["exp_avg"].dtype.itemsize for p in params] == [1, 4, 1, 4, 1, 1]
+    assert [some.state[p]["exp_avg"].dtype.itemsize for p in params] == [1, 4, 1, 4, 1, 4, 4, 1]
 
 
 def test_explain_says_how_values_are_kept_and_why_not():

@@ -81,14 +81,21 @@ def test_which_compiler(monkeypatch, tmp_path):
 
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CXX", raising=False)
+    assert not cache.is_gnu()
     zig = program(tmp_path / "site" / "ziglang" / "zig")
     (tmp_path / "site" / "ziglang" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     assert cache.compiler() == [zig, "c++"]
     clang = program(tmp_path / "bin" / "clang++")
-    assert cache.compiler() == [clang]
+    assert cache.compiler() == [clang] and not cache.is_gnu()
     gcc = program(tmp_path / "bin" / "g++")
-    assert cache.compiler() == [gcc]
+    assert cache.compiler() == [gcc] and cache.is_gnu()
+    (tmp_path / "bin" / "g++").unlink()
+    (tmp_path / "bin" / "g++").symlink_to(clang)
+    assert cache.compiler() == [gcc] and not cache.is_gnu()
+    (tmp_path / "bin" / "g++").unlink()
+    (tmp_path / "bin" / "g++").symlink_to(program(tmp_path / "lib" / "x86_64-linux-gnu-g++-12"))
+    assert cache.compiler() == [gcc] and cache.is_gnu()
     ccache, spaced = program(tmp_path / "bin" / "ccache"), program(tmp_path / "with space" / "g++")
     for chosen, command in ((spaced, [spaced]), ("ccache g++ -m64", [ccache, "g++", "-m64"]), ("nonsense", None), ("'", None)):
         monkeypatch.setenv("CXX", chosen)

@@ -14,6 +14,7 @@ import compiledopt
 from compiledopt import errors
 from compiledopt.backends import cache, inductor
 from compiledopt.backends.cpp import kernels as cpp
+from compiledopt.backends.cpp import processes
 from compiledopt.backends.layout import tensor_reason
 from compiledopt.backends.registry import compiled_for
 from compiledopt.backends.triton import kernels as triton
@@ -132,7 +133,7 @@ def test_falls_back_with_one_warning(broken, way):
 def test_what_may_pass_is_tried_again_later(broken, what):
     """A compiler that took too long was on a machine that was too busy then: not for the rest of the process."""
 
-    def times_out(command, **_):
+    def times_out(command, *_):
         raise subprocess.TimeoutExpired(command, cpp.TIMEOUT)
 
     def made():
@@ -141,7 +142,7 @@ def test_what_may_pass_is_tried_again_later(broken, what):
         run(optimizer, params, Gradients(), range(1))
         return optimizer
 
-    asked, run_as_it_is = [], subprocess.run
+    asked, run_as_it_is = [], processes.run
     with broken.context() as patch:
         if what == "launcher":
             made()
@@ -149,7 +150,7 @@ def test_what_may_pass_is_tried_again_later(broken, what):
             name = f"{cache.key('launcher', cpp._with_runtime(*cpp.LAUNCHER), cpp.LAUNCHER_FLAGS)}.so"
             content = cache.load(name)
             (cache.cache_dir() / name).unlink()
-        patch.setattr(cpp.subprocess, "run", lambda command, **more: asked.append(command) or times_out(command))
+        patch.setattr(processes, "run", lambda command, *more: asked.append(command) or times_out(command))
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"timed out after 300 seconds. Optimizers made in 10 minutes or later"):
                 made()
@@ -161,7 +162,7 @@ def test_what_may_pass_is_tried_again_later(broken, what):
             made()
         assert len(asked) > count
         patch.setattr(cpp.time, "monotonic", lambda: now + 3 * errors.RETRY_AFTER)
-        patch.setattr(cpp.subprocess, "run", run_as_it_is)
+        patch.setattr(processes, "run", run_as_it_is)
         if what == "launcher":
             cache.store(name, content)
         assert made().executor == "compiled"

@@ -9,7 +9,7 @@ import gc
 
 import pytest
 import torch
-from catalog import CASES, one_per_algorithm
+from catalog import CASES, CATALOG, PUBLISHED, one_per_algorithm, one_per_kind, with_and_without_count
 from gpu import DEVICE, REHEARSED, UNREHEARSED, captured, fill_gradients, needs_a_gpu, on_gpu, set_gradients, stand_in, there
 from helpers import Gradients, flat, parameters, rms, same, snapshot
 
@@ -153,13 +153,13 @@ def test_capture_and_replay_under_a_schedule(case):
     assert (flat(p.cpu() for p in mine) - flat(p.cpu() for p in reference)).abs().max() <= 1e-4 * effect
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor"])
-def test_schedule_clipping_and_average_under_replay(name):
+@pytest.mark.parametrize("algorithm", [*with_and_without_count(), *one_per_kind(lambda one: one.reduces)], ids=str)
+def test_schedule_clipping_and_average_under_replay(algorithm):
     """The host does nothing between replays; rate, norm and averages are right when they are read."""
     reference, mine = on_gpu(parameters(shapes=SHAPES[-2:])), on_gpu(parameters(shapes=SHAPES[-2:]))
     lr = 0.1 * schedules.sequential([schedules.linear(0.1, 1.0, 3), schedules.cosine_annealing(6)], [3])
-    options = {"lr": lr, "max_grad_norm": 5.0, **({} if name == "Adafactor" else {"ema_decay": 0.9})}
-    expected, optimizer = (getattr(compiledopt, name)(p, capturable=True, **options) for p in (reference, mine))
+    options = {"lr": lr, "max_grad_norm": 5.0, **({} if algorithm.reduces else {"ema_decay": 0.9})}
+    expected, optimizer = (algorithm.ours(p, capturable=True, **options) for p in (reference, mine))
     for params in (reference, mine):
         for index, param in enumerate(params):
             generator = torch.Generator(DEVICE).manual_seed(index)
@@ -560,7 +560,7 @@ def test_a_scalar_kernel_that_cannot_be_had(monkeypatch):
         set_gradients(mine, 0)
         with pytest.warns(UserWarning, match="no scalar part"):
             optimizer.step()
-    assert optimizer.executor == "foreach"
+    assert optimizer.executor == ("for-loop" if REHEARSED else "foreach")
     set_gradients(reference, 0)
     expected.step()
     near(mine, reference)
@@ -634,11 +634,11 @@ def test_parameters_on_cpu_and_gpu_in_one_optimizer():
 
 @pytest.mark.parametrize("executor", ["foreach", "for-loop"])
 def test_the_rules_that_are_not_elementwise(executor):
-    for name, shapes in (("Adafactor", [(40, 50), (40, 50), (7,)]), ("Muon", [(40, 50), (40, 50)])):
-        reference = parameters(shapes=shapes)
+    for one in one_per_kind(lambda one: one.rule.dense and not one.elementwise):
+        reference = parameters(shapes=[(40, 50), (40, 50), *[(7,)] * one.takes_vectors])
         mine = on_gpu(reference)
         options = {"foreach": executor == "foreach"}
-        expected, optimizer = getattr(torch.optim, name)(reference), getattr(compiledopt, name)(mine, **options)
+        expected, optimizer = one.counterpart(reference), one.ours(mine, **options)
         start = flat(reference)
         for step in range(5):
             Gradients().set(reference, step)
@@ -647,11 +647,67 @@ def test_the_rules_that_are_not_elementwise(executor):
                 q.grad = p.grad.to(DEVICE)
             optimizer.step()
         effect = rms(flat(reference) - start)
-        assert rms(flat(p.cpu() for p in mine) - flat(reference)) <= (0.1 if name == "Muon" else 1e-3) * effect
+        assert rms(flat(p.cpu() for p in mine) - flat(reference)) <= (0.1 if one.multiplies else 1e-3) * effect
     params = [torch.nn.Parameter(torch.randn(20, 4, device=DEVICE))]
     optimizer = compiledopt.SparseAdam(params)
     params[0].grad = torch.ones(20, 4, device=DEVICE).to_sparse(1)
     optimizer.step()
+
+
+@BOTH
+@pytest.mark.parametrize("name", [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns_steps")])
+def test_products_of_stacks(name, capturable, monkeypatch):
+    """Kernels around torch's products, against the same on tensors; a steady step asks for no memory; with capturable a graph
+    replays, and follows a float."""
+    from compiledopt.algorithms import muon
+
+    monkeypatch.setattr(muon, "product_dtype", lambda device: torch.float32)
+    shapes = [(64, 128), (128, 64), (64, 128), (33, 70), (64, 64)]
+    models = [on_gpu(parameters(shapes=shapes)) for _ in range(2)]
+    made, start = getattr(compiledopt, name), flat(models[0])
+    optimizers = made(models[0], lr=0.05, foreach=True), made(models[1], lr=0.05, compiled=True, capturable=capturable)
+    for step in range(3):
+        for optimizer, params in zip(optimizers, models, strict=True):
+            set_gradients(params, step, skip=step == 1)
+            optimizer.step()
+    for optimizer, params in zip(optimizers, models, strict=True):
+        set_gradients(params, 3)
+        optimizer.step()
+    before = 0 if REHEARSED else torch.cuda.memory_stats()["allocation.all.allocated"]
+    optimizers[1].step()
+    assert before == (0 if REHEARSED else torch.cuda.memory_stats()["allocation.all.allocated"])
+    optimizers[0].step()
+    if capturable:
+        graph = captured(optimizers[1].step)
+        for lr in (0.02, 0.01):
+            optimizers[0].param_groups[0]["lr"] = optimizers[1].param_groups[0]["lr"] = lr
+            optimizers[1].refresh()
+            graph.replay()
+            optimizers[0].step()
+    effect = rms(flat(models[0]) - start)
+    assert effect > 0.01 and rms(flat(models[1]) - flat(models[0])) <= 0.01 * effect
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "kept", [{"state_dtype": "int8"}, {"state_dtype": {"exp_avg": "int4", "exp_avg_sq": "uint8"}}], ids=str
+)
+@pytest.mark.parametrize("name", [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("trust_clip")])
+def test_blocks_of_several_sizes(name, kept, capturable):
+    """Two codes to a byte, and scales of two sizes, around the passes of a rule that reduces."""
+    shapes = [(20, 256), (9, 7, 75), (128, 128)]
+    models = [on_gpu(parameters(shapes=shapes)) for _ in range(2)]
+    made, start = getattr(compiledopt, name), flat(models[0])
+    optimizers = (
+        made(models[0], lr=0.05, foreach=True, **kept),
+        made(models[1], lr=0.05, compiled=True, capturable=capturable, **kept),
+    )
+    for step in range(3):
+        for optimizer, params in zip(optimizers, models, strict=True):
+            set_gradients(params, step)
+            optimizer.step()
+    effect = rms(flat(models[0]) - start)
+    assert effect > 0.01 and rms(flat(models[1]) - flat(models[0])) <= 0.01 * effect
 
 
 def test_fused_and_switching_capturable_between_steps():

@@ -2,6 +2,7 @@
 
 import ast
 import statistics
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -98,20 +99,6 @@ def test_no_import_cycle():
         visit(name, [])
 
 
-def code_lines(path: Path) -> int:
-    """Lines with code: no blanks, comments or docstrings."""
-    tree = ast.parse(path.read_text())
-    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-    strings = [
-        n.body[0]
-        for n in documented
-        if n.body and isinstance(n.body[0], ast.Expr) and isinstance(n.body[0].value, ast.Constant)
-    ]
-    skipped = {line for s in strings for line in range(s.lineno, s.end_lineno + 1)}
-    lines = path.read_text().splitlines()
-    return sum(1 for i, line in enumerate(lines, 1) if i not in skipped and line.strip() and not line.strip().startswith("#"))
-
-
 def statements(path: Path) -> int:
     """Code lines as the scorecard counts them: an import block or an argument list laid out one per line is one."""
     tree = ast.parse(path.read_text())
@@ -160,6 +147,56 @@ def test_public_names_are_documented():
         value = getattr(compiledopt, name)
         assert value.__doc__ and len(value.__doc__.splitlines()[0]) > 20, name
     assert (ROOT / "py.typed").exists()
+
+
+def named(node):
+    """The algorithm that an element of a list is: "AdamW", compiledopt.AdamW, AdamW, or a pytest.param of one."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.param" and len(node.args) == 1:
+        return named(node.args[0])
+    name = ast.unparse(node).removeprefix("compiledopt.").removeprefix("torch.optim.").strip("'")
+    return name if name in CATALOG or name in MENU else None
+
+
+def lists_of_algorithms(tree):
+    """Literal lists that say no more of several algorithms than their names. What a test expects is none, if it stands in an
+    equation, and neither is a command."""
+    expected = {id(one) for node in ast.walk(tree) if isinstance(node, ast.Compare) for one in equated(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.List, ast.Tuple, ast.Set)) and id(node) not in expected:
+            names = {named(one) for one in node.elts} - {None}
+            if len(names) > 1 and not any(ast.unparse(one).startswith("'--") for one in node.elts):
+                yield node.lineno, names
+
+
+def equated(node):
+    return [node.left, *node.comparators] if all(isinstance(op, ast.Eq) for op in node.ops) else []
+
+
+LISTING = [*TESTS, *sorted((ROOT.parent / "perf").glob("*.py")), *sorted((ROOT.parent / "docs").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", LISTING, ids=lambda path: path.stem)
+def test_the_catalog_alone_lists_algorithms(path):
+    """Others ask it, by what the algorithms are: so a new one is tried and measured by all whom it concerns."""
+    assert not list(lists_of_algorithms(ast.parse(path.read_text())))
+
+
+def test_lists_of_algorithms_are_found():
+    """By the ways in which they were written."""
+    found = """
+        for name in ("AdamW", "SGD"): ...
+        kinds = [compiledopt.AdamW, torch.optim.Muon]
+        @pytest.mark.parametrize("name", ["AdamW", pytest.param("Lion", marks=slow), *others])
+        def test(name): ...
+        several = {*others, "AdamP", "SGDP"}
+    """
+    none = """
+        assert [type(one) for one in parts] == ["Muon", "AdamW"]
+        one = ["AdamW", 3]; command = ["--optimizer", "AdamW", "SGD"]; expected = {"AdamW": 1, "SGD": 2}
+        for name, most in (("AdamW", 1), ("SGD", 2)): ...
+    """
+    assert len(list(lists_of_algorithms(ast.parse(textwrap.dedent(found))))) == 4
+    assert not list(lists_of_algorithms(ast.parse(textwrap.dedent(none))))
 
 
 def names_of(tree):

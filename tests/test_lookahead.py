@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from catalog import EXECUTORS
+from catalog import EXECUTORS, with_and_without_count
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -30,12 +30,12 @@ def by_hand(params, base, steps, k=6, alpha=0.5):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize(("name", "options"), [("AdamW", {"lr": 0.02}), ("SGD", {"lr": 0.1, "momentum": 0.9})])
-def test_against_the_paper(name, options, executor):
+@pytest.mark.parametrize("algorithm", with_and_without_count(), ids=str)
+def test_against_the_paper(algorithm, executor):
     mine, theirs, plain = (parameters(torch.float64, SHAPES) for _ in range(3))
-    optimizer = Lookahead(getattr(compiledopt, name)(mine, **options, **EXECUTORS[executor]), alpha=0.7, k=5)
-    slow = by_hand(theirs, getattr(torch.optim, name)(theirs, **options), 23, k=5, alpha=0.7)
-    run(getattr(torch.optim, name)(plain, **options), plain, Gradients(torch.float64), range(23))
+    optimizer = Lookahead(algorithm.ours(mine, **algorithm.promised, **EXECUTORS[executor]), alpha=0.7, k=5)
+    slow = by_hand(theirs, algorithm.counterpart(theirs, **algorithm.promised), 23, k=5, alpha=0.7)
+    run(algorithm.counterpart(plain, **algorithm.promised), plain, Gradients(torch.float64), range(23))
     run(optimizer, mine, Gradients(torch.float64), range(23))
     assert optimizer.executor == executor
     effect = rms(flat(theirs) - flat(plain))

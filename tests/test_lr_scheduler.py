@@ -59,7 +59,6 @@ BIT_EQUAL = {n for n in SCHEDULES if n.startswith(("lambda", "multiplicative", "
 PURE = [name for name in SCHEDULES if name != "multiplicative"]
 # What schedules cycle beside the rate: one with a momentum, one with betas.
 CYCLED = [next(one.name for one in CATALOG.values() if one.takes(option)) for option in ("momentum", "betas")]
-INHERITED = ("Reduce", "Multiplicative")
 
 
 def make_optimizer(module=compiledopt, name="SGD", tensor_lr=False):

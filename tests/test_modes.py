@@ -121,9 +121,6 @@ def stepped(weights):
     return (param.detach() * weights).sum()
 
 
-EXPECTED = 1 - 0.1 * (1 + 1.5 + 1.75)
-
-
 def test_torch_func():
     """First in a process with nothing compiled yet, where the plan's own tensors are made inside of the level; then again."""
     code = inspect.getsource(stepped) + (

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from catalog import ALGORITHMS, EXECUTORS, by_kind, one_per_algorithm
+from catalog import ALGORITHMS, EXECUTORS, by_kind, one_per_algorithm, with_and_without_count
 from helpers import Gradients, flat, parameters, run
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
@@ -241,9 +241,9 @@ def test_choice():
         ({"compiled": True, "differentiable": True}, "`compiled` does not support `differentiable`"),
         ({"compiled": False, "fused": True}, "declines"),
     ]:
-        for algorithm in (compiledopt.SGD, compiledopt.AdamW):
+        for algorithm in with_and_without_count():
             with pytest.raises(RuntimeError, match=words):
-                algorithm(parameters(), **options)
+                algorithm.ours(parameters(), **options)
 
 
 def test_options_may_change_between_steps():

@@ -2,6 +2,7 @@
 
 import warnings
 
+import catalog
 import pytest
 import torch
 from helpers import Gradients, copies, flat, parameters, rms, run, same
@@ -14,7 +15,8 @@ from compiledopt.errors import CompileError
 from compiledopt.rules.pieces import piece
 from compiledopt.rules.products import add_product
 
-MATRICES = ("APOLLOAdamW", "AdaMuon", "GaLoreAdamW", "Kron", "Muon", "NorMuon", "SOAP", "Shampoo")
+HIDDEN = [name for name, one in {**catalog.CATALOG, **catalog.MENU}.items() if one.takes("ns_steps")]
+MATRICES = sorted([*catalog.MATRICES, *HIDDEN])
 
 
 @piece("change", "average")

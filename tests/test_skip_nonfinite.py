@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from catalog import CATALOG, EXECUTORS, one_per_algorithm
+from catalog import CATALOG, EXECUTORS, one_per_algorithm, one_per_kind
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -16,8 +16,9 @@ from compiledopt import schedules
 BAD = (0, 3, 4)  # the first step among them: its states are made, and stay as they were made
 SHAPES = [(6, 7), (301,), ()]
 RUNS = [(case, executor) for case in one_per_algorithm() for executor in ("foreach", "for-loop") if case.of.in_torch]
+QUICK = [next(one.name for one in CATALOG.values() if one.states_at_once is at_once) for at_once in (False, True)]
 RUNS += [
-    pytest.param(case, "compiled", marks=[] if case.algorithm in ("SGD", "Adagrad") else [pytest.mark.slow])
+    pytest.param(case, "compiled", marks=[] if case.algorithm in QUICK else [pytest.mark.slow])
     for case in one_per_algorithm()
     if case.of.in_torch
 ]
@@ -56,14 +57,13 @@ def test_as_if_a_bad_step_had_not_been(case, executor):
 
 
 @pytest.mark.parametrize("executor", ["foreach", "for-loop"])
-@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
-def test_rules_that_are_not_elementwise(name, executor):
+@pytest.mark.parametrize("algorithm", one_per_kind(lambda one: one.rule.dense and not one.elementwise), ids=str)
+def test_rules_that_are_not_elementwise(algorithm, executor):
     shapes = [(6, 7), (5, 9)]
     plain, mine = parameters(torch.float64, shapes), parameters(torch.float64, shapes)
-    cls = CATALOG[name].ours
-    reference = cls(plain, **EXECUTORS[executor])
+    reference = algorithm.ours(plain, **EXECUTORS[executor])
     run(reference, plain, Gradients(torch.float64), range(7))
-    optimizer = cls(mine, skip_nonfinite=True, **EXECUTORS[executor])
+    optimizer = algorithm.ours(mine, skip_nonfinite=True, **EXECUTORS[executor])
     interrupted(optimizer, mine)
     assert optimizer.skipped.item() == len(BAD)
     assert same([p.detach() for p in plain], [p.detach() for p in mine])

@@ -237,10 +237,10 @@ def test_blocks_are_what_a_codec_written_out_gives(executor):
 
 
 @pytest.mark.parametrize("how", [{}, {"foreach": True}, {"foreach": False}], ids=str)
-@pytest.mark.parametrize("name", ["LAMB", "Muon"])
-def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, how, recwarn):
-    """Against the same in float64 between codecs written out. Muon's iteration is in bfloat16, which doubles what a code that
-    fell to the other side does. A rule that would be compiled says that it is not."""
+# Muon's iteration is in bfloat16, which doubles what a code that fell to the other side does.
+@pytest.mark.parametrize(("name", "most"), [("LAMB", 0.1), ("Muon", 0.2)])
+def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, most, how, recwarn):
+    """Against the same in float64 between codecs written out. A rule that would be compiled says that it is not."""
     kind, shapes = getattr(compiledopt, name), [(64, 80), (64, 80), (50, 100)]
     params = parameters(shapes=shapes)
     exact, start = copies(params, torch.float64), flat(params)
@@ -259,7 +259,7 @@ def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, how, recwarn
     run(kind(plain, lr=0.01, foreach=False), plain, Gradients(), range(4))
     moved, apart = rms(flat(exact) - start), rms(flat(exact) - flat(plain))
     assert moved > 1e-3 and apart > 1e-4 * moved
-    assert rms(flat(params) - flat(exact)) < (0.2 if name == "Muon" else 0.1) * apart
+    assert rms(flat(params) - flat(exact)) < most * apart
     assert optimizer.executor == ("for-loop" if how == {"foreach": False} else "foreach")
     said = [str(one.message) for one in recwarn if "its states are kept in blocks" in str(one.message)]
     assert len(said) == (name == "LAMB" and not how)

@@ -216,11 +216,15 @@ def test_explain_for_a_gpu(name, capsys):
 
 
 STORED = {
-    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (6, 4)),
-    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (4, 3)),
-    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
-    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
+    "int8": ("float32", ['state_dtype="int8"'], (10, 6), (2, 1)),
+    "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (2, 1)),
+    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
+    "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
+    "int4": ("float32", ['state_dtype="int4"'], (9, 5), None),
+    "int4 beside uint8": ("float32", ['state_dtype={"exp_avg": "int4", "exp_avg_sq": "uint8"}'], (9.5, 5.5), None),
+    "int8 beside float8": ("float32", ['state_dtype={"exp_avg": "int8", "exp_avg_sq": "float8_e4m3fn"}'], (10, 6), None),
 }
+SCALES = {"int4": 4 * 4 / 128, "int4 beside uint8": 4 * 2 / 128 + 4 * 2 / 32, "int8 beside float8": 4 * 2 / 32 + 4 * 2 / 256}
 
 
 @pytest.mark.parametrize(
@@ -238,10 +242,11 @@ def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
     command = ["explain", "AdamW", "--device", "cuda", "--arch", arch, "--dtype", dtype, "--json"]
     assert __main__.main([*command, *(word for option in options for word in ("--option", option))]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["kernels"] == told["launches_per_step"] == 1 and told["spills"] == 0 and told["registers"] <= 128
+    assert told["kernels"] == told["launches_per_step"] == 1 and told["spills"] == 0
+    assert told["registers"] <= (168 if name in SCALES else 128)
     scales = 4 * (2 + 2) / 32 if "int8" in name else 0.0
-    assert told["bytes_per_element"] == sum(moved) + scales
-    assert (told["vector_loads"], told["vector_stores"]) == vectors
+    assert told["bytes_per_element"] == sum(moved) + SCALES.get(name, scales)
+    assert vectors is None or (told["vector_loads"], told["vector_stores"]) == vectors
 
 
 @pytest.mark.parametrize(
@@ -258,7 +263,7 @@ def test_explain_of_products(name, arch, kernels, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["products"] == ["newton_schulz on 1 matrix of 1024 × 1024, by calls of torch: 5 bmm, 10 baddbmm, 5 copy"]
     assert told["kernels"] == kernels and told["launches_per_step"] == kernels + 2 + 20
-    assert told["spills"] <= 16 and told["registers"] <= 168
+    assert told["spills"] <= 16 and told["registers"] <= 192
     assert told["vector_loads"] >= 2 * told["loads_per_element"] and told["vector_stores"] >= 2 * told["stores_per_element"]
     if name == "Muon":  # momentum and gradient twice, the second time to write the momentum and the matrix; then both are read
         assert (told["loads_per_element"], told["stores_per_element"], told["bytes_per_element"]) == (6, 3, 32)

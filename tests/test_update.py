@@ -47,7 +47,7 @@ def decay_of(optimizer, group, param):
     if name == "ASGD":
         eta = float(optimizer.state[param]["eta"]) if param in optimizer.state else lr
         return eta * (group["lambd"] + decay), 0.0
-    if name in ("AdamW", "Muon", "Adafactor") or group.get("decoupled_weight_decay"):
+    if CATALOG[name].decouples or group.get("decoupled_weight_decay"):
         return lr * decay, 0.0
     if name == "SGD" and not group["momentum"]:
         return lr * decay, 0.0
@@ -148,7 +148,7 @@ def lion_by_methods(param, grad, exp_avg, *, lr=0.01, betas=(0.9, 0.99), weight_
     return decayed.addcmul(update, torch.ones_like(update), value=-lr), exp_avg.lerp(grad, 1 - betas[1])
 
 
-LIONS = [lion, lion_in_brackets, lion_by_functions]
+LIONS = [lion, lion_in_brackets, lion_by_functions, lion_by_methods]
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -76,7 +76,7 @@ def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: t
         made = _around(rule, asked)
         in_blocks = kept is not None and kept.has_blocks
         made = SCALED.derive(made, True) if scaled and in_blocks else made
-        made = made if kept is None else storage.keep(made, kept)
+        made = made if kept is None else storage.keep_apart(made, kept)
         if scaled:
             made = SCALED.hold_codes(made) if in_blocks else SCALED.derive(made, True)
         _derived[key] = made

@@ -257,6 +257,10 @@ class Backend(ABC):
         """Whether it is the compiled executor of a device. Eager ones serve what they are chosen for."""
         return False
 
+    def begin(self) -> None:  # noqa: B027 - most need nothing for long
+        """An optimizer was made that will want kernels: begin what all of them need, and return at once. What fails is said
+        when a kernel is wanted."""
+
     def missing(self, device: torch.device) -> str | None:
         """What it needs and this machine does not have, or None."""
         return None

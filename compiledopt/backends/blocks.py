@@ -47,7 +47,7 @@ class Blocks:
             size = self.sizes[name]
             if size == self.size:
                 return tensor.reshape(self.rows, self.count, 1)
-            tensor = tensor.reshape(self.rows, -1).repeat_interleave(size, 1)[:, : self.row]
+            tensor = tensor.reshape(self.rows, -(-self.row // size)).repeat_interleave(size, 1)[:, : self.row]
         elif axes == PACKED:
             tensor = self._unpacked(tensor, self.sizes[name])
         rows = tensor.reshape(self.rows, self.row)
@@ -58,14 +58,15 @@ class Blocks:
         """The other direction. axes: of the operand that it is for."""
         if axes == BLOCKS:
             size = self.sizes[name]
-            return value.expand(self.rows, self.count, self.size)[..., ::size].reshape(self.rows, -1)[:, : -(-self.row // size)]
+            each = value.expand(self.rows, self.count, self.size)[..., ::size]
+            return each.reshape(self.rows, self.count * (self.size // size))[:, : -(-self.row // size)]
         rows = value.reshape(self.rows, self.count * self.size)[:, : self.row]
         return self._packed(rows, self.sizes[name]) if axes == PACKED else rows.reshape(self.shape)
 
     def _unpacked(self, packed: torch.Tensor, size: int) -> torch.Tensor:
         """(rows, elements) of codes of 4 bits: a byte holds one of the first half of its block and one of the second."""
         half, whole = size // 2, self.row // size
-        packed = packed.reshape(self.rows, -1)
+        packed = packed.reshape(self.rows, -(-self.row // 2))
         head, tail = packed[:, : whole * half].reshape(self.rows, whole, half), packed[:, whole * half :]
         blocks = torch.cat([head & 15, head >> 4], -1).reshape(self.rows, whole * size)
         rest = self.row - whole * size

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
@@ -94,6 +95,12 @@ def compiler_identity() -> list[object]:
         found = os.stat(path)
         identity += [word, path, found.st_size, found.st_mtime_ns]
     return identity
+
+
+def is_gnu() -> bool:
+    """Whether the compiler is g++, whatever it is called: others refuse options that they do not know."""
+    found = (os.path.basename(os.path.realpath(shutil.which(word) or "")) for word in compiler() or ())
+    return any(re.fullmatch(r"([\w.]+-)*g\+\+(-[\d.]+)?", name) for name in found)
 
 
 def key(kind: str, *parts: object) -> str:
@@ -196,7 +203,7 @@ def making(name: str) -> Iterator[None]:
         if handle is not None and directory is not None:
             # Whoever opened it before and gets the lock now finds the entry.
             (directory / f".{name}.lock").unlink(missing_ok=True)
-            os.close(handle)
+            _unlock(handle)
 
 
 def _locked(path: Path) -> int | None:
@@ -218,6 +225,14 @@ def _locked(path: Path) -> int | None:
             break
     os.close(handle)
     return None
+
+
+def _unlock(handle: int) -> None:
+    """Closing alone would leave it to a process that was forked meanwhile and has the same file open."""
+    import fcntl
+
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 _private: dict[int, Path] = {}

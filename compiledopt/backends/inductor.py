@@ -295,7 +295,7 @@ def _codegen(
 
     mode, fakes, shape_env = _fake_inputs(program, dtypes, device)
     with torch.no_grad():
-        module = _in_place_graph(program, dtypes, mode, fakes)
+        module = _in_place_graph(program, dtypes, fakes)
     definitions: list[str] = []
     calls: list[Any] = []
     with ExitStack() as stack:
@@ -352,7 +352,7 @@ def _fake_inputs(program: Program, dtypes: Sequence[torch.dtype], device: str) -
     return mode, fakes, shape_env
 
 
-def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], mode: Any, fakes: list[torch.Tensor]) -> Any:
+def _in_place_graph(program: Program, dtypes: Sequence[torch.dtype], fakes: list[torch.Tensor]) -> Any:
     """The elementwise part as an ATen graph that ends in copies into its own inputs."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table

@@ -72,7 +72,7 @@ class Crossing:
 
     def __init__(self, traced: Traced, device: str) -> None:
         self.rule, self.reason, self.device = traced.rule, traced.reason, torch.device(device)
-        self.group = traced._group or {}
+        self.group = traced.options
         self.found: tuple[WholeMatrices, tuple[Any, ...]] | None = None
         known = {*traced.state_names, *traced.scalar_names}
         present = (*(name for name in self.rule.states if name in known), MATRIX)
@@ -94,8 +94,9 @@ class Crossing:
     def cut(self, variant: Variant) -> MatrixProgram | str:
         if variant.fed or variant.order >> OUTER:
             return f"{self.rule.name} reduces into a 0-dim state, or over all but the first dimensions"
-        if variant.program.is_random:
-            return f"{self.rule.name} reads random bits beside a function of whole matrices"
+        if variant.program.is_random or variant.program.blocks:
+            what = "reads random bits" if variant.program.is_random else "has states in blocks"
+            return f"{self.rule.name} {what} beside a function of whole matrices"
         program = variant.program
         assert self.found is not None
         second = _after(program)

@@ -54,7 +54,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: An
     """
     if out is not None:
         return torch.baddbmm(total, left, right, beta=beta, alpha=alpha, out=out)
-    one, there = runner(), isinstance(total, Tensor)  # a transformation has a stand-in for the parameter
+    # A transformation has a stand-in for the parameter, which may be in the gradient too.
+    one, there = runner(), all(isinstance(each, Tensor) for each in (total, left, right))
     found = one.add_product(total, left, right, beta, alpha) if one is not None and there else None
     if found is not None:
         return found

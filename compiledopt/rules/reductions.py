@@ -15,6 +15,7 @@ from functools import cached_property
 
 import torch
 
+from compiledopt.rules.collector import Collector
 from compiledopt.rules.composed import SCALES
 from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, REDUCTIONS, Argument, Node, Program, node_args
 
@@ -165,17 +166,16 @@ def _order(level: int, axes: int) -> tuple[int, int, int]:
     return level, _size(axes), axes
 
 
-class _Sweep:
-    """Collects the operands and the arithmetic of one pass."""
+class _Sweep(Collector[Operand, int]):
+    """Collects one pass. Its numbers are positions among those of all passes."""
+
+    in_blocks = True
 
     def __init__(self, program: Program, kept: Mapping[Node, Operand], axes: int, products: list[Node]) -> None:
-        self.program, self.axes, self.products = program, axes, products
+        super().__init__()
+        self.whole, self.axes, self.products = program, axes, products
         self.kept = {node: operand for node, operand in kept.items() if node not in products}
         self.places = dict(kept)
-        self.made: dict[Node, Node] = {}
-        self.tensors: dict[Node, Operand] = {}
-        self.columns: dict[Node, int] = {}
-        self.results: dict[str, Node] = {}
         self.known = {node: index for index, node in enumerate(program.columns)}
 
     def finish(self, outputs: Mapping[str, Node]) -> Pass:
@@ -185,70 +185,37 @@ class _Sweep:
             if node.op in REDUCTIONS:
                 value = node.args[0]
                 if value not in tiles:
-                    tiles[value] = self._write(Operand(TILE, len(tiles), self.axes), value)
+                    tiles[value] = self.write(Operand(TILE, len(tiles), self.axes), value)
                 reduced.append((node.op, self.places[node], tiles[value]))
             else:
-                self._write(self.places[node], node)
+                self.write(self.places[node], node)
         for name, node in outputs.items():
-            index = next(i for i, tensor in enumerate(self.program.tensors) if tensor.name == name)
-            self._write(self._home(index), node)
-        sizes = {node.name: operand.size for node, operand in self.tensors.items() if operand.size}
-        if not sizes:  # of a program with blocks, both parts do so by themselves
-            self._share_an_input()
-        inputs = (*self.tensors, *self.columns)
-        program = Program(f"{self.program.rule}_pass", inputs, self.results, sizes=sizes)
+            index = next(i for i, tensor in enumerate(self.whole.tensors) if tensor.name == name)
+            self.write(self._home(index), node)
         order = list(self.tensors)
+        # Both parts of a program with blocks share an input by themselves.
+        sizes = {node.name: operand.size for node, operand in self.tensors.items() if operand.size}
+        program = self.program(f"{self.whole.rule}_pass", None if sizes else order[0], sizes)
         reductions = tuple(Reduction(op, order.index(tile), target) for op, target, tile in reduced)
-        columns = tuple(self.columns[node] for node in program.columns)
+        columns = tuple(self.numbers[node] for node in program.columns)
         return Pass(self.axes, program, tuple(self.tensors.values()), columns, reductions)
-
-    def _write(self, operand: Operand, value: Argument) -> Node:
-        """Let a value be written to where `operand` says."""
-        result = self.visit(value)
-        home = next((node for node, known in self.tensors.items() if known == operand), None) or self._tensor(operand)
-        assert isinstance(result, Node)
-        self.results[home.name] = result
-        return home
 
     def _home(self, index: int) -> Operand:
         """A tensor of the rule."""
-        tensor = self.program.tensors[index]
-        return Operand(TENSOR, index, tensor.axes, self.program.sizes.get(tensor.name, 0))
+        tensor = self.whole.tensors[index]
+        return Operand(TENSOR, index, tensor.axes, self.whole.sizes.get(tensor.name, 0))
 
-    def _tensor(self, operand: Operand) -> Node:
-        axes = operand.axes if operand.size else ELEMENTS
-        node = Node("input", (), False, f"t{len(self.tensors)}", axes=axes)
-        self.tensors[node] = operand
-        return node
+    def tensor(self, place: Operand, axes: int = ELEMENTS) -> Node:
+        return super().tensor(place, place.axes if place.size else axes)
 
-    def visit(self, node: Argument) -> Argument:
-        """The node, as one of the pass."""
-        if not isinstance(node, Node):
-            return node
-        if node not in self.made:
-            self.made[node] = self._make(node)
-        return self.made[node]
-
-    def _make(self, node: Node) -> Node:
+    def given(self, node: Node) -> Node | None:
         place = self.kept.get(node)
         if node.scalar or (place is not None and place.kind == SLOT):
             index = self.known[node] if place is None else place.index
-            if self.axes == NUMBER:  # of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it
-                return self._tensor(Operand(SLOT, index, NUMBER))
-            column = Node("input", (), True, f"c{len(self.columns)}", axes=NUMBER)
-            self.columns[column] = index
-            return column
+            # Of columns alone, Inductor of torch 2.11 makes a buffer and a kernel that copies it.
+            return self.tensor(Operand(SLOT, index, NUMBER)) if self.axes == NUMBER else self.number(index)
         if place is not None:
-            return self._tensor(place)
+            return self.tensor(place)
         if node.op == "input":
-            return self._tensor(self._home(self.program.tensors.index(node)))
-        axes = BLOCKS if node.axes == BLOCKS else ELEMENTS
-        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line, axes=axes)
-
-    def _share_an_input(self) -> None:
-        """Let every result read one input, or Inductor makes a kernel of those that share none with the others."""
-        if len(self.results) < 2:
-            return
-        anchor = next(iter(self.tensors))
-        same = Node("eq", (anchor, anchor), False)
-        self.results = {name: Node("where", (same, value, value), False) for name, value in self.results.items()}
+            return self.tensor(self._home(self.whole.tensors.index(node)))
+        return None

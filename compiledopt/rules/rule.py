@@ -17,6 +17,21 @@ Count = int | str | Callable[..., int]
 
 
 @dataclass(frozen=True, eq=False)
+class Apart:
+    """A rule whose states are kept in blocks, as three: `decode` writes the values of those states, as more states, `inner` is
+    the rule on them, and `encode` writes their codes.
+
+    values: {state: the state of its values}; function: the one that does all three.
+    """
+
+    decode: Rule
+    inner: Rule
+    encode: Rule
+    values: Mapping[str, str]
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Rule:
     """A pure update of one parameter.
 
@@ -65,6 +80,7 @@ class Rule:
     in_blocks: {state: elements of a block} of the states that are scales of others, which are kept in blocks (storage/);
     packed: likewise of those that have two elements to a byte.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
+    apart: the rule as three, where its states are kept in blocks.
 
     Four options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
@@ -93,6 +109,7 @@ class Rule:
     evaluated: str | tuple[Callable[..., Any], Callable[..., Any]] | None = None
     lists: Mapping[str, Count] = field(default_factory=dict)
     never_negative: frozenset[str] = frozenset()
+    apart: Apart | None = None
 
     @property
     def name(self) -> str:

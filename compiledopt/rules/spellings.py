@@ -64,10 +64,6 @@ def ldexp(input: Any, other: Any) -> Any:
     return input * op("exp2", other)
 
 
-def floor_div(input: Any, other: Any) -> Any:
-    return op("floor_divide", input, other)
-
-
 # ---- bounds ----
 
 

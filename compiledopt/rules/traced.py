@@ -102,6 +102,11 @@ class Traced(Runnable):
         return self._program is not None
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """What options are called, and which of them are flags: enough to trace another rule that has them."""
+        return self._group or {}
+
+    @property
     def program(self) -> Program:
         assert self._program is not None, self.reason
         return self._program

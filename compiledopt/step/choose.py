@@ -9,14 +9,18 @@ differentiable=True       for-loop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 
 from compiledopt.backends.batch import Choice
+from compiledopt.backends.registry import COMPILED
 from compiledopt.errors import CompileError
+from compiledopt.rules.rule import Rule
 
+Construct = TypeVar("Construct", bound=Callable[..., None])
 OPTIONS = ("foreach", "fused", "compiled", "capturable", "differentiable")
 
 
@@ -50,6 +54,27 @@ def wanted(group: Mapping[str, Any], device: torch.device) -> Choice:
     if compiled is False:
         return eager_choice(device, "compiled=False")
     return Choice("compiled", "the default")
+
+
+def constructor(construct: Construct) -> Construct:
+    """That of an optimizer, of parameters and options: outside of Dynamo, which loses what a constructor that it traces sets
+    before a graph break. What kernels need is begun before: the first optimizer of a process imports Dynamo for a second."""
+    outside = torch._disable_dynamo(construct)  # type: ignore[attr-defined]
+
+    @functools.wraps(construct)
+    def constructed(self: Any, params: Any, options: Mapping[str, Any]) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            _begin(getattr(self, "rule", None), options)
+        outside(self, params, options)
+
+    return cast(Construct, constructed)
+
+
+def _begin(rule: Rule | None, options: Mapping[str, Any]) -> None:
+    """Let backends begin what takes long, where the options of an optimizer that is being made ask for kernels."""
+    if rule is not None and rule.elementwise and rule.dense and wanted(options, torch.device("cpu")).executor == "compiled":
+        for backend in COMPILED:
+            backend.begin()
 
 
 def eager_choice(device: torch.device, reason: str, fallback: bool = False) -> Choice:

@@ -8,16 +8,17 @@ from typing import Any
 
 from compiledopt.rules.options import SEED
 from compiledopt.rules.rule import Rule
+from compiledopt.storage.apart import keep_apart
 from compiledopt.storage.choosing import is_asked, kept, kind_of, told
 from compiledopt.storage.codec import SMALLEST
 from compiledopt.storage.codecs import CODECS, asked_for
 from compiledopt.storage.converting import converted, fits
-from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept, keep
+from compiledopt.storage.derived import MIN_NUMEL, ROUNDING, STATE_DTYPE, Kept
 from compiledopt.storage.parameters import NEAREST_NAME, ROUNDINGS, left_over
 from compiledopt.storage.signs import never_negative
 
 __all__ = ["CODECS", "DESCRIBED", "MIN_NUMEL", "OPTIONS", "ROUNDING", "STATE_DTYPE", "Kept", "check", "complete", "converted"]
-__all__ += ["fits", "is_asked", "keep", "kept", "kind_of", "left_over", "reading", "told", "wanted"]
+__all__ += ["fits", "is_asked", "keep_apart", "kept", "kind_of", "left_over", "reading", "told", "wanted"]
 
 OPTIONS = (STATE_DTYPE, MIN_NUMEL, ROUNDING, SEED)
 DESCRIBED = {

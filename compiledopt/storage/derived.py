@@ -48,9 +48,9 @@ class Kept:
 def keep(rule: Rule, kept: Kept) -> Rule:
     """The rule with its values kept so; it is one like any other."""
     own = {} if kept.rounding is None else kept.rounding.states
-    makers = {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
+    made_by = {name: _like(dtype) for name, dtype in own.items() if dtype is not None}
     for name, codec, start in kept.states:
-        makers |= _makers(rule, name, codec, start)
+        made_by |= makers(rule, name, codec, start)
     scales = {f"{name}_{SCALE}": name for name, codec, _ in kept.states if codec.block}
     blocks = {f"{name}_{SCALE}": codec.block for name, codec, _ in kept.states if codec.block}
     added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
@@ -62,7 +62,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         options=(*rule.options, *(name for name in kept.draws_from if name not in rule.options)),
         scalars=rule.scalars | set(added),
         optional={**rule.optional, **{scale: rule.optional[name] for scale, name in scales.items() if name in rule.optional}},
-        initial={**rule.initial, **makers},
+        initial={**rule.initial, **made_by},
         added=rule.added | {*own, *added},
         in_blocks=blocks,
         packed={name: codec.block for name, codec, _ in kept.states if codec.packed},
@@ -121,7 +121,7 @@ def _like(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     return zeros
 
 
-def _makers(rule: Rule, name: str, codec: Codec, start: float) -> Mapping[str, Callable[..., Any]]:
+def makers(rule: Rule, name: str, codec: Codec, start: float) -> Mapping[str, Callable[..., Any]]:
     """What makes the codes of a state, and its scales where it has some."""
     given = rule.initial.get(name)
 

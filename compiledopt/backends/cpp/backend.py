@@ -26,6 +26,10 @@ class CppBackend(GatheredBackend):
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
 
+    def begin(self) -> None:
+        if kernels.platform_reason() is None:
+            kernels.launcher_soon()
+
     def missing(self, device: torch.device) -> str | None:
         return kernels.platform_reason()
 

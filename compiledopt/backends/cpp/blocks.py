@@ -5,131 +5,23 @@ are of several sizes, the sweep goes by the largest, and both parts by the small
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from compiledopt.backends import block_parts
+from compiledopt.backends.block_parts import Cut, Operand, Part
 from compiledopt.backends.cpp import draws, lanes
 from compiledopt.errors import CompileError
-from compiledopt.rules.composed import LARGEST, MARKED, SCALES
-from compiledopt.rules.program import BLOCKS, PACKED, Argument, Node, Program, node_args
+from compiledopt.rules.composed import LARGEST, MARKED
+from compiledopt.rules.program import BLOCKS, PACKED, Program
 
 HEADER = (Path(__file__).parent / "blocks.h").read_text()
-TEXT = HEADER + lanes.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
+TEXT = HEADER + lanes.TEXT + block_parts.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
 AHEAD = 512  # elements whose memory is asked for early: streams of a byte an element are too slow for the processor to see
 FOUND_BY = {LARGEST: "largest_finite<{}>", MARKED: "largest_finite<{}, true>"}
-
-Operand = tuple[str, int]  # ("tensor", its index), ("codes", index of a packed one), ("tile", its index); of numbers ("column",
-#                            index), ("scale", index of a tensor), ("largest", index)
-
-
-@dataclass(eq=False)
-class Part:
-    """What is computed for the elements of one block, before or after its scales are known."""
-
-    program: Program
-    operands: list[Operand]
-    numbers: list[Operand]
-
-
-@dataclass(eq=False)
-class Cut:
-    """Splits a program at the largest sizes of its blocks."""
-
-    program: Program
-    late: set[Node] = field(default_factory=set)  # what needs a scale that is computed here
-    tiles: dict[Node, int] = field(default_factory=dict)
-    scales: dict[Node, int] = field(default_factory=dict)  # the largest sizes, by number
-
-    def __post_init__(self) -> None:
-        for node in self.program.elementwise_part:
-            if node.op in SCALES:
-                self.scales[node] = len(self.scales)
-                self._keep(node.args[0])
-            if any(arg in self.late or arg in self.scales for arg in node_args(node)):
-                if node.op in SCALES or node.axes == BLOCKS:
-                    raise CompileError(f"{self.program.rule} computes with the scales of blocks more than once")
-                self.late.add(node)
-        for node in self.late:
-            for arg in node_args(node):
-                if not arg.scalar and arg.op != "input" and arg not in self.late and arg not in self.scales:
-                    self._keep(arg)
-
-    def _keep(self, node: Argument) -> None:
-        if not isinstance(node, Node):
-            raise CompileError(f"{self.program.rule} keeps a number in blocks")
-        self.tiles.setdefault(node, len(self.tiles))
-
-    def parts(self) -> list[Part]:
-        """What comes before scales are known, and what after; of which one may have no outputs."""
-        outputs = {name: node for name, node in self.program.tensor_outputs.items() if node not in self.scales}
-        first = {name: node for name, node in outputs.items() if node not in self.late}
-        last = {name: node for name, node in outputs.items() if node in self.late}
-        return [_Part(self, False).finish(first), _Part(self, True).finish(last)]
-
-
-class _Part:
-    """Collects the operands of one part."""
-
-    def __init__(self, cut: Cut, late: bool) -> None:
-        self.cut, self.late = cut, late
-        self.made: dict[Node, Node] = {}
-        self.tensors: dict[Node, Operand] = {}
-        self.numbers: dict[Node, Operand] = {}
-
-    def finish(self, outputs: Mapping[str, Node]) -> Part:
-        results: dict[Node, Node] = {}
-        if not self.late:
-            for node, index in self.cut.tiles.items():
-                results[self._tensor(("tile", index))] = self.visit(node)  # type: ignore[assignment]
-        order = [node.name for node in self.cut.program.tensors]
-        for name, node in outputs.items():
-            result, place = self.visit(node), self._home(order.index(name))
-            home = next((known for known, operand in self.tensors.items() if operand == place), None) or self._tensor(place)
-            results[home] = result  # type: ignore[assignment]
-        if len(results) > 1:  # let every result read one input, or Inductor makes several kernels
-            anchor = next(node for node, operand in self.tensors.items() if operand[0] != "tile" or self.late)
-            same = Node("eq", (anchor, anchor), False)
-            results = {home: Node("where", (same, value, value), False) for home, value in results.items()}
-        named = {home.name: value for home, value in results.items()}
-        program = Program(f"{self.cut.program.rule}_{'late' if self.late else 'early'}", (*self.tensors, *self.numbers), named)
-        return Part(program, list(self.tensors.values()), [self.numbers[node] for node in program.columns])
-
-    def _home(self, index: int) -> Operand:
-        return "codes" if self.cut.program.tensors[index].axes == PACKED else "tensor", index
-
-    def _tensor(self, operand: Operand) -> Node:
-        node = Node("input", (), False, f"t{len(self.tensors)}")
-        self.tensors[node] = operand
-        return node
-
-    def _number(self, operand: Operand) -> Node:
-        node = Node("input", (), True, f"c{len(self.numbers)}", axes=0)
-        self.numbers[node] = operand
-        return node
-
-    def visit(self, node: Argument) -> Argument:
-        if not isinstance(node, Node):
-            return node
-        if node not in self.made:
-            self.made[node] = self._make(node)
-        return self.made[node]
-
-    def _make(self, node: Node) -> Node:
-        program = self.cut.program
-        if node in self.cut.scales:
-            return self._number(("largest", self.cut.scales[node]))
-        if node.scalar:
-            return self._number(("column", program.columns.index(node)))
-        if self.late and node in self.cut.tiles:
-            return self._tensor(("tile", self.cut.tiles[node]))
-        if node.op == "input":
-            index = program.tensors.index(node)
-            return self._number(("scale", index)) if node.axes == BLOCKS else self._tensor(self._home(index))
-        return Node(node.op, tuple(self.visit(arg) for arg in node.args), False, line=node.line)
-
 
 Lower = Callable[[Program, Sequence[torch.dtype], str], tuple[list[str], list[tuple[str, int]], Sequence[str]]]
 

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks, draws
+from compiledopt.backends.cpp import blocks, draws, processes
 from compiledopt.backends.cpp.sources import (
     HERE,
     functions,
@@ -42,8 +42,12 @@ from compiledopt.stats import STATS, timed
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
 # kernel, and hinder the vectorizer. Random numbers are products of integers that wrap around.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
+# Passes of g++'s that took a quarter of the launcher's compilation, which a first step waits for, and made no step faster.
+WITHOUT = "tree-pre code-hoisting tree-vrp thread-jumps tree-vectorize store-merging optimize-strlen gcse schedule-insns2"
+WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra ipa-icf ipa-vrp"
+LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
-LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off")
+LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
 LAUNCHER = ("numbers.h", "launcher.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
@@ -69,14 +73,14 @@ _lock = threading.RLock()
 
 def _run(command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=_environment())
+        status, said = processes.run(command, TIMEOUT, _environment())
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PassingCompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.strip()[-800:]
-        killed = done.returncode < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
+    if status != 0:
+        said = said.strip()[-800:]
+        killed = status < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
         raise (PassingCompileError if killed else CompileError)(
-            f"the C++ compiler {command[0]} failed with status {done.returncode}: {said}"
+            f"the C++ compiler {command[0]} failed with status {status}: {said}"
         )
 
 
@@ -270,7 +274,7 @@ _launcher: Future[ModuleType] | None = None
 
 
 def launcher_soon() -> None:
-    """Start building the launcher beside the caller, which is about to spend seconds in Inductor's import."""
+    """Start building the launcher beside the caller, who is about to spend seconds in importing Dynamo and Inductor."""
     global _launcher
     with _lock:
         failed = _launcher.exception() if _launcher is not None and _launcher.done() else None
@@ -325,7 +329,8 @@ def _build_launcher(name: str, source: str) -> bytes:
     if not (Path(headers) / "Python.h").exists():
         raise CompileError(f"Python.h is not in {headers}; install Python's headers, for instance python3-dev")
     root = Path(torch.__file__).parent
-    flags = [*LAUNCHER_FLAGS, f"-I{headers}", f"-I{root / 'include'}"]
+    flags = [flag for flag in LAUNCHER_FLAGS if flag not in LEAN or cache.is_gnu()]
+    flags += [f"-I{headers}", f"-I{root / 'include'}"]
     with timed("seconds_compiling"):
         content = build(name, source, flags, [f"-L{root / 'lib'}", "-lc10", *_openmp(root / "lib")])
     STATS.launchers_compiled += 1

@@ -131,7 +131,6 @@ class _Sequence:
         self.lines: list[str] = []
         self.names: dict[Node, str] = {}
         self.temporaries = self.peak = 0
-        self.free: list[str] = []
         self.last_use = self._last_uses()
         self.home = {name: f"{name}_" if upcast else name for name in (n.name for n in program.tensors)}
         for node in program.tensors:
@@ -140,7 +139,6 @@ class _Sequence:
                 cast = f"{node.name}.to(compute, copy=True)"
                 each = f"[t.to(compute, copy=True) for t in {node.name}]"
                 self.lines.append(f"{self.home[node.name]} = {each if foreach else cast}")
-        self.upcast = upcast
         # A gradient is never written to; a copy of one in a wider dtype may be.
         self.writable = {name for node_name, name in self.home.items() if node_name != "grad" or upcast}
 

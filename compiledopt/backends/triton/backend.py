@@ -16,7 +16,7 @@ from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, is_on_device, option_dtypes
 from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.matrices import MatrixBatch, parts_of, program_of
+from compiledopt.backends.triton.parts import batch_of, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
 
 
@@ -34,34 +34,31 @@ class TritonBackend(GatheredBackend):
 
     def objection(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         found = super().objection(entry, group)
-        if found is None or program_of(entry) is None:
+        if found is None or several_of(entry) is None:
             return found
-        return f"{entry.traced.rule.name} needs whole matrices, and a parameter is distributed" if _is_spread(entry) else None
+        return f"{entry.traced.rule.name} needs whole tensors, and a parameter is distributed" if _is_spread(entry) else None
 
     def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         return f"{entry.traced.rule.name} reduces, and a parameter is distributed" if _is_spread(entry) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        there, program = is_on_device(entry.traced, group, entry.param, entry.state), program_of(entry)
-        parts = (entry,) if program is None else parts_of(entry, program)
-        return next((reason for part in parts if (reason := refusal_of(part, group, there)) is not None), None)
+        there = is_on_device(entry.traced, group, entry.param, entry.state)
+        return next((reason for part in parts_of(entry) if (reason := refusal_of(part, group, there)) is not None), None)
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         there = is_on_device(entry.traced, context.groups[entry.group], entry.param, entry.state)
-        spread, program = spread_of(entry) if entry.traced.is_clipped else None, program_of(entry)
-        parts = (entry,) if program is None else parts_of(entry, program)
+        spread, parts = spread_of(entry) if entry.traced.is_clipped else None, parts_of(entry)
         numbers = context.numbers[entry.group]
         options = [option_dtypes(part.runs, numbers, entry.param.device) if there else None for part in parts]
-        return (there, program, spread, *options, *map(bucket_of, parts))
+        return (there, several_of(entry), spread, *options, *map(bucket_of, parts))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         first = entries[0]
         there = is_on_device(first.traced, context.groups[first.group], first.param, first.state)
-        kind, program = CapturableBatch if there else TritonBatch, program_of(first)
-        return kind(entries, context) if program is None else MatrixBatch(entries, context, program, kind)
+        return batch_of(entries, context, CapturableBatch if there else TritonBatch)
 
     def runs_for(self, entry: Entry) -> Hashable:
-        return program_of(entry) or entry.runs
+        return (several_of(entry), *(part.runs for part in parts_of(entry)))
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         return described(entries, group)

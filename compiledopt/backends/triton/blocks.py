@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from compiledopt.backends.cpp.blocks import Cut, Part
+from compiledopt.backends.block_parts import Cut, Part
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton.bodies import CODES, NAMES, Body, lowered
 from compiledopt.errors import CompileError
@@ -181,6 +181,8 @@ def _largest(number: int, tile: str, marked: bool, size: int, block: int) -> lis
 
 def _part(part: Part, own: str, dtypes: Sequence[torch.dtype], wide: torch.dtype) -> list[str]:
     """Computes one part; its results are called new0, new1, ... by their tensors, and tile0, tile1, ..."""
+    if not part.program.outputs:
+        return []
     kinds = [wide if kind == "tile" else dtypes[index] for kind, index in part.operands]
     function, arguments = lowered(part.program, kinds)
     body = Body(

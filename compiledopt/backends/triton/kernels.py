@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends import cache
+from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
@@ -106,7 +106,8 @@ class TritonKernel:
 
 
 # Of which kernels in the cache are made.
-TEXT = "".join((Path(__file__).parent / name).read_text() for name in ("kernels.py", "blocks.py", "bodies.py", "random.py"))
+OWN = ("kernels.py", "blocks.py", "bodies.py", "random.py")
+TEXT = block_parts.TEXT + "".join((Path(__file__).parent / name).read_text() for name in OWN)
 _kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 

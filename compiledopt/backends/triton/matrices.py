@@ -8,7 +8,7 @@ Stacks are filled and emptied in waves, so that what they take does not grow wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -16,20 +16,14 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiledopt.backends.batch import Batch, Context, Entry, Unchanged
-from compiledopt.backends.triton.batch import TritonBatch
-from compiledopt.backends.triton.devices import Streams, ordinary
+from compiledopt.backends.batch import Context, Entry
+from compiledopt.backends.triton.devices import ordinary
+from compiledopt.backends.triton.waves import MakeBatch, Wave, WavedBatch, padded, waves
 from compiledopt.rules.matrix_program import MATRIX, MatrixProgram, Part, matrix_program
 from compiledopt.rules.products import WholeMatrices
 from compiledopt.rules.program import COLUMN_AFTER_COLUMN, ROW_AFTER_ROW
 from compiledopt.rules.traced import order_of
 
-# Of a wave: four matrices of 4096 × 4096, enough for products to fill any GPU, in 128 MiB of bfloat16 for the stacks and three
-# times that at most for what the products need.
-WAVE = 2**26
-UNIT = 64  # elements: each matrix begins on a multiple of 128 bytes, for vector loads and for products
-
-MakeBatch = Callable[[list[Entry], Context], TritonBatch]
 Kind = tuple[torch.Size, int]  # shape, order in memory
 
 
@@ -50,27 +44,12 @@ def part_of(entry: Entry, part: Part, matrix: torch.Tensor | None = None) -> Ent
     return replace(entry, traced=part, state={**state, MATRIX: matrix})
 
 
-def parts_of(entry: Entry, program: MatrixProgram) -> tuple[Entry, Entry]:
+def matrix_parts(entry: Entry, program: MatrixProgram) -> tuple[Entry, Entry]:
     return part_of(entry, program.before), part_of(entry, program.after)
 
 
 def _kind(entry: Entry) -> Kind:
     return entry.param.shape, order_of(entry.param)
-
-
-def waves(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(begin, end) of neighbours that go together, none of them with more than WAVE elements, but for one alone."""
-    found, begin, taken = [], 0, 0
-    for index, size in enumerate(sizes):
-        if taken and taken + size > WAVE:
-            found.append((begin, index))
-            begin, taken = index, 0
-        taken += size
-    return [*found, (begin, len(sizes))]
-
-
-def _padded(count: int) -> int:
-    return -(-count // UNIT) * UNIT
 
 
 class Stack:
@@ -80,7 +59,7 @@ class Stack:
         self.begin, self.count, self.active = begin, count, 0
         (rows, columns), order = kind
         shape = (columns, rows) if order == COLUMN_AFTER_COLUMN else (rows, columns)
-        every = memory.view(count, _padded(rows * columns))
+        every = memory.view(count, padded(rows * columns))
         matrices = torch.as_strided(every, (count, *shape), (every.stride(0), shape[1], 1))
         self.matrices = matrices.mT if order == COLUMN_AFTER_COLUMN else matrices
         self.run: tuple[torch.Tensor, Sequence[torch.Tensor]] = (self.matrices[:0], ())
@@ -93,16 +72,16 @@ class Stack:
         for shape in function.shapes(rows, columns):
             size = active * shape[0] * shape[1]
             pieces.append(memory[taken : taken + size].view(active, *shape))
-            taken += _padded(size)
+            taken += padded(size)
         self.run = self.matrices[:active], pieces
 
     @staticmethod
     def room(kind: Kind, count: int, function: WholeMatrices) -> int:
         """Elements that the function keeps."""
-        return sum(_padded(count * rows * columns) for rows, columns in function.shapes(*kind[0]))
+        return sum(padded(count * rows * columns) for rows, columns in function.shapes(*kind[0]))
 
 
-class Wave:
+class MatrixWave(Wave):
     """entries: those of one shape and order side by side. memory: for the matrices; more: for what the function keeps."""
 
     def __init__(
@@ -119,7 +98,7 @@ class Wave:
         taken = 0
         for kind, members in groupby(entries, _kind):
             count = len(list(members))
-            size = count * _padded(kind[0].numel())
+            size = count * padded(kind[0].numel())
             begin = sum(stack.count for stack in self.stacks)
             self.stacks.append(Stack(kind, begin, count, memory[taken : taken + size]))
             taken += size
@@ -128,7 +107,8 @@ class Wave:
         given = [[part_of(e, part, m) for e, m in zip(entries, matrices, strict=True)] for part in parts]
         self.states = [[(e.state, own.state) for e, own in zip(entries, part, strict=True)] for part in given]
         self.active: list[bool] = []
-        self.before, self.after = (make(part, context) for part in given)
+        self.before, self.after = self.batches = [make(part, context) for part in given]
+        self.measures = self.before
 
     def prepare(self) -> bool:
         """Give those with a gradient the first places of their stacks, and read and check every tensor."""
@@ -163,67 +143,25 @@ class Wave:
             entry.first = entry.first and not active
 
 
-class MatrixBatch(Batch):
-    """The parameters of one bucket on one device, whose rule has a function of whole matrices."""
-
-    executor = "compiled"
-    falls_back = True
+class MatrixBatch(WavedBatch):
+    """Of a rule that has a function of whole matrices."""
 
     def __init__(self, entries: list[Entry], context: Context, program: MatrixProgram, make: MakeBatch) -> None:
         """make: of the entries of a program, what runs it."""
-        self.entries = sorted(entries, key=lambda entry: (tuple(entry.param.shape), order_of(entry.param)))
-        self.context, self.device = context, entries[0].param.device
-        self.streams = Streams(self.device)
+        super().__init__(sorted(entries, key=lambda entry: (tuple(entry.param.shape), order_of(entry.param))), context)
         cuts = waves([entry.param.numel() for entry in self.entries])
         pieces = [self.entries[begin:end] for begin, end in cuts]
-        self.memory, self.more = self._reserve(pieces, program)
-        self.waves = [Wave(piece, context, program, make, self.memory, self.more) for piece in pieces]
+        self.memory = self._reserve(pieces, program)
+        self.waves = [MatrixWave(piece, context, program, make, *self.memory) for piece in pieces]
 
     @ordinary
     def _reserve(self, pieces: Sequence[Sequence[Entry]], program: MatrixProgram) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for the largest of the waves, and for the largest stack of any."""
-        own = max(sum(_padded(entry.param.numel()) for entry in piece) for piece in pieces)
+        own = max(sum(padded(entry.param.numel()) for entry in piece) for piece in pieces)
         stacks = [(kind, len(list(members))) for piece in pieces for kind, members in groupby(piece, _kind)]
         more = max(Stack.room(kind, count, program.function) for kind, count in stacks)
         first, second = (torch.zeros(size, dtype=program.dtype, device=self.device) for size in (own, more))
         return first, second
-
-    def prepare(self) -> bool:
-        return all(wave.prepare() for wave in self.waves)
-
-    def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
-        measured = [
-            wave.before.measure_into(place, first and wave is self.waves[0], last and wave is self.waves[-1])
-            for wave in self.waves
-        ]
-        return all(measured)
-
-    def renew(self) -> None:
-        for batch in self._batches():
-            if batch.is_measured:
-                batch.renew()
-
-    def refresh(self) -> None:
-        for batch in self._batches():
-            batch.refresh()
-
-    @property
-    def is_captured(self) -> bool:
-        return any(batch.is_captured for batch in self._batches())
-
-    @property
-    def unchanged(self) -> Unchanged:
-        return self.waves[0].before.unchanged
-
-    def _batches(self) -> Iterable[TritonBatch]:
-        for wave in self.waves:
-            yield from (wave.before, wave.after)
-
-    def launch(self) -> None:
-        with torch.no_grad():
-            self.streams.read(self.memory, self.more)
-            for wave in self.waves:
-                wave.launch()
 
 
 # ---- what is told of it ----
@@ -255,7 +193,7 @@ def products(program: MatrixProgram, shapes: Iterable[Sequence[int]]) -> tuple[i
             if not math.prod(shape):
                 continue
             kind = (torch.Size(shape), order)
-            own = torch.empty(count * _padded(kind[0].numel()), dtype=program.dtype, device="meta")
+            own = torch.empty(count * padded(kind[0].numel()), dtype=program.dtype, device="meta")
             more = torch.empty(Stack.room(kind, count, program.function), dtype=program.dtype, device="meta")
             stack = Stack(kind, 0, count, own)
             stack.fit(count, program.function, more)

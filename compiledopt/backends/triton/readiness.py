@@ -66,7 +66,7 @@ def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[
     nothing, so that no launch fails while others have written. Raises: CompileError."""
 
     def make() -> Config:
-        chosen = config(kernel, device, lambda: timer(kernel, dtypes, device), candidates_for(dtypes))
+        chosen = config(kernel, device, lambda: timer(kernel, dtypes, device), candidates_for(kernel, dtypes))
         _run_on_nothing(kernel, device, chosen)
         if (wrong := proved(kernel, runs.program, dtypes, device, chosen)) is not None:
             raise CompileError(f"it does not compute what it should: {wrong}")

@@ -140,7 +140,7 @@ class ShapedTables(Tables):
         self.compiled_stages: list[dict[Any, Any]] = [{} for _ in kernel.stages]
 
     def _arrange(self, sizes: bytes) -> Any:
-        numbers = as_numbers(sizes).view(-1, 3).tolist()
+        numbers = as_numbers(sizes).view(-1, 4)[:, :3].tolist()  # the last is for blocks
         laid = laid_out(self.stages, numbers, self.device)
         run_on_nothing(self.stages, laid.masks, self.device)
         return laid

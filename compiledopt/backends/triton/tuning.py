@@ -18,12 +18,18 @@ CANDIDATES: tuple[Config, ...] = (DEFAULT, (512, 4), (1024, 8), (2048, 8), (4096
 # 8 KB of loads are on a processor at once, (2048, 4) 96, 5 blocks of 16 KB; float32 at (1024, 4) 62, 8 blocks of 16 KB. None
 # of them was timed on a GPU.
 HALF: tuple[Config, ...] = ((2048, 4), DEFAULT, (1024, 8), (2048, 8), (4096, 8), (4096, 4))
+# Of values in blocks (perf/results/occupancy.csv): with 8 elements a thread int8 takes 119 registers on sm_90, with 4 of them
+# 58, so that a processor holds as many elements, 4096, and twice the warps, 32; of blocks of 256 more of both.
+BLOCKED: tuple[Config, ...] = ((1024, 8), (512, 4), DEFAULT, (512, 2), (2048, 4), (2048, 8))
+ALL = tuple(dict.fromkeys((*CANDIDATES, *HALF, *BLOCKED)))
 ROUNDS = 4  # over all candidates: in the first one each is compiled, in the second the clocks rise, the least time counts
 _known: dict[tuple[str, str], Config] = {}
 
 
-def candidates_for(dtypes: Sequence[torch.dtype]) -> tuple[Config, ...]:
+def candidates_for(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype]) -> tuple[Config, ...]:
     """The default first. dtypes: of the operands."""
+    if kernel.block:
+        return BLOCKED
     return HALF if all(dtype.itemsize == 2 for dtype in dtypes) else CANDIDATES
 
 
