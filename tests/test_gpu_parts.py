@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from catalog import CATALOG, MENU
-from gpu import (
+from gpu_stand_ins import (
     DEVICE,
     REHEARSED,
     UNREHEARSED,

@@ -52,9 +52,10 @@ def test_rules_that_reduce_draw_them_too(kind, around, options):
         kept = [v.dtype for v in optimizer.state[params[0]].values() if v.shape == params[0].shape]
         assert all(dtype is torch.bfloat16 for dtype in kept) or "rounding" in options
     to_nearest = flat(trained(kind, torch.bfloat16, shapes=[(40, 50), (40, 50)], lr=0.01, **around)[1])
-    assert (found[0] != to_nearest).double().mean() > 0.05
-    for other in found[1:]:
-        assert (other != found[0]).double().mean() < 0.02
+    effect = (found[0] != to_nearest).double().mean()
+    assert effect > 0.05
+    for other in found[1:]:  # where float32 differs in its last bit, a rounding may go the other way
+        assert (other != found[0]).double().mean() < 0.1 * effect
 
 
 def test_threads_draw_the_same_bits():
@@ -239,8 +240,8 @@ def test_blocks_are_what_a_codec_written_out_gives(executor):
 @pytest.mark.parametrize("how", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 # Muon's iteration is in bfloat16, which doubles what a code that fell to the other side does.
 @pytest.mark.parametrize(("name", "most"), [("LAMB", 0.1), ("Muon", 0.2)])
-def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, most, how, recwarn):
-    """Against the same in float64 between codecs written out. A rule that would be compiled says that it is not."""
+def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, most, how):
+    """Against the same in float64 between codecs written out."""
     kind, shapes = getattr(compiledopt, name), [(64, 80), (64, 80), (50, 100)]
     params = parameters(shapes=shapes)
     exact, start = copies(params, torch.float64), flat(params)
@@ -260,9 +261,8 @@ def test_rules_that_are_not_elementwise_keep_states_in_blocks(name, most, how, r
     moved, apart = rms(flat(exact) - start), rms(flat(exact) - flat(plain))
     assert moved > 1e-3 and apart > 1e-4 * moved
     assert rms(flat(params) - flat(exact)) < most * apart
-    assert optimizer.executor == ("for-loop" if how == {"foreach": False} else "foreach")
-    said = [str(one.message) for one in recwarn if "its states are kept in blocks" in str(one.message)]
-    assert len(said) == (name == "LAMB" and not how)
+    compiled = name == "LAMB" and not how
+    assert optimizer.executor == ("compiled" if compiled else "for-loop" if how == {"foreach": False} else "foreach")
     if name == "LAMB":
         assert optimizer.state[params[0]]["exp_avg_sq"].dtype == torch.uint8
 

@@ -376,12 +376,8 @@ def test_what_is_refused():
     def called(param, grad, *, lr=0.1):
         return param - lr * total(grad) * torch.linalg.matrix_norm(grad.diag())
 
-    def number(param, grad, *, lr=0.1):
-        return param - lr * grad * total(lr)
-
     refused(TraceError, r"shared state n from 'step'", counts, define={"scalars": ("step",), "shared": ("n",)})
     refused(TraceError, "pointwise operations", called, define={"elementwise": False})
-    refused(TraceError, "not a number", number)
     refused(RuntimeError, "differentiable", lambda param, grad, *, lr=0.1: param - lr * total(grad) * grad, differentiable=True)
     with pytest.raises(TraceError, match="for rules"):
         total(torch.ones(3))

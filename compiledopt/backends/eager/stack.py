@@ -119,12 +119,15 @@ class Stack:
         ordered = [given[name] for name in columns]
         with runner:
             found = self.call(*ordered) if alone else torch.vmap(self.call)(*ordered)
+        new: dict[str, list[torch.Tensor]] = {}
         for name, result in zip(self.targets, found, strict=True):
             if name in self.there and (name in apart or name not in given or not self._is_copy(entries[0], name, given[name])):
                 continue  # as it was, such as matrices that are not due, or written by now
             if name in self.there and id(given[name]) not in runner.written:
                 continue
-            self._put(name, entries, [_before(name, result, given)] if alone else list(result.unbind()))
+            new[name] = [_before(name, result, given)] if alone else list(result.unbind())
+        for name, values in new.items():
+            self._put(name, entries, values)
 
     def _stays(self, entries: Sequence[Entry], name: str, columns: Mapping[str, Sequence[torch.Tensor]]) -> bool:
         """Whether what is given are the tensors themselves, which lie in memory alike."""
