@@ -57,7 +57,7 @@ def apart(a, b):
     return torch.minimum(found, 2 ** (8 * a.dtype.itemsize) - found)
 
 
-DEFAULT = (("int8 and stochastic", False), ("blocks of 128 and 32", True))
+DEFAULT = (("int8 and stochastic", False),)
 
 
 @pytest.mark.parametrize(

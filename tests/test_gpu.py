@@ -10,7 +10,18 @@ import gc
 import pytest
 import torch
 from catalog import CASES, CATALOG, PUBLISHED, one_per_algorithm, one_per_kind, with_and_without_count
-from gpu_stand_ins import DEVICE, REHEARSED, UNREHEARSED, captured, fill_gradients, needs_a_gpu, on_gpu, set_gradients, stand_in, there
+from gpu_stand_ins import (
+    DEVICE,
+    REHEARSED,
+    UNREHEARSED,
+    captured,
+    fill_gradients,
+    needs_a_gpu,
+    on_gpu,
+    set_gradients,
+    stand_in,
+    there,
+)
 from helpers import Gradients, flat, parameters, rms, same, snapshot
 
 import compiledopt
