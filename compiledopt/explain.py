@@ -210,7 +210,7 @@ def _part(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapp
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=told.kernels,
         passes=told.passes,
-        calls_per_step=told.calls + clipped + len(first.traced.measures),
+        calls_per_step=told.calls + clipped * told.norms + len(first.traced.measures),
         bytes_read_per_element=told.read + clipped * dtypes[1].itemsize + _read_for_totals(first),
         bytes_written_per_element=told.written,
         state_bytes_per_element=sum(kept * entry.param.numel() for entry, kept in held) / max(1, elements),

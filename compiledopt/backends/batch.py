@@ -218,7 +218,8 @@ class Standing:
 class Description:
     """What a batch does at a step.
 
-    calls: launches of kernels, or calls of torch's operations; the norm for clipping is one more. kernels: compiled ones.
+    calls: launches of kernels, or calls of torch's operations, but for the norms: how many more measure that for clipping,
+    where it is measured. kernels: compiled ones.
     passes: sweeps over what lies in memory; 0 where torch's operations make them. read, written: bytes per element, the scale
     of a block shared by its elements; at least so many where torch's operations read and write their operands again.
     program: what is computed, if it is known as one. source: makes the text of what runs. products: what of the calls are
@@ -233,6 +234,7 @@ class Description:
     program: Program | None
     source: Callable[[], str]
     products: tuple[str, ...] = ()
+    norms: int = 1
 
 
 def bytes_moved(entry: Entry) -> tuple[float, float]:

@@ -52,6 +52,7 @@ def _matrices(entries: Sequence[Entry], program: MatrixProgram, group: Mapping[s
         program=program.whole,
         source=lambda: "\n\n".join(part.source() for part in parts),
         products=told(program, found),
+        norms=count,
     )
 
 
@@ -73,6 +74,7 @@ def _stored(entries: Sequence[Entry], stored: StoredProgram, group: Mapping[str,
         written=sum(written for _, written in moved),
         program=parts[1].program,
         source=lambda: "\n\n".join(part.source() for part in parts),
+        norms=count,
     )
 
 
