@@ -17,8 +17,8 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
+from compiledopt.backends.triton.bodies import CODES, Body, lowered
 from compiledopt.backends.triton.bodies import TEXT as BODIES
-from compiledopt.backends.triton.bodies import Body, lowered
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
@@ -39,6 +39,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
 WARPS = 8
+KEPT = NAMES | CODES  # what tensors hold
 TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
@@ -279,7 +280,7 @@ class _Writer:
         return [f"{name} = tl.load({self._buffer(index)} + i{axes}, k{axes}, other=0)"]
 
     def _pointer(self, index: int, axes: int) -> str:
-        address = f"p{index} = tl.load(pointers + {index}).to(tl.pointer_type(tl.{NAMES[self.dtypes[index]]}))"
+        address = f"p{index} = tl.load(pointers + {index}).to(tl.pointer_type(tl.{KEPT[self.dtypes[index]]}))"
         return f"{address}\nif ALIGNED:\n    p{index} = tl.multiple_of(p{index}, {ALIGNMENT})" if axes == ELEMENTS else address
 
     def _buffer(self, index: int) -> str:
