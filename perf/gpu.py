@@ -451,7 +451,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no pair is begun after them")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each pair")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.csv", help="the file that rows are added to")
+    parser.add_argument(
+        "--out", type=Path, help="what rows are added to: perf/results/gpu.csv, gpu_host.csv of --fake"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--again", action="store_true", help="measure what this commit and device have rows of, too")
     parser.add_argument("--fake", action="store_true", help="the host's time with a driver that does nothing, without a GPU")
@@ -463,7 +465,7 @@ def main() -> int:
         elif not torch.cuda.is_available():
             print("no CUDA device on this machine; --fake measures the host's time without one", file=sys.stderr)
             return 1
-        out = arguments.out.resolve()
+        out = (arguments.out or RESULTS / ("gpu_host.csv" if arguments.fake else "gpu.csv")).resolve()
         known = [] if arguments.again else read(str(out))
         measure = Measure(arguments.seconds, time.monotonic() + 60 * arguments.minutes, known)
         return min(1, run(arguments.only, measure, None if arguments.no_save else out))

@@ -194,6 +194,12 @@ def gpu() -> str:
     )
 
 
+def host_on_gpu() -> str:
+    columns = {"optimizer": "optimizer", "shapes": "tensors", "against": "against", **PAIR}
+    text = "Until `step()` returns, with a driver that does nothing in the place of a GPU's (`python perf/gpu.py --fake`)."
+    return plain("The host's time of a step on a GPU", text, "gpu_host.csv", ["optimizer", "shapes", "against"], columns)
+
+
 PAIR = {"their_ms": "its ms", "our_ms": "our ms", "ratio": "ratio"}
 AROUND = """AdamW with clipping, an average, a schedule inside the step (`max_grad_norm`, `ema_decay`, `lr=schedule`), against
 the same around it; and the step as it is against the step under torch.compile (`python perf/around.py`)."""
@@ -308,7 +314,7 @@ def pictures() -> str:
 
 
 PARTS: list[Callable[[], str]] = [pictures, in_training, whole_trainings, alone, libraries, fewer_bytes, around, averages]
-PARTS += [published, for_matrices, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu]
+PARTS += [published, for_matrices, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu, host_on_gpu]
 
 
 def page() -> str:
