@@ -451,9 +451,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--minutes", type=float, default=60.0, help="no pair is begun after them")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each pair")
-    parser.add_argument(
-        "--out", type=Path, help="what rows are added to: perf/results/gpu.csv, gpu_host.csv of --fake"
-    )
+    parser.add_argument("--out", type=Path, help="what rows are added to: perf/results/gpu.csv, gpu_host.csv of --fake")
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--again", action="store_true", help="measure what this commit and device have rows of, too")
     parser.add_argument("--fake", action="store_true", help="the host's time with a driver that does nothing, without a GPU")
