@@ -1,7 +1,6 @@
 """torch.optim, compile-first: one rule, one kernel, one call over the whole model."""
 
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch.optim
@@ -32,6 +31,7 @@ from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 from compiledopt.sam import SAM
 from compiledopt.stats import compile_stats
+from compiledopt.version import VERSION
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
@@ -195,10 +195,7 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
     from torch.optim import swap_in_optimizer_params_and_state
 
     __all__ += ["swap_in_optimizer_params_and_state"]
-try:
-    __version__ = metadata.version("compiledopt")
-except metadata.PackageNotFoundError:  # run from a checkout: pyproject.toml alone says which version it will be
-    __version__ = "0+checkout"
+__version__ = VERSION
 
 # A pickle names a class by its module: by these, whatever file it stands in, as those of the algorithms by this one.
 ScheduledGroup.__module__ = __name__

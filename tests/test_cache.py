@@ -144,6 +144,13 @@ def held_for_ever(patch, directory):
     return holder
 
 
+def test_another_release_has_kernels_of_its_own(monkeypatch):
+    """What makes them of a program may have changed with it."""
+    before = cache.key("kernel", "text")
+    monkeypatch.setattr(cache, "VERSION", "another")
+    assert cache.key("kernel", "text") != before
+
+
 @pytest.mark.parametrize("way", [no_locks, nowhere_to_write, held_for_ever])
 def test_a_lock_that_cannot_be_had_holds_nobody_up(monkeypatch, tmp_path, way):
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from compiledopt.errors import warn
+from compiledopt.version import VERSION
 
 FORMAT = 1
 PATIENCE = 60  # seconds to wait for another process that makes the same entry
@@ -106,7 +107,7 @@ def is_gnu() -> bool:
 def key(kind: str, *parts: object) -> str:
     """A name for what is made of `parts` on this machine with these versions."""
     python = [sys.implementation.cache_tag, sysconfig.get_config_var("SOABI")]
-    identity = [FORMAT, kind, torch.__version__, python, compiler_identity(), processor(), platform.machine(), *parts]
+    identity = [FORMAT, VERSION, kind, torch.__version__, python, compiler_identity(), processor(), platform.machine(), *parts]
     return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:40]
 
 
