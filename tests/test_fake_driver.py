@@ -107,7 +107,7 @@ def test_a_state_that_another_thread_takes_away(launches, monkeypatch):
     optimizer = compiledopt.AdamW(params := model(), compiled=True)
     for _ in range(4):
         optimizer.step()
-    run = tables.Tables.run
+    run, gone = tables.Tables.run, [optimizer.state[param]["step"] for param in params[:2]]
 
     def taking(*given):
         run(*given)
@@ -118,6 +118,7 @@ def test_a_state_that_another_thread_takes_away(launches, monkeypatch):
     monkeypatch.setattr(tables.Tables, "run", taking)
     optimizer.step()
     assert [float(optimizer.state[param]["step"]) for param in params] == [7.0, 7.0, 5.0, 5.0, 5.0]
+    assert list(map(float, gone)) == [4.0, 4.0]
 
 
 def test_profilers_and_hooks_see_every_step(launches):
