@@ -209,6 +209,36 @@ def test_threads_stepping_one_optimizer(foreach):
     assert all("another thread is in a step of this optimizer" in words for words in refused)
 
 
+def test_threads_stepping_one_combined_optimizer(monkeypatch):
+    """Where one native call takes a part of the step, and Python the rest."""
+    matrices, vectors = parameters(shapes=[(20, 30)] * 2), parameters(shapes=[(30,)] * 3)
+    optimizer = compiledopt.Combined(compiledopt.Muon(matrices), compiledopt.AdamW(vectors))
+    Gradients().set([*matrices, *vectors], 0)
+    for _ in range(6):
+        optimizer.step()
+    inside, others, plain, refused = threading.Event(), [], optimizer._plan.batches, []
+    batch = next(one for one in plain if one.steady is None)
+
+    def slowly(prepare=batch.prepare):
+        if not inside.is_set():
+            inside.set()
+            others[0].start()
+            others[0].join()
+        return prepare()
+
+    def other():
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    others.append(threading.Thread(target=other))
+    monkeypatch.setattr(batch, "prepare", slowly)
+    optimizer.step()
+    assert len(refused) == 1 and "another thread is in a step of this optimizer" in refused[0]
+    assert optimizer.state[vectors[0]]["step"].item() == 7
+
+
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
 def test_python_without_a_gil_stays_so():
     run(compiledopt.AdamW(params := parameters(shapes=SHAPES), lr=0.01, compiled=True), params, Gradients(), range(2))

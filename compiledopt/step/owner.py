@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -15,10 +16,25 @@ from compiledopt.step.evaluating import give_modes
 from compiledopt.step.totals import give_shared
 
 
+class Turn:
+    """Whose turn it is to step an optimizer. Entering raises RuntimeError while another thread is within."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}  # by which thread: one that was interrupted in between may enter again
+
+    def __enter__(self) -> None:
+        if self._taken.setdefault("thread", get_ident()) != get_ident():
+            raise RuntimeError("another thread is in a step of this optimizer; one at a time may step it")
+
+    def __exit__(self, *error: Any) -> None:
+        self._taken.clear()
+
+
 @dataclass(frozen=True, eq=False)
 class Owner:
     """rules: of each group, before anything stands around it; reasons: fallbacks it was already warned of; fresh: parameters
-    whose states were made ahead of their first update; watched: who looks at every operator of this step, if anybody does."""
+    whose states were made ahead of their first update; watched: who looks at every operator of this step, if anybody does;
+    turn: for what Python does in a step."""
 
     name: str
     rules: list[Rule]
@@ -29,6 +45,7 @@ class Owner:
     scaling: around.Scaling | None = None
     clipping: around.Clipping | None = None
     watched: str | None = None
+    turn: Turn = field(default_factory=Turn)
 
     def derived(self) -> list[Rule]:
         """The rule of each group, with what the group and the step ask for around it."""

@@ -77,6 +77,10 @@ class Beside:
         self.groups = sorted({entry.group for batch in others for entry in batch.entries})
 
     def step(self, optimizer: Any) -> bool:
+        with self.plan.owner.turn:
+            return self._step(optimizer)
+
+    def _step(self, optimizer: Any) -> bool:
         plan = self.plan
         if not self.native.__self__.fits(optimizer):  # type: ignore[attr-defined]
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from threading import get_ident
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,7 @@ from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import is_evaluated, set_mode
 from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
-from compiledopt.step.owner import Owner, share
+from compiledopt.step.owner import Owner, Turn, share
 from compiledopt.step.plan import Plan
 from compiledopt.step.states import StateMaker
 from compiledopt.step.steady import Steadying, never
@@ -51,7 +50,7 @@ class Stepper:
         self.fresh: set[torch.Tensor] = set()
         self.reasons: set[str] = set()
         self.told: set[around.Ended] = set()
-        self._stepping: dict[str, int] = {}  # the thread that is in a step
+        self._turn = Turn()
 
     def again(self) -> Stepper:
         """Another for the same optimizer, after its groups and states were exchanged; graphs may still be replayed."""
@@ -63,14 +62,8 @@ class Stepper:
     def step(self, optimizer: Stepped) -> None:
         """Raises: RuntimeError or TypeError, before any write, for what cannot be updated or is stepped by another thread."""
         self.steady = never  # what Python does now, it does not know of
-        thread = get_ident()
-        try:
-            if self._stepping.setdefault("thread", thread) != thread:
-                raise RuntimeError("another thread is in a step of this optimizer; one at a time may step it")
+        with self._turn:
             self._step(optimizer)
-        finally:
-            if self._stepping.get("thread") == thread:
-                self._stepping.clear()
 
     def _step(self, optimizer: Stepped) -> None:
         watched = watched_by()
@@ -131,7 +124,7 @@ class Stepper:
         rules = [optimizer.rule_of(group) for group in groups]
         share(optimizer)  # a number may have been put in the place of one by hand
         around.take_over(rules, groups)
-        owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched)
+        owner = Owner(name, rules, groups, optimizer.state, self.reasons, self.fresh, scaling, clipping, watched, self._turn)
         return Plan(owner)
 
     def _is_clipped(self, optimizer: Stepped) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from compiledopt.backends.block_parts import Cut, Part
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton.bodies import CODES, NAMES, Body, lowered
+from compiledopt.backends.triton.bodies import KEPT, NAMES, Body, lowered
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import MARKED
 from compiledopt.rules.program import BLOCKS, PACKED, Program
@@ -94,7 +94,7 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 
 def check(program: Program, dtypes: Sequence[torch.dtype]) -> None:
     """Raises: CompileError, where values are kept in a way that these kernels do not have."""
-    strange = [str(dtype) for dtype in dtypes if dtype not in NAMES | CODES]
+    strange = [str(dtype) for dtype in dtypes if dtype not in KEPT]
     if strange:
         raise CompileError(f"values are kept as {strange[0]}, which the Triton kernel does not have")
     for size in program.blocks:

@@ -197,8 +197,7 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
     """The file around the body of `update`. used: the tensors that it reads or writes."""
     count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
-    known = NAMES | bodies.CODES
-    types = {index: f"tl.pointer_type(tl.{known[dtypes[index]]})" for index in used}
+    types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     scalars = [f"        s{i} = c{i}" for i in range(count)]
     rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]

@@ -17,7 +17,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton.bodies import CODES, Body, lowered
+from compiledopt.backends.triton.bodies import KEPT, Body, lowered
 from compiledopt.backends.triton.bodies import TEXT as BODIES
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
@@ -39,7 +39,6 @@ TILES: dict[int, tuple[Tile, ...]] = {
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
 WARPS = 8
-KEPT = NAMES | CODES  # what tensors hold
 TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
