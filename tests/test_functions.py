@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 import torch
+from catalog import one_per_algorithm
 from helpers import Gradients, parameters, run
 
 import compiledopt
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import functions, kernels, sources
+from compiledopt.rules.traced import traced
 from compiledopt.stats import STATS
 
 ONE = sorted(functions.NAMES - {"pow", "atan2", "hypot"})
@@ -126,11 +128,18 @@ def test_another_exponent_is_no_other_kernel():
     assert optimizer.executor == "compiled"
 
 
+def calls_functions(case):
+    """What has powers or angles of elements in its kernel."""
+    optimizer = case.ours(parameters(shapes=[(3,)]))
+    program = traced(type(optimizer).rule, optimizer.param_groups[0]).program
+    return any(node.op in ("pow", "atan2") for node in program.elementwise_part)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize("name", ["PAdam", "AdamAtan2", "AdamG", "FTRL"])
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "int8"}, {"max_grad_norm": 1.0, "ema_decay": 0.9}], ids=str)
-def test_rules_with_powers_and_angles(monkeypatch, tmp_path, compiler, name, options):
+@pytest.mark.parametrize("case", [case for case in one_per_algorithm() if calls_functions(case)], ids=str)
+def test_rules_with_powers_and_angles(monkeypatch, tmp_path, case, options, compiler):
     """With either compiler, beside what may stand around a rule, as torch's operations have it in float64."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
@@ -139,12 +148,10 @@ def test_rules_with_powers_and_angles(monkeypatch, tmp_path, compiler, name, opt
     kernels.forget()
     shapes = [(70, 80), (4100,), (3,)]
     try:
-        made = getattr(compiledopt, name)
         params, wide = parameters(shapes=shapes), parameters(torch.float64, shapes)
         before = [param.detach().clone() for param in params]
-        run(made(params, lr=0.01, compiled=True, **options), params, Gradients(), range(3))
-        other = made(wide, lr=0.01, foreach=False, **options)
-        run(other, wide, Gradients(torch.float32), range(3))
+        run(case.ours(params, **options), params, Gradients(), range(3))
+        run(case.ours(wide, "for-loop", **options), wide, Gradients(torch.float32), range(3))
     finally:
         kernels.forget()
     for param, twin, old in zip(params, wide, before, strict=True):
