@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ def stable_spam(
     update_proj_gap,
     eps,
 ):
-    step, scale = step + 1, 1.0
+    step = step + 1
+    scale: Any = 1.0
     if t_max is not None:
         turn = math.pi / (t_max + 1)
         annealed = (1 + torch.cos(turn * (step + 1))) / (1 + torch.cos(turn))
