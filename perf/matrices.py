@@ -1,11 +1,13 @@
-"""Optimizers for matrices beside the packages that have them, in pairs; `perf/menu.py` runs these too.
+"""Optimizers for matrices beside the packages that have them, in pairs: python perf/matrices.py [--optimizer SOAP ...]
 
 A small transformer's hidden matrices, with its vectors where the optimizer takes them, float32. Work on matrices that is due
-every k steps is so for both. Two rows for each: the median of the steps without it, and the mean over whole periods.
+every k steps is so for both. Two rows for each: the median of the steps without it, and the mean over whole periods. Rows are
+written as they are measured, three minutes of them on two quiet cores; `perf/menu.py` runs these too.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import statistics
 import sys
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import circumstances
+from common import append, circumstances
+from step import model as made
 
 import compiledopt
 
@@ -38,6 +41,7 @@ MATRICES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, An
     "Shampoo": (COLLECTION, "Shampoo", {"preconditioning_compute_steps": 10}, {}, {}, 10),
 }
 HIDDEN = [name for name in MATRICES if {**CATALOG, **MENU}[name].takes("ns_steps")]  # which take hidden matrices alone
+LEAST = 2  # turns: one of the largest takes 12 seconds
 SHAPES = {"transformer_64": (64, 4), "transformer_128": (128, 4), "transformer_256": (256, 2), "transformer_512": (512, 1)}
 
 
@@ -61,17 +65,16 @@ def theirs(name: str, params: list[torch.nn.Parameter]) -> Any:
     return made
 
 
-def measured(name: str, model: str, seconds: float, make: Callable[[list[tuple[int, ...]]], Any]) -> list[dict[str, Any]]:
-    """make: parameters with gradients, of shapes."""
+def measured(name: str, model: str, seconds: float) -> list[dict[str, Any]]:
     package, title, both, own, _, period = MATRICES[name]
     sizes, turn = shapes(name, model), max(period, 1)
-    ours = getattr(compiledopt, name)(make(sizes), lr=1e-3, **both, **own)
-    pair, times = (theirs(name, make(sizes)), ours), ([], [])  # type: ignore[var-annotated]
+    ours = getattr(compiledopt, name)(made(sizes, torch.float32), lr=1e-3, **both, **own)
+    pair, times = (theirs(name, made(sizes, torch.float32)), ours), ([], [])  # type: ignore[var-annotated]
     for optimizer in pair:
-        for _ in range(max(3, turn)):  # the first of a period is one for both then
+        for _ in range(3):  # whichever step of a turn is the first, work is due at one of them
             optimizer.step()
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times[0]) < 5:
+    while time.perf_counter() - start < seconds or len(times[0]) < LEAST:
         for optimizer, found in zip(pair, times, strict=True):
             found.append([timed(optimizer) for _ in range(turn if period else 5)])
     labels = {"optimizer": name, "shapes": model, "against": f"{package}.{title}", "executor": ours.executor}
@@ -94,3 +97,23 @@ def row(labels: dict[str, str], which: str, times: Any, of: Callable[[list[float
     a, b = (statistics.median(map(of, turns)) * 1e3 for turns in times)
     print(f"{' '.join(f'{label:22}' for label in (*labels.values(), which))} {a:8.4g} ms, ours {b:8.4g} ms, ratio {a / b:.2f}")
     return {**labels, "steps": which, "their_ms": f"{a:.4g}", "our_ms": f"{b:.4g}", "ratio": f"{a / b:.2f}"} | circumstances()
+
+
+def main(names: list[str] | None = None, seconds: float | None = None, save: bool = True) -> None:
+    """Measure some of them on all shapes; without `names`, what the command line says."""
+    if names is None:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--optimizer", nargs="*", default=[*MATRICES])
+        parser.add_argument("--seconds", type=float, default=0.5, help="of each pair, at least two turns")
+        parser.add_argument("--no-save", action="store_true", help=f"print only, nothing into perf/results/{FILE}")
+        given = parser.parse_args()
+        names, seconds, save = given.optimizer, given.seconds, not given.no_save
+    for name in names:
+        for model in SHAPES:
+            rows = measured(name, model, 0.5 if seconds is None else seconds)
+            if save:
+                append(FILE, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,15 +65,14 @@ def main() -> None:
     for name in given.optimizer:
         try:
             if name in matrices.MATRICES:
-                file, one = matrices.FILE, lambda sizes: model(sizes, torch.float32)
-                rows = [row for shapes in matrices.SHAPES for row in matrices.measured(name, shapes, given.seconds, one)]
-            else:
-                file, rows = "menu.csv", [measured(name, shapes, given.seconds) for shapes in given.shapes]
+                matrices.main([name], save=not given.no_save)
+                continue
+            rows = [measured(name, shapes, given.seconds) for shapes in given.shapes]
         except ModuleNotFoundError as error:
             print(f"{name}: not measured, {error}", flush=True)
             continue
         if not given.no_save:
-            append(file, rows)
+            append("menu.csv", rows)
 
 
 if __name__ == "__main__":
