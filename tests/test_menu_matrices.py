@@ -15,6 +15,7 @@ from compiledopt.rules.random import key, normal
 WIDE = torch.float64
 # Of all sides the products have full rank at once: eigenvectors of equal values are anybody's choice.
 SHAPES = [(12, 12), (9,), (12, 12), (4, 3, 2, 2)]
+MERGED = {(12, 12): (12, 12), (4, 3, 2, 2): (12, 4)}  # for dimensions of 12 at most
 EXECUTORS = {"default": {}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
 
 
@@ -46,8 +47,11 @@ def soap(params, group, state, steps):
     for step in range(steps):
         yield step
         for p in params:
-            g, s = p.grad, state.setdefault(p, {})
-            sides = [d for d in range(p.ndim) if p.ndim > 1 or group["precondition_1d"]]
+            whole, g, s = p, p.grad, state.setdefault(p, {})
+            if group["merge_dims"] and p.ndim > 1:
+                g = g.reshape(MERGED[p.shape])
+                p = p.view(g.shape)
+            sides = [d for d in range(p.ndim) if whole.ndim > 1 or group["precondition_1d"]]
             sides = [d for d in sides if p.shape[d] <= group["max_precond_dim"]]
             beta = group["shampoo_beta"] if group["shampoo_beta"] >= 0 else group["betas"][1]
             if not s:
@@ -206,6 +210,7 @@ OPTIONS = {
     ],
     "SOAP": [
         {"lr": 0.01, "precondition_frequency": 7},
+        {"lr": 0.01, "merge_dims": True, "max_precond_dim": 12, "precondition_1d": True},
         {"lr": 0.01, "max_precond_dim": 5, "shampoo_beta": 0.9, "normalize_grads": True, "correct_bias": False},
     ],
     "Shampoo": [

@@ -119,6 +119,13 @@ LOW_RANK = {"rank": 3, "update_proj_gap": 60, "scale": 0.25}
 # {ours: (the package, its class, our options, its own, shapes)}
 MATRIX_PEERS = {
     "SOAP": ("pytorch_optimizer", "SOAP", {"lr": 0.01, "weight_decay": 0.1}, {}, MATRIX_SHAPES),
+    "SOAP-merged": (
+        "pytorch_optimizer",
+        "SOAP",
+        {"lr": 0.01, "merge_dims": True, "max_precond_dim": 12},
+        {"max_precondition_dim": 12},
+        [(4, 3, 4, 3), (2, 6, 12)],
+    ),
     "Shampoo": ("pytorch_optimizer", "Shampoo", {"lr": 0.1, "weight_decay": 0.1}, {}, MATRIX_SHAPES),
     "GaLoreAdamW": (
         "pytorch_optimizer",
@@ -141,7 +148,7 @@ def test_fifty_steps_of_matrices_beside_the_package(name, monkeypatch):
     cls = getattr(importlib.import_module("timm.optim.kron" if module == "timm" else module), title)
     start = parameters(torch.float64, shapes=shapes)
     mine, other = copies(start), copies(start)
-    optimizer = getattr(compiledopt, name)(mine, foreach=True, **options)
+    optimizer = getattr(compiledopt, name.partition("-")[0])(mine, foreach=True, **options)
     reference = cls(other, **{**options, **more})
     if name == "Kron":  # our noise, and none of its torch.compile
         numbers = iter((step, place) for step in range(50) for place in range(len(shapes)))

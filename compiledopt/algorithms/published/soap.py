@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from compiledopt.algorithms.across import gram
 from compiledopt.algorithms.bases import eigenbasis, turned
 from compiledopt.algorithms.directions import adam_direction, add_gram, moved_along, of_size_one
-from compiledopt.algorithms.matrices import along, dimensions, square
+from compiledopt.algorithms.matrices import along, merged, square
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -18,15 +19,26 @@ from compiledopt.rules.rule import rule
 _square = square("max_precond_dim")
 
 
+def _shape(param: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """How a parameter is seen: tensors of more dimensions may have some of them as one."""
+    return merged(param.shape, options["max_precond_dim"]) if options["merge_dims"] and param.ndim > 1 else tuple(param.shape)
+
+
+def _dimensions(param: Any, options: Mapping[str, Any]) -> int:
+    return len(_shape(param, options))
+
+
 def _matrix(param: Any, index: int, options: dict[str, Any]) -> Any:
-    return _square(param, index, options) if param.ndim > 1 or options["precondition_1d"] else None
+    seen = torch.empty(_shape(param, options), dtype=param.dtype, device="meta")
+    made = _square(seen, index, options) if param.ndim > 1 or options["precondition_1d"] else None
+    return None if made is None else torch.zeros(made.shape, dtype=made.dtype, device=param.device)
 
 
 @rule(
     scalars=("step",),
-    lists={"GG": dimensions, "Q": dimensions},
+    lists={"GG": _dimensions, "Q": _dimensions},
     initial={"GG": _matrix, "Q": _matrix},
-    static=("max_precond_dim", "precondition_1d", "precondition_frequency"),
+    static=("max_precond_dim", "precondition_1d", "precondition_frequency", "merge_dims"),
     branches=("first",),
     every={"due": ("precondition_frequency", 1)},
     elementwise=False,
@@ -42,19 +54,50 @@ def soap(
     GG,
     Q,
     *,
+    max_precond_dim,
+    precondition_1d,
+    precondition_frequency,
+    merge_dims,
     lr,
     betas,
     shampoo_beta,
     eps,
     weight_decay,
-    max_precond_dim,
-    precondition_1d,
-    precondition_frequency,
     normalize_grads,
     correct_bias,
     due,
     first,
 ):
+    known = {"lr": lr, "betas": betas, "shampoo_beta": shampoo_beta, "eps": eps, "weight_decay": weight_decay}
+    known |= {"normalize_grads": normalize_grads, "correct_bias": correct_bias, "due": due, "first": first}
+    if not merge_dims or param.ndim < 2:
+        return in_bases(param, grad, step, exp_avg, exp_avg_sq, GG, Q, **known)
+    shape = merged(param.shape, max_precond_dim)
+    new, grad, m, v = (one.reshape(shape) for one in (param, grad, exp_avg, exp_avg_sq))
+    new, step, m, v, GG, Q = in_bases(new, grad, step, m, v, GG, Q, **known)
+    return new.reshape(param.shape), step, m.reshape(param.shape), v.reshape(param.shape), GG, Q
+
+
+def in_bases(
+    param: Any,
+    grad: Any,
+    step: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    GG: Any,
+    Q: Any,
+    *,
+    lr: Any,
+    betas: Any,
+    shampoo_beta: Any,
+    eps: Any,
+    weight_decay: Any,
+    normalize_grads: Any,
+    correct_bias: Any,
+    due: Any,
+    first: Any,
+) -> Any:
+    """The update in the eigenbases of the matrices, of a parameter as it is seen."""
     beta = torch.where(shampoo_beta >= 0, shampoo_beta, betas[1])
     plain = all(matrix is None for matrix in GG)
     if not plain and first:
@@ -92,13 +135,14 @@ class SOAP(Optimizer):
     Of more dimensions each has a matrix. The first gradient makes the bases alone (by eigenvectors), and moves nothing; t
     counts from the second. m is kept in the bases, and turned with them.
     shampoo_beta (β): float; below 0 it is β₂. precondition_frequency (k): int. max_precond_dim: int; longer dimensions have no
-        matrix. precondition_1d: bool, whether vectors have one; without they are Adam's, and compiled. normalize_grads: bool,
-        divide each update by its root mean square. correct_bias: bool.
+        matrix. merge_dims: bool, whether neighbouring dimensions are one, for as long as that is not longer than
+        max_precond_dim, as for kernels of convolutions. precondition_1d: bool, whether vectors have a matrix; without they are
+        Adam's, and compiled. normalize_grads: bool, divide each update by its root mean square. correct_bias: bool.
     State: `exp_avg` (m) and `exp_avg_sq` (v), like the parameter, `GG_i` and `Q_i`, n × n for each dimension of n.
     Good for: language and vision models where steps are dear: fewer of them than AdamW's, by 40% in the paper.
     Start: lr 3e-3, betas (0.95, 0.95), weight_decay 0.01, precondition_frequency 10; one for the smallest models.
-    Names: those of the authors' package (nikhilvyas/SOAP), without merge_dims and data_format; bases are due at the steps of a
-        group, not of each parameter.
+    Names: those of the authors' package (nikhilvyas/SOAP), without data_format: what lies in memory with its channels last has
+        the shape of any other; bases are due at the steps of a group, not of each parameter.
     Source: Vyas et al. 2024, arXiv:2409.11321.
     """
 
@@ -120,6 +164,7 @@ class SOAP(Optimizer):
         weight_decay: float = 0.01,
         precondition_frequency: int = 10,
         max_precond_dim: int = 10000,
+        merge_dims: bool = False,
         precondition_1d: bool = False,
         normalize_grads: bool = False,
         correct_bias: bool = True,
