@@ -73,7 +73,11 @@ class TritonBatch(GatheredBatch):
 
     def _gathered(self, staged: list[torch.Tensor | None] | None) -> bool:
         """Read and check every tensor, whatever its row of scalars."""
-        return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
+        return bool(self.native.gather(None, self._threads(), staged) == READY)
+
+    def _threads(self) -> int:
+        """The host's threads sleep, since the work is elsewhere."""
+        return 1
 
     def _extents(self, lengths: bytes) -> bytes:
         extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
@@ -88,9 +92,12 @@ class TritonBatch(GatheredBatch):
         return True
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
-        """The table that the launch fills in, and the bound of the norm of each row."""
+        """The table that the launch fills in, and the bound of the norm of each row. The rest of an only row are arguments."""
         if not self.fills_in:
             return None, ()
+        if len(self.rows) == 1:
+            self.columns = self.table[: self.triton.columns]
+            return self.tables.row(), self._bounds()
         self.columns = table = self.tables.fill(self._rows_of_columns())
         return table, self._bounds()
 
@@ -155,6 +162,11 @@ class TritonBatch(GatheredBatch):
         """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit."""
         self.context.read()
         self._upload()
+        return True
+
+    def point(self, pointers: bytes) -> bool:
+        """What `bring` does where gradients moved, and nothing else changed. pointers: as `Plan.tables` has them."""
+        self.tables.point(pointers)
         return True
 
     def take(self, table: bytes) -> None:

@@ -26,10 +26,11 @@ from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Program
+from compiledopt.rules.program import Program, depends_on
 from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
+NORM = "grad_norm"
 PART = 256  # elements: two for each of 128 threads
 NAMES = bodies.NAMES
 # The names that a signature for triton.compile uses.
@@ -197,9 +198,10 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
     """The file around the body of `update`. used: the tensors that it reads or writes."""
     count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
+    measured = [i for i, node in enumerate(program.columns) if depends_on(node, NORM)]  # on the device, whatever the rows
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
-    scalars = [f"        s{i} = c{i}" for i in range(count)]
+    scalars = [f"        s{i} = " + (f"tl.load(table + {i})" if i in measured else f"c{i}") for i in range(count)]
     rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
     rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
     given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import cut, launch
 from compiledopt.rules.program import Argument, Node, Program, depends_on
 from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8
-NORM, BOUND = "grad_norm", "max_grad_norm"
+BOUND = "max_grad_norm"
 # What a rule computes of the norm and its bound before it reads a tensor (around/clip.py).
 WRITTEN = {"add": "({} + {})", "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})", "gt": "({} > {})", "lt": "({} < {})"}
 WRITTEN |= {"where": "tl.where({}, {}, {})", "reciprocal": "(1.0 / {})", "sqrt": "tl.sqrt({})"}

@@ -62,7 +62,8 @@ def difference(
         numbers = ([one.data_ptr() for values in found for one in values], extents, of)
         tables.update(*(array("q", each).tobytes() for each in numbers))
         flat = rows[:, : kernel.columns].reshape(-1).tolist()
-        tables.run(tables.fill(flat) if of is ROWS else flat[: kernel.columns])
+        table = tables.fill(flat if of is ROWS else flat[: kernel.columns])  # of an only row what is measured is there too
+        tables.run(table if of is ROWS else flat[: kernel.columns])
         for case, before, after, row in zip(cases, given, found, of, strict=True):
             if (wrong := case.wrong(before, after, rows[row, : kernel.columns])) is not None:
                 return f"tensor {case.number} of {case.length} elements: {wrong}"

@@ -43,6 +43,7 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     def milliseconds(candidate: Config) -> float:
         tables = Tables(kernel, device, candidate)
         tables.update(*numbers)
+        tables.fill(row)
         for tensor in tensors:
             tensor.uniform_(0.5, 1.0) if tensor.is_floating_point() else tensor.random_(1, 100)
         with on_device(device):
@@ -105,8 +106,9 @@ def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: C
     tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, extents, [0])))
     tables.blocks = torch.zeros(1, 2, dtype=torch.int32, device=device)
     row = [1.0] * kernel.columns
+    table = tables.fill(row)
     tables.run(row)
-    tables.run(tables.fill(row))
+    tables.run(table)
     synchronize(device)
 
 

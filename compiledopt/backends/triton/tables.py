@@ -29,7 +29,8 @@ class Tables:
         self.kernel, self.device = kernel, device
         self.block, self.warps = config
         self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
-        self.pointers = self.lengths = self.rows = self.blocks = self.numbers = upload(b"", device)
+        self.pointers = self.lengths = self.rows = self.blocks = upload(b"", device)
+        self.numbers = upload([], device, kernel.scalar)
         self.filled: Sequence[float] = ()  # what `numbers` holds
         self.reserve = upload(b"", torch.device("cpu"))
         self.captured: dict[bytes, torch.Tensor] = {}  # the reserves that graphs copy their pointers from
@@ -57,6 +58,13 @@ class Tables:
             self._take(arranged)
         self.known = (contents[0], contents[1], contents[2])
 
+    @ordinary
+    def point(self, pointers: bytes) -> None:
+        """Upload the pointers alone; the rest is as at the last call of `update`."""
+        if pointers != self.known[0]:
+            self.pointers = upload(pointers, self.device)
+            self.known = (pointers, *self.known[1:])
+
     def _arrange(self, sizes: bytes) -> Any:
         """What depends on the sizes alone."""
         extents = as_numbers(sizes).view(-1, self.kernel.extents)
@@ -78,6 +86,12 @@ class Tables:
             fresh = torch.tensor(values, dtype=self.kernel.scalar, device="cpu")
             self.numbers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
         self.filled = values
+        return self.numbers
+
+    def row(self) -> torch.Tensor:
+        """Room for one row on the device, of which another launch fills in what the host does not know."""
+        if not len(self.numbers):
+            self.numbers = upload([0.0] * self.kernel.columns, self.device, self.kernel.scalar)
         return self.numbers
 
     @ordinary
