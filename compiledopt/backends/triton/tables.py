@@ -7,6 +7,7 @@ asynchronous, on the current stream, and belongs to `prepare`, since it asks for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -141,15 +142,36 @@ def launch(
 ) -> None:
     """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device.
 
-    From the second launch on without triton.jit, which looks at each argument to find what it compiled.
+    From the second launch on without triton.jit, which looks at each argument to find what it compiled; and without what it
+    returned, which makes a function for each launch, unless somebody watches launches.
     """
     made = compiled.get(constants)
     if made is not None:
-        made[(count, 1, 1)](*[tensor.data_ptr() for tensor in tensors], *numbers, *constants)
+        given = (*[tensor.data_ptr() for tensor in tensors], *numbers, *constants)
+        watching, driver = _triton()
+        if _calls(watching.launch_enter_hook) or _calls(watching.launch_exit_hook):
+            made[(count, 1, 1)](*given)
+        else:
+            stream = driver.active.get_current_stream(driver.active.get_current_device())
+            made.run(count, 1, 1, stream, made.function, made.packed_metadata, None, None, None, *given)
         return
     made = kernel.function[(count,)](*tensors, *numbers, *constants, num_warps=warps)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made
+
+
+@cache
+def _triton() -> tuple[Any, Any]:
+    """What Triton knows of who watches its launches, and its driver."""
+    from triton import knobs
+    from triton.runtime import driver
+
+    return knobs.runtime, driver
+
+
+def _calls(hook: Any) -> bool:
+    """Whether a hook does anything: Triton's own is a chain of functions."""
+    return hook is not None and bool(getattr(hook, "calls", True))
 
 
 def lengths_in_blocks(extents: torch.Tensor, block: int) -> torch.Tensor:
