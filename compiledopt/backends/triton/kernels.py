@@ -303,6 +303,20 @@ def build_for(
 
     Raises: CompileError.
     """
+    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, one_row, kinds)["ptx"]
+    return Built(ptx, *_assembled(ptx, arch))
+
+
+def compiled_for(
+    kernel: TritonKernel,
+    target: tuple[str, int | str, int],
+    block: int = 1024,
+    warps: int = 4,
+    one_row: bool = True,
+    kinds: int = 0,
+) -> dict[str, Any]:
+    """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), as ("hip", "gfx942", 64);
+    the rest as for `build_for`. Raises: CompileError."""
     try:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
@@ -316,11 +330,10 @@ def build_for(
         known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
-        made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+        return dict(compile(source, target=GPUTarget(*target), options={"num_warps": warps}).asm)
     except Exception as error:
-        raise CompileError(f"triton could not compile for sm_{arch}: {error!r}") from error
-    ptx = made.asm["ptx"]
-    return Built(ptx, *_assembled(ptx, arch))
+        name = f"sm_{target[1]}" if target[0] == "cuda" else target[1]
+        raise CompileError(f"triton could not compile for {name}: {error!r}") from error
 
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:
