@@ -315,7 +315,7 @@ def compiled_for(
     one_row: bool = True,
     kinds: int = 0,
 ) -> dict[str, Any]:
-    """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), as ("hip", "gfx942", 64);
+    """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), ("hip", "gfx942", 64);
     the rest as for `build_for`. Raises: CompileError."""
     try:
         from triton.backends.compiler import GPUTarget
