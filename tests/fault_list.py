@@ -817,7 +817,7 @@ fault(
     "kernels.py",
     'f"tl.load(table + {i})" if i in measured else f"c{i}"',
     'f"c{i}"',
-    "test_triton.py::test_in_the_interpreter",
+    "interpreted_captures.py::test_a_first_step_under_inference_mode[around-False]",
 )
 fault(
     "triton:states-not-looked-up",
