@@ -181,8 +181,9 @@ def passes_of(make, dtype, shape, **options):
     return kernel, variant.program, dtypes, masks_of(kernel, every), torch.device("cpu")
 
 
-@pytest.mark.parametrize("wrong", ["tl.sum(", "larger(", "tl.store("])
-def test_a_kernel_with_a_fault_does_not_prove_itself(wrong):
+@pytest.mark.parametrize("wrong", ["tl.sum(", *(pytest.param(one, marks=pytest.mark.slow) for one in ("larger(", "tl.store("))])
+def test_a_kernel_with_a_fault_does_not_prove_itself(wrong, monkeypatch):
+    monkeypatch.setattr(passes_ready, "SHAPES", passes_ready.SHAPES[:1])
     kernel, *given = passes_of(Extremes, torch.float32, (40, 50))
     stages = kernel.stages
     assert passes_ready.difference(kernel, *given) is None
