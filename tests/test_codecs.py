@@ -355,9 +355,17 @@ def test_codes_without_a_sign_are_for_states_that_are_never_negative(asked):
     compiledopt.AdamW(parameters(), state_dtype={"exp_avg_sq": "uint4"})
 
 
-def test_a_least_size_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="Invalid min_quantized_numel value: -1; it is an integer >= 0"):
-        compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=-1)
+@pytest.mark.parametrize("least", [-1, True, False, 4096.0])
+def test_a_least_size_that_is_none_is_refused(least):
+    with pytest.raises(ValueError, match=f"Invalid min_quantized_numel value: {least}; it is an integer >= 0"):
+        compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=least)
+
+
+@pytest.mark.parametrize("name", ["state_dtype", "rounding", "seed", "max_grad_norm", "ema_decay", "update_clipping"])
+def test_true_is_no_number_and_no_name(name):
+    """Where options have values, to ask for what they switch on says nothing of how."""
+    with pytest.raises(ValueError, match=r"Invalid (\w+|decay) value:? True"):
+        compiledopt.AdamW(parameters(), **{name: True})
 
 
 # ---- parameters and gradients of different dtypes ----
