@@ -286,7 +286,7 @@ def with_a_parameter_less(state):
 MISFITS = [
     (
         shaped_otherwise,
-        r"of parameter 'second' has 'exp_avg' of shape \(8,\), and the parameter, of shape \(7,\), wants \(7,\)\. Load it for the",
+        r"of parameter 'second' has 'exp_avg' of shape \(8,\), and the parameter, of shape \(7,\), wants \(7,\)\. Load it",
     ),
     (without_a_state, "the state of parameter 'first' has no 'exp_avg_sq'"),
     (with_two_steps, "the state of parameter 'first' has 'step' with 2 elements"),
