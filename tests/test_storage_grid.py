@@ -1,4 +1,4 @@
-"""Some cases of the grid of storage_grid.py, which says what is tried of each; more of them by `python tests/storage_grid.py`."""
+"""Some cases of the grid of storage_grid.py, which says what is tried of each; `python tests/storage_grid.py` has more."""
 
 import itertools
 
