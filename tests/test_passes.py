@@ -93,7 +93,9 @@ def in_float64(rule, start, gradients, steps, **options):
     return params
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize(("rule", "shapes"), RULES, ids=IDS)
 def test_error_against_the_oracle(rule, shapes, dtype):
     start, steps = parameters(dtype, shapes), range(20)

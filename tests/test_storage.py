@@ -442,6 +442,8 @@ def trained_on(vectors, monkeypatch, kind, dtype, options):
         pytest.param(compiledopt.Rprop, torch.float32, {}, marks=pytest.mark.slow),
         pytest.param(compiledopt.Adamax, torch.float32, {"max_grad_norm": 1.0, "ema_decay": 0.9}, marks=pytest.mark.slow),
         pytest.param(compiledopt.NAdam, torch.float32, {}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.PAdam, torch.float32, {}, marks=pytest.mark.slow),
+        pytest.param(compiledopt.AdamAtan2, torch.bfloat16, {}, marks=pytest.mark.slow),
     ],
 )
 def test_vectors_make_the_same_bits_as_plain_loops(monkeypatch, kind, dtype, options):

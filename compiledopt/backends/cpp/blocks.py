@@ -13,7 +13,7 @@ import torch
 
 from compiledopt.backends import block_parts
 from compiledopt.backends.block_parts import Cut, Operand, Part
-from compiledopt.backends.cpp import draws, lanes
+from compiledopt.backends.cpp import draws, functions, lanes
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import LARGEST, MARKED
 from compiledopt.rules.program import BLOCKS, PACKED, Program
@@ -56,7 +56,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype], lower: Lower, scalar
 
 def _either(bodies: Sequence[list[str]], scalar: str) -> list[str]:
     """The functions on vectors, and the plain ones for a compiler that does not take those."""
-    plain = [line for body in bodies for line in body]
+    plain = functions.called([line for body in bodies for line in body])
     made = [lanes.vectored(body) if scalar == "float" else None for body in bodies]
     slow, fast = ("#define largest_finite plain_largest_finite", "#define largest_finite lanes::largest_finite")
     if any(one is None for one in made):

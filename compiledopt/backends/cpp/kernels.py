@@ -21,10 +21,9 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks, draws, processes
+from compiledopt.backends.cpp import blocks, draws, functions, processes
 from compiledopt.backends.cpp.sources import (
     HERE,
-    functions,
     kernel_source,
     loops,
     passes_source,
@@ -42,13 +41,15 @@ from compiledopt.stats import STATS, timed
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
 # kernel, and hinder the vectorizer. Random numbers are products of integers that wrap around.
 KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
+# g++'s passes that follow a condition made branches of choices between values again: atan2 took 1.6 times as long.
+GNU_KERNEL_FLAGS = ("-fno-thread-jumps",)
 # Passes of g++'s that took a quarter of the launcher's compilation, which a first step waits for, and made no step faster.
 WITHOUT = "tree-pre code-hoisting tree-vrp thread-jumps tree-vectorize store-merging optimize-strlen gcse schedule-insns2"
 WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra ipa-icf ipa-vrp"
 LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
-LAUNCHER = ("numbers.h", "launcher.cpp", "steady.cpp", "module.cpp")
+LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -127,6 +128,10 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
 # ---- kernels ----
 
 
+def _kernel_flags() -> tuple[str, ...]:
+    return KERNEL_FLAGS + GNU_KERNEL_FLAGS if cache.is_gnu() else KERNEL_FLAGS
+
+
 def kernel(program: Program, dtypes: Sequence[torch.dtype]) -> Kernel:
     """The kernel of a program for these dtypes (param, grad, states): from memory, from disk, or compiled now.
 
@@ -158,7 +163,7 @@ def pieces_driver() -> Kernel:
 def _driver(kind: str) -> Kernel:
     def find() -> Kernel:
         source = _with_runtime(f"{kind}.cpp")
-        name = cache.key(kind, source, KERNEL_FLAGS)
+        name = cache.key(kind, source, _kernel_flags())
         return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 
     return _remembered((kind, ()), find)
@@ -204,8 +209,8 @@ def _from_disk(name: str) -> Kernel | None:
 
 
 def _name(text: str, dtypes: Sequence[torch.dtype], more: str = "") -> str:
-    parts = (loops(), prefix(), functions(), blocks.TEXT, draws.TEXT, more)
-    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], KERNEL_FLAGS, *parts)
+    parts = (loops(), prefix(), functions.TEXT, blocks.TEXT, draws.TEXT, more)
+    return cache.key("cpu", text, [str(dtype) for dtype in dtypes], _kernel_flags(), *parts)
 
 
 def _find_kernel(name: str, source: Callable[[], str], link: Sequence[str] = ()) -> Kernel:
@@ -229,7 +234,7 @@ def forget() -> None:
 def _build_kernel(name: str, source: str, link: Sequence[str] = ()) -> Kernel:
     with timed("seconds_compiling"):
         try:
-            library = build(name, source, KERNEL_FLAGS, link)
+            library = build(name, source, _kernel_flags(), link)
         except CompileError as error:
             library = _with_torch_headers(name, source, error)
     STATS.kernels_compiled += 1
@@ -249,7 +254,7 @@ def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
         raise first
     full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
-    flags = [f if not f.startswith("-std") else "-std=c++20" for f in KERNEL_FLAGS]
+    flags = [f if not f.startswith("-std") else "-std=c++20" for f in _kernel_flags()]
     try:
         return build(name, full, [*flags, "-DPLAIN", f"-I{include}", f"-I{include}/torch/csrc/api/include"])
     except PassingCompileError:

@@ -288,6 +288,26 @@ INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & 
 EXTREME(larger_of, >, larger)
 EXTREME(smaller_of, <, smaller)
 
+// Of functions.h, element by element: loops that the compiler makes vectors of again, by itself.
+#define OF_ONE_LANE(name)                                              \
+  INLINE float name(float a) { return name##_of(a); }                  \
+  INLINE F name(F a) {                                                 \
+    alignas(64) float values[kCount];                                  \
+    store(values, a);                                                  \
+    for (int i = 0; i < kCount; ++i) values[i] = name##_of(values[i]); \
+    return load(values);                                               \
+  }
+#define OF_TWO_LANES(name)                                                        \
+  INLINE float name(float a, float b) { return name##_of(a, b); }                 \
+  template <class A, class B> INLINE F name(A a, B b) {                           \
+    alignas(64) float values[kCount], others[kCount];                             \
+    store(values, F(a)), store(others, F(b));                                     \
+    for (int i = 0; i < kCount; ++i) values[i] = name##_of(values[i], others[i]); \
+    return load(values);                                                          \
+  }
+EACH_OF_ONE(OF_ONE_LANE)
+EACH_OF_TWO(OF_TWO_LANES)
+
 // Of a block, the largest finite size among the first `count`. Sizes are in the order of their bits; what is not finite is left
 // out where there is any, and the result has a minus there if it is to be marked.
 template <int n, bool marked = false> INLINE float largest_finite(const float* values, int count) {

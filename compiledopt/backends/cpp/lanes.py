@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from compiledopt.backends.cpp import functions
+
 HEADER = (Path(__file__).parent / "lanes.h").read_text()
 TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
-FUNCTIONS = frozenset(re.findall(r"^INLINE F (\w+)\(F ", HEADER, re.MULTILINE)) | {"to", "bits", "infinity", "quiet_NaN"}
+FUNCTIONS = frozenset(re.findall(r"^INLINE F (\w+)\(F ", HEADER, re.MULTILINE)) | functions.NAMES
+FUNCTIONS |= {"to", "bits", "infinity", "quiet_NaN"}
 PLACE = r"\[static_cast<int64_t>\(x0\)\]"
 TYPES = r"(float|int32_t|int8_t|uint8_t|int16_t|at::BFloat16|at::Half)"
 # What Inductor writes as functions without a name.

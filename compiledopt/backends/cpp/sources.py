@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from compiledopt.backends.cpp import blocks, draws
+from compiledopt.backends.cpp import blocks, draws, functions
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
@@ -26,7 +26,7 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         function = blocks.with_headers(blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)]))
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), functions(), *random, *function, ""])
+    return "\n".join([loops(), prefix(), functions.HEADER, *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -46,7 +46,7 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
         lines += [f"// pass {index}", *made]
     if any(sweep.program.blocks for sweep in passes.sweeps):
         lines = blocks.with_headers(lines)
-    return "\n".join([loops(), prefix(), functions(), *bits, *lines, 'extern "C" void run() {}', ""])
+    return "\n".join([loops(), prefix(), functions.HEADER, *bits, *lines, 'extern "C" void run() {}', ""])
 
 
 def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -68,7 +68,7 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
         f"constexpr int64_t kStretch = {max(1, STRETCH // block) * block};",
         f"struct {{ int64_t bytes, axes, size; }} constexpr kOperands[] = {{{operands}}};",
     ]
-    return "\n".join([loops(), prefix(), functions(), *bits, *values, shared(), *numbers, totals()])
+    return "\n".join([loops(), prefix(), functions.HEADER, *bits, *values, shared(), *numbers, totals()])
 
 
 def totals() -> str:
@@ -81,10 +81,6 @@ def shared() -> str:
 
 def prefix() -> str:
     return (HERE / "prefix.h").read_text()
-
-
-def functions() -> str:
-    return (HERE / "functions.h").read_text()
 
 
 def loops() -> str:
@@ -116,7 +112,7 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     from compiledopt.backends.inductor import compute_dtype
 
     lines, known, types = _body(program, dtypes, suffix)
-    lines = [line.replace("std::exp(", "exp_of(") for line in lines]
+    lines, exponents = functions.exponents(lines)
     scalar = C_TYPES[compute_dtype(dtypes)]
     arguments = []
     for (kind, index), type_name in zip(known, types, strict=True):
@@ -125,11 +121,14 @@ def _function(program: Program, dtypes: Sequence[torch.dtype], suffix: str = "")
     # The columns are copied to locals: the compiler then knows that no store changes them, and keeps them in registers.
     count = len(program.columns)
     values = ", ".join(f"({scalar}) table[{i}]" for i in range(count)) or "0"
+    given = f"({', '.join(arguments)});"
+    roots = " && ".join(f"*({arguments[i]}) == ({scalar}) 0.5" for i in exponents)
     run = [
         f'extern "C" void run{suffix}(void* const* pointers, const double* table, int64_t length) {{',
         f"  const {scalar} columns[{max(count, 1)}] = {{{values}}};",
         *draws.place(program),
-        f"  kernel{suffix}({', '.join(arguments)});",
+        *([f"  if ({roots}) return kernel{suffix}<true>{given}"] if roots else []),
+        f"  kernel{suffix}{'<false>' if roots else ''}{given}",
         "}",
     ]
-    return [*lines, *run]
+    return [*functions.called(lines), *run]
