@@ -94,6 +94,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.sophia_h import SophiaH
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
+    from compiledopt.algorithms.published.stable_spam import StableSPAM
     from compiledopt.algorithms.published.tiger import Tiger
     from compiledopt.algorithms.published.yogi import Yogi
 
@@ -178,6 +179,7 @@ __all__ = [
     "SophiaH",
     "SparseAdam",
     "StableAdamW",
+    "StableSPAM",
     "Tiger",
     "Yogi",
     "compile_stats",

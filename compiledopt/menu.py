@@ -80,6 +80,7 @@ PUBLISHED = {
     "QHM": "qhm",
     "SimplifiedAdEMAMix": "simplified_ademamix",
     "SophiaH": "sophia_h",
+    "StableSPAM": "stable_spam",
     "Yogi": "yogi",
 }
 OF_TORCH = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop"]
@@ -87,12 +88,14 @@ OF_TORCH += ["Rprop", "SGD", "SparseAdam"]
 Entry = tuple[str, dict[str, Any]]
 CLASSES: dict[str, Entry] = {name.lower(): (name, {}) for name in (*OF_TORCH, *PUBLISHED)}
 _NESTEROV = {"momentum": 0.9, "nesterov": True}
-# Names of timm that are a class with options. Numbers that only timm chooses otherwise stay the class's own.
+# Names of timm and Transformers that are a class with options. Numbers that only timm chooses otherwise stay the class's own.
 VARIANTS: dict[str, Entry] = {
     "apollo_adamw": ("APOLLOAdamW", {}),
     "galore_adamw": ("GaLoreAdamW", {}),
     "adabelief": ("AdaBelief", {"rectify": False}),
     "adamp": ("AdamP", {"wd_ratio": 0.01, "nesterov": True}),
+    "adamw_anyprecision": ("AdamW", {"rounding": "compensated"}),
+    "adamw_torch_4bit": ("AdamW", {"state_dtype": "int4"}),
     "adamwlegacy": ("AdamW", {}),
     "adanw": ("Adan", {"no_prox": True}),
     "adoptw": ("ADOPT", {"decoupled": True}),
@@ -157,7 +160,7 @@ SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bn
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
 ALIASES = {"stable_adamw": "stableadamw"}
 # Names of pytorch_optimizer.
-ALIASES |= {"galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
+ALIASES |= {"apollo": "apolloadamw", "galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
 ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
 SPELLED += [*ALIASES]
 _IN_BACKWARD = (
@@ -165,13 +168,16 @@ _IN_BACKWARD = (
 )
 _IN_BACKWARD += "its step in register_post_accumulate_grad_hook"
 _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
+_WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
+_ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
+_THE_LOSS = "takes the loss into its update, which a step here is not given; 'prodigy' and 'dog' find a rate without it"
+_FOUND = "finds its rate by D-Adaptation; 'dadaptadam' and its successor 'prodigy' are here"
+_MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
     "adafactorbv": "has a momentum in half precision and a decay of its own; 'adafactor' is torch's",
     "adafactorbvc": "has a momentum in half precision and a decay of its own; 'adafactor' is torch's",
     "adalomo": _IN_BACKWARD,
-    "adamw_anyprecision": "compensates bfloat16 parameters; 'adamw' with float32 parameters needs none of that",
-    "adamw_torch_4bit": "keeps states in 4 bits; 'adamw_8bit' keeps them in 8",
     "adamw_torch_npu_fused": "is for NPUs; 'adamw' runs where torch does",
     "adamw_torch_xla": "is for XLA devices, whose step torch_xla compiles; use torch.optim.AdamW there",
     "apollo_adamw_layerwise": _IN_BACKWARD,
@@ -179,10 +185,31 @@ REFUSED = {
     "cadafactorbvc": "has a momentum in half precision and a decay of its own; 'cadafactor' is torch's, cautious",
     "galore_adafactor": _LOW_RANK,
     "galore_adafactor_layerwise": _IN_BACKWARD,
-    "galore_adamw_8bit": _LOW_RANK,
+    "galore_adamw_8bit": "keeps moments of a projected gradient in 8 bits; 'galore_adamw' keeps those as they are",
     "galore_adamw_8bit_layerwise": _IN_BACKWARD,
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
+    # Of pytorch_optimizer.
+    **dict.fromkeys(
+        ("a2grad", "accsgd", "adago", "adalite", "adams", "adamwsn", "adashift", "adasmooth", "adatam", "aida"), _WITH_DEFINE
+    ),
+    **dict.fromkeys(("apollodqn", "avagrad", "bcos", "dualadam", "focus", "gravity", "magma", "msvag", "nero"), _WITH_DEFINE),
+    **dict.fromkeys(("rose", "scion", "scionlight", "sgdsai", "spectralsphere", "splus", "srmm", "tam", "vsgd"), _WITH_DEFINE),
+    **dict.fromkeys(("alice", "conda", "fira", "racs", "sara"), _ITS_RANK),
+    **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
+    **dict.fromkeys(("dadaptadagrad", "dadaptadan", "dadaptlion", "dadaptsgd"), _FOUND),
+    "adagc": "bounds each gradient by its own average norm; 'stablespam' does so, and max_grad_norm bounds that of all",
+    "adai": "takes the mean of v over the model: total(v) / total(torch.ones_like(param)) within compiledopt.define",
+    "bsam": "perturbs the parameters before the gradient is taken; compiledopt.SAM does so around any optimizer",
+    "dash": "solves for the roots of Shampoo's matrices in blocks; 'shampoo' takes them by eigenvalues",
+    "demo": "sends parts of the momentum between processes, in the place of gradients",
+    "distributedmuon": "is Muon over shards, which 'muon' is where parameters are sharded",
+    "flashadamw": "is create_optimizer('adamw', params, state_dtype='int8', rounding='split') here",
+    "lorarite": _MODULES,
+    "muonclip": f"is 'muon' and a clip of the attention's weights: it {_MODULES}",
+    "ranger21": "is AdamW with eight additions; clipping, centralization and schedules stand around any rule here",
+    "spam": "has masks of parameters that move, drawn anew now and then; its successor 'stablespam' is here",
+    "swats": "changes from Adam to SGD where one number of the run says so; make the other optimizer there",
     "ranger": "is Lookahead around RAdam: create_optimizer('lookahead_radam', params, gradient_centralization=True)",
 }
 

@@ -15,6 +15,7 @@ import torch
 
 import compiledopt
 from compiledopt.around import derived
+from compiledopt.menu import REFUSED
 from compiledopt.rules.formula import formula
 from compiledopt.rules.ops import OPS
 from compiledopt.rules.printing import Latex
@@ -142,7 +143,11 @@ def menu_page() -> str:
         title = each[""].partition(": ")[2]
         lines += [f"## {name}", "", title[0].upper() + title[1:], "", f"`{name}(params, {', '.join(own)})`", ""]
         lines += ["```text", inspect.cleandoc(each["formula"]), "```", "", f"State: {each['State']} Names: {each['Names']}", ""]
-    return "\n".join(lines)
+    lines += ["## What is not here", ""]
+    lines += ["Names of timm, Transformers and pytorch_optimizer that `create_optimizer` refuses:", ""]
+    for why in dict.fromkeys(REFUSED.values()):
+        lines.append(f"- {', '.join(f'`{name}`' for name, reason in REFUSED.items() if reason == why)}: {why}.")
+    return "\n".join([*lines, ""])
 
 
 def formulas_page() -> str:

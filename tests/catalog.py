@@ -425,6 +425,12 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("AdamG", {"weight_decay": 0.1, "p": 0.5}, lr=1.0, brief=True),
         _published("AggMo", {"weight_decay": 0.1, "betas": (0.1, 0.5, 0.9)}, brief=True),
         _published("Amos", {"momentum": 0.9, "extra_l2": 0.01}, lr=0.1, brief=True),
+        _published(
+            "StableSPAM",
+            {"weight_decay": 0.1, "t_max": 9, "update_proj_gap": 7, "theta": 0.5},
+            more={"steady": {"theta": 0.5, "gamma1": 0.5}},
+            brief=True,
+        ),
         _published("Ano", {"weight_decay": 0.1, "logarithmic_schedule": True}, brief=True),
         _published("EXAdam", {"weight_decay": 0.1, "eps": 1e-3}, brief=True),
         _published("FAdam", {"weight_decay": 0.3, "clip": 0.5, "p": 0.4}, brief=True),

@@ -87,6 +87,7 @@ THEIRS = {
     "PID": (COLLECTION, "PID", {"weight_decouple": False}),
     "PNM": (COLLECTION, "PNM", {"weight_decouple": True}),
     "QHM": (COLLECTION, "QHM", {"weight_decouple": False}),
+    "StableSPAM": (COLLECTION, "StableSPAM", {}),
     "SimplifiedAdEMAMix": (COLLECTION, "SimplifiedAdEMAMix", {"weight_decouple": True}),
     "Yogi": (COLLECTION, "Yogi", {}),
 }

@@ -5,6 +5,7 @@ tensors, as an optimizer to compare steps with. Written from the paper, in the o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,10 @@ where = either(lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)
 angle = either(sympy.atan2, torch.atan2)
 exponential = either(sympy.exp, torch.exp)
 logarithm = either(sympy.log, torch.log)
+cosine = either(sympy.cos, torch.cos)
+remainder = either(lambda a, b: a - b * sympy.floor(a / b), torch.remainder)
+most = either(sympy.Function("amax", real=True), torch.amax)
+PI = math.pi
 mean = either(sympy.Function("mean", real=True), torch.mean)
 total = either(sympy.Function("sum", real=True), torch.sum)
 
@@ -638,6 +643,26 @@ def adamg(x: Any) -> dict[str, Any]:
     return {"step": t, "v": v, "r": r, "m": m, "param": x.param - smallest(x.lr, 1 / sqrt(t)) * step}
 
 
+def stable_spam(x: Any) -> dict[str, Any]:
+    t, scale = x.step + 1, 1
+    if x.t_max is not None:
+        falling = (1 + cosine(PI * (t + 1) / (x.t_max + 1))) / (1 + cosine(PI / (x.t_max + 1)))
+        scale = where(t < x.t_max, x.eta_min + (1 - x.eta_min) * falling, x.eta_min)
+    a = average(x.theta, x.m_max_t, most(abs(x.grad)))
+    bound = a / (1 - x.theta**t)
+    g = where(abs(x.grad) > bound, x.grad / most(abs(x.grad)) * bound, x.grad)
+    n, q = average(x.gamma1 * scale, x.m_norm_t, norm(g)), average(x.gamma2, x.v_norm_t, norm(g) ** 2)
+    length = n / (1 - (x.gamma1 * scale) ** t) / (sqrt(q / (1 - x.gamma2**t)) + x.eps)
+    g = g * where(norm(g) > 0, length / norm(g), 0)
+    new = {"step": t, "m_max_t": a, "m_norm_t": n, "v_norm_t": q}
+    first = remainder(t, x.update_proj_gap) > 0
+    since = where(t < x.update_proj_gap, t, remainder(t, x.update_proj_gap) + 1)
+    m = average(x.betas0 * scale, where(first, 1, 0) * x.exp_avg, g)
+    v = average(x.betas1, where(first, 1, 0) * x.exp_avg_sq, g**2)
+    step = m / (1 - (x.betas0 * scale) ** since) / (sqrt(v / (1 - x.betas1**since)) + x.eps)
+    return new | {"exp_avg": m, "exp_avg_sq": v, "param": x.param - x.lr * x.weight_decay * x.param - x.lr * step}
+
+
 def adahessian(x: Any) -> dict[str, Any]:
     """Between two estimates of the Hessian."""
     t, m = x.step + 1, average(x.betas0, x.exp_avg, x.grad)
@@ -724,6 +749,7 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "AdaPNM": (adapnm, {}),
     "AdamG": (adamg, {}),
     "AggMo": (aggmo, {}),
+    "StableSPAM": (stable_spam, dict.fromkeys(("m_norm_t", "v_norm_t", "m_max_t"), no_dimensions)),
     "Amos": (amos, {"exp_avg_sq": no_dimensions, "decay": no_dimensions}),
     "Ano": (ano, {}),
     "EXAdam": (exadam, {}),

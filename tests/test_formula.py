@@ -186,7 +186,7 @@ RANGES |= {"step_sizes0": (0.01, 0.2), "step_sizes1": (0.3, 2)}
 
 
 # Functions that grow in the place of means: equal for these and for others, they are of equal arguments.
-REDUCED = ("mean", "mean_row", "mean_column", "mean_matrix", "sum")
+REDUCED = ("mean", "mean_row", "mean_column", "mean_matrix", "sum", "amax")
 MEANS = {name: lambda x, i=i: x * i / 7 + i for i, name in enumerate(REDUCED, 1)}
 DIGITS, POINTS = 50, 40
 

@@ -203,6 +203,14 @@ def test_every_name_of_transformers_is_made_or_refused():
         made_or_refused(name.value)
 
 
+def test_every_name_of_pytorch_optimizer_is_made_or_refused():
+    package("pytorch_optimizer")
+    from pytorch_optimizer import get_supported_optimizers
+
+    for name in get_supported_optimizers():
+        made_or_refused(name)
+
+
 def made_or_refused(name):
     params = [torch.nn.Parameter(torch.ones(4, 3))]
     if name in compiledopt.list_optimizers():

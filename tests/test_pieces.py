@@ -1,5 +1,6 @@
 """Pieces of rules that are not elementwise: the same as the functions, written where their operands stand, and never early."""
 
+import copy
 import warnings
 
 import catalog
@@ -10,6 +11,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same
 import compiledopt
 from compiledopt.backends.cpp import pieces
 from compiledopt.backends.cpp.pieces import Compiled
+from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.layout import is_dense
 from compiledopt.errors import CompileError
 from compiledopt.rules.pieces import piece
@@ -121,3 +123,90 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(trained("Shampoo", grafting=True, foreach=True), plain)
+
+
+# ---- calls that are written down ----
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """How many parameters were updated from a tape."""
+    counted = []
+
+    plain = Tape.play
+
+    def play(self, columns, numbers):
+        counted.append(len(columns["param"]))
+        return plain(self, columns, numbers)
+
+    monkeypatch.setattr(Tape, "play", play)
+    return counted
+
+
+TAPED = {
+    "SOAP": {"precondition_frequency": 3},
+    "Shampoo": {"preconditioning_compute_steps": 3, "weight_decay": 0.1, "weight_decouple": True},
+    "GaLoreAdamW": {"rank": 4, "update_proj_gap": 3},
+}
+
+
+def interrupted(name, flag, dtype=torch.float64):
+    """Updates between which all that may change does: numbers, where tensors lie, gradients that are absent, states."""
+    params = parameters(dtype, [(24, 16), (24, 16), (16, 24), (9, 9), (7,), (7,)])
+    optimizer = getattr(compiledopt, name)(params, lr=0.01, **TAPED[name], **flag)
+    for step in range(9):
+        Gradients(dtype).set(params, step)
+        if step == 2:
+            optimizer.param_groups[0]["lr"] = 0.03
+            params[0].data = params[0].data.clone()
+            params[1].grad = params[1].grad.mT.contiguous().mT
+        if step == 4:
+            params[1].grad = None
+        if step == 5:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            params[2].data = params[2].data.mT.contiguous().mT
+        if step == 7:
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
+            params.append(optimizer.param_groups[1]["params"][0])
+            Gradients(dtype).set(params, step)
+        optimizer.step()
+    return flat(params), [optimizer.state[param] for param in params]
+
+
+@pytest.mark.parametrize("name", TAPED)
+def test_calls_that_are_written_down_are_the_rule(name, played):
+    found, states = interrupted(name, {})
+    assert sum(played) > 12
+    number = len(played)
+    expected, others = interrupted(name, {"foreach": True})
+    assert len(played) == number
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for one, other in zip(states, others, strict=True):
+        assert {key: value.dtype for key, value in one.items()} == {key: value.dtype for key, value in other.items()}
+        assert one["step"] == other["step"]
+
+
+def swapped(param, grad, one, other, *, lr=0.1):
+    """Returns each state in the place of the other, and reads the old one after its new value is known."""
+    new = add_product(one, grad, grad.mT, 0.5, 1.0)
+    return stepped(param, one, size=lr)[0], other, new
+
+
+def behind(param, grad, one, other, *, lr=0.1):
+    """Reads a state after its new value is known."""
+    new = add_product(one, grad, grad.mT, 0.5, 1.0)
+    return stepped(param, one, size=lr)[0], new, add_product(other, new, one, 1.0, 0.1)
+
+
+@pytest.mark.parametrize(("rule", "is_taped"), [(swapped, False), (behind, True)])
+def test_a_tape_writes_nothing_that_is_read_later(rule, is_taped, played):
+    start = {"one": lambda param: torch.ones_like(param), "other": lambda param: torch.zeros_like(param)}
+    made = compiledopt.define(elementwise=False, initial=start)(rule)
+    results = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(torch.float64, [(5, 5)] * 3)
+        optimizer = made(params, **options)
+        run(optimizer, params, Gradients(torch.float64), range(4))
+        results += [flat(params), flat([state for param in params for state in optimizer.state[param].values()])]
+    assert bool(played) == is_taped
+    torch.testing.assert_close(results[:2], results[2:], rtol=1e-12, atol=1e-12)

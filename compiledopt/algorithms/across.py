@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from compiledopt.rules.products import product
+
 
 def gram(tensor: Tensor, dim: int) -> Tensor:
     """The products of what lies across a dimension: G·Gᵀ for the first of a matrix, Gᵀ·G for the second."""
     rows = rows_across(tensor, dim)
-    return rows @ rows.mT
+    return product(rows, rows.mT)
 
 
 def rows_across(tensor: Tensor, dim: int) -> Tensor:
     """A matrix with a row for each place along a dimension."""
-    if tensor.ndim == 2:
-        return tensor.mT if dim else tensor
+    if tensor.ndim <= 2:
+        return tensor.mT if dim else tensor if tensor.ndim == 2 else tensor.unsqueeze(-1)
     return tensor.movedim(dim, 0).reshape(tensor.shape[dim], math.prod((*tensor.shape[:dim], *tensor.shape[dim + 1 :])))
 
 

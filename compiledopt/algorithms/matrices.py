@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compiledopt.backends.layout import HALF
+from compiledopt.rules.products import product
 
 
 def dimensions(param: Any) -> int:
@@ -41,8 +42,10 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
     for matrix in matrices:
         if matrix is None or matrix.ndim == 1:
             tensor = tensor.movedim(0, -1) if matrix is None else tensor.movedim(0, -1) * matrix.to(tensor.dtype)
+        elif tensor.ndim == 1:
+            tensor = product(tensor.unsqueeze(0), turned_by(matrix, back, tensor.dtype)).squeeze(0)
         elif tensor.ndim == 2:
-            tensor = tensor.mT @ turned_by(matrix, back, tensor.dtype)
+            tensor = product(tensor.mT, turned_by(matrix, back, tensor.dtype))
         else:
             tensor = torch.tensordot(tensor, matrix.to(tensor.dtype), dims=([0], [1 if back else 0]))
     return tensor
@@ -50,4 +53,9 @@ def along(tensor: Tensor, matrices: Sequence[Tensor | None], back: bool = False)
 
 def turned_by(matrix: Tensor, back: bool, dtype: torch.dtype) -> Tensor:
     """What a line is multiplied by, from the right."""
-    return (matrix.mT if back else matrix).to(dtype)
+    return as_dtype(matrix.mT if back else matrix, dtype)
+
+
+def as_dtype(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Itself where it has that dtype: then who runs a rule knows it again."""
+    return matrix if matrix.dtype == dtype else matrix.to(dtype)

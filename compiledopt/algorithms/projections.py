@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compiledopt.algorithms.matrices import as_dtype
 from compiledopt.algorithms.spectra import finite_or_zero
-from compiledopt.rules.products import add_product
+from compiledopt.rules.products import add_product, product
 from compiledopt.rules.random import Key, normal
 
 
@@ -18,22 +19,22 @@ def is_tall(param: Tensor) -> bool:
 
 def projected(grad: Tensor, from_left: Tensor | None, from_right: Tensor | None) -> Tensor:
     """Lᵀ·G·Rᵀ."""
-    low = grad if from_left is None else from_left.mT.to(grad.dtype) @ grad
-    return low if from_right is None else low @ from_right.mT.to(grad.dtype)
+    low = grad if from_left is None else product(as_dtype(from_left.mT, grad.dtype), grad)
+    return low if from_right is None else product(low, as_dtype(from_right.mT, grad.dtype))
 
 
 def spread(low: Tensor, from_left: Tensor | None, from_right: Tensor | None) -> Tensor:
     """L·x·R."""
-    whole = low if from_left is None else from_left.to(low.dtype) @ low
-    return whole if from_right is None else whole @ from_right.to(low.dtype)
+    whole = low if from_left is None else product(as_dtype(from_left, low.dtype), low)
+    return whole if from_right is None else product(whole, as_dtype(from_right, low.dtype))
 
 
 def moved_by(param: Tensor, low: Tensor, from_left: Tensor | None, from_right: Tensor | None, kept: Any, size: Any) -> Tensor:
     """κ·θ − γ·L·x·R."""
     if from_right is None:
         assert from_left is not None
-        return add_product(param, from_left.to(low.dtype), low, kept, -size)
-    return add_product(param, spread(low, from_left, None), from_right.to(low.dtype), kept, -size)
+        return add_product(param, as_dtype(from_left, low.dtype), low, kept, -size)
+    return add_product(param, spread(low, from_left, None), as_dtype(from_right, low.dtype), kept, -size)
 
 
 def singular_vectors(grad: Tensor, from_left: Tensor | None, from_right: Tensor | None) -> tuple[Any, Any]:

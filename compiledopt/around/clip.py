@@ -34,8 +34,8 @@ class Clipped(Transformation):
         super().check(rule, group)
         if asked(rule, group, CLIP):
             check_one_element(group[CLIP], CLIP)
-            if not group[CLIP] >= 0.0:
-                raise ValueError(f"Invalid {CLIP} value: {group[CLIP]}")
+            if group[CLIP] is True or not group[CLIP] >= 0.0:
+                raise ValueError(f"Invalid {CLIP} value: {group[CLIP]}; it must be a number >= 0")
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def clipped(param: Any, grad: Any, *states: Any, max_grad_norm: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:

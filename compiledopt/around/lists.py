@@ -27,10 +27,11 @@ class Listed(Transformation):
         most = dict(wanted)
         places = [(name, [f"{name}_{i}" for i in range(most[name])] if name in most else [name]) for name in rule.states]
         flat = tuple(element for _, elements in places for element in elements)
+        counters = {name: rule.counter(name) for name in most}
 
         def listed(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
             known = dict(zip(flat, states, strict=True))
-            counts = {name: _count(rule, name, most[name], param, options) for name in most}
+            counts = {name: most[name] if of is None else of(param, options) for name, of in counters.items()}
             given = [
                 [known.get(f"{name}_{i}") for i in range(counts[name])] if name in most else known[name] for name in rule.states
             ]
@@ -52,21 +53,16 @@ def _most(rule: Rule, name: str, group: Mapping[str, Any]) -> int:
     return int(group[count]) if isinstance(count, str) else count  # type: ignore[return-value]
 
 
-def _count(rule: Rule, name: str, most: int, param: Any, options: Mapping[str, Any]) -> int:
-    counter = rule.counter(name)
-    return most if counter is None else counter(param, options)
-
-
 def _start(rule: Rule, name: str, index: int) -> Any:
     """What an element of a list starts from; None for zeros like the parameter."""
     start = rule.initial.get(name)
     if not callable(start) and not callable(rule.lists[name]):
         return start
     make: Callable[..., Any] = start if callable(start) else lambda param, _: torch.zeros_like(param)
-    own = callable(start) and rule.takes_options(name)
+    own, counter = callable(start) and rule.takes_options(name), rule.counter(name)
 
     def made(param: Any, options: Mapping[str, Any]) -> Any:
-        if index >= _count(rule, name, index + 1, param, options):
+        if counter is not None and index >= counter(param, options):
             return None
         return make(param, index, options) if own else make(param, index)
 

@@ -154,12 +154,17 @@ class GatheredBatch(Batch):
             axes=self.traced.axes,
             sizes=self._block_sizes(),
             places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
-            order=self.traced.order,
+            order=self.order_in_memory,
             kernel=address,
             columns=len(self.traced.program.columns),
             scale=2 if self.entries[0].param.is_complex() else 1,
             device_scalars=device_scalars,
         )
+
+    @property
+    def order_in_memory(self) -> int:
+        """How parameters must lie in memory (rules/program.py)."""
+        return self.traced.order
 
     def _block_sizes(self) -> tuple[int, ...]:
         """Elements of a block, of the operands that are scales or packed; 0 of the others."""

@@ -23,10 +23,13 @@ Numbers = Mapping[str, Any]
 
 
 class Runner(Protocol):
-    """Who runs a rule. Both return None where they leave it to torch's operations on new tensors."""
+    """Who runs a rule. All return None where they leave it to torch's operations on new tensors."""
 
     def run(self, piece: Piece, tensors: Sequence[Tensor], numbers: Numbers) -> tuple[Tensor, ...] | None:
         """What a piece returns; results that take the place of an argument may be that very tensor, written."""
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor | None:
+        """left·right."""
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor | None:
         """β·total + α·left·right; it may be `total` itself, written."""

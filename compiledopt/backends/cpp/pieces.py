@@ -56,14 +56,21 @@ def make(piece: Piece, numbers: Numbers, dtypes: Dtypes) -> Made:
     return _made[key]
 
 
+def known(piece: Piece, numbers: Numbers, dtypes: Dtypes) -> Made | None:
+    """The kernel of a piece, where it was made. dtypes: of the arguments."""
+    return _made.get((piece.program(numbers), dtypes))
+
+
 class Compiled(InPlace):
     """Runs pieces by their kernels, where those were made, and tensors are of one shape."""
+
+    has_kernels = True
 
     def run(self, piece: Piece, tensors: Sequence[Tensor], numbers: Numbers) -> tuple[Any, ...] | None:
         stacks, levels = zip(*map(unstacked, tensors), strict=True)
         shape, level = stacks[0].shape, levels[0]
         count = 1 if level is None else shape[0]
-        made = _made.get((piece.program(numbers), tuple(stack.dtype for stack in stacks)))
+        made = known(piece, numbers, tuple(stack.dtype for stack in stacks))
         rows = None if made is None else _rows(made, numbers, count)
         alike = all(stack.shape == shape for stack in stacks) and all(other == level for other in levels)
         owned = [self.owns(stack) for stack in stacks]
@@ -76,26 +83,28 @@ class Compiled(InPlace):
             there = place >= 0 and owned[place] and given[place] is stacks[place]
             results.append(given[place] if there else _new(like, given[max(0, place)].dtype, None if level is None else count))
         every = [self._addresses(stack, level) for stack in (*given, *results)]
-        _run(made, every, rows, like.numel())
-        written = [one for result in results for one in self.apart.get(id(result), (result,))]
+        run(made, every, rows, like.numel())
+        written = [one for result in results for one in self.parts(result) or (result,)]
         torch.autograd.graph.increment_version(written)
         self.written.update(map(id, results))
         return tuple(stacked_again(result, level) for result in results)
 
     def _one(self, stack: Tensor, level: int | None) -> Tensor:
         """The first tensor of a stack."""
-        return stack if level is None else self.apart[id(stack)][0] if id(stack) in self.apart else stack[0]
+        parts = None if level is None else self.parts(stack)
+        return stack if level is None else stack[0] if parts is None else parts[0]
 
     def _laid_like(self, like: Tensor, stack: Tensor, level: int | None) -> Tensor:
         """A stack of tensors that lie in memory as one does."""
-        if all(same_layout(like, one) for one in self.apart.get(id(stack), (self._one(stack, level),))):
+        parts = self.parts(stack)
+        if all(same_layout(like, one) for one in parts or (self._one(stack, level),)):
             return stack
-        source = torch.stack(list(self.apart[id(stack)])) if id(stack) in self.apart else stack
+        source = stack if parts is None else torch.stack(list(parts))
         return _new(like, stack.dtype, None if level is None else len(stack)).copy_(source)
 
     def _addresses(self, stack: Tensor, level: int | None) -> list[int]:
-        if id(stack) in self.apart:
-            return [tensor.data_ptr() for tensor in self.apart[id(stack)]]
+        if (parts := self.parts(stack)) is not None:
+            return [tensor.data_ptr() for tensor in parts]
         start = stack.data_ptr()
         if level is None:
             return [start]
@@ -128,7 +137,7 @@ def _rows(made: Made, numbers: Numbers, count: int) -> list[list[float]] | None:
     return [made.columns({**plain, **{name: values[i] for name, values in parted.items()}}) for i in range(count)]
 
 
-def _run(made: Made, addresses: Sequence[list[int]], rows: list[list[float]], length: int) -> None:
+def run(made: Made, addresses: Sequence[list[int]], rows: list[list[float]], length: int) -> None:
     """Run a kernel on tensors of this length, with a row of columns for each of a stack, or one for all."""
     count, width = len(addresses[0]), len(rows[0]) if len(rows) > 1 else 0
     pointers = array("Q", [address for each in zip(*addresses, strict=True) for address in each])

@@ -7,14 +7,24 @@ from typing import Any
 import torch
 
 from compiledopt.backends.batch import Context, Entry
-from compiledopt.backends.distributed import whole
+from compiledopt.backends.distributed import is_distributed, put, whole
 from compiledopt.backends.eager.evaluated import noise_bits
-from compiledopt.backends.layout import HALF
+from compiledopt.backends.layout import HALF, is_dense
 from compiledopt.rules.noise import Noise
 from compiledopt.rules.options import NOISE, SEED, as_float, is_number
 from compiledopt.rules.rule import Rule
 
-__all__ = ["as_option", "drawn_from", "given_to", "meta_number", "noise_bits", "number", "operand"]
+__all__ = [
+    "as_option",
+    "drawn_from",
+    "given_to",
+    "may_write",
+    "meta_number",
+    "noise_bits",
+    "number",
+    "operand",
+    "put_back",
+]
 
 
 def given_to(entry: Entry, context: Context) -> dict[str, Any]:
@@ -52,6 +62,22 @@ def operand(tensor: torch.Tensor) -> torch.Tensor:
     tensor = whole(tensor)
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def may_write(home: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether what is given may be written: a copy, or a dense tensor that stands nowhere else."""
+    return not is_distributed(home) and (given is not home or (is_dense(home) and not home.is_inference()))
+
+
+def put_back(homes: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """Write new values where the operands stand. Mutates: `homes`."""
+    if homes[0].shape != values[0].shape:  # 0-dim ones, that `operand` gave a dimension
+        values = [value.reshape(home.shape) for home, value in zip(homes, values, strict=True)]
+    if any(map(is_distributed, homes)):
+        for home, value in zip(homes, values, strict=True):
+            put(home, value.to(home.dtype)) if is_distributed(home) else home.copy_(value)
+    else:
+        torch._foreach_copy_(homes, values)
 
 
 def drawn_from(bits: torch.Tensor) -> Noise:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from compiledopt.rules.pieces import Numbers, Piece, run_by
-from compiledopt.torch_private import stacked_again, unstacked
+from compiledopt.torch_private import mapped, stacked_again, unstacked
+
+__all__ = ["InPlace", "Met", "Trial", "as_number", "is_same", "is_stacked", "mapped"]
 
 Met = tuple[Piece, Numbers, tuple[torch.dtype, ...]]  # a piece, the numbers and the dtypes of the tensors that it was given
 
 
 class InPlace:
-    """Runs rules by torch's operations, but for sums of products. owned: operands that may be written, since what takes their
-    place is written there at last, and nothing reads the old value then (`Trial`). apart: (a stand-in for a stack, the tensors
-    of which it would be one): of operands that nothing but pieces and sums of products read."""
+    """Runs rules by torch's operations, but for products. owned: operands that may be written, since what takes their place is
+    written there at last, and nothing reads the old value then (`Trial`). apart: (a stand-in for a stack, the tensors of which
+    it would be one): of operands that nothing but pieces and products read; no two begin at the same place in memory."""
+
+    has_kernels: ClassVar[bool] = False  # of pieces
 
     def __init__(self, owned: Iterable[Tensor], apart: Iterable[tuple[Tensor, Sequence[Tensor]]] = ()) -> None:
         self.owned = {id(tensor): tensor for tensor in owned}
-        self.apart = {id(stand_in): tensors for stand_in, tensors in apart}
+        self.apart = {stand_in.data_ptr(): tensors for stand_in, tensors in apart}
         self.written: set[int] = set()  # of what is owned, by now
 
     def __enter__(self) -> None:
@@ -42,22 +46,46 @@ class InPlace:
         found = piece.function(*given, **numbers)
         return found if isinstance(found, tuple) else (found,)
 
+    def parts(self, stack: Tensor) -> Sequence[Tensor] | None:
+        """The tensors of which it would be a stack, where it is a stand-in for one, or seen as that is."""
+        if not self.apart or stack.dim() == 0 or stack.stride(0) != 0 or (found := self.apart.get(stack.data_ptr())) is None:
+            return None
+        as_they_are = stack.shape[1:] == found[0].shape and stack.stride()[1:] == found[0].stride()
+        return found if as_they_are else [each.as_strided(stack.shape[1:], stack.stride()[1:]) for each in found]
+
     def joined(self, tensor: Tensor) -> Tensor:
         """The stack itself, where a tensor is a stand-in for one."""
         stack, level = unstacked(tensor)
-        return stacked_again(torch.stack(list(self.apart[id(stack)])), level) if id(stack) in self.apart else tensor
+        found = self.parts(stack)
+        return tensor if found is None else stacked_again(torch.stack(list(found)), level)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor | None:
+        if not self.apart:
+            return None
+        (one, level), (two, other) = unstacked(left), unstacked(right)
+        first, second = self.parts(one), self.parts(two)
+        if first is None and second is None:
+            return None
+        if level != other or one.dim() != 3 or two.dim() != 3:
+            return self.joined(left) @ self.joined(right)
+        found = one.new_empty(len(one), one.shape[1], two.shape[2])
+        for a, b, out in zip(first or one.unbind(), second or two.unbind(), found.unbind(), strict=True):
+            torch.mm(a, b, out=out)
+        return stacked_again(found, level)
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor | None:
-        (home, level), (one, other), (two, _) = map(unstacked, (total, left, right))
-        alike = home.dtype == one.dtype == two.dtype and home.dim() == one.dim() == two.dim() and level == other
+        (home, level), (one, other), (two, last) = map(unstacked, (total, left, right))
+        parts = [self.parts(stack) for stack in (home, one, two)]
+        alike = home.dtype == one.dtype == two.dtype and home.dim() == one.dim() == two.dim() and level == other == last
         single = not any(isinstance(number, Tensor) and unstacked(number)[1] is not None for number in (beta, alpha))
         if not (self.owns(home) and alike and single):
-            if id(home) not in self.apart:
+            if not any(parts):
                 return None
-            return beta * self.joined(total) + alpha * (left @ right)  # type: ignore[no-any-return]
+            return beta * self.joined(total) + alpha * (self.joined(left) @ self.joined(right))  # type: ignore[no-any-return]
         numbers = {"beta": as_number(beta), "alpha": as_number(alpha)}
-        if id(home) in self.apart:
-            for each, a, b in zip(self.apart[id(home)], one.unbind(), two.unbind(), strict=True):
+        if any(parts):
+            rows = (some or stack.unbind() for some, stack in zip(parts, (home, one, two), strict=True))
+            for each, a, b in zip(*rows, strict=True):
                 each.addmm_(a, b, **numbers)
         else:
             (home.addmm_ if home.dim() == 2 else home.baddbmm_)(one, two, **numbers)
@@ -68,7 +96,7 @@ class InPlace:
 class Trial:
     """Watches a rule that is tried without data. operands: what it is given; met: the pieces that it calls; taken: operands
     whose new values it has; read: those of them that it reads all the same, or returns, so that they must stay; touched:
-    operands that not only pieces and sums of products read."""
+    operands that not only pieces and products read."""
 
     def __init__(self, operands: Mapping[str, Tensor | None]) -> None:
         self.operands = {id(tensor): name for name, tensor in operands.items() if tensor is not None}
@@ -90,9 +118,18 @@ class Trial:
                 self._take(tensors[place], result)
         return found
 
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        self._multiplied(left, right)
+        return self._without_a_look(lambda: left @ right)  # type: ignore[no-any-return]
+
+    def _multiplied(self, *factors: Tensor) -> None:
+        """Something multiplies these, which may be operands, or those seen in another way."""
+        for factor in factors:
+            self.see((factor,), touched=not _is_matrix(factor))
+
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor:
         self.see((total,), touched=total._base is not None)
-        self.see((left, right))
+        self._multiplied(left, right)
         found: Tensor = self._without_a_look(lambda: total + left @ right)
         self._take(total, found)
         return found
@@ -142,6 +179,18 @@ class Trial:
 def is_same(result: Tensor, given: Tensor | None) -> bool:
     """Whether a result is what was given, or stands there; of stacks, the stack."""
     return given is not None and unstacked(result)[0] is unstacked(given)[0]
+
+
+def is_stacked(tensor: Tensor) -> bool:
+    """Whether torch.vmap stands behind a tensor."""
+    return unstacked(tensor)[1] is not None
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """Whether it is a matrix, and where it is a view, of all of a tensor."""
+    whole = tensor if tensor._base is None else tensor._base
+    as_much = tensor.numel() == whole.numel() and tensor.storage_offset() == whole.storage_offset()
+    return tensor.dim() == 2 and as_much
 
 
 def as_number(value: Any) -> Any:

@@ -13,7 +13,6 @@ from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.cpp.kernels import pieces_driver, platform_reason
 from compiledopt.backends.cpp.pieces import Compiled, make
-from compiledopt.backends.eager.given import number
 from compiledopt.backends.eager.in_place import InPlace, Met
 from compiledopt.backends.eager.rows import bytes_of, reserve
 from compiledopt.backends.eager.stack import TEMPORARIES, Stack, Tried, counts
@@ -33,53 +32,66 @@ class StackedBatch(Batch):
         self.entries = entries
         self.context = context
         self.checked: dict[tuple[Any, ...], Tried] = {}
-        self.work: list[tuple[Stack, list[int], Tried]] = []
+        self.stacks: list[Stack] = []
+        self.idle: list[torch.Tensor] = []  # parameters that had no gradient when the stacks were made
 
     def prepare(self) -> bool:
-        """Read and check every tensor; a rule that meets a shape for the first time is tried without data."""
+        """Read and check every tensor and every number; nothing is written."""
+        as_before = self.stacks and all(param.grad is None for param in self.idle)
+        if not (as_before and all(stack.is_as_before() for stack in self.stacks)):
+            self._make_stacks()
+        known: dict[Any, Any] = {}
+        for stack in self.stacks:
+            stack.read(known, self.context)
+            param = stack.entries[0].param
+            reserve(stack.most * (TEMPORARIES + len(stack.names)) * bytes_of(param), param.device)
+        return True
+
+    def _make_stacks(self) -> None:
+        """The full check of every tensor; a rule that meets a shape for the first time is tried without data."""
         stacks: dict[tuple[Any, ...], Stack] = {}
+        known: dict[Any, Any] = {}
+        self.stacks, self.idle = [], []
         for entry in self.entries:
             param, grad, traced = entry.param, entry.param.grad, entry.traced
             if grad is None:
+                self.idle.append(param)
                 continue
             check_gradient(traced, param, grad, self.context.owner)
             check_state(entry, self.context.owner)
+            if not param.numel():  # means and extremes of nothing are no numbers; kernels have nothing to do
+                continue
             values = tuple(float(entry.state[name]) for name in counts(traced))
             dtypes = (param.dtype, grad.dtype, *[entry.state[name].dtype for name in traced.states_of(param)])
             branch = entry.first and "first" in traced.rule.branches
             shape = (traced, entry.group, param.shape, param.device, dtypes, branch)
             key = (*shape, entry.first, values)
             if key not in stacks:
-                stacks[key] = Stack(entry, self.context, values)
+                stacks[key] = Stack(entry, values)
             stacks[key].entries.append(entry)
             if shape not in self.checked:
+                stacks[key].read(known, self.context)
                 self.checked[shape], met = stacks[key].check()
                 self.make_ready(met)
-        self.work = []
-        for key, stack in stacks.items():
-            tried = self.checked[key[:6]]
-            self.work.append((stack, stack.bounds(self.stack and tried.together), tried))
-        for stack, bounds, _ in self.work:
-            most = max(end - begin for begin, end in pairwise(bounds))
-            param = stack.entries[0].param
-            reserve(most * (TEMPORARIES + len(stack.names)) * bytes_of(param), param.device)
-        return True
+            stacks[key].tried = self.checked[shape]
+        for stack in stacks.values():
+            stack.seal(self.stack)
+        self.stacks = list(stacks.values())
 
     def make_ready(self, met: Sequence[Met]) -> None:
         """Of a rule that was tried, the pieces that it calls."""
 
     def renew(self) -> None:
-        for stack, _, _ in self.work:
-            stack.options["grad_norm"] = number(self.context.step["grad_norm"])
+        for stack in self.stacks:
+            stack.given["grad_norm"] = self.context.step["grad_norm"]
 
     def launch(self) -> None:
         with torch.no_grad():
-            for stack, bounds, tried in self.work:
-                for begin, end in pairwise(bounds):
-                    stack.update(stack.entries[begin:end], self.runs, tried)
+            for stack in self.stacks:
+                for begin, end in pairwise(stack.bounds):
+                    stack.update(begin, end, self.runs)
                 for entry in stack.entries:
                     entry.first = False
-        self.work = []
 
 
 class OneByOneBatch(StackedBatch):

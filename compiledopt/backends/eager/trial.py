@@ -16,7 +16,8 @@ from compiledopt.rules.rule import Rule
 from compiledopt.rules.trace import named
 
 Operands = Mapping[str, torch.Tensor | None]
-ABOUT = ("__get__", "size", "dim", "numel", "_is_view")  # what reads no element
+# What reads no element; views are known by their base.
+ABOUT = ("__get__", "size", "dim", "numel", "stride", "is_contiguous", "_is_view", "unsqueeze")
 
 
 class _Watch(TorchFunctionMode):
@@ -46,12 +47,12 @@ def try_rule(rule: Rule, operands: Operands, options: Mapping[str, Any]) -> Tria
     Raises: TraceError, naming the line, where the rule mutates an argument, reads a value, or returns the wrong things.
     """
     with torch.inference_mode(False):  # a tensor made in inference mode has no version to watch
-        meta = {name: _meta(value) for name, value in operands.items()}
+        meta = {name: without_data(value) for name, value in operands.items()}
     trial = Trial(meta)
     watch, results = _Watch(meta, trial), None
     try:
         with torch.inference_mode(False), torch.no_grad(), run_by(trial), watch:
-            results = rule(*meta.values(), **{name: _meta(value) for name, value in options.items()})
+            results = rule(*meta.values(), **{name: without_data(value) for name, value in options.items()})
     except NotImplementedError:  # an operation that does not work without data: nothing can be known beforehand
         trial.see_all()
         return trial
@@ -78,15 +79,15 @@ def can_stack(call: Callable[..., Any], operands: Sequence[torch.Tensor]) -> str
     """Why a rule cannot run on a stack of parameters through torch.vmap, or None where it can."""
     try:
         with torch.no_grad():
-            torch.vmap(call)(*[torch.stack([_meta(operand)] * 2) for operand in operands])
+            torch.vmap(call)(*[torch.stack([without_data(operand)] * 2) for operand in operands])
     except (NotImplementedError, RuntimeError) as error:
         return f"torch.vmap cannot run it: {str(error).splitlines()[0]}"
     return None
 
 
-def _meta(value: Any) -> Any:
+def without_data(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_meta, value))
+        return tuple(map(without_data, value))
     return torch.empty_like(value, device="meta") if isinstance(value, torch.Tensor) else value
 
 
