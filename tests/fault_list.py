@@ -26,7 +26,7 @@ def fault(name: str, file: str, find: str, put: str, *tests: str) -> None:
 
 
 def oracle(case: str, executor: str = "compiled", dtype: str = "float32") -> str:
-    return f"test_parity.py::test_error_against_the_oracle[{case}-{executor}-torch.{dtype}]"
+    return f"test_parity.py::test_error_against_the_oracle[{case}-torch.{dtype}-{executor}]"
 
 
 def states(case: str, executor: str = "compiled") -> str:
