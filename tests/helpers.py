@@ -69,7 +69,8 @@ def same(a: Any, b: Any) -> bool:
             return False
         if a.layout is not torch.strided:
             return same(a.coalesce().values(), b.coalesce().values())
-        return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+        flat = [one.reshape(-1).clone(memory_format=torch.contiguous_format) for one in (a, b)]  # one element may have stride 0
+        return torch.equal(*(one.view(torch.uint8) for one in flat))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):

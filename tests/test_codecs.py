@@ -327,6 +327,17 @@ def test_explain_says_how_values_are_kept_and_why_not():
     assert "not as int4: the parameter is complex" in compiledopt.AdamW(complex_, state_dtype="int4").explain()
 
 
+def test_what_is_one_number_for_each_tensor_is_so_for_a_number_too():
+    """NovoGrad's v has the shape of a parameter that is one element; it is kept as that of others."""
+    shapes = [(), (1,), (1, 1), (3, 5), (64, 64)]
+    optimizer, params = trained(shapes, 2, compiledopt.NovoGrad, state_dtype="int4", min_quantized_numel=0, foreach=False)
+    for param in params:
+        state = optimizer.state[param]
+        assert state["exp_avg"].dtype == torch.uint8 and state["exp_avg_sq"].dtype == torch.float32
+    again = compiledopt.NovoGrad(copies(params), lr=0.01, foreach=False)
+    again.load_state_dict(optimizer.state_dict(precision="float32"))
+
+
 def made_of_options(param, grad, average, *, lr, start):
     """average ← the mean of itself and the gradient."""
     average = 0.5 * average + 0.5 * grad
@@ -355,9 +366,17 @@ def test_codes_without_a_sign_are_for_states_that_are_never_negative(asked):
     compiledopt.AdamW(parameters(), state_dtype={"exp_avg_sq": "uint4"})
 
 
-def test_a_least_size_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="Invalid min_quantized_numel value: -1; it is an integer >= 0"):
-        compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=-1)
+@pytest.mark.parametrize("least", [-1, True, False, 4096.0])
+def test_a_least_size_that_is_none_is_refused(least):
+    with pytest.raises(ValueError, match=f"Invalid min_quantized_numel value: {least}; it is an integer >= 0"):
+        compiledopt.AdamW(parameters(), state_dtype="int8", min_quantized_numel=least)
+
+
+@pytest.mark.parametrize("name", ["state_dtype", "rounding", "seed", "max_grad_norm", "ema_decay", "update_clipping"])
+def test_true_is_no_number_and_no_name(name):
+    """Where options have values, to ask for what they switch on says nothing of how."""
+    with pytest.raises(ValueError, match=r"Invalid (\w+|decay) value:? True"):
+        compiledopt.AdamW(parameters(), **{name: True})
 
 
 # ---- parameters and gradients of different dtypes ----

@@ -92,3 +92,14 @@ def test_what_cannot_be_said_is_refused():
         compiledopt.define(average, never_negative=("sqare",))
     with pytest.raises(TypeError, match="never_negative names 'square', which starts from -1"):
         compiledopt.define(average, never_negative=("square",), initial={"square": -1.0})
+
+
+def test_a_copy_of_the_parameter_is_exact_unasked():
+    """Schedule-Free's z: what steps move. Asked for by its name it is kept in codes."""
+    for kept, dtype in (("int8", torch.float32), ({"z": "int8"}, torch.int8), (torch.bfloat16, torch.float32)):
+        params = [torch.nn.Parameter(torch.randn(64, 64))]
+        optimizer = compiledopt.AdamWScheduleFree(params, state_dtype=kept, foreach=False)
+        params[0].grad = torch.randn(64, 64)
+        optimizer.step()
+        assert optimizer.state[params[0]]["z"].dtype is dtype and ("'z'" in str(kept)) == ("z as int8" in optimizer.explain())
+    assert "z not as bfloat16: it starts from the parameter" in optimizer.explain()

@@ -119,7 +119,7 @@ def test_what_does_not_lie_in_rows_is_said():
     params = parameters(shapes=[(12, 8, 7, 9)])
     params[0].data = params[0].data.to(memory_format=torch.channels_last)
     optimizer = compiledopt.LAMB(params, state_dtype="int8")
-    with pytest.warns(UserWarning, match="kept in blocks of a row, and a parameter does not lie in memory row after row"):
+    with pytest.warns(UserWarning, match="lamb reduces, its states are in blocks of a row, and a parameter does not lie"):
         run(optimizer, params, Gradients(), range(2))
     assert optimizer.executor == "foreach"
 

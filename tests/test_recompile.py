@@ -45,6 +45,18 @@ def test_numbers_never_compile(case):
     assert optimizer.executor == "compiled"
 
 
+def test_a_kernel_of_codes_is_one_for_any_number_of_tensors():
+    """Of any shape, in any order in memory."""
+    run(compiledopt.AdamW(first := parameters(shapes=[(64, 64)]), state_dtype="int8"), first, Gradients(), range(2))
+    before = counts()
+    params = parameters(shapes=[(64 + index, 70 + index) for index in range(40)])
+    params[7].data = params[7].data.t().contiguous().t()
+    optimizer = compiledopt.AdamW(params, state_dtype="int8")
+    run(optimizer, params, Gradients(), range(3))
+    assert counts() == before and optimizer.executor == "compiled"
+    assert all(optimizer.state[param]["exp_avg"].dtype is torch.int8 for param in params)
+
+
 def test_steps_reuse_their_plan():
     """No plan is made again for steps without change, nor for gradients that come and go."""
     params = parameters()

@@ -284,7 +284,10 @@ def with_a_parameter_less(state):
 
 
 MISFITS = [
-    (shaped_otherwise, r"the state of parameter 'second' has 'exp_avg' of shape \(8,\), and the parameter wants \(7,\)"),
+    (
+        shaped_otherwise,
+        r"of parameter 'second' has 'exp_avg' of shape \(8,\), and the parameter, of shape \(7,\), wants \(7,\)\. Load it",
+    ),
     (without_a_state, "the state of parameter 'first' has no 'exp_avg_sq'"),
     (with_two_steps, "the state of parameter 'first' has 'step' with 2 elements"),
     (without_an_option, r"param_groups\[0\] has no 'betas'; it has .*Was it saved by another optimizer\?"),

@@ -95,20 +95,72 @@ def test_an_interrupted_run_goes_on_bit_for_bit(kept, executor, rounding):
     assert rms(flat(param for param, _, _ in expected) - flat(parameters(dtype, SHAPES))) > 0.01
 
 
-def test_memory_in_another_order_changes_no_code():
-    """Blocks follow the shape: convolutions in channels_last run by operators, which is said, and have the codes of others."""
-    plain, other = made(parameters(shapes=SHAPES)), made(parameters(shapes=SHAPES), compiled=None)
-    for param in params_of(other):
-        if param.dim() == 4:
-            param.data = param.data.to(memory_format=torch.channels_last)
-    go(plain, range(3))
-    with pytest.warns(UserWarning, match="kept in blocks of a row, and a parameter does not lie in memory row after row"):
-        go(other, range(3))
-    for mine, theirs in zip(states(other), states(plain), strict=True):
-        for name, value in theirs.items():
-            apart = mine[name].double() - value.double()  # another executor: a value on the edge may have the next code
-            assert apart.abs().max() <= (1 if value.dtype in (torch.int8, torch.uint8) else 1e-5), name
-            assert (apart != 0).double().mean() < 0.01 or value.dtype.is_floating_point
+def channels_last(values):
+    return values.to(memory_format=torch.channels_last) if values.dim() == 4 else transposed(values)
+
+
+def transposed(values):
+    return values.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def permuted(values):
+    return values.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+ORDERED = [(32, 16, 3, 3), (70, 5, 7, 19), (67, 75), (128, 3, 6, 6), (1, 9, 5, 5)]
+LAID = {"exp_avg": "int8", "exp_avg_sq": "uint4"}
+HALF = {"dtype": torch.bfloat16, "rounding": "stochastic"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "how"),
+    [
+        ("int8", {}),
+        (LAID, HALF),
+        *(pytest.param(kept, {}, marks=pytest.mark.slow) for kept in ("dynamic8", "int4", "float8_e4m3fn")),
+        *(pytest.param(kept, HALF, marks=pytest.mark.slow) for kept in ("int8", "int4")),
+    ],
+    ids=str,
+)
+def test_memory_in_another_order_changes_no_bit(kept, how):
+    """Blocks follow the shape: of parameters in channels_last, transposed and permuted ones, laid so before the first step or
+    between two, a kernel makes the bits of those that lie row after row, random ones too, by any number of threads."""
+    how = {"dtype": torch.float32, **how}
+    dtype, found = how.pop("dtype"), {}
+    for laid in (torch.clone, channels_last, transposed, permuted):
+        for begin, threads in ((0, 1), (2, 3)):
+            torch.set_num_threads(threads)
+            optimizer = made(parameters(dtype, ORDERED), kept, min_quantized_numel=0, compiled=True, **how)
+            for steps in (range(begin), range(begin, 4)):
+                for param in params_of(optimizer) if steps else ():
+                    param.data, param.grad = laid(param.data), None
+                for step in steps:
+                    go(optimizer, range(step, step + 1))
+            assert params_of(optimizer)[0].is_contiguous() == (laid is torch.clone)
+            assert all(values["exp_avg"].stride() == param.stride() for param, values in optimizer.state.items())
+            found[laid.__name__, begin] = snapshot(optimizer)
+    first = [(param, state) for param, _, state in found["clone", 0]]
+    assert all(same([(param, state) for param, _, state in other], first) for other in found.values())
+    assert rms(flat(param for param, _ in first) - flat(parameters(dtype, ORDERED))) > 0.01
+
+
+def test_sums_over_parameters_in_another_order():
+    """Prodigy's, of states in blocks, which are read tile by tile too."""
+    found = []
+    for laid in (torch.clone, channels_last, transposed):
+        params = parameters(shapes=[(32, 16, 7, 19), (301, 333)])
+        for param in params:
+            param.data = laid(param.data)
+        optimizer = compiledopt.Prodigy(params, d0=1e-2, state_dtype="int8", compiled=True)
+        for _ in range(6):
+            for param in params:
+                param.grad = param.detach().clone()
+            optimizer.step()
+        found.append((snapshot(optimizer), optimizer.param_groups[0]["d"].item()))
+    for states_found, d in found[1:]:
+        assert d == pytest.approx(found[0][1], rel=1e-6) and d > 2e-2
+        codes = [[state["exp_avg"] for _, _, state in one] for one in (states_found, found[0][0])]
+        assert rms(flat(codes[0]) - flat(codes[1])) < 1e-3 * rms(flat(codes[1]))
 
 
 def _child(optimizer, queue):

@@ -109,7 +109,7 @@ class Programs:
     def of(self, param: torch.Tensor) -> Traced:
         if self.is_one:
             return self.bare
-        kind = storage.kind_of(self.group, param)
+        kind = storage.kind_of(self.rule, self.group, param)
         if kind not in self.known:
             self.known[kind] = traced(derived(self.rule, self.group, self.scaled, param), self.group)
         return self.known[kind]

@@ -33,7 +33,7 @@ class Averaged(Transformation):
             return
         decay = group[EMA]
         check_one_element(decay, EMA)
-        if not 0.0 <= decay <= 1.0:
+        if decay is True or not 0.0 <= decay <= 1.0:
             raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
         if rule is not None and not rule.elementwise:
             raise ValueError(

@@ -154,12 +154,17 @@ class GatheredBatch(Batch):
             axes=self.traced.axes,
             sizes=self._block_sizes(),
             places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
-            order=self.traced.order,
+            order=self.order_in_memory,
             kernel=address,
             columns=len(self.traced.program.columns),
             scale=2 if self.entries[0].param.is_complex() else 1,
             device_scalars=device_scalars,
         )
+
+    @property
+    def order_in_memory(self) -> int:
+        """How parameters must lie in memory (rules/program.py)."""
+        return self.traced.order
 
     def _block_sizes(self) -> tuple[int, ...]:
         """Elements of a block, of the operands that are scales or packed; 0 of the others."""
@@ -168,8 +173,7 @@ class GatheredBatch(Batch):
 
     def prepare(self) -> bool:
         """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""
-        threads = torch.get_num_threads()
-        staged = self._stage()
+        threads, staged = self._threads(), self._stage()
         status = REGROUP
         if self.rows:
             self._fill_table() if not self.is_measured else self._expect()
@@ -183,6 +187,10 @@ class GatheredBatch(Batch):
         # The launch holds references to the tensors, so the copies may go when it is over.
         self.copies = staged
         return bool(status == READY)
+
+    def _threads(self) -> int:
+        """Of the host, which read the tensors."""
+        return torch.get_num_threads()
 
     @property
     def is_clipped(self) -> bool:

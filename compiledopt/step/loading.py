@@ -52,6 +52,14 @@ def _name(group: Group, param: torch.Tensor, number: int) -> str:
 
 def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what: str, owner: str) -> None:
     rule = program.rule
+    for name, shape in program.shapes_of(param).items():
+        value = state.get(name)
+        if isinstance(value, torch.Tensor) and value.shape != shape:
+            raise ValueError(
+                f"loaded state dict does not fit {owner}: the {what} has {name!r} of shape {tuple(value.shape)}, and the "
+                f"parameter, of shape {tuple(param.shape)}, wants {tuple(shape)}. Load it for the model that it was saved of, "
+                "with its parameters in the same order and groups"
+            )
     wanted = (*program.scalar_names, *program.shapes_of(param))
     lacking = [name for name in wanted if name not in {*rule.added, *rule.optional, *state}]
     if lacking:
@@ -59,13 +67,6 @@ def _check(program: Traced, param: torch.Tensor, state: Mapping[str, Any], what:
             f"loaded state dict does not fit {owner}: the {what} has no {lacking[0]!r}; it has {sorted(map(str, state))}. "
             "Was it saved by another optimizer?"
         )
-    for name, shape in program.shapes_of(param).items():
-        value = state.get(name)
-        if isinstance(value, torch.Tensor) and value.shape != shape:
-            raise ValueError(
-                f"loaded state dict does not fit {owner}: the {what} has {name!r} of shape {tuple(value.shape)}, and the "
-                f"parameter wants {tuple(shape)}"
-            )
     for name in program.scalar_names:
         value = state.get(name)
         if isinstance(value, torch.Tensor) and value.numel() != 1:
@@ -86,8 +87,11 @@ def restore_dtypes(rules: Sequence[Rule], groups: Sequence[Group], state: Mappin
                     values[name] = found[name].to(param.device, dtype)
             for name in program.scalar_names:
                 value = found.get(name)
-                if isinstance(value, torch.Tensor) and values[name].dtype not in (torch.float32, torch.float64):
-                    values[name] = value.to(param.device if on_device else "cpu", scalar_dtype(group))
+                if not isinstance(value, torch.Tensor):
+                    continue
+                dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else scalar_dtype(group)
+                if values[name].dtype != dtype:
+                    values[name] = value.to(param.device if on_device else "cpu", dtype)
 
 
 def keep_as_now(group: dict[str, Any], now: Group) -> None:

@@ -38,16 +38,20 @@ def check(rule: Rule | None, group: Mapping[str, Any]) -> None:
     rounding, seed, least = group.get(ROUNDING), group.get(SEED, 0), group.get(MIN_NUMEL)
     if rounding not in (None, NEAREST_NAME, *ROUNDINGS):
         raise ValueError(f"Invalid {ROUNDING} value: {rounding!r}; it is one of {', '.join((NEAREST_NAME, *ROUNDINGS))}")
-    if not (isinstance(seed, int) and 0 <= seed <= MOST_SEED):
+    if not (_is_integer(seed) and 0 <= seed <= MOST_SEED):
         raise ValueError(f"Invalid {SEED} value: {seed!r}; it is an integer of 0 to {MOST_SEED}")
-    if least is not None and not (isinstance(least, int) and least >= 0):
-        raise ValueError(f"Invalid {MIN_NUMEL} value: {least!r}; it is an integer >= 0, or None for {SMALLEST}")
+    if least is not None and not (_is_integer(least) and least >= 0):
+        raise ValueError(f"Invalid {MIN_NUMEL} value: {least!r}; it is an integer >= 0, 0 for all, or None for {SMALLEST}")
     known = asked_for(group)
     if rule is None or not is_asked(group):
         return
     _check_states(rule, group, known)
     if group.get("differentiable"):
         raise ValueError(f"{STATE_DTYPE} and {ROUNDING} do not go with differentiable=True: rounding has no derivative")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_states(rule: Rule, group: Mapping[str, Any], known: Mapping[str, str]) -> None:

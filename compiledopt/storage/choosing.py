@@ -19,10 +19,11 @@ def is_asked(group: Mapping[str, Any]) -> bool:
     return group.get(STATE_DTYPE) is not None or group.get(ROUNDING) not in (None, NEAREST_NAME)
 
 
-def kind_of(group: Mapping[str, Any], param: torch.Tensor) -> Hashable:
-    """What parameters of a group have in common whose values are kept alike."""
+def kind_of(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Hashable:
+    """What parameters of a group have in common whose values are kept alike. What functions make may go by dimensions."""
+    dims = param.dim() if any(rule.maker(name) for name in rule.states) else None
     known = {CODECS[name] for name in asked_for(group).values()}
-    return param.dtype, frozenset(codec.name for codec in known if codec.objection(param, group.get(MIN_NUMEL)) is None)
+    return param.dtype, dims, frozenset(codec.name for codec in known if codec.objection(param, group.get(MIN_NUMEL)) is None)
 
 
 def kept(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> Kept | None:
@@ -70,8 +71,25 @@ def _ways(rule: Rule, group: Mapping[str, Any], param: torch.Tensor) -> dict[str
         reason = codec.objection(param, group.get(MIN_NUMEL)) or _unlike(rule, name, group, param)
         if reason is None and name in fixed and name not in asked:
             reason = "it is never written, and what is compared with it would be off by its rounding; ask for it by its name"
+        if reason is None and name not in asked and _loses(codec, param) and _starts_from_parameter(rule, name, group):
+            reason = "it starts from the parameter, which would be off by its rounding; ask for it by its name"
         found[name] = codec if reason is None else f"not as {wish}: {reason}"
     return found
+
+
+def _loses(codec: Codec, param: torch.Tensor) -> bool:
+    """Whether values of the parameter's dtype are rounded."""
+    return bool(codec.block) or codec.dtype.itemsize < param.dtype.itemsize
+
+
+def _starts_from_parameter(rule: Rule, state: str, group: Mapping[str, Any]) -> bool:
+    """Whether a state is a copy of the parameter at first, as the weights that Schedule-Free steps from are."""
+    made = rule.maker(state)
+    if made is None or state in rule.lists:
+        return False
+    example = torch.tensor([[1.5, -0.5, 3.0], [0.25, 2.0, -4.0]])
+    value = made(example, group)
+    return isinstance(value, torch.Tensor) and value.shape == example.shape and torch.equal(value.float(), example)
 
 
 def _unlike(rule: Rule, state: str, group: Mapping[str, Any], param: torch.Tensor) -> str | None:
@@ -92,8 +110,9 @@ def _unlike(rule: Rule, state: str, group: Mapping[str, Any], param: torch.Tenso
 
 def _unequal(shape: Sequence[int]) -> tuple[int, ...]:
     """A shape with as many dimensions, no two alike: a square matrix has the shape that a matrix for one of its dimensions has,
-    and what is kept in float32 for others should not be kept in codes for that."""
-    found: list[int] = []
+    and what is kept in float32 for others should not be kept in codes for that; so has a number, or one element, that of one
+    number for each tensor."""
+    shape, found = [2 if size == 1 else size for size in shape] or [2], list[int]()
     for size in shape:
         found.append(next(many * size for many in range(1, len(shape) + 1) if many * size not in found or not size))
     return tuple(found)

@@ -41,8 +41,8 @@ class CppBackend(GatheredBackend):
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         runs, dtypes = entry.runs, operand_dtypes(entry)
-        if runs.program.blocks and not local(entry.param).is_contiguous():
-            return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
+        if isinstance(runs, Variant) and runs.program.blocks and not local(entry.param).is_contiguous():
+            return f"{runs.rule.name} reduces, its states are in blocks of a row, and a parameter does not lie row after row"
         if (reason := too_many(entry)) is not None:
             return reason
         try:

@@ -13,8 +13,10 @@ from compiledopt.backends.cpp import kernels
 from compiledopt.backends.cpp.steady import steady
 from compiledopt.backends.gathered import GatheredBatch
 from compiledopt.backends.layout import kernel_dtypes
+from compiledopt.rules.program import ANY_ORDER
 from compiledopt.rules.scalar_part import Measurement
 from compiledopt.rules.totals import SQUARES
+from compiledopt.rules.traced import Variant
 
 GRAD = 1  # among the operands
 
@@ -38,6 +40,11 @@ class CppBatch(GatheredBatch):
             self.squared = squares_kernel(self.dtypes[1].to_real())
         self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
         return self._native_plan(self.kernel.address, self.dtypes)
+
+    @property
+    def order_in_memory(self) -> int:
+        """Any: what has blocks of rows and lies otherwise is brought into that order tile by tile (tiles.h)."""
+        return self.traced.order if isinstance(self.traced, Variant) else ANY_ORDER
 
     @property
     def steady(self) -> Callable[[Standing], Steady | None] | None:

@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-// shared.h, runtime.h and numbers.h stand before this file, steady.cpp and module.cpp after it: kernels.py joins them.
+// shared.h, runtime.h, numbers.h and tiles.h stand before this file, steady.cpp and module.cpp after it: kernels.py joins them.
 namespace {
 
 using c10::TensorImpl;
@@ -29,6 +29,8 @@ using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t le
 constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
 // Parameters: likewise (perf/step.py --between emptied --shapes tiny many_small).
 constexpr int64_t kEntriesPerThread = 128;
+// Of what is launched elsewhere: the threads of the host sleep there, and waking one takes as long as reading some hundred.
+constexpr int64_t kEntriesPerSleeper = 1024;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
 constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;
@@ -286,6 +288,11 @@ struct Found {
 
 // The operand that is read only.
 constexpr int kGrad = 1;
+constexpr auto kAllOperands = [] {
+  std::array<int, kMostTensors> all{};
+  for (int k = 0; k < kMostTensors; ++k) all[k] = k;
+  return all;
+}();
 
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
@@ -316,6 +323,8 @@ struct Plan {
 
   // What `gather` found, for `launch`.
   Stage stage = kNothing;
+  std::vector<int64_t> room;  // for tiles, of each thread; none where all parameters lie row after row
+  int64_t room_each = 0;
   std::vector<int64_t> lengths;  // of each entry; -1 without a gradient
   std::vector<int64_t> starts;   // prefix sums of the lengths
   std::vector<Hold> held;        // while the GIL is let go
@@ -325,6 +334,19 @@ struct Plan {
   int width() const { return columns + 2 * scalar_states; }  // of a row of the table
   int64_t count() const { return static_cast<int64_t>(entries.size()); }
   int64_t elements() const { return starts.back(); }
+  // Columns of a tile, and its rows. Where rows follow each other in memory, one.
+  int64_t tile_columns(int64_t rows) const { return (kTileElements / rows + block - 1) / block * block; }
+  int64_t tile_rows(const TensorImpl* param) const {
+    const auto strides = param->strides();
+    return *std::max_element(strides.begin(), strides.end()) == strides[0] ? 1 : kTileRows;
+  }
+  int64_t* room_of(int64_t thread) const { return const_cast<int64_t*>(room.data()) + thread * room_each; }
+  // Takes it, before anything is written.
+  void make_room_for_tiles(int64_t threads) {
+    const int64_t most = std::max(tile_columns(1), kTileRows * tile_columns(kTileRows)), words = most * operands;
+    room_each = most + words;  // offsets, and values of at most 8 bytes
+    if (static_cast<int64_t>(room.size()) < threads * room_each) room.resize(threads * room_each);
+  }
   bool has_gradient(int64_t entry) const { return lengths[entry] >= 0; }
 
   Found found(int64_t entry) const { return {const_cast<TensorImpl**>(found_.data()) + entry * tensors(), operands}; }
@@ -562,6 +584,7 @@ Status gather_together(Plan& plan, const Given& given, int threads) {
 }
 
 Status gather_all(Plan& plan, const Given& given, int threads) {
+  const int asked = threads;
   plan.release();
   threads = static_cast<int>(std::min<int64_t>(threads, plan.count() / kEntriesPerThread));
   Status status = threads > 1 ? gather_together(plan, given, threads) : kRebuild;
@@ -570,6 +593,12 @@ Status gather_all(Plan& plan, const Given& given, int threads) {
   plan.starts.assign(1, 0);
   for (const int64_t length : plan.lengths) plan.starts.push_back(plan.starts.back() + std::max<int64_t>(0, length));
   if (plan.lets_gil_go()) plan.held.reserve(plan.count() * plan.tensors());
+  if (plan.block && plan.order == kAnyOrder) {
+    const auto apart = [&](int64_t i) { return plan.has_gradient(i) && !plan.found(i).param()->is_contiguous(); };
+    int64_t i = 0;
+    while (i < plan.count() && !apart(i)) ++i;
+    if (i < plan.count()) plan.make_room_for_tiles(std::max(1, asked));
+  }
   plan.stage = given.table ? kInRows : kSeen;
   return kReady;
 }
@@ -585,23 +614,66 @@ void fetch_data(const Plan& plan, size_t i) {
   }
 }
 
+// What a kernel is given of a parameter whose values are kept in blocks, and how it is told of a piece.
+template <class F> void run_piece(const Plan& plan, int64_t i, int64_t at, int64_t count, int64_t row, void** pointers, F&& kernel) {
+  const Place& own = plan.places[i];
+  Piece piece{static_cast<int32_t>(own.offset + at), static_cast<int32_t>(own.number), row};
+  kernel(pointers, &piece, count);
+}
+
+// Where such an operand has element `at`, which begins a block.
+void* block_at(const Plan& plan, int64_t i, int operand, int64_t at, int64_t row) {
+  const auto before = [&](int64_t length) { return values_of(plan.axes[operand], plan.sizes[operand], length); };
+  return plan.data(i, operand) + (at / row * before(row) + before(at % row)) * plan.itemsize[operand];
+}
+
+// The elements [begin, end) of a parameter that does not lie row after row, which begin and end at blocks: tile by tile in that
+// order. operands: those that the kernel is given; room: of this thread.
+template <class F>
+void run_tiles(const Plan& plan, int64_t i, int64_t begin, int64_t end, const int* operands, int count, bool writes, int64_t* room, F&& kernel) {
+  const TensorImpl* const param = plan.found(i).param();
+  const Strides strides{param->sizes().data(), param->strides().data(), param->dim()};
+  const int64_t row = row_of(param), rows = plan.tile_rows(param), columns = plan.tile_columns(rows), most = rows * columns;
+  const auto own = [&](int k) { return reinterpret_cast<char*>(room + most * (1 + k)); };
+  const auto is_own = [&](int k) { return plan.axes[operands[k]] == kElements; };
+  for_each_tile(begin, end, row, rows, columns, [&](const Tile& tile) {
+    offsets_in_row(strides, tile.first_column, tile.columns, room);
+    const auto move = [&](int k, auto back) {
+      if (is_own(k))
+        move_tile<back.value>(tile, plan.data(i, operands[k]), own(k), plan.itemsize[operands[k]], strides.strides[0], room);
+    };
+    for (int k = 0; k < count; ++k) move(k, std::false_type());
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      void* pointers[kMostTensors + 2];
+      const int64_t at = (tile.first_row + r) * row + tile.first_column;
+      for (int k = 0; k < count; ++k)
+        pointers[k] = is_own(k) ? own(k) + r * tile.columns * plan.itemsize[operands[k]] : block_at(plan, i, operands[k], at, row);
+      run_piece(plan, i, at, tile.columns, tile.columns, pointers, kernel);
+    }
+    for (int k = 0; k < count && writes; ++k)
+      if (operands[k] != kGrad) move(k, std::true_type());
+  });
+}
+
 // The elements [begin, end) of a parameter whose values are kept in blocks: each end is moved on to where whole blocks, or rows
 // that are no whole number of blocks, begin; so the neighbouring share begins there.
-void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end) {
-  const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(plan.found(i).param()), block = plan.block;
-  const bool flat = row % block == 0 || row == length;
-  const int64_t unit = flat ? std::max(kAlignment, block) : row;
+void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, int64_t end, int64_t* room) {
+  const TensorImpl* const param = plan.found(i).param();
+  const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(param), block = plan.block;
+  const bool in_order = param->is_contiguous(), flat = in_order && (row % block == 0 || row == length);
+  const int64_t unit = flat ? std::max(kAlignment, block) : row * (in_order ? 1 : plan.tile_rows(param));
   const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
   begin = edge(begin), end = edge(end);
   if (begin >= end) return;
-  void* pieces[kMostTensors + 1];
-  for (int k = 0; k < plan.operands; ++k) {
-    const auto before = [&](int64_t length) { return values_of(plan.axes[k], plan.sizes[k], length); };
-    pieces[k] = plan.data(i, k) + (begin / row * before(row) + before(begin % row)) * plan.itemsize[k];
-  }
-  Piece piece{static_cast<int32_t>(plan.places[i].offset + begin), static_cast<int32_t>(plan.places[i].number), flat ? end - begin : row};
-  pieces[plan.operands] = &piece;
-  plan.kernel(pieces, table.columns(plan.entries[i].row), end - begin);
+  const double* const columns = table.columns(plan.entries[i].row);
+  const auto kernel = [&](void** pointers, Piece* piece, int64_t count) {
+    pointers[plan.operands] = piece;
+    plan.kernel(pointers, columns, count);
+  };
+  if (!in_order) return run_tiles(plan, i, begin, end, kAllOperands.data(), plan.operands, true, room, kernel);
+  void* pointers[kMostTensors + 1];
+  for (int k = 0; k < plan.operands; ++k) pointers[k] = block_at(plan, i, k, begin, row);
+  run_piece(plan, i, begin, end - begin, flat ? end - begin : row, pointers, kernel);
 }
 
 // The new 0-dim states, and the version counters that tell autograd of a write.
@@ -619,9 +691,10 @@ void commit_all(const Plan& plan, const Rows& table) {
 }
 
 // The share [begin, end) of the concatenation of all tensors, piece by piece. A parameter is committed with its last element,
-// while its tensors are in the caches still, and those without elements with what stands before them. first: whether
-// nothing does.
-void run_share(const Plan& plan, const Rows& table, bool first, int64_t begin, int64_t end) {
+// while its tensors are in the caches still, and those without elements with what stands before them. share: its number,
+// 0 where nothing stands before it.
+void run_share(const Plan& plan, const Rows& table, int64_t share, int64_t begin, int64_t end) {
+  const bool first = share == 0;
   const auto& starts = plan.starts;
   const size_t count = starts.size() - 1;
   size_t i = first ? 0 : std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
@@ -629,7 +702,7 @@ void run_share(const Plan& plan, const Rows& table, bool first, int64_t begin, i
   for (; i < count && starts[i] <= end; ++i) {
     const int64_t stop = std::min(end, starts[i + 1]);
     if (plan.block && stop > begin) {
-      run_blocks(plan, table, i, begin - starts[i], stop - starts[i]);
+      run_blocks(plan, table, i, begin - starts[i], stop - starts[i], plan.room_of(share));
       begin = stop;
     } else if (stop > begin) {
       if (i + kDataAhead < count && stop - begin < kSmall) fetch_data(plan, i + kDataAhead);
@@ -648,9 +721,10 @@ void run_share(const Plan& plan, const Rows& table, bool first, int64_t begin, i
 void run_all(const Plan& plan, const Rows& table, int threads) {
   const int64_t total = plan.elements();
   threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, plan.count() / kEntriesPerThread)));
-  if (threads <= 1) return run_share(plan, table, true, 0, total);
+  if (!plan.room.empty()) threads = std::min<int>(threads, plan.room.size() / plan.room_each);
+  if (threads <= 1) return run_share(plan, table, 0, 0, total);
   const auto edge = [&](int64_t k) { return k == threads ? total : total / threads * k / kAlignment * kAlignment; };
-  for_each_share(threads, [&](int64_t t) { run_share(plan, table, t == 0, edge(t), edge(t + 1)); });
+  for_each_share(threads, [&](int64_t t) { run_share(plan, table, t, edge(t), edge(t + 1)); });
 }
 
 // What a kernel sums over all parameters: which operands it reads, and how many sums it makes of a piece.
@@ -665,7 +739,7 @@ struct Sums {
 
 // The sums of a kernel's results over a block of a parameter; where values share scales, by whole rows and parts of rows, which
 // begin and end where blocks do.
-void sum_block(const Plan& plan, const Sums& wanted, int64_t i, int64_t begin, double* sums) {
+void sum_block(const Plan& plan, const Sums& wanted, int64_t i, int64_t begin, double* sums, int64_t* room) {
   const int64_t length = plan.lengths[i];
   int64_t end = std::min(begin + kBlock, length), row = length;
   if (wanted.in_blocks) {
@@ -673,20 +747,19 @@ void sum_block(const Plan& plan, const Sums& wanted, int64_t i, int64_t begin, d
     begin = block_edge(begin, row, plan.block), end = block_edge(end, row, plan.block);
   }
   const double* columns = wanted.columns ? wanted.columns + plan.entries[i].row * wanted.width : nullptr;
+  const auto kernel = [&](void** pointers, Piece* piece, int64_t count) {
+    pointers[wanted.reads] = sums;  // which it adds to
+    pointers[wanted.reads + 1] = piece;
+    wanted.kernel(pointers, columns, count);
+  };
+  if (wanted.in_blocks && !plan.found(i).param()->is_contiguous())
+    return run_tiles(plan, i, begin, end, wanted.operands.data(), wanted.reads, false, room, kernel);
   for (int64_t n; begin < end; begin += n) {
     const int64_t into = begin % row;
     n = into || end - begin < row ? std::min(row - into, end - begin) : (end - begin) / row * row;
     void* pointers[kMostTensors + 2];
-    for (int k = 0; k < wanted.reads; ++k) {
-      const int operand = wanted.operands[k];
-      const auto before = [&](int64_t length) { return values_of(plan.axes[operand], plan.sizes[operand], length); };
-      pointers[k] = plan.data(i, operand) + (begin / row * before(row) + before(into)) * plan.itemsize[operand];
-    }
-    pointers[wanted.reads] = sums;  // which it adds to
-    const Place& own = plan.places[i];
-    Piece piece{static_cast<int32_t>(own.offset + begin), static_cast<int32_t>(own.number), row};
-    pointers[wanted.reads + 1] = &piece;
-    wanted.kernel(pointers, columns, n);
+    for (int k = 0; k < wanted.reads; ++k) pointers[k] = block_at(plan, i, wanted.operands[k], begin, row);
+    run_piece(plan, i, begin, n, row, pointers, kernel);
   }
 }
 
@@ -699,14 +772,15 @@ std::vector<double> sums_over_parameters(const Plan& plan, const Sums& wanted, i
   std::vector<double> sums(blocks.size() * wanted.count), totals(wanted.rows * wanted.count);
   const int64_t total = plan.elements(), count = blocks.size();
   threads = static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(total / kWorkPerThread, count), 1, std::max(threads, 1)));
-  const auto run = [&](int64_t begin, int64_t end) {
+  if (!plan.room.empty()) threads = std::min<int>(threads, plan.room.size() / plan.room_each);
+  const auto run = [&](int64_t share, int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b)  // backwards: the update begins where the caches are still full of it
-      sum_block(plan, wanted, blocks[b].first, blocks[b].second, &sums[b * wanted.count]);
+      sum_block(plan, wanted, blocks[b].first, blocks[b].second, &sums[b * wanted.count], plan.room_of(share));
   };
   if (threads == 1) {
-    run(0, count);
+    run(0, 0, count);
   } else {
-    for_each_share(threads, [&](int64_t t) { run(count * t / threads, count * (t + 1) / threads); });
+    for_each_share(threads, [&](int64_t t) { run(t, count * t / threads, count * (t + 1) / threads); });
   }
   for (int64_t b = 0; b < count; ++b) {
     double* const total = &totals[wanted.columns ? plan.entries[blocks[b].first].row * wanted.count : 0];

@@ -68,7 +68,8 @@ def bits_of(entry: Entry, cut: Blocks | None = None) -> Bits:
         param, device = as_real(entry.param), entry.param.device
         number = torch.full((), entry.number, dtype=torch.int64, device=device)
         element = torch.arange(param.numel(), dtype=torch.int32, device=device) + entry.offset
-        if not is_distributed(param) and is_dense(param):  # in the order of memory, as kernels count them
+        # In the order of memory, as kernels count them; in blocks by the shape, which those follow.
+        if cut is None and not is_distributed(param) and is_dense(param):
             element = element.as_strided(param.shape, param.stride())
         element = element.reshape(param.shape)
         element = element if cut is None else cut.into(element, ELEMENTS)
