@@ -16,18 +16,6 @@ def dimensions(param: Any) -> int:
     return int(param.ndim)
 
 
-def merged(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """A shape whose neighbouring dimensions are one, from the first on, for as long as that is not longer than `most`."""
-    found, size = [], 1
-    for each in shape:
-        if size * each <= most:
-            size *= each
-            continue
-        found += [size if size > 1 else each]
-        size = each if size > 1 else 1
-    return (*found, size) if size > 1 or not found else tuple(found)
-
-
 def wide(param: Tensor) -> torch.dtype:
     """What a matrix is kept in: eigenvectors and triangular factors say nothing in a half type."""
     return torch.float32 if param.dtype in HALF else param.dtype

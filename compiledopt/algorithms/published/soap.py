@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from compiledopt.algorithms.across import gram
 from compiledopt.algorithms.bases import eigenbasis, turned
 from compiledopt.algorithms.directions import adam_direction, add_gram, moved_along, of_size_one
-from compiledopt.algorithms.matrices import along, merged, square
+from compiledopt.algorithms.matrices import along
+from compiledopt.algorithms.merging import dimensions_seen, matrix_seen, with_merge_dims
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
-_square = square("max_precond_dim")
-
-
-def _shape(param: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
-    """How a parameter is seen: tensors of more dimensions may have some of them as one."""
-    return merged(param.shape, options["max_precond_dim"]) if options["merge_dims"] and param.ndim > 1 else tuple(param.shape)
-
-
-def _dimensions(param: Any, options: Mapping[str, Any]) -> int:
-    return len(_shape(param, options))
-
-
-def _matrix(param: Any, index: int, options: dict[str, Any]) -> Any:
-    seen = torch.empty(_shape(param, options), dtype=param.dtype, device="meta")
-    made = _square(seen, index, options) if param.ndim > 1 or options["precondition_1d"] else None
-    return None if made is None else torch.zeros(made.shape, dtype=made.dtype, device=param.device)
-
 
 @rule(
     scalars=("step",),
-    lists={"GG": _dimensions, "Q": _dimensions},
-    initial={"GG": _matrix, "Q": _matrix},
+    lists={"GG": dimensions_seen, "Q": dimensions_seen},
+    initial={"GG": matrix_seen, "Q": matrix_seen},
     static=("max_precond_dim", "precondition_1d", "precondition_frequency", "merge_dims"),
     branches=("first",),
     every={"due": ("precondition_frequency", 1)},
@@ -45,6 +26,7 @@ def _matrix(param: Any, index: int, options: dict[str, Any]) -> Any:
     never_negative=("exp_avg_sq",),
 )
 @with_maximize
+@with_merge_dims
 def soap(
     param,
     grad,
@@ -54,50 +36,19 @@ def soap(
     GG,
     Q,
     *,
-    max_precond_dim,
-    precondition_1d,
-    precondition_frequency,
-    merge_dims,
     lr,
     betas,
     shampoo_beta,
     eps,
     weight_decay,
+    max_precond_dim,
+    precondition_1d,
+    precondition_frequency,
     normalize_grads,
     correct_bias,
     due,
     first,
 ):
-    known = {"lr": lr, "betas": betas, "shampoo_beta": shampoo_beta, "eps": eps, "weight_decay": weight_decay}
-    known |= {"normalize_grads": normalize_grads, "correct_bias": correct_bias, "due": due, "first": first}
-    if not merge_dims or param.ndim < 2:
-        return in_bases(param, grad, step, exp_avg, exp_avg_sq, GG, Q, **known)
-    shape = merged(param.shape, max_precond_dim)
-    new, grad, m, v = (one.reshape(shape) for one in (param, grad, exp_avg, exp_avg_sq))
-    new, step, m, v, GG, Q = in_bases(new, grad, step, m, v, GG, Q, **known)
-    return new.reshape(param.shape), step, m.reshape(param.shape), v.reshape(param.shape), GG, Q
-
-
-def in_bases(
-    param: Any,
-    grad: Any,
-    step: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    GG: Any,
-    Q: Any,
-    *,
-    lr: Any,
-    betas: Any,
-    shampoo_beta: Any,
-    eps: Any,
-    weight_decay: Any,
-    normalize_grads: Any,
-    correct_bias: Any,
-    due: Any,
-    first: Any,
-) -> Any:
-    """The update in the eigenbases of the matrices, of a parameter as it is seen."""
     beta = torch.where(shampoo_beta >= 0, shampoo_beta, betas[1])
     plain = all(matrix is None for matrix in GG)
     if not plain and first:
