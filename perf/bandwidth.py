@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from common import append, circumstances
@@ -20,16 +22,17 @@ import compiledopt
 ALGORITHMS = [name for name in OPTIONS if getattr(compiledopt, name).rule.elementwise]
 
 
-def rate(name: str, shapes: str, seconds: float) -> dict[str, object]:
-    ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **OPTIONS[name])
+def rate(name: str, shapes: str, seconds: float, options: Mapping[str, Any]) -> dict[str, object]:
+    ours = getattr(compiledopt, name)(model(SHAPES[shapes](), torch.float32), **options)
     theirs = torchs("AdamW", fused=True)(model(SHAPES[shapes](), torch.float32))
+    ours.step()
     part = ours._explanation().parts[0]
     a, b = compare(theirs, ours, seconds, None)
     their_ms, our_ms = statistics.median(a) * 1e3, statistics.median(b) * 1e3
     adamw = 28 * part.elements  # bytes: param, grad and two moments read, all but grad written
     return {
         "optimizer": name,
-        "options": json.dumps(OPTIONS[name]),
+        "options": json.dumps(options),
         "shapes": shapes,
         "bytes_per_element": part.bytes_read_per_element + part.bytes_written_per_element,
         "their_ms": f"{their_ms:.4g}",
@@ -51,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name in arguments.optimizer:
-        rows.append(rate(name, arguments.shapes, arguments.seconds))
+        rows.append(rate(name, arguments.shapes, arguments.seconds, OPTIONS[name]))
         print(
             "{optimizer:9} {our_ms:>7} ms, {our_gb_s:>6} GB/s; AdamW of torch {their_gb_s:>6} GB/s; {quotient}".format(
                 **rows[-1]

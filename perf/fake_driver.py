@@ -150,7 +150,7 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime import driver
 
-    from compiledopt.backends.triton import devices, readiness
+    from compiledopt.backends.triton import devices, norm, passes_ready, readiness
 
     library, stream = _load(), Stream()
     fake = CudaDriver()
@@ -163,6 +163,8 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
         with (
             mock.patch.dict(os.environ, {"COMPILEDOPT_TRITON_ON_CPU": "1"}),
             mock.patch.object(readiness, "proved", return_value=None),
+            mock.patch.object(passes_ready, "proved", return_value=None),
+            mock.patch.object(norm, "proved", return_value=None),
             mock.patch.object(devices, "is_capturing", _no),
             mock.patch.object(torch.accelerator, "current_stream", stream.current),
         ):

@@ -25,17 +25,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent.parent))  # where nothing is installed, a copy of the files is enough
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
 import fake_driver
 import torch
+from catalog import CATALOG, MENU
 from common import RESULTS, append, circumstances, processor, read
 from shapes import SHAPES
 from step import OPTIONS, bitsandbytes, optimi, torchao
 
 import compiledopt
 from compiledopt.step import steady
-
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from catalog import CATALOG, MENU
 
 DEVICE = "cuda"
 MODELS = ("gpt2_small", "llama_1b", "resnet50", "vit_b16")

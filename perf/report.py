@@ -214,7 +214,9 @@ FIRST_KEPT = """The same with states in fewer bytes, on matrices of 64 × 64, ca
 BANDWIDTH = """Bytes that a step must move, over its time, for every elementwise algorithm and for torch's fused AdamW in turns.
 A step moves each tensor through memory once, and out of the caches no step is faster than memory."""
 PUBLISHED = """[The menu](menu.md) beside the packages it comes from, each with its defaults (`python perf/menu.py`). Where an
-algorithm has little state, torch's own operations move few bytes more than one pass does, and there is less to be gained."""
+algorithm has little state, torch's own operations move few bytes more than one pass does, and there is less to be gained.
+**Memory**: the bytes that our step must move over its time on 20 × 1,000,000, beside those of torch's fused AdamW in turns: at
+about 1 or more a step is as fast as the memory lets any step be, whatever the ratio."""
 FOR_MATRICES = """Those of [the menu](menu.md) that are for matrices, on the matrices of small transformers beside the packages
 (`python perf/menu.py`); where work on matrices is due every k steps, the steps without it and whole periods."""
 COMBINED = """A step of `Combined(Muon(matrices), AdamW(others))` against a step of each, one after the other, in turns
@@ -277,13 +279,21 @@ def published() -> str:
     pairs: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         pairs.setdefault((row["optimizer"], row["against"]), {})[row["shapes"]] = row
+    bytes_of = {(row["optimizer"], *_given(row)): row["quotient"] for row in read("menu_bytes.csv")}
     cells = []
     for (name, against), of in sorted(pairs.items()):
         executors = " + ".join(dict.fromkeys(row["executor"] for row in of.values()))
         figures = [[of[one][key] for key in ("our_ms", "ratio")] if one in of else ["–", "–"] for one in shapes]
-        cells.append([name, against, executors, *(cell for both in figures for cell in both)])
+        memory = bytes_of.get((name, *against.split(", ")[1:]), "–")
+        cells.append([name, against, executors, *(cell for both in figures for cell in both), memory])
     header = ["optimizer", "against", "ours runs", *(head for one in shapes for head in (f"{words(one)}: our ms", "ratio"))]
+    header.append("memory")
     return section("Published optimizers", PUBLISHED, rows, header, cells)
+
+
+def _given(row: Row) -> list[str]:
+    """What perf/menu.py gave to both, in the words of `against`."""
+    return [f"{name} {value}" for name, value in json.loads(row["options"]).items() if name != "lr"]
 
 
 def for_matrices() -> str:

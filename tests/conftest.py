@@ -30,6 +30,15 @@ def pytest_cmdline_main(config):
         option.numprocesses = WORKERS
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`-m gpu` is few files: the others would be imported in vain by each of its workers, and some need what a machine with a
+    GPU may lack (expecttest)."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if config.option.markexpr == "gpu" and is_test and "pytest.mark.gpu" not in collection_path.read_text():
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """What starts processes comes first, so that no worker is left with half a minute of it in the end."""
     items.sort(key=lambda item: item.get_closest_marker("processes") is None)

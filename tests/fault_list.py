@@ -26,7 +26,7 @@ def fault(name: str, file: str, find: str, put: str, *tests: str) -> None:
 
 
 def oracle(case: str, executor: str = "compiled", dtype: str = "float32") -> str:
-    return f"test_parity.py::test_error_against_the_oracle[{case}-{executor}-torch.{dtype}]"
+    return f"test_parity.py::test_error_against_the_oracle[{case}-torch.{dtype}-{executor}]"
 
 
 def states(case: str, executor: str = "compiled") -> str:
@@ -809,7 +809,30 @@ fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)"
 fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
 fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is, ++changes;", "(void)is;", f"{SEEN}[other_rate]")
 FAKE = "test_fake_driver.py"
-fault("triton:tables-not-brought", "steady.cpp", " && found == elsewhere.there)", ")", f"{FAKE}::test_tables_are_brought_once")
+BROUGHT = f"{FAKE}::test_tables_are_brought_once"
+fault("triton:tables-not-brought", "steady.cpp", " && found == elsewhere.there;", ";", BROUGHT)
+fault("triton:pointers-not-brought", "steady.cpp", "(same && pointers == elsewhere.pointers_there)", "(same)", BROUGHT)
+fault(
+    "triton:passes-not-proved",
+    "passes_ready.py",
+    "if (wrong := proved(kernel, program, dtypes, masks, device)) is not None:",
+    "if (wrong := None) is not None:",
+    f"{FAKE}::test_so_are_passes_and_norms[passes]",
+)
+fault(
+    "triton:norm-not-proved",
+    "norm.py",
+    "if (wrong := proved(kernel, columns, len(program.columns), dtype, scalar, device)) is not None:",
+    "if (wrong := None) is not None:",
+    f"{FAKE}::test_so_are_passes_and_norms[norm]",
+)
+fault(
+    "triton:only-row-measured",
+    "kernels.py",
+    'f"tl.load(table + {i})" if i in measured else f"c{i}"',
+    'f"c{i}"',
+    "interpreted_captures.py::test_a_first_step_under_inference_mode[around-False]",
+)
 fault(
     "triton:states-not-looked-up",
     "steady.cpp",

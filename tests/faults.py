@@ -93,7 +93,7 @@ def _answer(request: dict[str, Any]) -> None:
         else:
             import pytest
 
-            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *request["tests"]]))
+            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "", "--tb=line", *request["tests"]]))
     finally:
         os.sys.stdout.flush()  # type: ignore[attr-defined]
         os._exit(status)

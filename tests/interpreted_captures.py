@@ -617,8 +617,10 @@ def test_what_fails_in_a_steady_step(on_device, monkeypatch):
     for _ in range(5):
         optimizer.step()
     assert taken(optimizer)
-    for place, name in ((tables.Tables, "update"), (tables.Tables, "run"), (Clipping, "measure")):
+    for place, name in ((tables.Tables, "point"), (tables.Tables, "update"), (tables.Tables, "run"), (Clipping, "measure")):
         params[0].grad = params[0].grad.clone()
+        if name == "update":
+            params[0].data = params[0].data.clone()
         before = snapshot(optimizer)
 
         def short(*_, **__):

@@ -1,15 +1,21 @@
 """Rules that reduce, on CPU tensors under Triton's interpreter: run by test_triton.py in a process of its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from catalog import CATALOG, MENU
 from helpers import Gradients, flat, parameters, rms, run
 from simulated import capture
 
 import compiledopt
+from compiledopt import around
 from compiledopt.backends.triton import batch as batches
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import shaped, tables
-from compiledopt.backends.triton.reducing import TILES
+from compiledopt.backends.triton import passes_ready, shaped, tables
+from compiledopt.backends.triton.reducing import TILES, reducing_kernel
+from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.rules.traced import traced
 
 # Small matrices, a stack of them, one column, one row, vectors, none, 0-dim: tiles of every form, and ragged at their ends.
 SMALL = [(40, 50), (301,), (3, 4, 3, 3), (7, 1), (0,), ()]
@@ -161,3 +167,41 @@ def test_every_tile_is_the_best_of_some_shape():
         shapes = [(1, 4096, 4096), (1, 1, 100_000), (1, 60_000, 10), (10_000, 3, 3), (10_000, 1, 1)]
         found = {shaped.tiles(shaped.Kind(axes), shape, False)[1] for shape in shapes}
         assert found == set(forms), axes
+
+
+def passes_of(make, dtype, shape, **options):
+    """What passes_ready.difference is asked of a rule: with all forms of tiles that it knows tensors of."""
+    param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+    optimizer = make([param], **options)
+    group = optimizer.param_groups[0]
+    known = traced(around.derived(optimizer.rule_of(group), group, param=param), group)
+    variant, dtypes = known.variant(param), (dtype, dtype, *known.dtypes_of(param).values())
+    kernel = reducing_kernel(variant.passes, dtypes)
+    every = passes_ready.FLAT if variant.passes.is_flat else passes_ready.SHAPES
+    return kernel, variant.program, dtypes, masks_of(kernel, every), torch.device("cpu")
+
+
+@pytest.mark.parametrize("wrong", ["tl.sum(", *(pytest.param(one, marks=pytest.mark.slow) for one in ("larger(", "tl.store("))])
+def test_a_kernel_with_a_fault_does_not_prove_itself(wrong, monkeypatch):
+    monkeypatch.setattr(passes_ready, "SHAPES", passes_ready.SHAPES[:1])
+    kernel, *given = passes_of(Extremes, torch.float32, (40, 50))
+    stages = kernel.stages
+    assert passes_ready.difference(kernel, *given) is None
+    mends = {"tl.sum(": "0.99 * tl.sum(", "larger(": "smaller(", "tl.store(": "tl.store(32 + "}
+    sources = [stage.source.replace(f" {wrong}", f" {mends[wrong]}") for stage in stages]
+    assert any(source != stage.source for source, stage in zip(sources, stages, strict=True))
+    faulty = replace(kernel, stages=tuple(replace(stage, source=s) for stage, s in zip(stages, sources, strict=True)))
+    assert "are not what the for-loop computes" in passes_ready.difference(faulty, *given)
+
+
+REDUCING = [one for one in {**CATALOG, **MENU}.values() if one.rule is not None and one.reduces]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", REDUCING, ids=str)
+def test_every_rule_that_reduces_proves_itself(one):
+    """Else it would be refused where nothing is wrong."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((64, 96), (300,)) if one.takes_vectors else ((64, 96),):
+            found = passes_ready.difference(*passes_of(one.ours, dtype, shape, **one.promised))
+            assert found is None, (dtype, shape, found)

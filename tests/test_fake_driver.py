@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import compiledopt
-from compiledopt.backends.triton import proof, readiness, tables
+from compiledopt.backends.triton import norm, passes_ready, proof, readiness, tables
+from compiledopt.errors import CompileError
 from compiledopt.step import steady as steadying
 
 
@@ -65,21 +66,36 @@ def test_launches_of_a_steady_step(launches, options, expected):
 
 
 def test_tables_are_brought_once(launches, monkeypatch):
-    """Nothing but the launch remains where nothing changed; other gradients are brought, in the same native step."""
-    optimizer, brought, update = compiledopt.AdamW(params := model(), compiled=True), [], tables.Tables.update
-    monkeypatch.setattr(tables.Tables, "update", lambda *given: brought.append(1) or update(*given))
+    """Nothing but the launch remains where nothing changed; other gradients are pointed to, in the same native step, and all is
+    brought where a parameter moved."""
+    optimizer, brought = compiledopt.AdamW(params := model(), compiled=True), []
+    for name in ("update", "point"):
+        plain = getattr(tables.Tables, name)
+        monkeypatch.setattr(tables.Tables, name, lambda *given, n=name, plain=plain: brought.append(n) or plain(*given))
+
+    def steps_and_brings(*names):
+        steps = taken(optimizer)
+        brought.clear()
+        optimizer.step()
+        assert taken(optimizer) == steps + 1 and brought == list(names)
+        (batch,) = optimizer._stepper.plan.batches
+        states = ([optimizer.state[param][name] for name in ("exp_avg", "exp_avg_sq")] for param in params)
+        there = [tensor.data_ptr() for param, own in zip(params, states, strict=True) for tensor in (param, param.grad, *own)]
+        assert batch.tables.pointers.tolist() == there
+
     for _ in range(5):
         optimizer.step()
-    steps = taken(optimizer)
-    brought.clear()
-    optimizer.step()
-    assert brought == [] and taken(optimizer) == steps + 1
+    steps_and_brings()
     params[2].grad = torch.ones_like(params[2])
-    optimizer.step()
-    assert brought == [1] and taken(optimizer) == steps + 2
+    steps_and_brings("point")
+    params[1].grad = torch.ones_like(params[1])
+    params[2].data = torch.ones_like(params[2])
+    steps_and_brings("update")
+    steps_and_brings()
+    params[0].grad = torch.ones_like(params[0])
+    steps_and_brings("point")
     optimizer.param_groups[0]["lr"] = 0.5
-    optimizer.step()
-    assert brought == [1] and taken(optimizer) == steps + 3, "the rate is an argument of the kernel"
+    steps_and_brings()  # the rate is an argument of the kernel
 
 
 def test_threads_step_optimizers_of_their_own(launches):
@@ -148,3 +164,28 @@ def test_a_driver_that_does_nothing_is_found_out(driver, monkeypatch, tmp_path):
             assert optimizer.executor == "for-loop" and float(params[0][0].detach()) != 1.0
             assert len(launches()) == count
             readiness._ready.clear()
+
+
+@pytest.mark.parametrize("of", ["passes", "norm"])
+def test_so_are_passes_and_norms(driver, monkeypatch, tmp_path, of):
+    """Each with the reason, which is on the disk the second time."""
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    module, options, words = {
+        "passes": (passes_ready, {}, "a tensor of 1 × 1 × 1040: 1040 elements of param are not what the for-loop computes"),
+        "norm": (norm, {"max_grad_norm": 1.0}, "2 elements of the norm are not what the for-loop computes"),
+    }[of]
+    name, plain = "LAMB" if of == "passes" else "AdamW", module.proved
+    with driver.installed() as launches, mock.patch.object(module, "proved", plain):
+        counts = []
+        for _ in range(2):
+            launches()
+            optimizer = getattr(compiledopt, name)(params := model(), **options)
+            with pytest.warns(UserWarning, match=f"the kernel cannot run on cpu: .*does not compute what it should: {words}"):
+                optimizer.step()
+            assert optimizer.executor == "for-loop" and float(params[0][0].detach()) != 1.0
+            counts.append(len(launches()))
+            readiness._ready.clear()
+        assert counts[0] > counts[1]
+        with pytest.raises(CompileError, match="does not compute what it should"):
+            getattr(compiledopt, name)(model(), compiled=True, **options).step()

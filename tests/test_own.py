@@ -108,7 +108,7 @@ def test_lion_against_its_authors(executor, maximize):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("case", LION.cases, ids=str)
 def test_error_against_the_oracle(case, executor, dtype):
-    test_parity.test_error_against_the_oracle(case, executor, dtype)
+    test_parity.test_error_against_the_oracle(case, dtype, executor)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -132,7 +132,7 @@ def test_a_rule_that_is_not_its_reference_is_noticed():
     wrong = Algorithm(Wrong, LION.configurations, reference=PlainLion)
     for executor in EXECUTORS:
         with pytest.raises(AssertionError):
-            test_parity.test_error_against_the_oracle(wrong.cases[0], executor, torch.float32)
+            test_parity.test_error_against_the_oracle(wrong.cases[0], torch.float32, executor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)

@@ -1,6 +1,7 @@
 """perf/gpu.py where there is no GPU: which rows it writes, when, and in which order."""
 
 import csv
+import os
 import subprocess
 import sys
 import time
@@ -145,3 +146,14 @@ def test_every_part_runs(gpu, monkeypatch, capsys):
     assert failed == 0, told.err
     assert all(": ModuleNotFoundError: " in line for line in told.err.splitlines()), told.err
     assert {line.split()[0] for line in told.out.splitlines()} == set(parts)
+
+
+def test_the_tests_of_gpus_are_found_without_expecttest():
+    """And without importing the others: of 12 workers each would, before the first of them runs."""
+    code = "import sys, pytest; sys.modules['expecttest'] = None; code = pytest.main(sys.argv[1:]); "
+    code += "sys.exit(10 * ('test_optimizer' in sys.modules) + code)"
+    command = [sys.executable, "-c", code, "-m", "gpu", "--collect-only", "-p", "no:cacheprovider"]
+    given = {**os.environ, "TRITON_INTERPRET": "1", "COMPILEDOPT_TRITON_ON_CPU": "1"}
+    done = subprocess.run(command, cwd=PERF.parent, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/test_gpu.py" in done.stdout and "tests/test_gpu_parts.py" in done.stdout

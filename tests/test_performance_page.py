@@ -66,10 +66,14 @@ def test_the_menus_table_has_a_line_for_each_algorithm(monkeypatch):
 
     rows = [row("Yogi", "even", "3.0", "3.00"), row("Yogi", "many_small", "0.1", "20.0"), row("Yogi", "even", "2.0", "4.50")]
     rows += [row("Lion", "many_small", "0.2", "30.0")]
-    monkeypatch.setattr(report, "read", lambda file: rows if file == "menu.csv" else [])
+    rows += [{**row("Lion", "even", "5.0", "3.00"), "against": "timm.Lion, momentum 0.9"}]
+    bounds = [{"optimizer": "Lion", "options": '{"lr": 0.001, "momentum": 0.9}', "quotient": "0.97"}]
+    bounds += [{"optimizer": "Yogi", "options": '{"lr": 0.001}', "quotient": "1.02"}]
+    monkeypatch.setattr(report, "read", lambda file: {"menu.csv": rows, "menu_bytes.csv": bounds}.get(file, []))
     lines = report.published().splitlines()
-    assert "| Lion | timm.Lion | compiled | – | – | 0.2 | 30.0 |" in lines
-    assert "| Yogi | timm.Yogi | compiled | 2.0 | 4.50 | 0.1 | 20.0 |" in lines
+    assert "| Lion | timm.Lion | compiled | – | – | 0.2 | 30.0 | – |" in lines
+    assert "| Lion | timm.Lion, momentum 0.9 | compiled | 5.0 | 3.00 | – | – | 0.97 |" in lines
+    assert "| Yogi | timm.Yogi | compiled | 2.0 | 4.50 | 0.1 | 20.0 | 1.02 |" in lines
     monkeypatch.setattr(report, "read", lambda file: [])
     assert report.published() == report.combined() == ""
     pair = {"shapes": "width 64, 4 layers", "their_ms": "9", "our_ms": "9", "ratio": "1.00"}

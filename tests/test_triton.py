@@ -148,6 +148,35 @@ def test_ptx(case, dtype, arch):
         assert built.spills <= 16 and built.registers <= 80
 
 
+AMD = ("hip", "gfx942", 64)  # of an MI300
+
+
+def for_amd(kernel, **how):
+    """(assembler, registers spilled)"""
+    made = triton.compiled_for(kernel, AMD, **how)["amdgcn"]
+    return made, int(re.search(r"\.vgpr_spill_count:\s+(\d+)", made).group(1))
+
+
+def test_kernels_compile_for_amd():
+    """Warps of 64 threads, and none of NVIDIA's names: an elementwise kernel with vector loads, states in 4 bits, the norm, and
+    all launches of a rule that reduces."""
+    pytest.importorskip("triton.backends.amd", reason="this triton has no backend for AMD's GPUs")
+    param = torch.nn.Parameter(torch.empty(1024, 1024, device="meta"))
+    for options, loads in (({"max_grad_norm": 1.0}, 4), ({"state_dtype": "int4"}, 2)):
+        group = compiledopt.AdamW([param], **options).param_groups[0]
+        known = traced(around.derived(compiledopt.AdamW.rule, group, param=param), group)
+        dtypes = (torch.float32, torch.float32, *known.dtypes_of(param).values())
+        made, spilled = for_amd(triton.kernel(known.program, dtypes))
+        assert len(re.findall("global_load_dwordx4", made)) == loads and spilled == 0
+    made, spilled = for_amd(norm._kernel(torch.float32, (), 1), warps=norm.WARPS)
+    assert "global_atomic_add" in made and spilled == 0
+    known = traced(compiledopt.Adafactor.rule, compiledopt.Adafactor([param]).param_groups[0])
+    variant = known.variant(param)
+    kernel = reducing_kernel(variant.passes, (torch.float32, torch.float32, *known.dtypes_of(param).values()))
+    for stage, kinds in zip(kernel.stages, masks_of(kernel, [(1, 1024, 1024)]), strict=True):
+        assert for_amd(stage, warps=kernel.warps, kinds=kinds)[1] == 0
+
+
 def test_half_types_are_rounded_once():
     case = next(c for c in CASES if str(c) == "AdamW-default")
     for dtype, word in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):

@@ -121,6 +121,8 @@ class Batch(ABC):
     goes_beside: ClassVar[bool] = False
     # Whether another executor takes over where `prepare` refuses at once: the launcher's checks are stricter than torch's.
     falls_back: ClassVar[bool] = False
+    # Why it refused, where that is no tensor's fault.
+    refused: str | None = None
 
     @abstractmethod
     def prepare(self) -> bool:

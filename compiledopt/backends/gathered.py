@@ -173,8 +173,7 @@ class GatheredBatch(Batch):
 
     def prepare(self) -> bool:
         """Read and check every tensor, and fill the table; nothing is written. False: the plan no longer fits."""
-        threads = torch.get_num_threads()
-        staged = self._stage()
+        threads, staged = self._threads(), self._stage()
         status = REGROUP
         if self.rows:
             self._fill_table() if not self.is_measured else self._expect()
@@ -188,6 +187,10 @@ class GatheredBatch(Batch):
         # The launch holds references to the tensors, so the copies may go when it is over.
         self.copies = staged
         return bool(status == READY)
+
+    def _threads(self) -> int:
+        """Of the host, which read the tensors."""
+        return torch.get_num_threads()
 
     @property
     def is_clipped(self) -> bool:

@@ -21,8 +21,9 @@ from compiledopt.backends.once import values_once
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
-from compiledopt.rules.program import BLOCKS, Argument, Node, Program
+from compiledopt.rules.program import BLOCKS, REDUCTIONS, Argument, Node, Program
 from compiledopt.rules.random import bits_at
+from compiledopt.rules.reductions import reduced
 
 Arithmetic = Mapping[str, Callable[..., torch.Tensor]]
 Bits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # what gives 32 random bits for each element, of (seed, step)
@@ -78,6 +79,8 @@ def evaluate(
             values[node] = bits(*(_as_tensor(arg, tensors[0].device, torch.float64) for arg in args))
         elif node.op in special:
             values[node] = special[node.op](*(_as_tensor(arg, tensors[0].device, compute) for arg in args))
+        elif node.op in REDUCTIONS:
+            values[node] = reduced(node, args[0])
         elif node.op in SCALES:
             values[node] = SCALES[node.op](args[0], int(args[1]))
         elif node.op in COMPOSED:

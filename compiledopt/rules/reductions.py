@@ -17,7 +17,20 @@ import torch
 
 from compiledopt.rules.collector import Collector
 from compiledopt.rules.composed import SCALES
-from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, REDUCTIONS, Argument, Node, Program, node_args
+from compiledopt.rules.program import (
+    BLOCKS,
+    COLUMNS,
+    ELEMENTS,
+    MATRICES,
+    NUMBER,
+    PACKED,
+    REDUCTIONS,
+    ROWS,
+    Argument,
+    Node,
+    Program,
+    node_args,
+)
 
 # Where an operand of a pass lives: among the tensors of the rule; in a buffer that is kept between passes; in a tile that is
 # reduced at once; among the 0-dim numbers of a parameter.
@@ -110,6 +123,14 @@ class Passes:
 def cut(program: Program) -> Passes:
     """Cut a program at its reductions."""
     return _Cutter(program).passes()
+
+
+def reduced(node: Node, value: torch.Tensor) -> torch.Tensor:
+    """A reduction of a program by torch's operations. value: its argument, of three dimensions: matrices, rows, columns."""
+    (arg,) = node_args(node)
+    over = [dim for dim, axis in enumerate((MATRICES, ROWS, COLUMNS)) if arg.axes & axis and not node.axes & axis]
+    found: torch.Tensor = getattr(value, node.op)(over, keepdim=True) if over else value
+    return found
 
 
 class _Cutter:

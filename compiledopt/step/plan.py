@@ -130,8 +130,9 @@ class Plan:
             if not batch.falls_back or batch.prepare():
                 settled.append(batch)
                 continue
+            reason = batch.refused or "a gradient or state is not a plain dense tensor"
             for entry in batch.entries:
-                fall_back(entry, self.owner.groups[entry.group], "a gradient or state is not a plain dense tensor")
+                fall_back(entry, self.owner.groups[entry.group], reason)
             warn_of_fallbacks(batch.entries, self.owner.groups, self.owner.name, self.owner.reasons)
             settled += self._batches(batch.entries)
         return settled

@@ -288,7 +288,8 @@ INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & 
 EXTREME(larger_of, >, larger)
 EXTREME(smaller_of, <, smaller)
 
-// Of functions.h, element by element: loops that the compiler makes vectors of again, by itself.
+// Of functions.h, where that stands before, element by element: loops that the compiler makes vectors of again, by itself.
+#ifdef EACH_OF_ONE
 #define OF_ONE_LANE(name)                                              \
   INLINE float name(float a) { return name##_of(a); }                  \
   INLINE F name(F a) {                                                 \
@@ -307,6 +308,7 @@ EXTREME(smaller_of, <, smaller)
   }
 EACH_OF_ONE(OF_ONE_LANE)
 EACH_OF_TWO(OF_TWO_LANES)
+#endif
 
 // Of a block, the largest finite size among the first `count`. Sizes are in the order of their bits; what is not finite is left
 // out where there is any, and the result has a minus there if it is to be marked.

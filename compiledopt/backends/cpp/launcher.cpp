@@ -29,6 +29,8 @@ using Kernel = void (*)(void* const* pointers, const double* scalars, int64_t le
 constexpr int64_t kAlignment = 64;          // elements: a share starts on whole cache lines and whole vectors
 // Parameters: likewise (perf/step.py --between emptied --shapes tiny many_small).
 constexpr int64_t kEntriesPerThread = 128;
+// Of what is launched elsewhere: the threads of the host sleep there, and waking one takes as long as reading some hundred.
+constexpr int64_t kEntriesPerSleeper = 1024;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
 constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;

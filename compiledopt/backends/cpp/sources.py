@@ -26,7 +26,7 @@ def kernel_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         function = blocks.with_headers(blocks.source(program, dtypes, _body, C_TYPES[compute_dtype(dtypes)]))
     else:
         function = _function(program, dtypes)
-    return "\n".join([loops(), prefix(), functions.HEADER, *random, *function, ""])
+    return "\n".join([loops(), prefix(), *functions.header(function), *random, *function, ""])
 
 
 def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
@@ -46,7 +46,7 @@ def passes_source(passes: Passes, dtypes: Sequence[torch.dtype]) -> str:
         lines += [f"// pass {index}", *made]
     if any(sweep.program.blocks for sweep in passes.sweeps):
         lines = blocks.with_headers(lines)
-    return "\n".join([loops(), prefix(), functions.HEADER, *bits, *lines, 'extern "C" void run() {}', ""])
+    return "\n".join([loops(), prefix(), *functions.header(lines), *bits, *lines, 'extern "C" void run() {}', ""])
 
 
 def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
@@ -68,7 +68,7 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
         f"constexpr int64_t kStretch = {max(1, STRETCH // block) * block};",
         f"struct {{ int64_t bytes, axes, size; }} constexpr kOperands[] = {{{operands}}};",
     ]
-    return "\n".join([loops(), prefix(), functions.HEADER, *bits, *values, shared(), *numbers, totals()])
+    return "\n".join([loops(), prefix(), *functions.header(values), *bits, *values, shared(), *numbers, totals()])
 
 
 def totals() -> str:

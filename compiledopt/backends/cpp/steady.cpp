@@ -151,11 +151,13 @@ void commit_what_is_there(Plan& plan, const Rows& rows) {
 }
 
 // What Python does for a batch whose kernel is launched by others: bring its tables to where that is, after a gather that found
-// other tensors than the one before, or other numbers; take the table of scalars; and launch.
+// other tensors than the one before, or other numbers; point to other gradients, where nothing else changed; take the table of
+// scalars; and launch.
 struct Elsewhere {
-  Owned bring, take, launch;
-  std::vector<int64_t> there, found;  // what was brought, and what the last gather found
-  int64_t changes = -1;               // of the groups, when it was
+  Owned bring, point, take, launch;
+  // What was brought, and what the last gather found: all but where gradients are; and the pointers of the kernel's table.
+  std::vector<int64_t> there, found, pointers_there, pointers;
+  int64_t changes = -1;  // of the groups, when it was
 
   explicit operator bool() const { return launch.get() != nullptr; }
 };
@@ -183,8 +185,8 @@ struct Part {
   // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it.
   // with_numbers: whether those of the groups are brought too.
   bool brought(const std::vector<Group>& all, bool with_numbers) {
-    std::vector<int64_t>& found = elsewhere.found;
-    found.clear();
+    std::vector<int64_t>&found = elsewhere.found, &pointers = elsewhere.pointers;
+    found.clear(), pointers.clear();
     int64_t changes = 0;
     for (const Group& group : all) {
       if (with_numbers) changes += group.changes;
@@ -198,17 +200,24 @@ struct Part {
     for (int64_t i = 0; i < plan->count(); ++i) {
       if (!plan->has_gradient(i)) continue;
       found.push_back(i);
-      for (int k = 0; k < plan->operands; ++k) found.push_back(reinterpret_cast<int64_t>(plan->data(i, k)));
+      for (int k = 0; k < plan->operands; ++k) {
+        pointers.push_back(reinterpret_cast<int64_t>(plan->data(i, k)));
+        if (k != kGrad) found.push_back(pointers.back());
+      }
       for (int k = 0; k < plan->scalar_states && plan->device_scalars; ++k)
         found.push_back(reinterpret_cast<int64_t>(data_of(plan->found(i).scalar(k), true)));
       const auto sizes = plan->found(i).param()->sizes();
       found.insert(found.end(), sizes.begin(), sizes.end());
     }
-    if (elsewhere.changes == changes && found == elsewhere.there) return true;
+    const bool same = elsewhere.changes == changes && found == elsewhere.there;
+    if (same && pointers == elsewhere.pointers_there) return true;
     elsewhere.changes = -1;
-    const Owned done = Owned::checked(PyObject_CallNoArgs(elsewhere.bring.get()));
+    const Owned given = same ? bytes_of(pointers) : Owned();
+    const Owned done = Owned::checked(same ? PyObject_CallOneArg(elsewhere.point.get(), given.get())
+                                            : PyObject_CallNoArgs(elsewhere.bring.get()));
     if (done.get() != Py_True) return false;
     elsewhere.there.swap(found);
+    elsewhere.pointers_there.swap(pointers);
     elsewhere.changes = changes;
     return true;
   }
@@ -319,11 +328,14 @@ bool is_as_before(Steady& steady, PyObject* optimizer) {
       std::none_of(steady.quiet.begin(), steady.quiet.end(), says_yes);
 }
 
+bool has_many_entries(const Part& part) {
+  return part.plan->count() >= 2 * (part.elsewhere ? kEntriesPerSleeper : kEntriesPerThread);
+}
+
 // torch's number of threads, asked for where there is work for several.
 int threads_for(const Steady& steady, bool gathered) {
   const bool several = std::any_of(steady.parts.begin(), steady.parts.end(), [&](const Part& part) {
-    return part.plan->count() >= 2 * kEntriesPerThread ||
-        (gathered && !part.elsewhere && part.plan->elements() >= 2 * kWorkPerThread);
+    return has_many_entries(part) || (gathered && !part.elsewhere && part.plan->elements() >= 2 * kWorkPerThread);
   });
   if (!several) return 1;
   const Owned number = Owned::checked(PyObject_CallNoArgs(steady.threads.get()));
@@ -339,7 +351,8 @@ bool prepare(Steady& steady) {
     const bool on_host = !part.plan->device_scalars;
     if (on_host) part.fill(steady.groups);
     const Rows rows = part.rows();
-    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, threads) != kReady) return false;
+    const int own = has_many_entries(part) ? threads : 1;
+    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady) return false;
     if (part.elsewhere && !part.brought(steady.groups, !on_host || steady.measure.get())) return false;
     if (part.elsewhere) part.hand_over();
   }
@@ -420,7 +433,7 @@ int steady_traverse(PyObject* self, visitproc visit, void* arg) {
     for (const Slot& slot : group.slots) Py_VISIT(slot.value.get());
   }
   for (const Part& part : steady.parts)
-    for (const Owned* one : {&part.object, &part.elsewhere.bring, &part.elsewhere.take, &part.elsewhere.launch})
+    for (const Owned* one : {&part.object, &part.elsewhere.bring, &part.elsewhere.point, &part.elsewhere.take, &part.elsewhere.launch})
       Py_VISIT(one->get());
   return 0;
 }
@@ -528,14 +541,16 @@ Group group_of(PyObject* described, int64_t numbers) {
   return made;
 }
 
-// What Python does for a batch that is launched elsewhere, (bring, take, launch), or None.
+// What Python does for a batch that is launched elsewhere, (bring, point, take, launch), or None.
 Elsewhere elsewhere_of(PyObject* described) {
   Elsewhere made;
   if (described == Py_None) return made;
-  PyObject** const calls = items_of(described, 3);
-  for (int i = 0; i < 3; ++i)
+  PyObject** const calls = items_of(described, 4);
+  Owned* const places[] = {&made.bring, &made.point, &made.take, &made.launch};
+  for (int i = 0; i < 4; ++i) {
     if (!PyCallable_Check(calls[i])) fail(PyExc_TypeError, "what Python does for a batch is callable");
-  made.bring = Owned::share(calls[0]), made.take = Owned::share(calls[1]), made.launch = Owned::share(calls[2]);
+    *places[i] = Owned::share(calls[i]);
+  }
   return made;
 }
 

@@ -67,7 +67,7 @@ def _part(batch: Any, numbers: Numbers) -> Any | None:
 def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "") -> Any | None:
     """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded, elsewhere). Mutates: numbers.
 
-    elsewhere: what Python does of it, (bring, take, launch); unknown: a number of the step that is 1 here.
+    elsewhere: what Python does of it, (bring, point, take, launch); unknown: a number of the step that is 1 here.
     """
     traced = batch.traced
     first = not batch.rows or any(first for _, first, *_ in batch.rows)

@@ -18,6 +18,7 @@ from compiledopt.backends.triton.norm import Squares, check_norm, fills_in
 from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.steady import steady
 from compiledopt.backends.triton.tables import Scalars
+from compiledopt.errors import CompileError
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import depends_on, value_of
 
@@ -50,11 +51,18 @@ class TritonBatch(GatheredBatch):
                 "Attempting CUDA graph capture of step() for an optimizer with capturable=False. "
                 "Pass capturable=True, so that nothing is read on the host."
             )
-        if not super().prepare():
+        if not super().prepare() or not self._has_uploaded():
             return False
-        self._upload()
         self._use_table()
         return True
+
+    def _has_uploaded(self) -> bool:
+        """Bring the tables to the device. False: a kernel is wrong for what it would work on, as `refused` says."""
+        try:
+            self._upload()
+        except CompileError as error:
+            self.refused = f"the kernel cannot run on {self.device}: {error}"
+        return self.refused is None
 
     def _upload(self) -> None:
         pointers, lengths, rows, _ = self.native.tables()
@@ -73,7 +81,11 @@ class TritonBatch(GatheredBatch):
 
     def _gathered(self, staged: list[torch.Tensor | None] | None) -> bool:
         """Read and check every tensor, whatever its row of scalars."""
-        return bool(self.native.gather(None, torch.get_num_threads(), staged) == READY)
+        return bool(self.native.gather(None, self._threads(), staged) == READY)
+
+    def _threads(self) -> int:
+        """The host's threads sleep, since the work is elsewhere."""
+        return 1
 
     def _extents(self, lengths: bytes) -> bytes:
         extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
@@ -88,9 +100,12 @@ class TritonBatch(GatheredBatch):
         return True
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
-        """The table that the launch fills in, and the bound of the norm of each row."""
+        """The table that the launch fills in, and the bound of the norm of each row. The rest of an only row are arguments."""
         if not self.fills_in:
             return None, ()
+        if len(self.rows) == 1:
+            self.columns = self.table[: self.triton.columns]
+            return self.tables.row(), self._bounds()
         self.columns = table = self.tables.fill(self._rows_of_columns())
         return table, self._bounds()
 
@@ -154,7 +169,11 @@ class TritonBatch(GatheredBatch):
     def bring(self) -> bool:
         """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit."""
         self.context.read()
-        self._upload()
+        return self._has_uploaded()
+
+    def point(self, pointers: bytes) -> bool:
+        """What `bring` does where gradients moved, and nothing else changed. pointers: as `Plan.tables` has them."""
+        self.tables.point(pointers)
         return True
 
     def take(self, table: bytes) -> None:

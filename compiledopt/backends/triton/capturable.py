@@ -224,7 +224,7 @@ class CapturableBatch(TritonBatch):
         if is_capturing(self.device):
             check_capture(self, ready)
         elif ready:
-            self._upload()
+            ready = self._has_uploaded()
         return ready
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
@@ -244,10 +244,7 @@ class CapturableBatch(TritonBatch):
 
     def bring(self) -> bool:
         self.context.read()
-        ready = self._reads_numbers_as_before()
-        if ready:
-            self._upload()
-        return ready
+        return self._reads_numbers_as_before() and self._has_uploaded()
 
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()

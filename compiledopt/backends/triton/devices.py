@@ -18,6 +18,8 @@ def ordinary(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):  # as within another: 3 µs less
+            return function(*args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
 

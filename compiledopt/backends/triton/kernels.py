@@ -26,10 +26,11 @@ from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Program
+from compiledopt.rules.program import Program, depends_on
 from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
+NORM = "grad_norm"
 PART = 256  # elements: two for each of 128 threads
 NAMES = bodies.NAMES
 # The names that a signature for triton.compile uses.
@@ -197,9 +198,10 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
     """The file around the body of `update`. used: the tensors that it reads or writes."""
     count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
+    measured = [i for i, node in enumerate(program.columns) if depends_on(node, NORM)]  # on the device, whatever the rows
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
-    scalars = [f"        s{i} = c{i}" for i in range(count)]
+    scalars = [f"        s{i} = " + (f"tl.load(table + {i})" if i in measured else f"c{i}") for i in range(count)]
     rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
     rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
     given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
@@ -301,6 +303,20 @@ def build_for(
 
     Raises: CompileError.
     """
+    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, one_row, kinds)["ptx"]
+    return Built(ptx, *_assembled(ptx, arch))
+
+
+def compiled_for(
+    kernel: TritonKernel,
+    target: tuple[str, int | str, int],
+    block: int = 1024,
+    warps: int = 4,
+    one_row: bool = True,
+    kinds: int = 0,
+) -> dict[str, Any]:
+    """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), ("hip", "gfx942", 64);
+    the rest as for `build_for`. Raises: CompileError."""
     try:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
@@ -314,11 +330,10 @@ def build_for(
         known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
-        made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+        return dict(compile(source, target=GPUTarget(*target), options={"num_warps": warps}).asm)
     except Exception as error:
-        raise CompileError(f"triton could not compile for sm_{arch}: {error!r}") from error
-    ptx = made.asm["ptx"]
-    return Built(ptx, *_assembled(ptx, arch))
+        name = f"sm_{target[1]}" if target[0] == "cuda" else target[1]
+        raise CompileError(f"triton could not compile for {name}: {error!r}") from error
 
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:

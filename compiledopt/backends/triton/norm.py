@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel
+from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import cut, launch
-from compiledopt.rules.program import Argument, Node, Program, depends_on
+from compiledopt.errors import CompileError
+from compiledopt.rules.program import Argument, Node, Program, depends_on, value_of
 from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8
-NORM, BOUND = "grad_norm", "max_grad_norm"
+BOUND = "max_grad_norm"
 # What a rule computes of the norm and its bound before it reads a tensor (around/clip.py).
 WRITTEN = {"add": "({} + {})", "sub": "({} - {})", "mul": "({} * {})", "div": "({} / {})", "gt": "({} > {})", "lt": "({} < {})"}
 WRITTEN |= {"where": "tl.where({}, {}, {})", "reciprocal": "(1.0 / {})", "sqrt": "tl.sqrt({})"}
@@ -98,9 +100,55 @@ def squares_kernel(
         pointers = upload([gradient.data_ptr()] * 2, device)
         squares.run(pointers, torch.zeros(2, dtype=torch.float64, device=device), True, None, ())
         synchronize(device)
+        if (wrong := proved(kernel, columns, len(program.columns), dtype, scalar, device)) is not None:
+            raise CompileError(f"{WRONG}: {wrong}")
 
     made_ready(kernel, device, run_on_nothing)
     return kernel
+
+
+def proved(
+    kernel: TritonKernel,
+    columns: dict[int, Node],
+    width: int,
+    dtype: torch.dtype,
+    scalar: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """What the launch does wrong on this device, or None. Asked once per machine. columns: of `width`, which it fills in."""
+    of = kernel.source, LENGTHS, OFFSETS, BLOCK
+    return remembered(of, device, lambda: _difference(kernel, columns, width, dtype, scalar, device))
+
+
+@ordinary
+def _difference(
+    kernel: TritonKernel,
+    columns: dict[int, Node],
+    width: int,
+    dtype: torch.dtype,
+    scalar: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """Two launches, one after the other, against sums by torch's operators in float64."""
+    generator, bounds = torch.Generator().manual_seed(0), [0.5, 1e6]
+    values = [torch.randn(length, generator=generator, dtype=torch.float64, device="cpu").to(dtype) for length in LENGTHS]
+    there = [on_device_at(value, offset, device) for value, offset in zip(values, OFFSETS, strict=True)]
+    squares = Squares(kernel, device, 2, scalar)
+    squares.update(array("q", LENGTHS).tobytes())
+    pointers = upload([address for value in there for address in (0, value.data_ptr())], device)
+    place = torch.zeros(2, dtype=torch.float64, device=device)
+    table = torch.zeros(len(bounds), max(1, width), dtype=scalar, device=device)
+    total = torch.stack([value.double().square().sum() for value in values]).sum()
+    for first in (True, False):
+        squares.run(pointers, place, first, table if columns else None, bounds if columns else ())
+        wanted = total if first else 2 * total
+        if (told := unlike("the norm", place.cpu(), torch.stack([wanted, wanted.sqrt()]), torch.float32)) is not None:
+            return told
+    given = {NORM: (2 * total).sqrt().expand(len(bounds)), BOUND: torch.tensor(bounds, dtype=torch.float64, device="cpu")}
+    for column, node in columns.items():
+        if (told := unlike(f"column {column}", table[:, column].cpu(), value_of(node, given), torch.float32)) is not None:
+            return told
+    return None
 
 
 def check_norm(

@@ -4,7 +4,8 @@ given to it. What it was found to do is kept on disk."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -30,6 +31,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 # many elements.
 APART = {torch.int8: 1, torch.uint8: 1, torch.int16: 256}
 SOME = {torch.int16: 64}
+WRONG = "it does not compute what it should"
 OTHERWISE = 16  # one in so many elements may be rounded otherwise by the same random bits; by others every second one is
 
 
@@ -37,11 +39,18 @@ def proved(
     kernel: triton.TritonKernel, program: Program, dtypes: Sequence[torch.dtype], device: torch.device, chosen: Config
 ) -> str | None:
     """What the kernel does wrong on this device, or None. Asked once per machine."""
+    of = kernel.source, chosen, LENGTHS, SHAPES, OFFSETS
+    return remembered(of, device, lambda: difference(kernel, program, dtypes, device, chosen))
+
+
+def remembered(of: tuple[Any, ...], device: torch.device, find: Callable[[], str | None]) -> str | None:
+    """What `find` says that a kernel does wrong, or None; asked once per kind of device and version of torch. of: what makes
+    the kernel, and what it is tried on."""
     place = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
-    name = cache.key("proved", kernel.source, place, chosen, torch.__version__, LENGTHS, SHAPES, OFFSETS)
+    name = cache.key("proved", of, place, torch.__version__)
     content = cache.load(f"{name}.txt")
     if content is None:
-        content = (difference(kernel, program, dtypes, device, chosen) or "").encode()
+        content = (find() or "").encode()
         cache.store(f"{name}.txt", content)
     return content.decode() or None
 
@@ -56,13 +65,16 @@ def difference(
     cases = [_Case(number, program, kernel.block) for number in range(len(ROWS))]
     for of in (ROWS, (0,) * len(ROWS)):
         given = [case.values(dtypes, generator) for case in cases]
-        found = [[_there(value, case.offset, device) for value in values] for case, values in zip(cases, given, strict=True)]
+        found = [
+            [on_device_at(value, case.offset, device) for value in values] for case, values in zip(cases, given, strict=True)
+        ]
         tables = Tables(kernel, device, chosen)
         extents = [number for case in cases for number in case.extents[: kernel.extents]]
         numbers = ([one.data_ptr() for values in found for one in values], extents, of)
         tables.update(*(array("q", each).tobytes() for each in numbers))
         flat = rows[:, : kernel.columns].reshape(-1).tolist()
-        tables.run(tables.fill(flat) if of is ROWS else flat[: kernel.columns])
+        table = tables.fill(flat if of is ROWS else flat[: kernel.columns])  # of an only row what is measured is there too
+        tables.run(table if of is ROWS else flat[: kernel.columns])
         for case, before, after, row in zip(cases, given, found, of, strict=True):
             if (wrong := case.wrong(before, after, rows[row, : kernel.columns])) is not None:
                 return f"tensor {case.number} of {case.length} elements: {wrong}"
@@ -115,14 +127,8 @@ class _Case:
             found = new.cpu()
             if node.axes == PACKED:  # code by code
                 found, wanted = self._codes(node, found), self._codes(node, wanted.to(old.dtype)).double()
-            apart = (found.double() - wanted).abs()[wanted.isfinite()]
-            largest = wanted[wanted.isfinite()].abs().max() if len(apart) else torch.tensor(0.0, device="cpu")
-            if old.dtype.is_floating_point:
-                wrong = ~(apart <= TOLERANCE[old.dtype] * (largest + 1e-3))
-            else:
-                wrong = torch.minimum(apart, 2 ** (8 * old.dtype.itemsize) - apart) > APART[old.dtype]
-            if (count := int(wrong.sum())) > (-(-len(wrong) // SOME[old.dtype]) if old.dtype in SOME else 0):
-                return f"{count} elements of {node.name} are not what the for-loop computes, by up to {float(apart.max()):.3g}"
+            if (told := unlike(node.name, found, wanted, old.dtype)) is not None:
+                return told
             count = int((new.cpu() != wanted.to(old.dtype)).sum()) if self._rounds(old.dtype) else 0
             if count > 1 + len(wanted) // OTHERWISE:
                 return f"{count} elements of {node.name} are not what the for-loop computes, but rounded otherwise"
@@ -162,7 +168,21 @@ class _Case:
         return bits_at(key(seed.long(), step.long(), number), element)
 
 
-def _there(value: torch.Tensor, offset: int, device: torch.device) -> torch.Tensor:
+def unlike(name: str, found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """How results differ from what the for-loop computes in float64, if by more than rounding. dtype: their own."""
+    apart = (found.double() - wanted).abs()[wanted.isfinite()]
+    largest = wanted[wanted.isfinite()].abs().max() if len(apart) else torch.tensor(0.0, device="cpu")
+    if dtype.is_floating_point:
+        wrong = ~(apart <= TOLERANCE[dtype] * (largest + 1e-3))
+    else:
+        wrong = torch.minimum(apart, 2 ** (8 * dtype.itemsize) - apart) > APART[dtype]
+    if (count := int(wrong.sum())) <= (-(-len(wrong) // SOME[dtype]) if dtype in SOME else 0):
+        return None
+    return f"{count} elements of {name} are not what the for-loop computes, by up to {float(apart.max()):.3g}"
+
+
+def on_device_at(value: torch.Tensor, offset: int, device: torch.device) -> torch.Tensor:
+    """A copy on the device, so many elements behind what is aligned."""
     room = torch.empty(offset + value.numel(), dtype=value.dtype, device=device)
     room[offset:].copy_(value)
     return room[offset:]

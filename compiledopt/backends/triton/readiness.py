@@ -10,10 +10,10 @@ import torch
 
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import passes_ready
 from compiledopt.backends.triton.devices import is_capturing, on_device, ordinary, synchronize
-from compiledopt.backends.triton.proof import proved
+from compiledopt.backends.triton.proof import WRONG, proved
 from compiledopt.backends.triton.reducing import ReducingKernel, reducing_kernel
-from compiledopt.backends.triton.shaped import ShapedTables, masks_of, run_on_nothing, shape_of
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.backends.triton.tuning import Config, candidates_for, config
 from compiledopt.errors import CompileError
@@ -43,6 +43,7 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
     def milliseconds(candidate: Config) -> float:
         tables = Tables(kernel, device, candidate)
         tables.update(*numbers)
+        tables.fill(row)
         for tensor in tensors:
             tensor.uniform_(0.5, 1.0) if tensor.is_floating_point() else tensor.random_(1, 100)
         with on_device(device):
@@ -69,7 +70,7 @@ def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[
         chosen = config(kernel, device, lambda: timer(kernel, dtypes, device), candidates_for(kernel, dtypes))
         _run_on_nothing(kernel, device, chosen)
         if (wrong := proved(kernel, runs.program, dtypes, device, chosen)) is not None:
-            raise CompileError(f"it does not compute what it should: {wrong}")
+            raise CompileError(f"{WRONG}: {wrong}")
         return chosen
 
     chosen: Config = made_ready(kernel, device, make)
@@ -105,8 +106,9 @@ def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: C
     tables.update(*(array("q", n).tobytes() for n in ([scratch.data_ptr()] * kernel.operands, extents, [0])))
     tables.blocks = torch.zeros(1, 2, dtype=torch.int32, device=device)
     row = [1.0] * kernel.columns
+    table = tables.fill(row)
     tables.run(row)
-    tables.run(tables.fill(row))
+    tables.run(table)
     synchronize(device)
 
 
@@ -121,15 +123,15 @@ def check_on_device(runs: Traced | Variant, param: torch.Tensor, dtypes: tuple[t
     """Compile and load what a parameter needs. Raises: CompileError."""
     kernel, device = kernel_of(runs, dtypes), param.device
     if isinstance(kernel, ReducingKernel):
-        masks = masks_of(kernel, [shape_of(param, runs.order)])
-        made_ready(kernel, device, lambda: run_on_nothing(kernel, masks, device))
+        made_ready(kernel, device, lambda: passes_ready.run_for(kernel, param, runs.order))
     else:
         ready(kernel, runs, kernel_dtypes(dtypes), device)
 
 
 def tables_for(runs: Traced | Variant, dtypes: tuple[torch.dtype, ...], device: torch.device) -> tuple[AnyKernel, Tables]:
-    """The kernel of what runs, which has run on this device, and its tables. Raises: CompileError."""
+    """The kernel of what runs, which has run on this device, and its tables; they raise CompileError when they are given tiles
+    that it is wrong for. Raises: CompileError."""
     kernel = kernel_of(runs, dtypes)
     if isinstance(kernel, ReducingKernel):
-        return kernel, ShapedTables(kernel, device)
+        return kernel, passes_ready.tables_of(kernel, runs.program, dtypes, device)
     return kernel, Tables(kernel, device, ready(kernel, runs, kernel_dtypes(dtypes), device))

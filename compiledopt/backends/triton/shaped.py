@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ UNIT = 16  # elements: what is kept begins on multiples of so many
 MORE = 1.25  # times the fewest blocks, for tiles with vector loads
 
 Shape = Sequence[int]  # matrices, rows, columns
+Prove = Callable[[Sequence[int]], None] | None
 
 
 @dataclass
@@ -133,9 +134,10 @@ def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool) -> tu
 class ShapedTables(Tables):
     """Of the kernels of a rule that reduces; what it is given for lengths are shapes."""
 
-    def __init__(self, kernel: ReducingKernel, device: torch.device) -> None:
+    def __init__(self, kernel: ReducingKernel, device: torch.device, prove: Prove = None) -> None:
+        """prove: what is asked of the kinds and forms of tiles before they are used; it may raise CompileError."""
         super().__init__(kernel.stages[0], device)
-        self.stages = kernel
+        self.stages, self.prove = kernel, prove
         self.laid = Laid(self.lengths, (), [], [])
         self.compiled_stages: list[dict[Any, Any]] = [{} for _ in kernel.stages]
 
@@ -143,6 +145,8 @@ class ShapedTables(Tables):
         numbers = as_numbers(sizes).view(-1, 4)[:, :3].tolist()  # the last is for blocks
         laid = laid_out(self.stages, numbers, self.device)
         run_on_nothing(self.stages, laid.masks, self.device)
+        if self.prove is not None:
+            self.prove(laid.masks)
         return laid
 
     def _take(self, arranged: Any) -> None:

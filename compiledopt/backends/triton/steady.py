@@ -8,7 +8,7 @@ from typing import Any
 
 from compiledopt.backends.batch import Standing, Steady
 from compiledopt.backends.cpp.steady import Numbers, assembled, is_on_host, part
-from compiledopt.backends.triton.norm import NORM
+from compiledopt.backends.triton.kernels import NORM
 
 NOTHING = (0, (), (), (), ())  # a scalar part that is the device's
 
@@ -26,7 +26,7 @@ def steady(standing: Standing) -> Steady | None:
 
 def _part(batch: Any, numbers: Numbers) -> Any | None:
     """As the launcher takes it. Mutates: numbers."""
-    elsewhere = batch.bring, batch.take, batch.launch_kernels
+    elsewhere = batch.bring, batch.point, batch.take, batch.launch_kernels
     if not batch.scalars_there:
         if batch.is_clipped and not batch.fills_in:
             return None

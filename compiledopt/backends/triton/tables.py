@@ -7,6 +7,7 @@ asynchronous, on the current stream, and belongs to `prepare`, since it asks for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Tables:
         self.kernel, self.device = kernel, device
         self.block, self.warps = config
         self.known: tuple[bytes, bytes, bytes] = (b"", b"", b"")
-        self.pointers = self.lengths = self.rows = self.blocks = self.numbers = upload(b"", device)
+        self.pointers = self.lengths = self.rows = self.blocks = upload(b"", device)
+        self.numbers = upload([], device, kernel.scalar)
         self.filled: Sequence[float] = ()  # what `numbers` holds
         self.reserve = upload(b"", torch.device("cpu"))
         self.captured: dict[bytes, torch.Tensor] = {}  # the reserves that graphs copy their pointers from
@@ -57,6 +59,13 @@ class Tables:
             self._take(arranged)
         self.known = (contents[0], contents[1], contents[2])
 
+    @ordinary
+    def point(self, pointers: bytes) -> None:
+        """Upload the pointers alone; the rest is as at the last call of `update`."""
+        if pointers != self.known[0]:
+            self.pointers = upload(pointers, self.device)
+            self.known = (pointers, *self.known[1:])
+
     def _arrange(self, sizes: bytes) -> Any:
         """What depends on the sizes alone."""
         extents = as_numbers(sizes).view(-1, self.kernel.extents)
@@ -78,6 +87,12 @@ class Tables:
             fresh = torch.tensor(values, dtype=self.kernel.scalar, device="cpu")
             self.numbers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
         self.filled = values
+        return self.numbers
+
+    def row(self) -> torch.Tensor:
+        """Room for one row on the device, of which another launch fills in what the host does not know."""
+        if not len(self.numbers):
+            self.numbers = upload([0.0] * self.kernel.columns, self.device, self.kernel.scalar)
         return self.numbers
 
     @ordinary
@@ -127,15 +142,36 @@ def launch(
 ) -> None:
     """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device.
 
-    From the second launch on without triton.jit, which looks at each argument to find what it compiled.
+    From the second launch on without triton.jit, which looks at each argument to find what it compiled; and without what it
+    returned, which makes a function for each launch, unless somebody watches launches.
     """
     made = compiled.get(constants)
     if made is not None:
-        made[(count, 1, 1)](*[tensor.data_ptr() for tensor in tensors], *numbers, *constants)
+        given = (*[tensor.data_ptr() for tensor in tensors], *numbers, *constants)
+        watching, driver = _triton()
+        if _calls(watching.launch_enter_hook) or _calls(watching.launch_exit_hook):
+            made[(count, 1, 1)](*given)
+        else:
+            stream = driver.active.get_current_stream(driver.active.get_current_device())
+            made.run(count, 1, 1, stream, made.function, made.packed_metadata, None, None, None, *given)
         return
     made = kernel.function[(count,)](*tensors, *numbers, *constants, num_warps=warps)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made
+
+
+@cache
+def _triton() -> tuple[Any, Any]:
+    """What Triton knows of who watches its launches, and its driver."""
+    from triton import knobs
+    from triton.runtime import driver
+
+    return knobs.runtime, driver
+
+
+def _calls(hook: Any) -> bool:
+    """Whether a hook does anything: Triton's own is a chain of functions."""
+    return hook is not None and bool(getattr(hook, "calls", True))
 
 
 def lengths_in_blocks(extents: torch.Tensor, block: int) -> torch.Tensor:

@@ -63,7 +63,9 @@ class WavedBatch(Batch):
         self.streams = Streams(self.device)
 
     def prepare(self) -> bool:
-        return all(wave.prepare() for wave in self.waves)
+        ready = all(wave.prepare() for wave in self.waves)
+        self.refused = next((batch.refused for batch in self._batches() if batch.refused is not None), None)
+        return ready
 
     def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
         ends = self.waves[0], self.waves[-1]
