@@ -338,6 +338,16 @@ def test_what_is_one_number_for_each_tensor_is_so_for_a_number_too():
     again.load_state_dict(optimizer.state_dict(precision="float32"))
 
 
+@pytest.mark.parametrize("kept", ["float32", "bfloat16_nearest"])
+def test_rules_that_are_called_on_tensors_take_states_narrower_than_their_parameter(kept):
+    found = []
+    for asked in (kept, None):
+        _, params = trained([(24, 40)], 3, compiledopt.AdaMuon, torch.float64, state_dtype=asked, foreach=False)
+        found.append(flat(params))
+    moved = rms(found[1] - flat(parameters(torch.float64, [(24, 40)])))
+    assert moved > 1e-3 and 0 < rms(found[0] - found[1]) < (1e-4 if kept == "float32" else 0.05) * moved
+
+
 def made_of_options(param, grad, average, *, lr, start):
     """average ← the mean of itself and the gradient."""
     average = 0.5 * average + 0.5 * grad

@@ -63,10 +63,10 @@ def _check_states(rule: Rule, group: Mapping[str, Any], known: Mapping[str, str]
                 f"Invalid {STATE_DTYPE}: {name!r} is no state of {rule.name}, which has {', '.join(states) or 'none'}"
             )
         if not CODECS[codec].signed:
-            signed = next(other.name for other in CODECS.values() if other.unsigned == codec)
             asked = [name] if name != "*" else [one for one in states if one not in known and one not in rule.added]
             odd = [one for one in asked if one not in never_negative(rule, group)]
             if odd:
+                signed = next((other.name for other in CODECS.values() if other.unsigned == codec), "a codec with a sign")
                 raise ValueError(
                     f"Invalid {STATE_DTYPE}: {codec!r} is for states that are never negative, which is not proved of {odd[0]} "
                     f"of {rule.name}; {signed!r} takes {codec!r} where it is"

@@ -104,7 +104,9 @@ def _read(codec: Codec, codes: Any, scale: Any, param: Any) -> Any:
     them, in those of the parameter."""
     if codec.block and isinstance(param, torch.Tensor):
         return decoded(codec, codes, scale, param)
-    return codec.decode(codes, scale)
+    values = codec.decode(codes, scale)
+    # Of tensors, which torch does not widen in operations like lerp: states in float32 of a parameter in float64.
+    return values.to(torch.promote_types(values.dtype, param.dtype)) if isinstance(param, torch.Tensor) else values
 
 
 def _written(codec: Codec, values: Any, param: Any, bits: Any) -> tuple[Any, Any]:

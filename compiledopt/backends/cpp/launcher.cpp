@@ -636,8 +636,10 @@ void run_tiles(const Plan& plan, int64_t i, int64_t begin, int64_t end, const in
   const int64_t row = row_of(param), rows = plan.tile_rows(param), columns = plan.tile_columns(rows), most = rows * columns;
   const auto own = [&](int k) { return reinterpret_cast<char*>(room + most * (1 + k)); };
   const auto is_own = [&](int k) { return plan.axes[operands[k]] == kElements; };
+  int64_t first = -1, known = 0;  // the columns whose offsets are known: all rows have the same
   for_each_tile(begin, end, row, rows, columns, [&](const Tile& tile) {
-    offsets_in_row(strides, tile.first_column, tile.columns, room);
+    if (tile.first_column != first || tile.columns > known)
+      offsets_in_row(strides, first = tile.first_column, known = tile.columns, room);
     const auto move = [&](int k, auto back) {
       if (is_own(k))
         move_tile<back.value>(tile, plan.data(i, operands[k]), own(k), plan.itemsize[operands[k]], strides.strides[0], room);
