@@ -4,6 +4,7 @@ saves calls."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,8 +60,11 @@ class StackedBatch(Batch):
                 continue
             check_gradient(traced, param, grad, self.context.owner)
             check_state(entry, self.context.owner)
-            if not param.numel():  # means and extremes of nothing are no numbers; kernels have nothing to do
-                continue
+            if not param.numel():
+                self.idle.append(param)  # so that the next step looks again
+                entry = _counted(entry)
+                param, grad = entry.param, entry.param.grad
+                assert grad is not None
             values = tuple(float(entry.state[name]) for name in counts(traced))
             dtypes = (param.dtype, grad.dtype, *[entry.state[name].dtype for name in traced.states_of(param)])
             branch = entry.first and "first" in traced.rule.branches
@@ -90,8 +94,22 @@ class StackedBatch(Batch):
             for stack in self.stacks:
                 for begin, end in pairwise(stack.bounds):
                     stack.update(begin, end, self.runs)
-                for entry in stack.entries:
+            for entry in self.entries:
+                if entry.param.grad is not None:
                     entry.first = False
+
+
+def _counted(entry: Entry) -> Entry:
+    """For a parameter without elements, whose means and extremes are no numbers: one that has some, and its counts."""
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros([max(1, size) for size in tensor.shape], dtype=tensor.dtype, device=tensor.device)
+
+    assert entry.param.grad is not None
+    param = filled(entry.param)
+    param.grad = filled(entry.param.grad)
+    state = {name: value if value.dim() == 0 else filled(value) for name, value in entry.state.items()}
+    return replace(entry, param=param, state=state)
 
 
 class OneByOneBatch(StackedBatch):
