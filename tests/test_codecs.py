@@ -18,6 +18,7 @@ from compiledopt.storage.cut import decoded, encoded
 
 IN_BLOCKS = [name for name, codec in CODECS.items() if codec.block]
 ASKED = ["dynamic8", "float8_e4m3fn", "int4"]
+OF_ROOTS = ["uint4"]  # the nearest root
 MATRICES = [(20, 256), (21, 333), (30, 10, 5, 6), (5,)]  # whole blocks, a row with a rest, several dimensions, too small
 FINE = {
     "int8": 0.012,
@@ -50,7 +51,7 @@ def values_of(name, rows=6, row=777, seed=0):
 def levels_of(name):
     """The shares of a block's largest size that a codec has, written out."""
     if name == "uint4":
-        return torch.arange(1, 17, dtype=torch.float64) / 16
+        return (torch.arange(1, 17, dtype=torch.float64) / 16) ** 2
     if name == "float8_e4m3fn":
         every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
         return every[every.isfinite()].unique() / 448
@@ -74,10 +75,12 @@ def test_a_value_becomes_the_nearest_of_the_map(name):
     codes, scale = codec.encode(values, None)
     found = codec.decode(codes, scale).double() / scale
     exact = values.double() / scale
-    nearest = levels[(exact.unsqueeze(-1) - levels).abs().argmin(-1)]
+    as_compared = torch.sqrt if name in OF_ROOTS else torch.Tensor.clone
+    nearest = levels[(as_compared(exact).unsqueeze(-1) - as_compared(levels)).abs().argmin(-1)]
     least = levels[levels > 0].min() * (name != "int4" and name != "dynamic8")  # those never make 0 of what is not
     nearest = torch.where((nearest == 0) & (exact != 0), exact.sign() * least, nearest)
     assert len(found.unique()) > len(levels) // 2 and scale.shape == (64, 1) and (scale > 3.69).all()
+    found, exact, nearest, levels = map(as_compared, (found, exact, nearest, levels))
     assert ((found - exact).abs() <= (nearest - exact).abs() + 2e-6).all(), "another one is nearer"
     assert (found.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6, "a value that is none of the map"
 
@@ -114,6 +117,8 @@ def test_kernels_make_the_same_codes_where_they_change(name):
     levels = CODECS[name].decode(every, torch.ones(()))
     levels = levels[levels.isfinite()].unique()
     middles = (levels[1:] + levels[:-1]) / 2
+    if name in OF_ROOTS:
+        middles = ((levels[1:].sqrt() + levels[:-1].sqrt()) / 2) ** 2
     near = (middles.view(torch.int32)[:, None] + torch.arange(-8, 9, dtype=torch.int32)).flatten().view(torch.float32)
     near = torch.cat([near[near.abs() <= 1], levels, torch.tensor([0.0, -0.0, 1e-45, -1e-45])])
     kernel, plain = codes_of(name, near, True), codes_of(name, near, False)

@@ -10,7 +10,7 @@ import torch
 from compiledopt.rules.composed import marked_largest, operation
 from compiledopt.storage.codec import Codec
 from compiledopt.storage.dynamic import level, nearest_level
-from compiledopt.storage.pieces import at_most, share_of
+from compiledopt.storage.pieces import at_least, at_most, share_of
 
 BLOCK, DECADES = 128, 3
 
@@ -44,17 +44,21 @@ def encode_int4(x: Any, scale: Any) -> Any:
 
 @operation
 def decode_uint4(codes: Any, scale: Any) -> Any:
-    """x = a·(q + 1) / 16. In a marked block 14 is infinity and 15 is NaN."""
-    finite = scale.abs() * ((codes + 1) * 0.0625)
+    """x = a·((q + 1) / 16)². In a marked block 14 is infinity and 15 is NaN."""
+    root = (codes + 1) * 0.0625
+    finite = scale.abs() * (root * root)
     special = torch.where(codes > 14, torch.nan, torch.where(codes > 13, torch.inf, finite))
     return torch.where(is_marked(scale), special, finite)
 
 
 @operation
 def encode_uint4(x: Any, scale: Any) -> Any:
-    """q = round(16·x / a) − 1, and 0 for what is smaller: a step divides by the root of such a state."""
+    """q = round(16·√(x / a)) − 1, and 0 for what is smaller: a step divides by the root of such a state."""
     most = torch.where(is_marked(scale), 13.0, 15.0)
-    number = (share_of(x, scale.abs()) * 16).round() - 1
+    square = at_least(share_of(x, scale.abs()), 0.0) * 256
+    number = square.sqrt().round()  # and, since torch's roots are not rounded as a processor's are, whether that is the nearest
+    below, above = number - 0.5, number + 0.5
+    number = torch.where(square < below * below, number - 1, torch.where(square < above * above, number, number + 1)) - 1
     code = torch.where(number < most, torch.where(number > 0, number, 0.0), most)
     return torch.where(x.abs() < torch.inf, code, torch.where(x > 0, 14.0, 15.0))
 
@@ -74,10 +78,10 @@ class Int4(Codec):
 
 
 class UInt4(Codec):
-    """(1, 2, ..., 16) / 16·a, for states that are never negative."""
+    """(1, 2, ..., 16)² / 256·a, for states that are never negative: steps divide by their roots."""
 
     name, dtype, block, packed, signed = "uint4", torch.uint8, BLOCK, True, False
-    source = "Li et al. 2023, arXiv:2309.01507, as in torchao"
+    source = "the roots are the linear map without 0 of Li et al. 2023, arXiv:2309.01507, which has the values themselves so"
 
     def decode(self, codes: Any, scale: Any) -> Any:
         return decode_uint4(codes, scale)
