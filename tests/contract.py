@@ -346,7 +346,7 @@ def steps_that_are_numbers(subject: Subject) -> None:
 
 @contract
 def loading_casts_to_the_parameters(subject: Subject) -> None:
-    """A loaded state takes its parameter's dtype, but for `step`."""
+    """A loaded state takes its parameter's dtype, but for what is one number: counts and products of betas."""
     if subject.needs_closure or subject.of.sparse_only:
         return
     params = subject.params()
@@ -355,12 +355,9 @@ def loading_casts_to_the_parameters(subject: Subject) -> None:
     wide = [torch.nn.Parameter(p.detach().double()) for p in params]
     again = subject.make(wide)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    numbers = {"step", *(() if subject.of.rule is None else subject.of.rule.scalars)}
     for values in again.state.values():
-        assert all(
-            v.dtype == torch.float64
-            for name, v in values.items()
-            if name not in ("step", "mu_product", "mu", "eta") and v is not None
-        )
+        assert all(v.dtype == torch.float64 for name, v in values.items() if name not in numbers and v is not None)
 
 
 @contract

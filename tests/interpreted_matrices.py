@@ -114,7 +114,6 @@ def test_with_what_stands_around(capturable, monkeypatch):
     check("Muon", torch.float32, capturable, shapes=SHAPES[:4], **more)
 
 
-@pytest.mark.slow
 def test_waves_are_as_one(monkeypatch):
     """The same bits, whatever is in memory together, and what is reserved does not grow with the model."""
     multiplying_in(monkeypatch, torch.float32)

@@ -1,5 +1,6 @@
 """Rules that reduce, on CPU tensors under Triton's interpreter: run by test_triton.py in a process of its own."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -185,14 +186,14 @@ def passes_of(make, dtype, shape, **options):
     return kernel, variant.program, dtypes, masks_of(kernel, every), torch.device("cpu")
 
 
-@pytest.mark.parametrize("wrong", ["tl.sum(", *(pytest.param(one, marks=pytest.mark.slow) for one in ("larger(", "tl.store("))])
+@pytest.mark.parametrize("wrong", ["tl.sum(", pytest.param("larger(", marks=pytest.mark.slow)])
 def test_a_kernel_with_a_fault_does_not_prove_itself(wrong, monkeypatch):
     monkeypatch.setattr(passes_ready, "SHAPES", passes_ready.SHAPES[:1])
     kernel, *given = passes_of(Extremes, torch.float32, (40, 50))
     stages = kernel.stages
     assert passes_ready.difference(kernel, *given) is None
-    mends = {"tl.sum(": "0.99 * tl.sum(", "larger(": "smaller(", "tl.store(": "tl.store(32 + "}
-    sources = [stage.source.replace(f" {wrong}", f" {mends[wrong]}") for stage in stages]
+    mends = {"tl.sum(": "0.99 * tl.sum(", "larger(": "smaller("}
+    sources = [re.sub(rf"(?<!def) {re.escape(wrong)}", f" {mends[wrong]}", stage.source) for stage in stages]
     assert any(source != stage.source for source, stage in zip(sources, stages, strict=True))
     faulty = replace(kernel, stages=tuple(replace(stage, source=s) for stage, s in zip(stages, sources, strict=True)))
     assert "are not what the for-loop computes" in passes_ready.difference(faulty, *given)

@@ -103,7 +103,7 @@ class TritonBatch(GatheredBatch):
         """The table that the launch fills in, and the bound of the norm of each row. The rest of an only row are arguments."""
         if not self.fills_in:
             return None, ()
-        if len(self.rows) == 1:
+        if len(self.rows) == 1 and self.tables.takes_row:
             self.columns = self.table[: self.triton.columns]
             return self.tables.row(), self._bounds()
         self.columns = table = self.tables.fill(self._rows_of_columns())

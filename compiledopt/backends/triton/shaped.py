@@ -134,6 +134,8 @@ def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool) -> tu
 class ShapedTables(Tables):
     """Of the kernels of a rule that reduces; what it is given for lengths are shapes."""
 
+    takes_row = False
+
     def __init__(self, kernel: ReducingKernel, device: torch.device, prove: Prove = None) -> None:
         """prove: what is asked of the kinds and forms of tiles before they are used; it may raise CompileError."""
         super().__init__(kernel.stages[0], device)

@@ -23,8 +23,11 @@ class Tables:
     """Of one kernel on one device.
 
     Tables are exchanged rather than written to, since a captured graph may read them; `numbers`, the rows of a step whose
-    scalars are on the host, belong to no graph and stay where they are.
+    scalars are on the host, belong to no graph and stay where they are. takes_row: whether an only row are arguments of the
+    launch, which writes nothing into `numbers`.
     """
+
+    takes_row = True
 
     def __init__(self, kernel: triton.TritonKernel, device: torch.device, config: Config = DEFAULT) -> None:
         self.kernel, self.device = kernel, device
