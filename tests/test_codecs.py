@@ -85,6 +85,23 @@ def test_a_value_becomes_the_nearest_of_the_map(name):
     assert (found.unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6, "a value that is none of the map"
 
 
+@compiledopt.define
+def inverting(param, grad, state):
+    """Of a zero it makes the largest."""
+    state = 1 / (grad.abs() + 1e-6)
+    return param - 0.0 * state, state
+
+
+@pytest.mark.parametrize("how", [{"compiled": True}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_what_a_block_is_filled_up_with_does_not_count(how):
+    param = torch.nn.Parameter(torch.zeros(3, 75))
+    param.grad = torch.rand(3, 75, generator=torch.Generator().manual_seed(0)) + 0.1
+    optimizer = inverting([param], state_dtype="int8", min_quantized_numel=0, **how)
+    optimizer.step()
+    rows = torch.nn.functional.pad(1 / (param.grad + 1e-6), (0, 21)).view(3, 3, 32)
+    torch.testing.assert_close(optimizer.state[param]["state_scale"], rows.amax(-1), rtol=1e-5, atol=0)
+
+
 def keeping(param, grad, state):
     """state ← g, so that a step encodes it."""
     return param, grad

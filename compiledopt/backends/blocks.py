@@ -50,9 +50,10 @@ class Blocks:
             tensor = tensor.reshape(self.rows, -(-self.row // size)).repeat_interleave(size, 1)[:, : self.row]
         elif axes == PACKED:
             tensor = self._unpacked(tensor, self.sizes[name])
-        rows = tensor.reshape(self.rows, self.row)
-        filled = torch.nn.functional.pad(rows, (0, self.count * self.size - self.row))
-        return filled.reshape(self.rows, self.count, self.size)
+        rows, lacking = tensor.reshape(self.rows, self.row), self.count * self.size - self.row
+        if lacking:  # by what is there: a rule may make something large of zeros, which would count for the scale
+            rows = torch.cat([rows, rows[:, -1:].expand(self.rows, lacking)], 1)
+        return rows.reshape(self.rows, self.count, self.size)
 
     def back(self, value: torch.Tensor, axes: int, name: str = "") -> torch.Tensor:
         """The other direction. axes: of the operand that it is for."""
