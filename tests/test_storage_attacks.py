@@ -137,8 +137,9 @@ def test_memory_in_another_order_changes_no_bit(kept, how):
                 for step in steps:
                     go(optimizer, range(step, step + 1))
             assert params_of(optimizer)[0].is_contiguous() == (laid is torch.clone)
-            laid_alike = [(v["exp_avg"], p) for p, v in optimizer.state.items() if v["exp_avg"].shape == p.shape]  # packed are not
-            assert all(codes.stride() == param.stride() for codes, param in laid_alike)
+            # Packed codes have a shape of their own.
+            states = [(values["exp_avg"], param) for param, values in optimizer.state.items()]
+            assert all(one.stride() == param.stride() for one, param in states if one.shape == param.shape)
             found[laid.__name__, begin] = snapshot(optimizer)
     first = [(param, state) for param, _, state in found["clone", 0]]
     assert all(same([(param, state) for param, _, state in other], first) for other in found.values())
