@@ -26,7 +26,7 @@ from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Program, depends_on
+from compiledopt.rules.program import Node, Program, depends_on
 from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
@@ -173,6 +173,11 @@ def extents_of(program: Program) -> int:
     return 4 if program.blocks or program.is_random else 1
 
 
+def measured_columns(program: Program) -> dict[int, Node]:
+    """The columns that depend on the norm."""
+    return {column: node for column, node in enumerate(program.columns) if depends_on(node, NORM)}
+
+
 def rows_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     """The Python file with the kernel over rows. Raises: CompileError."""
     function, arguments = bodies.lowered(program, dtypes)
@@ -198,7 +203,7 @@ def whole_model_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int], body: str) -> str:
     """The file around the body of `update`. used: the tensors that it reads or writes."""
     count, scalar, block = len(program.columns), SHORT[compute_dtype(dtypes)], next(iter(program.blocks), 0)
-    measured = [i for i, node in enumerate(program.columns) if depends_on(node, NORM)]  # on the device, whatever the rows
+    measured = measured_columns(program)  # on the device, whatever the rows
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     scalars = [f"        s{i} = " + (f"tl.load(table + {i})" if i in measured else f"c{i}") for i in range(count)]

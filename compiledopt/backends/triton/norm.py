@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel, measured_columns
 from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import cut, launch
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Argument, Node, Program, depends_on, value_of
+from compiledopt.rules.program import Argument, Node, Program, value_of
 from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8
@@ -74,14 +74,9 @@ COLUMNS = """\
 """
 
 
-def columns_of(program: Program) -> dict[int, Node]:
-    """The columns that depend on the norm."""
-    return {column: node for column, node in enumerate(program.columns) if depends_on(node, NORM)}
-
-
 def fills_in(program: Program) -> bool:
     """Whether the launch can write all columns that depend on the norm."""
-    return all(_text(node) is not None for node in columns_of(program).values())
+    return all(_text(node) is not None for node in measured_columns(program).values())
 
 
 def squares_kernel(
@@ -89,7 +84,7 @@ def squares_kernel(
 ) -> TritonKernel:
     """What measures the gradients of a program, and fills in its table, unless the scalar part is on the device; it has run on
     nothing. dtype: of the gradients; scalar: of the table. Raises: CompileError."""
-    columns = {} if on_device or not fills_in(program) else columns_of(program)
+    columns = {} if on_device or not fills_in(program) else measured_columns(program)
     written = tuple((column, str(_text(node))) for column, node in columns.items())
     kernel = _kernel(dtype, written, len(program.columns))
 
