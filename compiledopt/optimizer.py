@@ -96,7 +96,8 @@ class Optimizer(torch.optim.Optimizer):
         check_bounds(self.bounds, options)
 
     def _begin(self, stepper: Stepper) -> None:
-        self._number = register(self)
+        if "_number" not in self.__dict__:  # a state that is loaded makes no other optimizer of it
+            self._number = register(self)
         self._stepper = stepper
         self._swapped = self._evaluated = False
 
@@ -239,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
             return None
         if type(self).step is not Optimizer.step or not is_observed(self):
             return self._step(closure)
-        return _observed_step(self, closure)
+        return _observed_step(self) if closure is None else _observed_step(self, closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
 

@@ -416,6 +416,18 @@ def hooks_are_called_in_order(subject: Subject) -> None:
 
 
 @contract
+def hooks_are_given_the_arguments(subject: Subject) -> None:
+    """Hooks of a step are given `(optimizer,)` and `{}`, and the closure where there was one."""
+    params, given = subject.params(), []
+    optimizer = subject.make(params)
+    closure = [lambda: subject.backward(params)] if subject.needs_closure else []
+    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+        register(lambda opt, args, kwargs: given.append((opt, args, kwargs)))
+    optimizer.step(*closure)
+    assert given == [(optimizer, (optimizer, *closure), {})] * 2
+
+
+@contract
 def a_hook_may_replace_the_arguments(subject: Subject) -> None:
     """What a step pre-hook returns becomes the arguments; anything but (args, kwargs) raises RuntimeError."""
     params = subject.params()

@@ -564,3 +564,18 @@ def test_ones_own_rule_has_them_too():
         signs.append(start[0].grad.sign())
     torch.testing.assert_close(params[0].detach(), start[0].detach() - sum(s * 0.5**i for i, s in enumerate(signs)))
     assert optimizer.executor == "compiled" and "n_averaged" in optimizer.state[params[0]]
+
+
+def test_an_expression_written_anew_is_the_same_schedule():
+    """As for the optimizers of a search or of the folds of a cross-validation: nothing is traced or kept for each of them."""
+
+    def make():
+        return compiledopt.SGD(parameters(), lr=0.1 * (schedules.exponential(0.5) + 1) - 1e-3).param_groups[0]["lr_schedule"]
+
+    first, before = make(), compiledopt.compile_stats()["programs_traced"]
+    assert make() is first and compiledopt.compile_stats()["programs_traced"] == before
+    assert isinstance((1 * schedules.exponential(1.0))(0), float) and (True * schedules.linear())(0) == schedules.linear()(0)
+    rate = torch.tensor(0.5)
+    assert (schedules.exponential(0.5) * rate)(1) == 0.25
+    rate.fill_(4.0)
+    assert (schedules.exponential(0.5) * rate)(1) == 2.0

@@ -87,7 +87,13 @@ def accumulated(net, optimizer):
     net._keep = True
 
 
-EVENTS = [grown, swapped, replaced_storage, resized, channels_last, frozen, to_double, by_hand, cleared, accumulated]
+def assigned(net, optimizer):
+    """Another list of groups, as accelerate's wrapper hands one on."""
+    group = optimizer.param_groups[0]
+    optimizer.param_groups = [{**group, "params": group["params"][2:], "lr": 0.02}]
+
+
+EVENTS = [grown, assigned, swapped, replaced_storage, resized, channels_last, frozen, to_double, by_hand, cleared, accumulated]
 
 
 def train(net, optimizer, steps):

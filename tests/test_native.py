@@ -27,7 +27,7 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(
 
 
 def test_both_sides_have_the_same_numbers():
-    header = (cpp.HERE / "shared.h").read_text()
+    header = cpp.header("shared.h")
     found = {name: int(value) for name, value in re.findall(r"\b(k\w+) = (-?\d+)[,; ](?! ?<<|<<)", header)}
     expected = {"kMostTensors": gathered.MOST_TENSORS, "kMostOperands": cpp.MOST_OPERANDS}
     expected |= {

@@ -2,12 +2,14 @@
 
 import json
 import os
+import py_compile
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -91,3 +93,36 @@ def test_the_wheel_runs_in_an_empty_environment(built, tmp_path):
     environment["COMPILEDOPT_CACHE_DIR"] = str(tmp_path / "cache")
     file, version, executor = json.loads(run(python, "-c", STEP, cwd=tmp_path, env=environment).splitlines()[-1])
     assert Path(file).is_relative_to(site) and (version, executor) == (VERSION, "compiled")
+
+
+@pytest.mark.processes
+def test_from_an_archive_without_sources(tmp_path):
+    """As frozen applications have it."""
+    archive = tmp_path / "packed.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted((ROOT / "compiledopt").rglob("*.*")):
+            name = path.relative_to(ROOT)
+            if path.suffix == ".py":
+                py_compile.compile(str(path), str(tmp_path / "one.pyc"), doraise=True)
+                packed.write(tmp_path / "one.pyc", name.with_suffix(".pyc"))
+            elif path.suffix != ".pyc":
+                packed.write(path, name)
+    code = """
+        import compiledopt, torch
+        params = [torch.nn.Parameter(torch.ones(4096)), torch.nn.Parameter(torch.ones(3))]
+        optimizer = compiledopt.AdamW(params, lr=0.1, compiled=True, state_dtype="int8")
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            optimizer.step()
+        assert ".zip" in compiledopt.__file__ and params[0].max() < 0.9, params
+    """
+    run(sys.executable, "-c", textwrap.dedent(code), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(archive)})
+
+
+def test_no_file_of_the_package_is_read_as_the_locale_has_text():
+    """Where that is ASCII, the import failed."""
+    pattern = re.compile(r"\b(read_text|write_text)\((?!.*encoding=)")
+    assert pattern.search("path.read_text()") and pattern.search("path.write_text(source)")
+    found = [str(path) for path in (ROOT / "compiledopt").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
+    assert not [one for one in found if not one.endswith("demo.py")]

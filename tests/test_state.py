@@ -11,6 +11,7 @@ from catalog import BASELINE, CASES, CATALOG, EXECUTORS, by_kind, one_per_algori
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
+from compiledopt.step import in_graph
 
 EXCHANGED = [c for c in CASES if c.label in ("default", "momentum", "amsgrad", "all", "tensor_lr", "nesterov")]
 
@@ -467,3 +468,15 @@ def test_numbers_of_a_parameter_are_not_rounded_to_its_dtype(dtype):
     for each, of in ((optimizer, params), (loaded, mine)):
         run(each, of, Gradients(dtype), range(3, 5))
     assert same([p.detach() for p in params], [p.detach() for p in mine])
+
+
+def test_loads_pile_nothing_up():
+    params = parameters()
+    optimizer = compiledopt.SGD(params, momentum=0.9)
+    run(optimizer, params, Gradients(), range(2))
+    saved, before = optimizer.state_dict(), len(in_graph._known.data)
+    for _ in range(3):
+        optimizer.load_state_dict(saved)
+    assert len(in_graph._known.data) == before
+    other = copy.deepcopy(optimizer)
+    assert len(in_graph._known.data) == before + 1 and other._number != optimizer._number

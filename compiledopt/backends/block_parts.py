@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from compiledopt.errors import CompileError
+from compiledopt.files import source_of
 from compiledopt.rules import collector
 from compiledopt.rules.collector import Collector
 from compiledopt.rules.composed import SCALES
 from compiledopt.rules.program import BLOCKS, PACKED, Argument, Node, Program, node_args
 
-TEXT = Path(__file__).read_text() + Path(collector.__file__).read_text()  # of which kernels in the cache are made
+TEXT = source_of(__name__) + source_of(collector.__name__)  # of which kernels in the cache are made
 
 Operand = tuple[str, int]  # ("tensor", its index), ("codes", index of a packed one), ("tile", its index); of numbers ("column",
 #                            index), ("scale", index of a tensor), ("largest", index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from compiledopt.rules.program import Node, Program
@@ -77,6 +77,13 @@ class Schedule:
 
 
 def _combined(operation: Callable[[Any, Any], Any], left: Schedule | float, right: Schedule | float) -> Schedule:
+    """One object for one expression, so that what is written anew for each optimizer is traced once, and kept once."""
+    lasting = all(isinstance(side, Schedule | int | float) for side in (left, right))  # a tensor may change in place
+    return (_made if lasting else _made.__wrapped__)(operation, left, right)
+
+
+@lru_cache(typed=True)
+def _made(operation: Callable[[Any, Any], Any], left: Schedule | float, right: Schedule | float) -> Schedule:
     return Schedule(partial(_at, operation, left, right), f"({left} {SIGNS[operation]} {right})")
 
 

@@ -147,10 +147,10 @@ class Plan:
             return False
         return self.unchanged(groups, self.params, state, self.states, [])
 
-    def fits(self, state: MutableMapping[torch.Tensor, Any]) -> bool:
+    def fits(self, groups: list[dict[str, Any]], state: MutableMapping[torch.Tensor, Any]) -> bool:
         """Whether groups, parameters, options and state dicts are the ones that this plan was made for."""
         owner = self.owner
-        if state is not owner.state or len(self.rules) != len(owner.groups):
+        if groups is not owner.groups or state is not owner.state or len(self.rules) != len(groups):
             return False
         if not all(map(is_, owner.groups, self.main.groups)) or not self.totals.fit():
             return False

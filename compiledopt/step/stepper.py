@@ -75,7 +75,12 @@ class Stepper:
         if skipped:
             return
         plan = self.plan
-        if plan is None or plan.owner.scaling is not scaling or not plan.fits(optimizer.state) or not plan.run():
+        if (
+            plan is None
+            or plan.owner.scaling is not scaling
+            or not plan.fits(optimizer.param_groups, optimizer.state)
+            or not plan.run()
+        ):
             self._run_other_plan(optimizer, scaling)
         else:
             self.steady = self._steadying.after(optimizer, plan)
@@ -83,7 +88,7 @@ class Stepper:
     def _run_other_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
         """A step that the plan at work does not fit: by one of those before it, where a flag turned back, or a new one."""
         for plan, steadying in self.kept:
-            if plan.owner.scaling is scaling and plan.fits(optimizer.state) and plan.run():
+            if plan.owner.scaling is scaling and plan.fits(optimizer.param_groups, optimizer.state) and plan.run():
                 self.kept = [(other, its) for other, its in self._plans() if other is not plan]
                 self.plan, self._steadying, self.clipping = plan, steadying, plan.owner.clipping
                 return
@@ -165,7 +170,7 @@ class Stepper:
                     "Attempting CUDA graph capture of step() for an instance of "
                     f"{type(optimizer).__name__} but param_groups' capturable is False. Pass capturable=True."
                 )
-        if self.plan is None or not self.plan.fits(optimizer.state) or self.plan.waiting:
+        if self.plan is None or not self.plan.fits(optimizer.param_groups, optimizer.state) or self.plan.waiting:
             raise RuntimeError(
                 "CUDA graph capture of a step() that needs new kernels or states, or with gradients that are None: "
                 "run step() once before, with the same parameters and all their gradients"
@@ -202,7 +207,7 @@ class Stepper:
         self.fresh.update(param for (_, param, _), first in zip(wanted, made, strict=True) if first)
 
     def current_plan(self, optimizer: Stepped) -> Plan | None:
-        return self.plan if self.plan is not None and self.plan.fits(optimizer.state) else None
+        return self.plan if self.plan is not None and self.plan.fits(optimizer.param_groups, optimizer.state) else None
 
     def foresee(self, optimizer: Stepped) -> list[Entry]:
         """What a step would do if every parameter had a gradient of its own dtype; kernels are compiled here."""

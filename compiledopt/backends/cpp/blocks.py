@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,11 +14,12 @@ from compiledopt.backends import block_parts
 from compiledopt.backends.block_parts import Cut, Operand, Part
 from compiledopt.backends.cpp import draws, functions, lanes
 from compiledopt.errors import CompileError
+from compiledopt.files import source_of, text_beside
 from compiledopt.rules.composed import LARGEST, MARKED
 from compiledopt.rules.program import BLOCKS, PACKED, Program
 
-HEADER = (Path(__file__).parent / "blocks.h").read_text()
-TEXT = HEADER + lanes.TEXT + block_parts.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
+HEADER = text_beside(__name__, "blocks.h")
+TEXT = HEADER + lanes.TEXT + block_parts.TEXT + source_of(__name__)  # of which kernels in the cache are made
 AHEAD = 512  # elements whose memory is asked for early: streams of a byte an element are too slow for the processor to see
 FOUND_BY = {LARGEST: "largest_finite<{}>", MARKED: "largest_finite<{}, true>"}
 

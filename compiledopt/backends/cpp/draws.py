@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from compiledopt.backends import keys
+from compiledopt.files import source_of
 from compiledopt.rules.program import Program
 from compiledopt.rules.random import bits_at, key
 
-TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
+TEXT = source_of(__name__)  # of which kernels in the cache are made
 PLACES = """struct Key { int32_t first, second; };
 // Of an element and those that follow it in a parameter.
 struct Places {

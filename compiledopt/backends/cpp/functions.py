@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-HEADER = (Path(__file__).parent / "functions.h").read_text()
-TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
+from compiledopt.files import source_of, text_beside
+
+HEADER = text_beside(__name__, "functions.h")
+TEXT = HEADER + source_of(__name__)  # of which kernels in the cache are made
 NAMES = frozenset(re.findall(r"\bDO\((\w+)\)", HEADER))
 ANY = "|".join(sorted(NAMES))
 CALLED = re.compile(rf"std::({ANY})\(")

@@ -23,7 +23,7 @@ import torch
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import blocks, draws, functions, processes
 from compiledopt.backends.cpp.sources import (
-    HERE,
+    header,
     kernel_source,
     loops,
     passes_source,
@@ -115,7 +115,7 @@ def build(name: str, source: str, flags: Sequence[str], link: Sequence[str] = ()
     compiler = _compiler()
     try:
         file = cache.scratch(f"{name}.cpp")
-        file.write_text(source)
+        file.write_text(source, encoding="utf-8")
         object_file, library = file.with_suffix(".o"), file.with_suffix(".so")
         _run([*compiler, *flags, *SHARED, "-c", str(file), "-o", str(object_file)])
         _run([*compiler, "-shared", str(object_file), "-o", str(library), *link, *_runtime(compiler)])
@@ -344,7 +344,7 @@ def _build_launcher(name: str, source: str) -> bytes:
 
 
 def _with_runtime(*files: str) -> str:
-    return "".join((HERE / name).read_text() for name in ("shared.h", "runtime.h", *files))
+    return "".join(header(name) for name in ("shared.h", "runtime.h", *files))
 
 
 def _openmp(libraries: Path) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from compiledopt.backends.cpp import functions
+from compiledopt.files import source_of, text_beside
 
-HEADER = (Path(__file__).parent / "lanes.h").read_text()
-TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
+HEADER = text_beside(__name__, "lanes.h")
+TEXT = HEADER + source_of(__name__)  # of which kernels in the cache are made
 FUNCTIONS = frozenset(re.findall(r"^INLINE F (\w+)\(F ", HEADER, re.MULTILINE)) | functions.NAMES
 FUNCTIONS |= {"to", "bits", "infinity", "quiet_NaN"}
 PLACE = r"\[static_cast<int64_t>\(x0\)\]"

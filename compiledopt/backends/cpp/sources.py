@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from compiledopt.backends.cpp import blocks, draws, functions
+from compiledopt.files import text_beside
 from compiledopt.rules.program import Program
 from compiledopt.rules.reductions import Passes
 from compiledopt.stats import STATS, timed
 
-HERE = Path(__file__).parent
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "at::Half", torch.bfloat16: "at::BFloat16"}
 STRETCH = 2048  # elements whose values are summed at once: they lie in the first cache
 
@@ -71,20 +70,24 @@ def totals_source(program: Program, dtypes: tuple[torch.dtype, ...]) -> str:
     return "\n".join([loops(), prefix(), *functions.header(values), *bits, *values, shared(), *numbers, totals()])
 
 
+def header(name: str) -> str:
+    return text_beside(__name__, name)
+
+
 def totals() -> str:
-    return (HERE / "totals.h").read_text()
+    return header("totals.h")
 
 
 def shared() -> str:
-    return (HERE / "shared.h").read_text()
+    return header("shared.h")
 
 
 def prefix() -> str:
-    return (HERE / "prefix.h").read_text()
+    return header("prefix.h")
 
 
 def loops() -> str:
-    return (HERE / "loops.h").read_text()
+    return header("loops.h")
 
 
 def _body(

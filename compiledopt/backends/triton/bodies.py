@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from compiledopt.errors import CompileError
+from compiledopt.files import source_of
 from compiledopt.rules.program import Program
 from compiledopt.stats import STATS, timed
 
-TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
+TEXT = source_of(__name__)  # of which kernels in the cache are made
 NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 CODES = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}  # of storage/
 KEPT = NAMES | CODES  # what tensors hold

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
+from compiledopt.files import source_of
 from compiledopt.rules.program import Node, Program, depends_on
 from compiledopt.stats import STATS
 
@@ -98,7 +98,7 @@ class TritonKernel:
         """The function under triton.jit, or under the interpreter where TRITON_INTERPRET=1."""
         name = cache.key("triton file", self.source)
         path = cache.scratch(f"k{name}.py")
-        path.write_text(self.source)
+        path.write_text(self.source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location(f"compiledopt_{name}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -107,8 +107,8 @@ class TritonKernel:
 
 
 # Of which kernels in the cache are made.
-OWN = ("kernels.py", "blocks.py", "bodies.py", "random.py")
-TEXT = block_parts.TEXT + "".join((Path(__file__).parent / name).read_text() for name in OWN)
+OWN = ("kernels", "blocks", "bodies", "random")
+TEXT = block_parts.TEXT + "".join(source_of(f"{__package__}.{name}") for name in OWN)
 _kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 
@@ -346,7 +346,7 @@ def _assembled(ptx: str, arch: int) -> tuple[int, int]:
     from triton import knobs
 
     file = cache.scratch("kernel.ptx")
-    file.write_text(ptx)
+    file.write_text(ptx, encoding="utf-8")
     target = re.search(r"\.target (\w+)", ptx)
     name = target.group(1) if target else f"sm_{arch}"
     command = [str(knobs.nvidia.ptxas.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]

@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -22,6 +21,7 @@ from compiledopt.backends.triton.bodies import TEXT as BODIES
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
+from compiledopt.files import source_of
 from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, ROWS
 from compiledopt.rules.reductions import SLOT, TENSOR, TILE, Passes
 from compiledopt.stats import STATS
@@ -39,7 +39,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
 WARPS = 8
-TEXT = Path(__file__).read_text()  # of which kernels in the cache are made
+TEXT = source_of(__name__)  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
 JOIN = {"sum": "{} + {}", "mean": "{} + {}", "amax": "larger({}, {})", "amin": "smaller({}, {})"}
