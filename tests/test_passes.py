@@ -372,7 +372,7 @@ def test_flags_that_leave_no_reduction_make_it_elementwise():
             params = parameters(torch.float64, FLAT_SHAPES)
             optimizer = make(params, **options, **more)
             run(optimizer, params, Gradients(torch.float64), range(4))
-            ends[make, *more.items()] = flat(params)
+            ends[(make, *more.items())] = flat(params)
             if make is compiledopt.LARS:
                 assert {batch.entries[0].traced.elementwise for batch in optimizer._plan.batches} == {True}
     expected, *others = ends.values()
