@@ -365,21 +365,19 @@ def test_what_is_kept_is_small():
 
 def test_flags_that_leave_no_reduction_make_it_elementwise():
     """LARS without decay is SGD: its kernel, its sequence, and a program whatever the shapes are."""
-    options = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
-    ends = {}
-    for make in (torch.optim.SGD, compiledopt.LARS):
-        for more in ({"foreach": True}, {"foreach": False}, *([{"compiled": True}] if make is compiledopt.LARS else [])):
-            params = parameters(torch.float64, FLAT_SHAPES)
-            optimizer = make(params, **options, **more)
-            run(optimizer, params, Gradients(torch.float64), range(4))
-            ends[(make, *more.items())] = flat(params)
-            if make is compiledopt.LARS:
-                assert {batch.entries[0].traced.elementwise for batch in optimizer._plan.batches} == {True}
-    expected, *others = ends.values()
-    for other in others:
-        torch.testing.assert_close(other, expected, rtol=1e-14, atol=1e-14)
-    adapting = compiledopt.LARS(params, weight_decay=0.1, compiled=True)
-    run(adapting, params, Gradients(torch.float64), range(1))
+
+    def trained(make, **options):
+        params = parameters(torch.float64, FLAT_SHAPES)
+        optimizer = make(params, lr=0.1, momentum=0.9, nesterov=True, **options)
+        run(optimizer, params, Gradients(torch.float64), range(4))
+        return optimizer, flat(params)
+
+    _, expected = trained(torch.optim.SGD)
+    for options in ({"foreach": True}, {"foreach": False}, {"compiled": True}):
+        optimizer, found = trained(compiledopt.LARS, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+        assert {batch.entries[0].traced.elementwise for batch in optimizer._plan.batches} == {True}
+    adapting, _ = trained(compiledopt.LARS, weight_decay=0.1, compiled=True)
     assert all(isinstance(batch.traced, Variant) for batch in adapting._plan.batches)
 
 
