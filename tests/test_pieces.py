@@ -171,6 +171,8 @@ def interrupted(name, flag, dtype=torch.float64):
             optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
             params.append(optimizer.param_groups[1]["params"][0])
             Gradients(dtype).set(params, step)
+            for param in params[:2]:
+                param.data, param.grad = param.data.mT.contiguous().mT, param.grad.mT.contiguous().mT
         optimizer.step()
     return flat(params), [optimizer.state[param] for param in params]
 

@@ -58,13 +58,14 @@ class Number(int):
 @dataclass(frozen=True)
 class Operation:
     """One of torch's. args, named: its arguments, with `Seen` for those of its tensors (by their number among them), and
-    `Number`; shape, dtype: of the result for one parameter; pointwise: or a reduction, whose dimensions are counted from the
-    last."""
+    `Number`; shape, stride, dtype: of the result for one parameter; pointwise: or a reduction, whose dimensions are counted
+    from the last."""
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...]
     named: Mapping[str, Any]
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
     dtype: torch.dtype
     pointwise: bool
 
@@ -207,13 +208,16 @@ class Played:
 
 
 def _operated(operation: Operation, given: Sequence[Parts], numbers: Sequence[Tensor]) -> Parts:
-    """By one call where all tensors stand in stacks."""
+    """By one call where all tensors stand in stacks. Each result lies in memory as the one that was written down."""
     stacks = [parts.stack for parts in given]
     if all(stack is not None for stack in stacks):
-        return Parts(stack=operation.run([operation.aligned(stack) for stack in stacks if stack is not None], numbers))
-    return Parts(
-        stack=torch.stack([operation.run(each, numbers) for each in zip(*(parts.each for parts in given), strict=True)])
-    )
+        found = operation.run([operation.aligned(stack) for stack in stacks if stack is not None], numbers)
+    else:
+        found = torch.stack([operation.run(each, numbers) for each in zip(*(parts.each for parts in given), strict=True)])
+    if found.stride()[1:] != operation.stride:
+        shape, stride = found.shape, (found[0].numel(), *operation.stride)
+        found = torch.empty_strided(shape, stride, dtype=found.dtype, device="cpu").copy_(found)
+    return Parts(stack=found)
 
 
 def _valued(value: Any, values: Sequence[float]) -> Any:

@@ -170,9 +170,11 @@ class Tape(TorchFunctionMode, Played):
                 return found
             raise NotTaped(func.__name__)
         pattern = tuple(map(place, args)), {name: place(value) for name, value in named.items()}
+        if not is_dense(found):
+            raise NotTaped("a result that is not dense in memory")
         if any(one.dim() == 0 and found.dtype in HALF and one.dtype != found.dtype for one in given):
             raise NotTaped("a number in more bits than what it is computed with")
-        operation = Operation(func, *pattern, tuple(found.shape), found.dtype, pointwise)
+        operation = Operation(func, *pattern, tuple(found.shape), found.stride(), found.dtype, pointwise)
         self.calls.append(Call(None, tuple(map(self._seen, given)), {}, (self._new(found),), operation=operation))
         return found
 
