@@ -114,7 +114,8 @@ class Call:
 class Played:
     """names: of the operands, which have the first places; layouts: their strides; inputs: of the scalar part; nodes: the
     numbers that it computes; counted: the new 0-dim states among them; there: (result → the operand in whose place it is
-    written); ends: what becomes of each operand; count: of the places."""
+    written); drops: of each call, the places that no later one reads; ends: what becomes of each operand; count: of the
+    places."""
 
     names: list[str]
     layouts: list[Any]
@@ -124,6 +125,7 @@ class Played:
     scalars: Callable[..., Any]
     counted: dict[str, Any]
     there: dict[int, int]
+    drops: list[list[int]]
     ends: dict[str, Seen]
     count: int
 
@@ -145,7 +147,7 @@ class Played:
         tensors: list[Any] = [Parts(columns[name]) for name in self.names]
         tensors += [None] * (self.count - len(tensors))
         wide: list[Tensor] = []
-        for call in self.calls:
+        for call, drops in zip(self.calls, self.drops, strict=True):
             for result in call.results:
                 if result in self.there:
                     tensors[result] = tensors[self.there[result]]
@@ -156,6 +158,8 @@ class Played:
                 tensors[call.results[0]] = _operated(call.operation, [seen.of(tensors) for seen in call.given], wide)
             else:
                 self._multiply(call, tensors, values)
+            for place in drops:
+                tensors[place] = None
         for name, seen in self.ends.items():
             if seen.place >= len(self.names) and seen.place not in self.there:
                 torch._foreach_copy_(list(columns[name]), list(tensors[seen.place].each))

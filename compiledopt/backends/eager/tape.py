@@ -235,6 +235,8 @@ class Tape(TorchFunctionMode, Played):
         self.there: dict[int, int] = {}
         last = {seen.place: index for index, call in enumerate(self.calls) for seen in call.reads}
         ends = {seen.place: self.names.index(name) for name, seen in self.ends.items()}
+        gone = [(index, place) for place, index in last.items() if place >= len(self.names) and place not in ends]
+        self.drops = [[place for at, place in gone if at == index] for index in range(len(self.calls))]
         for index, call in enumerate(self.calls):
             taken = call.piece.places if call.piece is not None else (0,) if call.is_sum else ()
             for result, place in zip(call.results, taken, strict=False):
