@@ -188,8 +188,8 @@ def test_offsets_beyond_int32():
     pointers, lengths, rows = torch.tensor([param.data_ptr(), grad.data_ptr()]), torch.tensor([100]), torch.tensor([0])
     for part, written in ((2**32 // 1024, 0.0), (0, -1.0)):
         blocks = torch.tensor([[0, part]], dtype=torch.int32)
-        columns = [1.0] * kernel.columns
-        kernel.function[(1,)](pointers, lengths, rows, blocks, table, *columns, ONE_ROW=True, XBLOCK=1024, num_warps=4)
+        columns = [1.0] * (triton.FEW * kernel.columns)
+        kernel.function[(1,)](pointers, lengths, rows, blocks, table, *columns, ROWS=1, XBLOCK=1024, num_warps=4)
         assert param.tolist() == [written] * 100
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -59,11 +60,16 @@ def remembered(of: tuple[Any, ...], device: torch.device, find: Callable[[], str
 def difference(
     kernel: triton.TritonKernel, program: Program, dtypes: Sequence[torch.dtype], device: torch.device, chosen: Config
 ) -> str | None:
-    """Compare with the program by torch's operators in float64, with a table of scalars and with one row."""
+    """Compare with the program by torch's operators in float64: with a table of scalars, with few rows and with one; each as
+    Triton launches it, and as the driver does alone, where it is asked for that."""
     generator = torch.Generator().manual_seed(0)
     rows = _rows(kernel, program, generator)
     cases = [_Case(number, program, kernel.block) for number in range(len(ROWS))]
-    for of in (ROWS, (0,) * len(ROWS)):
+    only = (0,) * len(ROWS)
+    compiled: dict[Any, Any] = {}
+    for of, is_table, by_driver in product((ROWS, only), (True, False), (False, True)):
+        if of is only and is_table:
+            continue
         given = [case.values(dtypes, generator) for case in cases]
         found = [
             [on_device_at(value, case.offset, device) for value in values] for case, values in zip(cases, given, strict=True)
@@ -72,9 +78,15 @@ def difference(
         extents = [number for case in cases for number in case.extents[: kernel.extents]]
         numbers = ([one.data_ptr() for values in found for one in values], extents, of)
         tables.update(*(array("q", each).tobytes() for each in numbers))
-        flat = rows[:, : kernel.columns].reshape(-1).tolist()
-        table = tables.fill(flat if of is ROWS else flat[: kernel.columns])  # of an only row what is measured is there too
-        tables.run(table if of is ROWS else flat[: kernel.columns])
+        tables.compiled = compiled
+        flat = rows[: max(of) + 1, : kernel.columns].reshape(-1).tolist()
+        table = tables.fill(flat)  # of a few rows what is measured is there too
+        if by_driver and (taken := tables.run_by_driver(table if is_table else flat)) is not True:
+            if taken is None:
+                continue
+            return "the driver takes no launch but Triton's"
+        if not by_driver:
+            tables.run(table if is_table else flat)
         for case, before, after, row in zip(cases, given, found, of, strict=True):
             if (wrong := case.wrong(before, after, rows[row, : kernel.columns])) is not None:
                 return f"tensor {case.number} of {case.length} elements: {wrong}"
