@@ -1383,8 +1383,8 @@ fault(
 fault(
     "triton:last-rows-not-computed",
     "triton/capturable.py",
-    "-(-count // ROWS)",
-    "count // ROWS",
+    "-(-rows // ROWS)",
+    "rows // ROWS",
     "interpreted_captures.py::test_more_rows_than_a_block",
 )
 fault(

@@ -18,9 +18,8 @@ from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
-from compiledopt.backends.triton.prepared import Launch, launch_of
 from compiledopt.backends.triton.readiness import FIRST, AnyKernel, made_ready
-from compiledopt.backends.triton.tables import launch
+from compiledopt.backends.triton.tables import alone, launch
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
 from compiledopt.rules.traced import Traced, Variant
@@ -126,13 +125,9 @@ class RowsLaunch:
             self.streams.read(addresses, *read)
             launch(self.kernel, self.compiled, blocks_of(count), [addresses], [count], (ROWS,), WARPS)
 
-    def prepared(self, addresses: torch.Tensor, count: int) -> list[Launch] | None:
+    def prepared(self, addresses: torch.Tensor, count: int) -> list[Any] | None:
         """The launch without Python, after one with it."""
-        made = self.compiled.get((ROWS,))
-        if made is None or self.streams.many:
-            return None
-        found = launch_of(made, blocks_of(count), [addresses], [count])
-        return None if found is None else [found]
+        return alone(self.compiled.get((ROWS,)), self.streams, blocks_of(count), [addresses], [count])
 
 
 # ---- the numbers ----

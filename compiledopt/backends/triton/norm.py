@@ -12,10 +12,9 @@ import torch
 
 from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel, measured_columns
-from compiledopt.backends.triton.prepared import Launch, launch_of
 from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
-from compiledopt.backends.triton.tables import cut, launch
+from compiledopt.backends.triton.tables import alone, cut, launch
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Argument, Node, Program, value_of
 from compiledopt.rules.traced import Traced, Variant
@@ -233,11 +232,7 @@ class Squares:
 
     def prepared(
         self, pointers: torch.Tensor, place: torch.Tensor, first: bool, table: torch.Tensor | None
-    ) -> list[Launch] | None:
+    ) -> list[Any] | None:
         """The launch of `run` without Python, after one with it, for the bounds that were brought."""
-        made = self.compiled.get((self.operands, BLOCK))
-        if made is None or self.streams.many:
-            return None
-        numbers = (int(first), len(self.bound))
-        found = launch_of(made, len(self.blocks), self._read(pointers, place, table), numbers)
-        return None if found is None else [found]
+        made, numbers = self.compiled.get((self.operands, BLOCK)), (int(first), len(self.bound))
+        return alone(made, self.streams, len(self.blocks), self._read(pointers, place, table), numbers)

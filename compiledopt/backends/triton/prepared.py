@@ -49,17 +49,15 @@ def types_of(made: Any) -> str | None:
     return found if bits == [8 * SIZES[each] for each in found] else None
 
 
-def launch_of(
-    made: Any, count: int, tensors: Sequence[torch.Tensor], numbers: Sequence[float], first: int = 0, rows: int = 0
-) -> Launch | None:
-    """A launch of `count` blocks. first, rows: which of the numbers are those of a step, which native code fills in."""
+def launch_of(made: Any, count: int, tensors: Sequence[torch.Tensor], numbers: Sequence[float], rows: int = 0) -> Launch | None:
+    """A launch of `count` blocks. rows: how many rows of the numbers are those of a step, which native code fills in."""
     call, types = driver(), types_of(made)
     if call is None or types is None or not count:
         return None
     values = (*[tensor.data_ptr() for tensor in tensors], *numbers, *[0] * len(SCRATCH))
     metadata = made.metadata
     threads = metadata.num_warps * metadata.target.warp_size
-    return call, made.function, count, threads, metadata.shared, types, values, len(tensors) + first, rows
+    return call, made.function, count, threads, metadata.shared, types, values, len(tensors), rows
 
 
 def current(device: torch.device) -> Any | None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from compiledopt.backends.triton.devices import as_numbers, on_device, upload
-from compiledopt.backends.triton.prepared import Launch, launch_of
+from compiledopt.backends.triton.prepared import Launch
 from compiledopt.backends.triton.reducing import AXES, WARPS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind
-from compiledopt.backends.triton.tables import Scalars, Tables, launch
+from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
 
 UNIT = 16  # elements: what is kept begins on multiples of so many
@@ -163,12 +163,14 @@ class ShapedTables(Tables):
         found = []
         for number, (blocks, mask) in enumerate(zip(self.laid.blocks, self.laid.masks, strict=True)):
             if blocks.shape[0]:
-                made = self.compiled_stages[number].get((mask,))
-                tensors = [*given, blocks, self.numbers if table is None else table]
-                own = None if made is None else launch_of(made, blocks.shape[0], tensors, ())
-                if own is None or self.streams.many:
+                made, tensors = (
+                    self.compiled_stages[number].get((mask,)),
+                    [*given, blocks, self.numbers if table is None else table],
+                )
+                own = alone(made, self.streams, blocks.shape[0], tensors, ())
+                if own is None:
                     return None
-                found.append(own)
+                found += own
         return found
 
     def run(self, scalars: Scalars, pointers: torch.Tensor | None = None) -> None:

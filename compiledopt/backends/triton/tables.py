@@ -166,12 +166,9 @@ class Tables:
         """The launch of `run` without Python, after one with it: by a table, or by so many rows that are those of a step."""
         if not self.blocks.shape[0]:
             return []
-        made = self.compiled.get((0 if rows == 0 else 1 if rows == 1 else triton.FEW, self.block))
-        if made is None or self.streams.many:
-            return None
+        constants = (rows if rows < 2 else triton.FEW, self.block)
         tensors = [self.pointers, self.lengths, self.rows, self.blocks, self.numbers if table is None else table]
-        found = launch_of(made, self.blocks.shape[0], tensors, self.none, 0, rows)
-        return None if found is None else [found]
+        return alone(self.compiled.get(constants), self.streams, self.blocks.shape[0], tensors, self.none, rows)
 
 
 def launch(
@@ -215,6 +212,15 @@ def _triton() -> tuple[Any, Any]:
 def _calls(hook: Any) -> bool:
     """Whether a hook does anything: Triton's own is a chain of functions."""
     return hook is not None and bool(getattr(hook, "calls", True))
+
+
+def alone(
+    made: Any, streams: Streams, count: int, tensors: Sequence[torch.Tensor], numbers: Sequence[float], rows: int = 0
+) -> list[Launch] | None:
+    """What `launch` does, for the driver alone; None where it is not enough. made: what is compiled; rows: how many of
+    `numbers` are those of a step."""
+    found = None if made is None or streams.many else launch_of(made, count, tensors, numbers, rows)
+    return None if found is None else [found]
 
 
 def lengths_in_blocks(extents: torch.Tensor, block: int) -> torch.Tensor:
