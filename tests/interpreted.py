@@ -316,7 +316,7 @@ def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
 
 
 def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
-    """With a row and with a table of scalars, and the scalar part's kernel, each without writing anything."""
+    """With a row, a few and a table of scalars, and the scalar part's kernel, each without writing anything."""
     from compiledopt.backends.triton import capturable
 
     launched = []
@@ -333,12 +333,13 @@ def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
     monkeypatch.setattr(readiness, "proved", lambda *_: None)
     params = model()
     run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
-    nothing = [("run", True), ("run", True), ("__call__", True)]
+    nothing = [("run", True), ("run", True), ("run", True), ("__call__", True)]
     assert launched == [*nothing, ("__call__", True), ("run", False)]
 
 
 FAULTS = {
-    "row": ("tl.load(rows + tensor)", "tl.load(rows)"),
+    "row": ("table + tl.load(rows + tensor)", "table + tl.load(rows)"),
+    "row of few": ("which = tl.load(rows + tensor)", "which = tl.load(rows)"),
     "last element": ("xmask = xindex < xnumel", "xmask = xindex < xnumel - 1"),
     "ragged block": ("(xoffset + XBLOCK <= xnumel)", "(xoffset <= xnumel)"),
     "operand": ("pointers + tensor * 4 + 3)", "pointers + tensor * 4 + 2)"),

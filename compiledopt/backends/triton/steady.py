@@ -34,7 +34,7 @@ def prepared(batch: Any) -> Any:
     before, launches = batch.prepared_norm(), batch.prepared_launches()
     if before is None or launches is None:
         return False
-    where = current(batch.device)
+    where = current(batch.device) if launches else None
     return None if where is None else (batch.fills(), where, before, launches)
 
 

@@ -150,10 +150,10 @@ class Tables:
     def run_by_driver(self, scalars: Scalars) -> bool | None:
         """As `run`, by the driver alone: whether it took it; None where it is not asked."""
         table, rows, numbers = self._given(scalars)
-        made, where = self.compiled.get((rows, self.block)), current(self.device)
         tensors = [self.pointers, self.lengths, self.rows, self.blocks, table]
-        found = None if made is None else launch_of(made, self.blocks.shape[0], tensors, numbers)
-        return None if found is None or where is None else bool(launcher().launch(found, where[3]))
+        found = alone(self.compiled.get((rows, self.block)), self.streams, self.blocks.shape[0], tensors, numbers)
+        where = None if found is None else current(self.device)
+        return None if found is None or where is None else bool(launcher().launch(found[0], where[3]))
 
     def _given(self, scalars: Scalars) -> tuple[torch.Tensor, int, Sequence[float]]:
         """(table, how many rows are arguments, those and what fills them up)."""
