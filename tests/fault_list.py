@@ -1763,7 +1763,7 @@ fault(
 )
 fault(
     "matrices:places-of-absent-gradients",
-    "triton/matrices.py",
+    "backends/matrices.py",
     "key=lambda place: not active[place]",
     "key=lambda place: active[place]",
     "interpreted_matrices.py::test_replays[Muon]",

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
 Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or the only row
