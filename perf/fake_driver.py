@@ -213,7 +213,8 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime import driver
 
-    from compiledopt.backends.triton import devices, norm, passes_ready, readiness
+    from compiledopt.backends import devices
+    from compiledopt.backends.triton import norm, passes_ready, readiness
 
     stream, _ = Stream(), _load()
     fake = CudaDriver()

@@ -1789,7 +1789,7 @@ fault(
 )
 fault(
     "matrices:places-of-absent-gradients",
-    "triton/matrices.py",
+    "backends/matrices.py",
     "key=lambda place: not active[place]",
     "key=lambda place: active[place]",
     "interpreted_matrices.py::test_replays[Muon]",
@@ -2097,7 +2097,9 @@ CODECS, MATRICES = (
     "test_codecs.py::test_a_value_becomes_the_nearest_of_the_map",
     "test_menu_matrices.py::test_fifty_steps_are_the_authors",
 )
-fault("storage:dynamic-rounded-down", "storage/dynamic.py", "is_first & (place - number < middle)", "is_first", CODECS)
+fault("storage:dynamic-rounded-down", "storage/dynamic.py", "[0.2] * (decades - 1)", "[0.5] * (decades - 1)", CODECS)
+fault("kernels:looked-up-one-off", "cpp/lookups.py", "turned = first + 127", "turned = first + 126", CODECS)
+fault("kernels:edge-of-an-octave", "cpp/lookups.py", "sum(edge <= 2.0**octave", "sum(edge < 2.0**octave", CODECS)
 fault("storage:float8-cut", "storage/float8.py", "(bits + ((1 << (PLACES - 1)) - 1) + ((bits >> PLACES) & 1))", "bits", CODECS)
 fault(
     "storage:float8-loses-the-small",
@@ -2128,7 +2130,7 @@ fault(
     "(tuple(param.shape),)",
     "test_never_negative.py::test_matrices_of_dimensions_are_no_codes_in_square_parameters_either",
 )
-fault("storage:four-bits-lose-the-largest", "storage/four_bits.py", "(share > 0.83125) & (most > 6)", "share > 2", CODECS)
+fault("storage:four-bits-lose-the-largest", "storage/four_bits.py", "has_zero=True), most)", "has_zero=True), 6.0)", CODECS)
 fault(
     "storage:four-bits-unmarked",
     "storage/four_bits.py",

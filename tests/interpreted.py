@@ -10,9 +10,10 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
+from compiledopt.backends import devices
 from compiledopt.backends.triton import capturable as capturing
-from compiledopt.backends.triton import devices, norm, proof, readiness, tables
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import norm, proof, readiness, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 

@@ -14,8 +14,9 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 import compiledopt
 from compiledopt.around.clip import Clipping
+from compiledopt.backends import devices
 from compiledopt.backends.triton import batch as batch_module
-from compiledopt.backends.triton import capturable, devices, readiness, tables
+from compiledopt.backends.triton import capturable, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch

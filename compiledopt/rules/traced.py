@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -236,7 +236,30 @@ def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
             return Traced(rule, present, trace(rule, group), "", dict(group))
         except NotElementwise as error:
             reason = str(error)
-    return Traced(rule, present, None, reason, dict(group))
+    program = None if rule.elementwise else _pointwise(rule, group, present)
+    return Traced(rule, present, program, reason if program is None else "", dict(group))
+
+
+def _pointwise(rule: Rule, group: Mapping[str, Any], present: Sequence[str]) -> Program | None:
+    """Of a rule that is declared with elementwise=False, its program where its flags leave nothing to reduce: LARS without
+    trust is SGD."""
+    if rule.every or "dtype" in rule.options:
+        return None
+    try:
+        program = trace(rule, group)
+        return program if all(_is_like_param(rule, name, group) for name in present) else None
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):  # what a rule says to symbols, or to other shapes
+        return None
+
+
+def _is_like_param(rule: Rule, state: str, group: Mapping[str, Any]) -> bool:
+    """Whether a state has the parameter's shape, whatever that is; codes and scales are read as if they had."""
+    maker = rule.maker(state)
+    if maker is None or state in rule.in_blocks or state in rule.packed:
+        return True
+    probes = [torch.empty(shape, device="meta") for shape in ((2,), (2, 3), (2, 3, 4))]
+    made = [maker(probe, group) for probe in probes]
+    return all(one is not None and one.shape == probe.shape for one, probe in zip(made, probes, strict=True))
 
 
 def _without_value(value: Any) -> Any:

@@ -367,6 +367,11 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
     return module
 
 
+# LLVM's OpenMP, which torch brings along on macOS, has no GOMP_parallel (runtime.h).
+ELSEWHERE = {"win32": "Windows", "darwin": "macOS"}
+
+
 def platform_reason() -> str | None:
     """Why nothing can be compiled on this platform, or None."""
-    return None if sys.platform != "win32" else "the C++ launcher is written for g++, clang++ and zig, not for Windows"
+    name = ELSEWHERE.get(sys.platform)
+    return name and f"the C++ launcher is written for Linux, not for {name}"

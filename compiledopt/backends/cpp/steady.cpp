@@ -187,6 +187,8 @@ struct Part {
   std::vector<std::pair<int, int>> inputs;  // (place in a row, or -1; number of the group, or -1)
   std::vector<int> groups;                  // of each row
   std::vector<double> states;               // of each row
+  std::vector<double> sizes;                // of each row: numbers of its parameters
+  std::vector<std::vector<int64_t>> shapes;  // of the parameters, where a row has sizes, when Python looked
   std::vector<double> table;
   bool rounded = false;  // whether 0-dim states are float32
   bool calls_python = false;  // in this step, so that another thread may have run
@@ -197,6 +199,20 @@ struct Part {
     Rows found(*plan);
     found.numbers = table.data();
     return found;
+  }
+
+  void keep_shapes() {
+    for (const Entry& entry : plan->entries) {
+      shapes.emplace_back();
+      if (!sizes.empty() && is_plain(entry.impl(), plan->dispatch_keys)) shapes.back() = entry.impl()->sizes().vec();
+    }
+  }
+
+  // After a gather: whether the parameters have the sizes that the rows have.
+  bool has_same_shapes() const {
+    for (int64_t i = 0; i < plan->count() && !sizes.empty(); ++i)
+      if (plan->has_gradient(i) && plan->found(i).param()->sizes() != c10::IntArrayRef(shapes[i])) return false;
+    return true;
   }
 
   // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it; where the
@@ -292,20 +308,24 @@ struct Part {
 
   void fill(const std::vector<Group>& all) {
     const int count = plan->scalar_states;
+    const int each = groups.empty() ? 0 : static_cast<int>(sizes.size() / groups.size());
     double* out = table.data();
-    const double* own = states.data();
+    const double *own = states.data(), *size = sizes.data();
+    const auto of_row = [&](int place) {
+      return place == 0 ? 0.0 : place <= count ? own[place - 1] : size[place - 1 - count];  // place 0 is `first`
+    };
     for (const int group : groups) {
       const std::vector<double>& numbers = all[group].numbers;
       for (size_t i = 0; i < inputs.size(); ++i) {
         const auto [place, number] = inputs[i];
-        scalars.values[i] = place > 0 ? own[place - 1] : place == 0 ? 0.0 : number < 0 ? 1.0 : numbers[number];  // place 0 is `first`
+        scalars.values[i] = place >= 0 ? of_row(place) : number < 0 ? 1.0 : numbers[number];
       }
       scalars.evaluate();
       for (const int32_t value : scalars.columns) *out++ = scalars.values[value];
       out = std::copy(own, own + count, out);
       for (const int32_t value : scalars.states)
         *out++ = rounded ? static_cast<float>(scalars.values[value]) : scalars.values[value];
-      own += count;
+      own += count, size += each;
     }
   }
 
@@ -410,8 +430,8 @@ void hand_to_python(Steady& steady) {
   if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
 }
 
-// Everything that can fail, and no write.
-bool prepare(Steady& steady) {
+// Everything that can fail, and no write. Returns: the threads of the launch, or 0 where Python must take the step.
+int prepare(Steady& steady) {
   const int threads = threads_for(steady, false);
   const auto goes_by_driver = [](Part& part) { return part.elsewhere && part.goes_by_driver(); };
   steady.by_driver = std::all_of(steady.parts.begin(), steady.parts.end(), goes_by_driver);
@@ -421,17 +441,20 @@ bool prepare(Steady& steady) {
     if (on_host) part.fill(steady.groups);
     const Rows rows = part.rows();
     const int own = has_many_entries(part) ? threads : 1;
-    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady) return false;
-    if (part.elsewhere && !part.brought(steady.groups)) return false;
+    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady || !part.has_same_shapes()) return 0;
+    if (part.elsewhere && !part.brought(steady.groups)) return 0;
     if (steady.by_driver && !part.elsewhere.is_prepared) steady.by_driver = part.goes_by_driver();
     if (steady.by_driver) part.number();
   }
+  const int several = threads_for(steady, true);
+  for (Part& part : steady.parts)
+    if (part.plan->passes) lay_out(*part.plan, several);
   if (!steady.by_driver) hand_to_python(steady);
   // Another thread may run in the midst of the first launch, and take away what the second was gathered from.
   const auto goes = [](const Part& part) { return !part.elsewhere && part.plan->lets_gil_go(); };
   if (std::any_of(steady.parts.begin(), steady.parts.end(), goes))
     for (Part& part : steady.parts) part.plan->hold_all();
-  return true;
+  return several;
 }
 
 bool run(std::vector<Launch>& launches, const Current& current) {
@@ -506,8 +529,9 @@ class Stepping {
 Owned steady_step(Steady& steady, PyObject* optimizer) {
   if (!is_as_before(steady, optimizer)) return truth(false);
   const Stepping stepping(steady);
-  if (!prepare(steady)) return truth(false);
-  launch(steady, threads_for(steady, true));
+  const int threads = prepare(steady);
+  if (threads == 0) return truth(false);
+  launch(steady, threads);
   return truth(true);
 }
 
@@ -679,7 +703,8 @@ Elsewhere elsewhere_of(PyObject* described, int64_t numbers) {
   return made;
 }
 
-// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states)], whether those are float32, elsewhere).
+// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states, sizes)], whether the states are float32,
+// elsewhere).
 // An input that is neither of a row nor a number is 1: what only a device knows, and fills in there.
 Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Group>& groups, int64_t numbers) {
   PyObject** const parts = items_of(described, 6);
@@ -690,26 +715,31 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
   const int states = made.plan->scalar_states;
   made.layout = made.plan->layout;
   made.scalars = scalars_of(parts[1]);
+  int last = 0;  // of the places
   for_each_item(parts[2], [&](PyObject* input) {
     PyObject** const pair = items_of(input, 2);
-    made.inputs.emplace_back(integer(pair[0], -1, 1 + states), integer(pair[1], -1, numbers));
+    made.inputs.emplace_back(integer(pair[0], -1, 1 + kMostTensors + kMostTensors), integer(pair[1], -1, numbers));
+    last = std::max(last, made.inputs.back().first);
     const bool of_row = made.inputs.back().first >= 0, of_group = made.inputs.back().second >= 0;
     if ((of_row && of_group) || (!of_row && !of_group && parts[5] == Py_None))
       fail(PyExc_ValueError, "an input of a row or a number");
   });
   for_each_item(parts[3], [&](PyObject* row) {
-    PyObject** const pair = items_of(row, 2);
+    PyObject** const pair = items_of(row, 3);
     const Group& group = groups[integer(pair[0], 0, groups.size())];
     made.groups.push_back(static_cast<int>(&group - groups.data()));
     for (const auto& [place, number] : made.inputs)
       if (number >= 0 && !group.given[number]) fail(PyExc_ValueError, "a group lacks a number that its parameters are updated by");
     items_of(pair[1], states);
     for_each_item(pair[1], [&](PyObject* value) { made.states.push_back(floating(value)); });
+    items_of(pair[2], std::max(0, last - states));
+    for_each_item(pair[2], [&](PyObject* value) { made.sizes.push_back(floating(value)); });
   });
+  made.keep_shapes();
   made.rounded = parts[4] == Py_True;
   made.elsewhere = elsewhere_of(parts[5], numbers);
   const Plan& plan = *made.plan;
-  if ((plan.kernel != nullptr) == bool(made.elsewhere)) fail(PyExc_ValueError, "a plan with a kernel, or one that is launched elsewhere");
+  if (plan.runs_here() == bool(made.elsewhere)) fail(PyExc_ValueError, "a plan with a kernel, or one that is launched elsewhere");
   if (plan.device_scalars) return made;
   if (plan.most_row >= static_cast<int64_t>(made.groups.size()) ||
       static_cast<int64_t>(made.inputs.size()) != made.scalars.inputs || static_cast<int>(made.scalars.states.size()) != states ||

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from compiledopt.backends.batch import Standing, Steady, spread_of
+from compiledopt.backends.devices import is_capturing, upload
 from compiledopt.backends.gathered import READY, GatheredBatch
-from compiledopt.backends.triton.devices import is_capturing, upload
 from compiledopt.backends.triton.norm import Squares, check_norm, fills_in
 from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.steady import steady

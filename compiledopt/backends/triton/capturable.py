@@ -14,10 +14,10 @@ from typing import Any, TypeGuard
 import torch
 
 from compiledopt.backends.batch import Context
+from compiledopt.backends.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
-from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.readiness import FIRST, AnyKernel, made_ready
 from compiledopt.backends.triton.tables import alone, launch
 from compiledopt.rules.options import as_float

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
+from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel, measured_columns
 from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.triton.devices import is_capturing
+from compiledopt.backends.devices import is_capturing
 
 # (cuLaunchKernel, function, blocks, threads, shared memory, types, values, first of the numbers of a step, rows of them).
 Launch = tuple[int, int, int, int, int, str, tuple[Any, ...], int, int]

@@ -12,10 +12,10 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.blocks import Blocks, scales_of
+from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
 from compiledopt.backends.keys import seed_and_step
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.devices import ordinary
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.backends.triton.tuning import Config
 from compiledopt.rules.program import BLOCKS, ELEMENTS, PACKED, Node, Program

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.devices import is_capturing, on_device, ordinary, synchronize
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import passes_ready
-from compiledopt.backends.triton.devices import is_capturing, on_device, ordinary, synchronize
 from compiledopt.backends.triton.proof import WRONG, proved
 from compiledopt.backends.triton.reducing import ReducingKernel, reducing_kernel
 from compiledopt.backends.triton.tables import Tables

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.triton.devices import as_numbers, on_device, upload
+from compiledopt.backends.devices import as_numbers, on_device, upload
 from compiledopt.backends.triton.prepared import Launch
 from compiledopt.backends.triton.reducing import AXES, WARPS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind

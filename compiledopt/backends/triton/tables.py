@@ -13,14 +13,12 @@ from typing import Any
 import torch
 
 from compiledopt.backends.cpp.kernels import launcher
+from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton.prepared import Launch, current, launch_of
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
-Scalars = (
-    torch.Tensor | Sequence[float]
-)  # a table with a row for each index in `rows`, or the only row or few, one after the other
+Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or few rows, one after the other
 
 
 class Tables:
