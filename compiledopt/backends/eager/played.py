@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,15 @@ class Operation:
     stride: tuple[int, ...]
     dtype: torch.dtype
     pointwise: bool
+
+    @cached_property
+    def is_contiguous(self) -> bool:
+        return torch.empty_strided(self.shape, self.stride, device="meta").is_contiguous()
+
+    def lies_otherwise(self, stack: Tensor) -> bool:
+        """Whether the tensors of a stack lie in memory in another way than the result."""
+        strides = zip(self.shape, stack.stride()[1:], self.stride, strict=True)
+        return any(size != 1 and now != then for size, now, then in strides)
 
     def run(self, tensors: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
         def value(one: Any) -> Any:
@@ -218,8 +228,7 @@ def _operated(operation: Operation, given: Sequence[Parts], numbers: Sequence[Te
         found = operation.run([operation.aligned(stack) for stack in stacks if stack is not None], numbers)
     else:
         found = torch.stack([operation.run(each, numbers) for each in zip(*(parts.each for parts in given), strict=True)])
-    strides = zip(operation.shape, found.stride()[1:], operation.stride, strict=True)
-    if any(size != 1 and now != then for size, now, then in strides):
+    if not (operation.is_contiguous and found.is_contiguous()) and operation.lies_otherwise(found):
         shape, stride = found.shape, (found[0].numel(), *operation.stride)
         found = torch.empty_strided(shape, stride, dtype=found.dtype, device="cpu").copy_(found)
     return Parts(stack=found)
