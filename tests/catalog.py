@@ -91,11 +91,11 @@ class Algorithm:
     @property
     def sums(self) -> tuple[bool, ...]:
         """Whether it sums over groups, and whether over the model."""
-        if self.rule is None or not self.elementwise:
+        if self.rule is None or not (self.elementwise or self.reduces):
             return ()
         param = torch.nn.Parameter(torch.ones(2, 3))
-        program = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).program
-        return tuple(sorted({node.is_of_group for node in program.totals}))
+        found = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).measured(param)
+        return tuple(sorted({node.is_of_group for measure in found.measures for node in measure.totals}))
 
     @property
     def sparse_only(self) -> bool:
@@ -452,6 +452,8 @@ PUBLISHED: dict[str, Algorithm] = {
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
+        Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}),
+        Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),

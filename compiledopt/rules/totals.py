@@ -23,10 +23,9 @@ def total(value: Any, over: str = "model") -> Any:
 
         Σ over parameters with a gradient, Σ over their elements, of value
 
-    value: a pointwise expression of `param`, `grad`, states and numbers, and not of what is reduced over the parameter; a
-        complex one counts as two reals. A number
-        counts once for each element: total(torch.ones_like(param)) is how many elements there are. over: "model", all
-        parameters of the optimizer, or "group", those of the parameter's group.
+    value: a pointwise expression of `param`, `grad`, states and numbers, not of what is reduced over the parameter; a complex
+        one counts as two reals. A number counts once for each element: total(torch.ones_like(param)) is how many elements
+        there are. over: "model", all parameters of the optimizer, or "group", those of the parameter's group.
     Returns: a 0-dim number, the same for all of them, summed in float64. Mutates: nothing.
     Raises: TypeError outside of a rule, and for a value that is no tensor; ValueError for another `over`.
     """
