@@ -452,7 +452,7 @@ PUBLISHED: dict[str, Algorithm] = {
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
-        Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}),
+        Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
