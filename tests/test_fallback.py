@@ -93,8 +93,12 @@ def no_place_to_load_from(patch):
     patch.setattr(cpp.ctypes, "CDLL", lambda *args: (_ for _ in ()).throw(OSError("failed to map segment")))
 
 
-def other_platform(patch):
+def on_windows(patch):
     patch.setattr(cpp.sys, "platform", "win32")
+
+
+def on_macos(patch):
+    patch.setattr(cpp.sys, "platform", "darwin")
 
 
 WAYS = {
@@ -110,7 +114,8 @@ WAYS = {
     unknown_tensors: "keeps its tensors in a way",
     no_temporary_files: "no room for temporary files: disk full",
     no_place_to_load_from: "the compiled kernel cannot be loaded: failed to map segment",
-    other_platform: "not for Windows",
+    on_windows: "not for Windows",
+    on_macos: "not for macOS",
 }
 
 

@@ -9,8 +9,9 @@ import torch
 from helpers import Gradients, copies, flat, parameters, rms, run, same
 
 import compiledopt
-from compiledopt.backends.cpp import pieces
+from compiledopt.backends.cpp import matrices, pieces
 from compiledopt.backends.cpp.pieces import Compiled
+from compiledopt.backends.eager.stacked import PiecedBatch
 from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.layout import is_dense
 from compiledopt.errors import CompileError
@@ -210,3 +211,68 @@ def test_a_tape_writes_nothing_that_is_read_later(rule, is_taped, played):
         results += [flat(params), flat([state for param in params for state in optimizer.state[param].values()])]
     assert bool(played) == is_taped
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-12, atol=1e-12)
+
+
+# ---- kernels around one function of whole matrices ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_kernels_around_products_are_the_rule(name, dtype, monkeypatch):
+    """Absent gradients, one and no row, column after column, more than one stack and wave, a clip, a copy and other states."""
+    monkeypatch.setattr(matrices, "TOGETHER", 2000)
+    monkeypatch.setattr(matrices.HostMatrices, "most", 1000)
+    shapes = [(24, 16), (24, 16), (16, 24), (9, 9), (1, 7), (0, 5), (24, 16)]
+    found = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(dtype, shapes)
+        params[2].data = params[2].data.mT.contiguous().mT
+        optimizer = getattr(compiledopt, name)(params, lr=0.02, max_grad_norm=3.0, **options)
+        for step in range(7):
+            Gradients(dtype, skip=True).set(params, step)
+            if step == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                params[0].grad = None if params[0].grad is None else params[0].grad.mT.contiguous().mT
+            if step == 4:
+                optimizer.param_groups[0]["lr"] = 0.03
+                optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
+                params.append(optimizer.param_groups[1]["params"][0])
+            if step == 5:
+                optimizer = copy.deepcopy(optimizer)
+                params = [param for group in optimizer.param_groups for param in group["params"]]
+                Gradients(dtype, skip=True).set(params, step)
+            optimizer.step()
+        kinds = {type(batch) is matrices.HostMatrices for batch in optimizer._plan.batches}
+        assert kinds == {not options} and optimizer.executor == ("for-loop" if options else "foreach")
+        found.append((params, flat(params).double(), optimizer))
+    (mine, one, _), (_, other, reference) = found
+    start = flat([*parameters(dtype, shapes), torch.ones(24, 16)]).double()
+    effect = rms(other - start)
+    assert effect > 1e-2 and rms(one - other) <= (0.05 if dtype is torch.bfloat16 else 0.01) * effect
+    for param, its in zip(mine, found[1][0], strict=True):
+        assert {key: value.dtype for key, value in found[0][2].state[param].items()} == {
+            key: value.dtype for key, value in reference.state[its].items()
+        }
+
+
+def test_where_kernels_around_products_cannot_be(monkeypatch):
+    """The rule is called, in what stacks there are."""
+    shapes = [(24, 16), (24, 16), (9, 9)]
+    plain = trained("Muon", shapes, foreach=True)
+    for options in ({"capturable": True}, {"state_dtype": "int8", "min_quantized_numel": 1}):
+        params = parameters(shapes=shapes)
+        optimizer = compiledopt.Muon(params, lr=0.01, **options)
+        run(optimizer, params, Gradients(), range(2))
+        assert all(type(batch) is PiecedBatch for batch in optimizer._plan.batches), options
+
+    def refused(*_):
+        raise CompileError("there is a hole in the kernel")
+
+    monkeypatch.setattr(matrices, "kernel", refused)
+    assert rms(trained("Muon", shapes) - plain) <= 0.02 * rms(plain - flat(parameters(shapes=shapes)))
+
+
+def test_calls_of_torch_are_told():
+    told = compiledopt.NorMuon(parameters(shapes=[(24, 16)] * 3 + [(16, 24)])).explain()
+    assert "newton_schulz on a stack of 3 of 24 × 16, by calls of torch: 5 bmm, 10 baddbmm, 5 copy" in told
+    assert "42 calls of torch operations per step" in told and "2 kernels" in told

@@ -49,7 +49,7 @@ WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra 
 LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
-LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "steady.cpp", "module.cpp")
+LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "launches.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -367,6 +367,11 @@ def _import_launcher(name: str, content: bytes) -> ModuleType:
     return module
 
 
+# LLVM's OpenMP, which torch brings along on macOS, has no GOMP_parallel (runtime.h).
+ELSEWHERE = {"win32": "Windows", "darwin": "macOS"}
+
+
 def platform_reason() -> str | None:
     """Why nothing can be compiled on this platform, or None."""
-    return None if sys.platform != "win32" else "the C++ launcher is written for g++, clang++ and zig, not for Windows"
+    name = ELSEWHERE.get(sys.platform)
+    return name and f"the C++ launcher is written for Linux, not for {name}"

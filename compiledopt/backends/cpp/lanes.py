@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiledopt.backends.cpp import functions
+from compiledopt.backends.cpp import functions, lookups
 
 HEADER = (Path(__file__).parent / "lanes.h").read_text()
-TEXT = HEADER + Path(__file__).read_text()  # of which kernels in the cache are made
+TEXT = HEADER + lookups.TEXT + Path(__file__).read_text()  # of which kernels in the cache are made
 FUNCTIONS = frozenset(re.findall(r"^INLINE F (\w+)\(F ", HEADER, re.MULTILINE)) | functions.NAMES
 FUNCTIONS |= {"to", "bits", "infinity", "quiet_NaN"}
 PLACE = r"\[static_cast<int64_t>\(x0\)\]"
@@ -32,7 +32,7 @@ def vectored(lines: Sequence[str]) -> list[str] | None:
     if not statements or None in statements:
         return None
     signature = head[: head.index("{")].rstrip()
-    body = (f"    {one};" for one in _with_extremes([one for one in statements if one is not None]))
+    body = (f"    {one};" for one in _with_extremes(lookups.looked_up([one for one in statements if one])))
     return [signature + " {", f"  for (int64_t x0 = 0; x0 < {loop[1]}; x0 += lanes::kCount) {{", *body, "  }", "}"]
 
 

@@ -3,7 +3,7 @@ saves calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value
 from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.cpp import matrices
 from compiledopt.backends.cpp.kernels import pieces_driver, platform_reason
 from compiledopt.backends.cpp.pieces import Compiled, make
 from compiledopt.backends.eager.in_place import InPlace, Met
@@ -136,6 +137,18 @@ class PiecedBatch(StackedBatch):
         except CompileError as error:
             return str(error)
         return platform_reason()
+
+    @staticmethod
+    def bucket(entry: Entry) -> Hashable | None:
+        """What entries have in common for which there are kernels around one function of whole matrices."""
+        return matrices.bucket(entry)
+
+    described = staticmethod(matrices.described)
+
+    @staticmethod
+    def around(entries: list[Entry], context: Context) -> Batch:
+        """Of those."""
+        return matrices.batch(entries, context) or PiecedBatch(entries, context)
 
     def make_ready(self, met: Sequence[Met]) -> None:
         for piece, numbers, dtypes in met:
