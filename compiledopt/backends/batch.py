@@ -200,7 +200,8 @@ class Standing:
     """A plan that just ran, and all that would make another step different, beside the tensors. own: of each group,
     its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
     attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
-    empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching."""
+    empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching;
+    in_place: whether the batches themselves did that in the last step, by launches of theirs alone."""
 
     batches: Sequence[Batch]
     own: Sequence[Rule]
@@ -214,6 +215,7 @@ class Standing:
     modules: Sequence[tuple[dict[str, Any], Sequence[tuple[str, Any]]]]
     empty: Sequence[Mapping[Any, Any]]
     measure: Callable[[], None] | None = None
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
