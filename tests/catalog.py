@@ -480,7 +480,7 @@ BASELINE: dict[str, dict[str, Any]] = {"capturable": {"capturable": False}}
 
 
 def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype], slow: Iterable[torch.dtype] = ()) -> list[Any]:
-    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them, and all of the dtypes in
+    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them, and all in a dtype of
     `slow`, among the slow tests."""
     import pytest  # perf/ takes the catalog too
 
