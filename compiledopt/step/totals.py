@@ -133,7 +133,7 @@ class Totals:
         return [values[node] for node in part.outputs.values()]
 
 
-def _measured(program: Traced, group: Group) -> list[Runnable]:
+def _measured(program: Traced, group: Mapping[str, Any]) -> list[Runnable]:
     """What a group's parameters are summed by: nothing, one program, or a variant for each kind of parameter."""
     found = {program} if program.elementwise else {program.measured(param) for param in group["params"]}
     return [one for one in found if one.measures]
