@@ -21,6 +21,7 @@ from compiledopt.backends.eager.given import (
     number,
     operand,
     put_back,
+    told,
 )
 from compiledopt.backends.eager.in_place import InPlace, Met, as_number, is_same, is_stacked, mapped
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut
@@ -28,7 +29,6 @@ from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.eager.trial import can_stack, try_rule, without_data
 from compiledopt.backends.layout import HALF, is_dense
 from compiledopt.rules.options import NOISE, SEED
-from compiledopt.rules.totals import told
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
 
