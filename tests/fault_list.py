@@ -719,7 +719,7 @@ fault(
 )
 fault(
     "eager:tape-of-another-layout",
-    "tape.py",
+    "played.py",
     "one.stride() == stride for name",
     "True for name",
     "test_pieces.py::test_calls_that_are_written_down_are_the_rule[GaLoreAdamW]",

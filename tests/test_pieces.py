@@ -16,7 +16,7 @@ from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.layout import is_dense
 from compiledopt.errors import CompileError
 from compiledopt.rules.pieces import piece
-from compiledopt.rules.products import add_product
+from compiledopt.rules.products import add_product, product
 
 HIDDEN = [name for name, one in {**catalog.CATALOG, **catalog.MENU}.items() if one.takes("ns_steps")]
 MATRICES = sorted([*catalog.MATRICES, *HIDDEN])
@@ -148,6 +148,7 @@ TAPED = {
     "SOAP": {"precondition_frequency": 3},
     "Shampoo": {"preconditioning_compute_steps": 3, "weight_decay": 0.1, "weight_decouple": True},
     "GaLoreAdamW": {"rank": 4, "update_proj_gap": 3},
+    "APOLLOAdamW": {"rank": 4, "update_proj_gap": 3, "scale": 2.0},
 }
 
 
@@ -170,6 +171,8 @@ def interrupted(name, flag, dtype=torch.float64):
             optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
             params.append(optimizer.param_groups[1]["params"][0])
             Gradients(dtype).set(params, step)
+            for param in params[:2]:
+                param.data, param.grad = param.data.mT.contiguous().mT, param.grad.mT.contiguous().mT
         optimizer.step()
     return flat(params), [optimizer.state[param] for param in params]
 
@@ -191,6 +194,37 @@ def swapped(param, grad, one, other, *, lr=0.1):
     """Returns each state in the place of the other, and reads the old one after its new value is known."""
     new = add_product(one, grad, grad.mT, 0.5, 1.0)
     return stepped(param, one, size=lr)[0], other, new
+
+
+def between(param, grad, one, *, lr=0.1, beta=0.9):
+    """Takes norms, means and extremes between products, and hands a number of its own for each parameter to a piece."""
+    low = product(grad.mT, grad)
+    rows = low.square().sum(-1, keepdim=True).sqrt()
+    size = torch.where(low.abs().amax() > 2.0, 1 / (1.0 + low.norm()), 1 - beta * low.mean(0).amin())
+    update = product(grad, low * (rows + lr) / rows.amax((0, 1), keepdim=True) ** 2 - low.amin(dim=(0, 1)))
+    return stepped(param, update, size=lr * size / update.norm())[0], beta * one + size.clamp_max(3.0) * rows.mT
+
+
+def indexing(param, grad, one, *, lr=0.1, beta=0.9):
+    """Takes an element, which nothing takes of stacks."""
+    return stepped(param, product(grad, grad.mT) @ grad, size=lr)[0], beta * one + grad[0, :]
+
+
+@pytest.mark.parametrize(("rule", "is_taped"), [(between, True), (indexing, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operations_between_are_written_down(rule, is_taped, dtype, played):
+    made = compiledopt.define(elementwise=False, initial={"one": lambda param: param.new_zeros(1, param.shape[1])})(rule)
+    results = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(dtype, [(6, 5), (6, 5), (5, 5), (40, 3), (6, 5)])
+        optimizer = made(params, **options)
+        run(optimizer, params, Gradients(dtype, skip=True), range(6))
+        results.append((flat(params), flat([state for param in params for state in optimizer.state[param].values()])))
+    assert bool(played) == is_taped
+    effect = rms(results[1][0] - flat(parameters(dtype, [(6, 5), (6, 5), (5, 5), (40, 3), (6, 5)])))
+    near = 1e-12 if dtype is torch.float64 else 1e-4
+    assert effect > 1e-3 and (results[0][0] - results[1][0]).abs().max() <= near * effect
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=near, atol=near)
 
 
 def behind(param, grad, one, other, *, lr=0.1):

@@ -171,11 +171,11 @@ class Stack:
 
     def _taped(self, every: Mapping[str, torch.Tensor | None]) -> Tape | None:
         """Its calls, written down; None where it does more than that. every: the operands."""
-        if self.seed is not None or self.placed or self.entries[0].param.device.type != "cpu":
+        if self.seed is not None or self.entries[0].param.device.type != "cpu":
             return None
         with torch.inference_mode(False):
             operands = {name: without_data(value) for name, value in every.items() if name not in self.scalars}
-        tape = Tape(self.traced.rule, operands, self.counts)
+        tape = Tape(self.traced.rule, operands, self.counts, self.placed)
         try:
             tape.write(operands, self.options)
         except (TypeError, AttributeError, ValueError, RuntimeError):  # what a rule says to symbols, and they to it
@@ -192,17 +192,17 @@ class Stack:
 
     def update(self, begin: int, end: int, runs: type[InPlace]) -> None:
         """Update the parameters from `begin` to `end`. runs: by what."""
-        tape, entries = self.tried.tape, self.entries[begin:end]
+        tape, entries = self.tried.tape if runs.has_kernels else None, self.entries[begin:end]
+        if tape is not None and (played := self._plays(tape, begin, end)) is not None:
+            self._play(tape, begin, end, played)
+            return
         columns = {
             name: self.homes[name][begin:end] if name in self.as_they_are else [self.operand(each, name) for each in entries]
             for name in self.names
         }
         if self.seed is not None:
             columns[NOISE] = [noise_bits(entry, self.seed) for entry in entries]
-        if tape is not None and runs.has_kernels and self._plays(tape, entries, columns):
-            self._play(tape, begin, end, columns)
-        else:
-            self._map(begin, end, columns, runs)
+        self._map(begin, end, columns, runs)
 
     def _map(self, begin: int, end: int, columns: Mapping[str, list[torch.Tensor]], runs: type[InPlace]) -> None:
         """By the rule, on stacks."""
@@ -234,11 +234,13 @@ class Stack:
             else:
                 put_back(homes, values)
 
-    def _plays(self, tape: Tape, entries: Sequence[Entry], columns: Mapping[str, list[torch.Tensor]]) -> bool:
-        """Whether tensors are given as they are, and lie in memory as those did that the tape was written with."""
-        if any(name not in self.as_they_are for name in self.names if name != "grad"):
-            return False
-        return all(one is entry.param.grad for one, entry in zip(columns["grad"], entries, strict=True)) and tape.fits(columns)
+    def _plays(self, tape: Tape, begin: int, end: int) -> Mapping[str, list[torch.Tensor]] | None:
+        """The operands, where tensors are given as they are, and lie in memory as those did that the tape was written with."""
+        if any(name not in self.as_they_are for name in tape.names if name != "grad"):
+            return None
+        grads = [self.of(entry, "grad") for entry in self.entries[begin:end]]
+        columns = {name: grads if name == "grad" else self.homes[name][begin:end] for name in tape.names}
+        return columns if all(operand(grad) is grad for grad in grads) and tape.fits(columns) else None
 
     def _play(self, tape: Tape, begin: int, end: int, columns: Mapping[str, list[torch.Tensor]]) -> None:
         numbers = dict(zip(self.counts, self.values, strict=True))
