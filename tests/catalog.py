@@ -479,14 +479,16 @@ ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
 BASELINE: dict[str, dict[str, Any]] = {"capturable": {"capturable": False}}
 
 
-def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list[Any]:
-    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them among the slow tests."""
+def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype], slow: Iterable[torch.dtype] = ()) -> list[Any]:
+    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them, and all in a dtype of
+    `slow`, among the slow tests."""
     import pytest  # perf/ takes the catalog too
 
     richest, found = one_per_algorithm(), []
     for case in cases:
-        for dtype in dict.fromkeys((torch.float32, *dtypes)):
-            marks = [] if dtype is torch.float32 or case in richest else [pytest.mark.slow]
+        for dtype in dict.fromkeys((torch.float32, *dtypes, *slow)):
+            is_quick = dtype is torch.float32 or (case in richest and dtype in dtypes)
+            marks = [] if is_quick else [pytest.mark.slow]
             found.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}"))
     return found
 

@@ -218,7 +218,8 @@ def _operated(operation: Operation, given: Sequence[Parts], numbers: Sequence[Te
         found = operation.run([operation.aligned(stack) for stack in stacks if stack is not None], numbers)
     else:
         found = torch.stack([operation.run(each, numbers) for each in zip(*(parts.each for parts in given), strict=True)])
-    if found.stride()[1:] != operation.stride:
+    strides = zip(operation.shape, found.stride()[1:], operation.stride, strict=True)
+    if any(size != 1 and now != then for size, now, then in strides):
         shape, stride = found.shape, (found[0].numel(), *operation.stride)
         found = torch.empty_strided(shape, stride, dtype=found.dtype, device="cpu").copy_(found)
     return Parts(stack=found)
