@@ -705,9 +705,9 @@ fault(
 )
 fault(
     "eager:norm-not-told",
-    "stacked.py",
-    'stack.given["grad_norm"] = self.context.step["grad_norm"]',
-    'stack.given["grad_norm"] = 0.0',
+    "eager/stack.py",
+    'self.given["grad_norm"] = context.step["grad_norm"]',
+    'self.given["grad_norm"] = 0.0',
     "test_around.py::test_rules_that_are_not_elementwise[Adafactor-foreach]",
 )
 fault(
