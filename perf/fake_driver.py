@@ -40,7 +40,7 @@ typedef struct {
   unsigned long long stream, count, given[PARAMETERS];
 } Seen;
 int launches = 0;
-int refused = 0;  // whether launches that are not Triton's fail
+int refused = 0;  // launches that are not Triton's fail from this one on
 Seen seen[MOST];
 
 // What a cubin says of the parameters of its only kernel: EIATTR_KPARAM_INFO (4, 0x17, 12 bytes: index, ordinal and offset, and
@@ -109,7 +109,7 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdevicept
 }
 static CUresult launched(Seen one, CUfunction function, void **params) {
   const Kernel *kernel = (const Kernel *)function;
-  if (one.alone && refused) return CUDA_ERROR_INVALID_CONTEXT;
+  if (one.alone && refused && --refused == 0) return refused = 1, CUDA_ERROR_INVALID_CONTEXT;
   for (int i = 0; i < kernel->count && i < PARAMETERS; ++i) memcpy(&one.given[i], params[i], kernel->sizes[i]);
   one.count = kernel->count;
   seen[launches++ % MOST] = one;
@@ -182,8 +182,9 @@ def seen() -> list[Seen]:
     return copies
 
 
-def refuse(refused: bool) -> None:
-    """Let launches that are not Triton's fail, as in a thread without a context."""
+def refuse(refused: int) -> None:
+    """Let launches that are not Triton's fail, as in a thread without a context: from the first on, 1, from the second, 2; or
+    none, 0."""
     ctypes.c_int.in_dll(_load(), "refused").value = refused
 
 

@@ -705,9 +705,9 @@ fault(
 )
 fault(
     "eager:norm-not-told",
-    "stacked.py",
-    'stack.given["grad_norm"] = self.context.step["grad_norm"]',
-    'stack.given["grad_norm"] = 0.0',
+    "eager/stack.py",
+    'self.given["grad_norm"] = context.step["grad_norm"]',
+    'self.given["grad_norm"] = 0.0',
     "test_around.py::test_rules_that_are_not_elementwise[Adafactor-foreach]",
 )
 fault(
@@ -1989,6 +1989,29 @@ fault(
     "target.fill_(value)",
     "None",
     "test_whole_model.py::test_against_the_authors",
+)
+fault(
+    "eager:totals-not-told",
+    "eager/stack.py",
+    "with told(self.totals):",
+    "with told(self.totals[:1] * len(self.totals)):",
+    "test_whole_model.py::test_beside_a_reduction",
+)
+SHAPES_SEEN = "test_steady.py::test_another_shape_and_other_threads_are_seen_by_a_rule_that_reduces"
+fault(
+    "cpp:sizes-of-rows-stand",
+    "steady.cpp",
+    "if (plan->has_gradient(i) && plan->found(i)",
+    "if (false && plan->found(i)",
+    SHAPES_SEEN,
+)
+fault("cpp:layout-of-passes-stands", "launcher.cpp", "passes.shapes == passes.shapes_there", "true", SHAPES_SEEN)
+fault(
+    "rules:smaller-state-taken-for-a-whole-one",
+    "rules/traced.py",
+    "one is not None and one.shape == probe.shape",
+    "True",
+    "test_passes.py::test_a_state_of_another_shape_keeps_a_rule_from_that",
 )
 fault(
     "optimizer:algorithms-not-copied",

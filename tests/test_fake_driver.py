@@ -160,7 +160,7 @@ def test_a_driver_that_refuses(launches, driver, monkeypatch, options):
     """As in a thread without a context: Triton, which makes one, launches; and where it raises, the step did not happen."""
     optimizer = steadied(compiledopt.AdamW(model(), compiled=True, **options))
     count, before = taken(optimizer), steps_of(optimizer)
-    launches(), driver.refuse(True)
+    launches(), driver.refuse(1)
     try:
         optimizer.step()
         assert taken(optimizer) == count + 1 and len(launches()) == optimizer._explanation().launches_per_step
@@ -171,11 +171,23 @@ def test_a_driver_that_refuses(launches, driver, monkeypatch, options):
             optimizer.step()
         assert steps_of(optimizer) == after
     finally:
-        driver.refuse(False)
+        driver.refuse(0)
     steadied(optimizer)
     driver.seen()
     optimizer.step()
     assert {one.alone for one in driver.seen()} == {True}
+
+
+def test_a_driver_that_refuses_in_the_midst(launches, driver):
+    """Nothing is launched twice: a scalar part on the device would count the step twice."""
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True, capturable=True))
+    driver.seen(), driver.refuse(2)
+    try:
+        with pytest.raises(RuntimeError, match="refused a launch after others of the same step"):
+            optimizer.step()
+    finally:
+        driver.refuse(0)
+    assert [one.alone for one in driver.seen()] == [True]
 
 
 def test_who_watches_launches_sees_them(launches, driver):

@@ -50,7 +50,7 @@ def launch(compiled, tensors, columns, pieces):
 KERNELS = {(program_of(case).kernel_text): case for case in reversed(CASES)}
 
 
-@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(KERNELS.values(), DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(KERNELS.values(), [torch.bfloat16], slow=DTYPES))
 def test_a_cut_changes_no_bit(case, dtype):
     """A thread's share begins anywhere, so an element may be in a vector here and in the remainder there."""
     _, compiled, tensors, columns = example(case, dtype)

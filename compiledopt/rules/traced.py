@@ -37,7 +37,11 @@ class Runnable:
     """What a batch runs."""
 
     rule: Rule
+    program: Program
+    scalars: ScalarPart
+    scalar_names: tuple[str, ...]
     measures: tuple[Measurement, ...] = ()
+    asked: tuple[str, ...] = ()  # Program.asked
 
     @cached_property
     def reads_first(self) -> bool:
@@ -67,6 +71,7 @@ class Variant(Runnable):
         self.scalars = ScalarPart(program, scalar_names)
         self.axes = tuple(node.axes for node in program.tensors)
         self.passes = cut(program)
+        self.measures, self.asked = measurements(program, scalar_names), program.asked
         self.order = ANY_ORDER if self.passes.is_flat and not program.blocks else order
 
 
@@ -107,7 +112,7 @@ class Traced(Runnable):
         return self._group or {}
 
     @property
-    def program(self) -> Program:
+    def program(self) -> Program:  # type: ignore[override]
         assert self._program is not None, self.reason
         return self._program
 
@@ -144,7 +149,7 @@ class Traced(Runnable):
     # ---- the program ----
 
     @cached_property
-    def scalars(self) -> ScalarPart:
+    def scalars(self) -> ScalarPart:  # type: ignore[override]
         return ScalarPart(self.program, self.scalar_names)
 
     @cached_property
@@ -165,6 +170,12 @@ class Traced(Runnable):
         if key not in self._variants:
             self._variants[key] = self._make_variant(*key)
         return self._variants[key]
+
+    def measured(self, param: torch.Tensor) -> Runnable:
+        """What knows the sums over all parameters that the rule asks for, whoever runs it: this, or where the rule reduces, the
+        variant that fits a parameter."""
+        found = self if self.elementwise or self.rule.every else self.variant(param)
+        return self if isinstance(found, str) else found
 
     def runs(self, param: torch.Tensor) -> Traced | Variant:
         """What the compiled executor runs for a parameter: this, or where the rule reduces, the variant that fits it."""

@@ -764,6 +764,7 @@ Shape shape_of(const Plan& plan, int64_t i) {
 // Between a gather and a launch: what the passes over these parameters keep, which is what asks for memory.
 void lay_out(Plan& plan, int most_threads) {
   Passes& passes = plan.passes;
+  const Stage stage = std::exchange(plan.stage, kNothing);  // until all is there
   passes.shapes.clear(), passes.places.clear(), passes.pointers.clear(), passes.rows.clear();
   for (int64_t i = 0; i < plan.count(); ++i) {
     if (!plan.has_gradient(i)) continue;
@@ -773,7 +774,10 @@ void lay_out(Plan& plan, int most_threads) {
     passes.rows.push_back(plan.entries[i].row);
   }
   const int64_t threads = std::clamp<int64_t>(plan.elements() / kWorkPerThread, 1, std::max(most_threads, 1));
-  if (passes.work && passes.threads == threads && passes.shapes == passes.shapes_there && passes.places == passes.places_there) return;
+  if (passes.work && passes.threads == threads && passes.shapes == passes.shapes_there && passes.places == passes.places_there) {
+    plan.stage = stage;
+    return;
+  }
   passes.work.reset();
   void* made = nullptr;
   const auto count = static_cast<int64_t>(passes.shapes.size());
@@ -783,7 +787,7 @@ void lay_out(Plan& plan, int most_threads) {
   std::unique_ptr<void, void (*)(void*)> work(made, passes.free);
   passes.memory.resize(passes.room(made) + kLine);
   passes.shapes_there = passes.shapes, passes.places_there = passes.places;
-  passes.threads = threads, passes.work = std::move(work);
+  passes.threads = threads, passes.work = std::move(work), plan.stage = stage;
 }
 
 void run_passes(const Plan& plan, const Rows& table) {

@@ -8,7 +8,7 @@ from array import array
 import torch
 
 from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp.batch import CppBatch, squares_kernel
+from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.rules.program import REDUCTIONS
@@ -55,4 +55,5 @@ class ReducingBatch(CppBatch):
         self.kernel = kernel(self.traced, self.dtypes)
         if self.is_clipped:
             self.squared = squares_kernel(self.dtypes[1])
+        self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
         return self._native_plan(0, self.dtypes, passes=passes(described(self.traced, self.dtypes, self.kernel)))

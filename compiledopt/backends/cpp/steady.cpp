@@ -457,13 +457,17 @@ int prepare(Steady& steady) {
   return several;
 }
 
-bool run(std::vector<Launch>& launches, const Current& current) {
-  return std::all_of(launches.begin(), launches.end(), [&](Launch& one) { return one.run(current.stream); });
+// How many of them the driver took, up to the first that it refused.
+size_t run(std::vector<Launch>& launches, const Current& current) {
+  return std::find_if(launches.begin(), launches.end(), [&](Launch& one) { return !one.run(current.stream); }) - launches.begin();
 }
 
-// By the driver; what it refuses, Python launches.
+// By the driver; what it refuses, Python launches, but not the rest of what is begun: a scalar part would count twice.
 void launch_part(Steady& steady, Part& part) {
-  if (steady.by_driver && run(part.elsewhere.launches, part.elsewhere.current)) return;
+  const size_t wanted = part.elsewhere.launches.size();
+  const size_t taken = steady.by_driver ? run(part.elsewhere.launches, part.elsewhere.current) : 0;
+  if (steady.by_driver && taken == wanted) return;
+  if (taken) fail(PyExc_RuntimeError, "the driver refused a launch after others of the same step: the device is in no state to go on");
   if (std::exchange(steady.by_driver, false)) hand_to_python(steady);
   Owned::checked(PyObject_CallNoArgs(part.elsewhere.launch.get()));
   part.elsewhere.is_prepared = false;  // Python may have other tables now
@@ -484,7 +488,7 @@ void launch_elsewhere(Steady& steady) {
   for (size_t i = 0; i < parts.size() && early; ++i) commit_all(*parts[i].plan, parts[i].rows());
   size_t done = 0;
   try {
-    const auto measured = [](Part& one) { return run(one.elsewhere.before, one.elsewhere.current); };
+    const auto measured = [](Part& one) { return run(one.elsewhere.before, one.elsewhere.current) == one.elsewhere.before.size(); };
     if (steady.by_driver && !std::all_of(parts.begin(), parts.end(), measured)) {
       steady.by_driver = false;
       hand_to_python(steady);
