@@ -36,7 +36,9 @@ from compiledopt.version import VERSION
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
+    from compiledopt.algorithms.published.adagc import AdaGC
     from compiledopt.algorithms.published.adahessian import AdaHessian
+    from compiledopt.algorithms.published.adai import Adai
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
     from compiledopt.algorithms.published.adam_mini import AdamMini
     from compiledopt.algorithms.published.adamg import AdamG
@@ -121,6 +123,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
+    "AdaGC",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
@@ -129,6 +132,7 @@ __all__ = [
     "Adadelta",
     "Adafactor",
     "Adagrad",
+    "Adai",
     "Adam",
     "AdamAtan2",
     "AdamG",

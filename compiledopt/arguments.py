@@ -36,6 +36,7 @@ class Extras(TypedDict, total=False):
     corrected_decay: bool | float | None
     update_clipping: float | None
     gradient_centralization: bool | None
+    grokfast: tuple[float, float] | None
     skip_nonfinite: bool | None
 
 

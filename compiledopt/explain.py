@@ -210,7 +210,7 @@ def _part(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapp
         rows=len({(entry.group, _steps(entry)) for entry in entries}),
         kernels=told.kernels,
         passes=told.passes,
-        calls_per_step=told.calls + clipped * told.norms + len(first.traced.measures),
+        calls_per_step=told.calls + clipped * told.norms + len(first.measured.measures),
         bytes_read_per_element=told.read + clipped * dtypes[1].itemsize + _read_for_totals(first),
         bytes_written_per_element=told.written,
         state_bytes_per_element=sum(kept * entry.param.numel() for entry, kept in held) / max(1, elements),
@@ -222,7 +222,7 @@ def _part(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapp
         latex=written_out.latex,
         products=list(told.products),
         clipped=clipped,
-        totals=len(first.traced.measures),
+        totals=len(first.measured.measures),
         source=told.source() if source else "",
     )
 
@@ -239,7 +239,7 @@ def _kept(entries: Sequence[Entry], rules: Sequence[Rule], groups: Sequence[Mapp
 
 def _read_for_totals(entry: Entry) -> int:
     dtypes = entry.dtypes()
-    return sum(dtypes[index].itemsize for measure in entry.traced.measures for index in measure.reads)
+    return sum(dtypes[index].itemsize for measure in entry.measured.measures for index in measure.reads)
 
 
 def _formula(program: Program | None) -> Formula:

@@ -78,7 +78,7 @@ def explain_gpu(
     kernel = kernel_of(known, dtypes)
     assert isinstance(kernel, triton.TritonKernel)
     block, warps = candidates_for(kernel, dtypes)[0]
-    built = [triton.build_for(kernel, arch, block, warps, one_row) for one_row in (True, False)]
+    built = [triton.build_for(kernel, arch, block, warps, rows) for rows in (1, triton.FEW, 0)]
     made = Made(known.program, [known.program], [kernel.source], built)
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
 

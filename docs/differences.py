@@ -82,7 +82,7 @@ WORKS_HERE = [
         "test_around.py::test_all_three_against_torch",
     ),
     Difference(
-        "`cautious`, `corrected_decay`, `update_clipping`, `gradient_centralization`, `skip_nonfinite`",
+        "`cautious`, `corrected_decay`, `update_clipping`, `gradient_centralization`, `grokfast`, `skip_nonfinite`",
         "no such options",
         "transformations of any rule",
         "timm and others write them into each algorithm; [training-loop.md](training-loop.md)",

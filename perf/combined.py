@@ -1,6 +1,7 @@
 """Several algorithms as one optimizer, beside the sum of its parts, in pairs: python perf/combined.py [--no-save]
 
-Muon for the matrices and AdamW for the rest, as two optimizers stepped one after the other, and as Combined.
+Muon for the matrices and AdamW for the rest, as two optimizers stepped one after the other, and as Combined; and all of them
+clipped, the parts each by its own norm, and Combined by one over all.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def made(name: str) -> tuple[Any, Any]:
+def made(name: str, norm: float | None) -> tuple[Any, Any]:
     matrices, others = MODELS[name]()
     return (
-        compiledopt.Muon(model(matrices, torch.float32), lr=1e-4),
-        compiledopt.AdamW(model(others, torch.float32), lr=1e-4),
+        compiledopt.Muon(model(matrices, torch.float32), lr=1e-4, max_grad_norm=norm),
+        compiledopt.AdamW(model(others, torch.float32), lr=1e-4, max_grad_norm=norm),
     )
 
 
@@ -44,15 +45,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each pair")
     parser.add_argument("--no-save", action="store_true", help="print only")
     given = parser.parse_args()
-    for name in given.models:
-        parts = made(name)
+    for name, norm in ((name, norm) for name in given.models for norm in (None, 1.0)):
+        parts = made(name, norm)
 
         def one_by_one(parts: Any = parts) -> None:
             for part in parts:
                 part.step()
 
-        whole = compiledopt.Combined(*made(name))
-        row = pair(one_by_one, whole.step, {"shapes": name}, given.seconds)
+        whole = compiledopt.Combined(*made(name, norm))
+        row = pair(one_by_one, whole.step, {"shapes": name if norm is None else f"{name}, clipped"}, given.seconds)
         if not given.no_save:
             append("combined.csv", [row])
 

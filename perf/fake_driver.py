@@ -3,8 +3,8 @@ code; only the driver's part of a launch is missing. Memory is the host's.
 
     with fake_driver.installed() as launches: ...    # launches() -> [(grid, threads)] since the last call
 
-What stands in for torch.cuda answers as torch would on one device and one stream. Parameters stay what they are, since nothing
-runs, so a kernel that is to prove itself here is believed.
+What stands in for torch.cuda answers as torch would on one device and one stream (`WHERE`). Parameters stay what they are,
+since nothing runs, so a kernel that is to prove itself here is believed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,50 @@ from unittest import mock
 import torch
 
 ARCH = (9, 0)  # of an H100 or H200
-MOST = 4096  # launches that are remembered
+MOST, PARAMETERS = 4096, 64  # launches that are remembered, and parameters of each
+WHERE = {"device": 0, "stream": 0}  # what is current
 
 SOURCE = r"""
 #include "cuda.h"
+#include <elf.h>
+#include <stdlib.h>
 #include <string.h>
 
+#define MOST 4096
+#define PARAMETERS 64
+typedef struct { int count, sizes[PARAMETERS]; } Kernel;
+typedef struct {
+  int alone;  // whether it was no launch of Triton's
+  unsigned int blocks, threads, shared;
+  unsigned long long stream, count, given[PARAMETERS];
+} Seen;
 int launches = 0;
-unsigned int seen[4096][2];
+int refused = 0;  // launches that are not Triton's fail from this one on
+Seen seen[MOST];
+
+// What a cubin says of the parameters of its only kernel: EIATTR_KPARAM_INFO (4, 0x17, 12 bytes: index, ordinal and offset, and
+// a word with the size in its upper 14 bits).
+static Kernel *kernel_of(const unsigned char *image) {
+  const Elf64_Ehdr *head = (const Elf64_Ehdr *)image;
+  const Elf64_Shdr *section = (const Elf64_Shdr *)(image + head->e_shoff);
+  const char *names = (const char *)image + section[head->e_shstrndx].sh_offset;
+  Kernel *found = (Kernel *)calloc(1, sizeof(Kernel));
+  for (int i = 0; i < head->e_shnum; ++i) {
+    if (strncmp(names + section[i].sh_name, ".nv.info.", 9)) continue;
+    const unsigned char *at = image + section[i].sh_offset, *end = at + section[i].sh_size;
+    while (at + 4 <= end) {
+      unsigned size = at[0] == 4 ? at[2] | at[3] << 8 : 0;
+      if (at[0] == 4 && at[1] == 0x17) {
+        unsigned word, ordinal = at[8] | at[9] << 8;
+        memcpy(&word, at + 12, 4);
+        if (ordinal < PARAMETERS) found->sizes[ordinal] = word >> 18;
+        found->count = found->count > (int)ordinal + 1 ? found->count : (int)ordinal + 1;
+      }
+      at += 4 + size;
+    }
+  }
+  return found;
+}
 
 static int attribute(CUdevice_attribute which) {
   switch (which) {
@@ -53,9 +89,12 @@ CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 0; return CUDA_SUCCESS; }
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)1; return CUDA_SUCCESS; }
-CUresult cuModuleLoadData(CUmodule *module, const void *image) { *module = (CUmodule)1; return CUDA_SUCCESS; }
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  *module = (CUmodule)kernel_of((const unsigned char *)image);
+  return CUDA_SUCCESS;
+}
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
-  *function = (CUfunction)1;
+  *function = (CUfunction)module;
   return CUDA_SUCCESS;
 }
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction function) {
@@ -68,11 +107,22 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdevicept
   memcpy(data, &pointer, sizeof pointer);
   return CUDA_SUCCESS;
 }
-CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
-  seen[launches % 4096][0] = config->gridDimX;
-  seen[launches % 4096][1] = config->blockDimX;
-  ++launches;
+static CUresult launched(Seen one, CUfunction function, void **params) {
+  const Kernel *kernel = (const Kernel *)function;
+  if (one.alone && refused && --refused == 0) return refused = 1, CUDA_ERROR_INVALID_CONTEXT;
+  for (int i = 0; i < kernel->count && i < PARAMETERS; ++i) memcpy(&one.given[i], params[i], kernel->sizes[i]);
+  one.count = kernel->count;
+  seen[launches++ % MOST] = one;
   return CUDA_SUCCESS;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **params, void **extra) {
+  Seen one = {0, config->gridDimX, config->blockDimX, config->sharedMemBytes, (unsigned long long)config->hStream};
+  return launched(one, function, params);
+}
+CUresult cuLaunchKernel(CUfunction function, unsigned int x, unsigned int y, unsigned int z, unsigned int threads,
+                        unsigned int ty, unsigned int tz, unsigned int shared, CUstream stream, void **params, void **extra) {
+  Seen one = {1, x, threads, shared, (unsigned long long)stream};
+  return launched(one, function, params);
 }
 """
 
@@ -116,16 +166,30 @@ def _load() -> ctypes.CDLL:
     return _library[0]
 
 
-def _launches(library: ctypes.CDLL) -> Callable[[], list[tuple[int, int]]]:
-    count = ctypes.c_int.in_dll(library, "launches")
-    seen = (ctypes.c_uint * (2 * MOST)).in_dll(library, "seen")
+class Seen(ctypes.Structure):
+    """A launch. alone: whether it was no launch of Triton's; given: the parameters' bits."""
 
-    def found() -> list[tuple[int, int]]:
-        pairs = [(seen[2 * i], seen[2 * i + 1]) for i in range(min(count.value, MOST))]
-        count.value = 0
-        return pairs
+    _fields_ = [("alone", ctypes.c_int), *[(name, ctypes.c_uint) for name in ("blocks", "threads", "shared")]]
+    _fields_ += [("stream", ctypes.c_ulonglong), ("count", ctypes.c_ulonglong), ("given", ctypes.c_ulonglong * PARAMETERS)]
 
-    return found
+
+def seen() -> list[Seen]:
+    """The launches since the last call of this or of what `installed` gives."""
+    count = ctypes.c_int.in_dll(_load(), "launches")
+    found = list((Seen * MOST).in_dll(_load(), "seen"))[: min(count.value, MOST)]
+    copies = [Seen.from_buffer_copy(one) for one in found]
+    count.value = 0
+    return copies
+
+
+def refuse(refused: int) -> None:
+    """Let launches that are not Triton's fail, as in a thread without a context: from the first on, 1, from the second, 2; or
+    none, 0."""
+    ctypes.c_int.in_dll(_load(), "refused").value = refused
+
+
+def _pairs() -> list[tuple[int, int]]:
+    return [(one.blocks, one.threads) for one in seen()]
 
 
 class Stream:
@@ -150,12 +214,13 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
     from triton.backends.nvidia.driver import CudaDriver
     from triton.runtime import driver
 
-    from compiledopt.backends.triton import devices, norm, passes_ready, readiness
+    from compiledopt.backends import devices
+    from compiledopt.backends.triton import norm, passes_ready, readiness
 
-    library, stream = _load(), Stream()
+    stream, _ = Stream(), _load()
     fake = CudaDriver()
-    fake.get_current_device = fake.set_current_device = lambda *_: 0
-    fake.get_current_stream = lambda _: 0
+    fake.get_current_device = fake.set_current_device = lambda *_: WHERE["device"]
+    fake.get_current_stream = lambda _: WHERE["stream"]
     fake.get_device_capability = lambda *_: ARCH
     before = driver._active
     driver.set_active(fake)
@@ -168,6 +233,6 @@ def installed() -> Iterator[Callable[[], list[tuple[int, int]]]]:
             mock.patch.object(devices, "is_capturing", _no),
             mock.patch.object(torch.accelerator, "current_stream", stream.current),
         ):
-            yield _launches(library)
+            yield _pairs
     finally:
         driver._active = before

@@ -2,7 +2,8 @@
 
 For AdamW's kernel, of each way of keeping values and each block size and number of warps: registers, and how many blocks, warps
 and elements, whose loads are all under way at once, a processor holds. backends/triton/tuning.py takes its defaults from these
-rows: no other candidate has more of elements or of warps than a default, and as many of the other.
+rows: no other candidate that spills nothing has a sixth more of elements or of warps than a default, and as many of the other
+(tests/test_perf_gpu.py).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ REFERENCE, HALF = "float32", "bfloat16 parameters, "
 DEMO, SMALL, DIGITS = "the demo's transformer", "small transformer", "convnet on digits"
 TASKS = (DEMO, SMALL, DIGITS)
 LOSS, MOST = "held-out loss", 0.005  # the loss may be so much above float32's for the bytes to be recommended
+HARDLY_MORE = 1.25  # times the fewest bytes
 Row = dict[str, str]
 Key = tuple[str, str, str]  # task, optimizer, way
 
@@ -122,7 +123,8 @@ def memory(known: Sequence[Row]) -> str:
 
 
 def recommended(known: Sequence[Row]) -> str:
-    """The way with the fewest bytes whose loss is within the bound of float32's, among those that were tried on most cases."""
+    """Of the ways whose loss is within the bound of float32's, and which were tried on most cases, the one of the fewest
+    bytes; of those that have hardly more, the one whose updates are nearest."""
     worst: dict[str, tuple[float, Key]] = {}
     tried: dict[str, int] = {}
     for key, (change, _) in changes(known).items():
@@ -132,15 +134,22 @@ def recommended(known: Sequence[Row]) -> str:
     most = max(tried.values(), default=0)
     size = {kept: values[0] for (_, _, kept), values in of("bytes of states per parameter", known).items()}
     able = [kept for kept, (change, _) in worst.items() if change <= MOST and kept in size and tried[kept] == most]
-    fine = sorted((size[kept], kept) for kept in able)
+    fewest = min((size[kept] for kept in able), default=0.0)
+    errors = {
+        kept: values[0] for (_, optimizer, kept), values in of("error of the update", known).items() if optimizer == "AdamW"
+    }
+    fine = sorted((errors.get(kept, 1.0), size[kept], kept) for kept in able if size[kept] <= HARDLY_MORE * fewest)
     said = []
     for kept, (change, key) in sorted(worst.items(), key=lambda one: one[1][0]):
         bytes_each = f"; {size[kept]:.2f} bytes with AdamW" if kept in size else ""
         said.append(
             f"- **{kept}**: at worst {percent(change)} ({key[1]}, {key[0]}) in {tried[kept]} of {most} cases{bytes_each}"
         )
-    first = f'Take **state_dtype="{fine[0][1]}"**: the fewest bytes' if fine else "There is none"
-    text = f"{first} whose loss is at most {MOST:.1%} above float32's in all {most} cases (algorithms and models)."
+    within = f"whose loss is at most {MOST:.1%} above float32's in all {most} cases (algorithms and models)"
+    text = f"There is none {within}."
+    if fine:
+        nearest = f"of those {within} and which have the fewest bytes, or hardly more, the one whose updates are nearest"
+        text = f'Take **state_dtype="{fine[0][-1]}"**: {nearest}.'
     return "\n".join([f"{text} The worst of each:", "", *said])
 
 

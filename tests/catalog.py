@@ -91,11 +91,11 @@ class Algorithm:
     @property
     def sums(self) -> tuple[bool, ...]:
         """Whether it sums over groups, and whether over the model."""
-        if self.rule is None or not self.elementwise:
+        if self.rule is None or not (self.elementwise or self.reduces):
             return ()
         param = torch.nn.Parameter(torch.ones(2, 3))
-        program = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).program
-        return tuple(sorted({node.is_of_group for node in program.totals}))
+        found = traced(self.rule, self.ours([param], **self.promised).param_groups[0]).measured(param)
+        return tuple(sorted({node.is_of_group for measure in found.measures for node in measure.totals}))
 
     @property
     def sparse_only(self) -> bool:
@@ -452,6 +452,8 @@ PUBLISHED: dict[str, Algorithm] = {
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
+        Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
+        Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
@@ -479,14 +481,16 @@ ALGORITHMS = list(dict.fromkeys(case.algorithm for case in CASES))
 BASELINE: dict[str, dict[str, Any]] = {"capturable": {"capturable": False}}
 
 
-def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype]) -> list[Any]:
-    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them among the slow tests."""
+def in_every_dtype(cases: Iterable[Case], dtypes: Iterable[torch.dtype], slow: Iterable[torch.dtype] = ()) -> list[Any]:
+    """(case, dtype): all in float32, and in the others the richest of each algorithm; the rest of them, and all in a dtype of
+    `slow`, among the slow tests."""
     import pytest  # perf/ takes the catalog too
 
     richest, found = one_per_algorithm(), []
     for case in cases:
-        for dtype in dict.fromkeys((torch.float32, *dtypes)):
-            marks = [] if dtype is torch.float32 or case in richest else [pytest.mark.slow]
+        for dtype in dict.fromkeys((torch.float32, *dtypes, *slow)):
+            is_quick = dtype is torch.float32 or (case in richest and dtype in dtypes)
+            marks = [] if is_quick else [pytest.mark.slow]
             found.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}"))
     return found
 

@@ -10,9 +10,10 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import schedules
+from compiledopt.backends import devices
 from compiledopt.backends.triton import capturable as capturing
-from compiledopt.backends.triton import devices, norm, proof, readiness, tables
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton import norm, proof, readiness, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 
@@ -188,8 +189,8 @@ def test_offsets_beyond_int32():
     pointers, lengths, rows = torch.tensor([param.data_ptr(), grad.data_ptr()]), torch.tensor([100]), torch.tensor([0])
     for part, written in ((2**32 // 1024, 0.0), (0, -1.0)):
         blocks = torch.tensor([[0, part]], dtype=torch.int32)
-        columns = [1.0] * kernel.columns
-        kernel.function[(1,)](pointers, lengths, rows, blocks, table, *columns, ONE_ROW=True, XBLOCK=1024, num_warps=4)
+        columns = [1.0] * (triton.FEW * kernel.columns)
+        kernel.function[(1,)](pointers, lengths, rows, blocks, table, *columns, ROWS=1, XBLOCK=1024, num_warps=4)
         assert param.tolist() == [written] * 100
 
 
@@ -316,7 +317,7 @@ def test_a_kernel_that_cannot_run_there(monkeypatch, capturable):
 
 
 def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
-    """With a row and with a table of scalars, and the scalar part's kernel, each without writing anything."""
+    """With a row, a few and a table of scalars, and the scalar part's kernel, each without writing anything."""
     from compiledopt.backends.triton import capturable
 
     launched = []
@@ -333,12 +334,13 @@ def test_kernels_run_on_nothing_before_a_first_step(monkeypatch):
     monkeypatch.setattr(readiness, "proved", lambda *_: None)
     params = model()
     run(compiledopt.AdamW(params, capturable=True), params, Gradients(), range(1))
-    nothing = [("run", True), ("run", True), ("__call__", True)]
+    nothing = [("run", True), ("run", True), ("run", True), ("__call__", True)]
     assert launched == [*nothing, ("__call__", True), ("run", False)]
 
 
 FAULTS = {
-    "row": ("tl.load(rows + tensor)", "tl.load(rows)"),
+    "row": ("table + tl.load(rows + tensor)", "table + tl.load(rows)"),
+    "row of few": ("which = tl.load(rows + tensor)", "which = tl.load(rows)"),
     "last element": ("xmask = xindex < xnumel", "xmask = xindex < xnumel - 1"),
     "ragged block": ("(xoffset + XBLOCK <= xnumel)", "(xoffset <= xnumel)"),
     "operand": ("pointers + tensor * 4 + 3)", "pointers + tensor * 4 + 2)"),

@@ -14,8 +14,9 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 import compiledopt
 from compiledopt.around.clip import Clipping
+from compiledopt.backends import devices
 from compiledopt.backends.triton import batch as batch_module
-from compiledopt.backends.triton import capturable, devices, readiness, tables
+from compiledopt.backends.triton import capturable, readiness, tables
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
@@ -400,21 +401,23 @@ def test_which_blocks_are_aligned(monkeypatch):
 
 
 def test_one_row_of_numbers_needs_no_table(monkeypatch):
-    """Then they are arguments of the kernel; of several rows, what changed is written to where the table is."""
-    expected, reference, optimizer, mine = pair(lr=0.05, capturable=False)
+    """They are arguments of the kernel, and so are a few; of more, what changed is written to where the table is."""
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=False, shapes=[(5, 3)] * (triton.FEW + 1))
     uploads = []
     monkeypatch.setattr(tables, "upload", lambda *given: uploads.append(given[1]) or devices.upload(*given))
-    for step in range(5):
-        if step == 2:  # one falls behind
-            mine[1].grad = reference[1].grad = None
+    for step in range(triton.FEW + 2):
+        if step >= 2:  # one more falls behind
+            for param, other in zip(mine[: step - 1], reference, strict=False):
+                param.grad = other.grad = None
             expected.step()
             optimizer.step()
         step_both((expected, optimizer), (reference, mine), step)
         near(mine, reference)
         batch = optimizer._plan.batches[0]
         place = batch.tables.numbers.data_ptr()
-        assert isinstance(batch.columns, torch.Tensor) is (step >= 2)
-        assert step < 2 or batch.columns is batch.tables.numbers
+        assert len(batch.rows) == max(1, step)
+        assert isinstance(batch.columns, torch.Tensor) is (step > triton.FEW)
+        assert step <= triton.FEW or batch.columns is batch.tables.numbers
         uploads.clear()
         expected.step()
         optimizer.step()

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import compiledopt
 from compiledopt import schedules
 from compiledopt.algorithms import muon
+from compiledopt.backends import waves
+from compiledopt.backends.matrices import MatrixBatch
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import norm, shaped, tables, waves
+from compiledopt.backends.triton import norm, shaped, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
-from compiledopt.backends.triton.matrices import MatrixBatch
 from compiledopt.rules import matrix_program
 
 round_to_nearest()

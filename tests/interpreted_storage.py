@@ -9,9 +9,10 @@ from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
+from compiledopt.backends import waves
 from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import norm, proof, shaped, tables, waves
+from compiledopt.backends.triton import norm, proof, shaped, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.stored import StoredBatch

@@ -70,6 +70,8 @@ THEIRS = {
     "Signum": (COLLECTION, "SignSGD", {}),
     "StableAdamW": (OPTIMI, "StableAdamW", {"triton": False}),
     "Tiger": (COLLECTION, "Tiger", {}),
+    "AdaGC": (COLLECTION, "AdaGC", {}),
+    "Adai": (COLLECTION, "Adai", {}),
     "AdaMod": (COLLECTION, "AdaMod", {"weight_decouple": True}),
     "AdaNorm": (COLLECTION, "AdaNorm", {"weight_decouple": True}),
     "AdaPNM": (COLLECTION, "AdaPNM", {"weight_decouple": True}),
@@ -92,7 +94,11 @@ THEIRS = {
     "Yogi": (COLLECTION, "Yogi", {}),
 }
 # Ours, then theirs.
-SPELLED = {"AdaBound": {"amsbound": "ams_bound"}, "QHAdam": {"decouple_weight_decay": "weight_decouple"}}
+SPELLED = {
+    "AdaBound": {"amsbound": "ams_bound"},
+    "Adai": {"decoupled": "weight_decouple"},
+    "QHAdam": {"decouple_weight_decay": "weight_decouple"},
+}
 # The authors' defaults, where the package of the comparison has others.
 OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "PID": {"momentum"}, "QHM": {"momentum", "nu"}, "SGDP": {"lr"}}
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compiledopt.backends.triton import batch, capturable, devices
+from compiledopt.backends import devices
+from compiledopt.backends.triton import batch, capturable
 from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten

@@ -9,7 +9,6 @@ from test_native import Example, native_calls
 
 import compiledopt
 from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp import reducing
 
 fail_at = ctypes.CDLL(sys.argv[1]).fail_at
 fail_at.argtypes, fail_at.restype = [ctypes.c_long], ctypes.c_bool
@@ -48,17 +47,28 @@ def keep(example, function, arguments):
     return function(*arguments)
 
 
-def work():
-    """Of Adafactor's passes, and a call that runs it."""
+def reducing():
+    """Adafactor's batch at its second step, its passes not laid out yet."""
     param = torch.nn.Parameter(torch.ones(600, 600))
     param.grad = torch.ones(600, 600)
     optimizer = compiledopt.Adafactor([param], compiled=True)
     optimizer.step()
     (batch,) = optimizer._plan.batches
     assert batch.prepare()
-    batch.native.hold()
-    arguments = batch.pointers, batch.table, len(batch.table), batch.row_of
-    return batch, functools.partial(keep, optimizer, batch.work.run, arguments)
+    batch.native = batch._plan()
+    batch.native.set_row(0, 0)
+    return optimizer, batch
+
+
+def lay():
+    optimizer, batch = reducing()
+    return functools.partial(keep, optimizer, batch.native.gather, (batch.table, 2, None))
+
+
+def run():
+    optimizer, batch = reducing()
+    assert batch.native.gather(batch.table, 2, None) == 0
+    return functools.partial(keep, optimizer, batch.native.launch, (batch.table, 2))
 
 
 def plan():
@@ -66,13 +76,7 @@ def plan():
     return functools.partial(cpp.launcher().Plan, **example.described)
 
 
-def make():
-    return functools.partial(reducing.made, BATCH.driver, BATCH.described, *BATCH.known)
-
-
 if __name__ == "__main__":
-    BATCH, _ = work()
     for name in native_calls(Example()):
         print(f"{name}: {starved(functools.partial(method, name))}")
-    print(f"plan: {starved(plan)}")
-    print(f"make: {starved(make)}\nrun: {starved(lambda: work()[1])}")
+    print(f"plan: {starved(plan)}\nlay: {starved(lay)}\nrun: {starved(run)}")

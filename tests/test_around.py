@@ -52,7 +52,7 @@ def reference(case, dtype=torch.float32, values=None):
     return flat(params), flat(average.module.params), norms
 
 
-@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(WITH_RATE, [torch.float64, torch.bfloat16, torch.complex64]))
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(WITH_RATE, [torch.bfloat16], slow=[torch.float64, torch.complex64]))
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_all_three_against_torch(case, executor, dtype):
     start, (expected, average, norms) = flat(parameters(dtype)), reference(case, dtype)

@@ -142,6 +142,37 @@ def test_kernels_make_the_same_codes_where_they_change(name):
     assert same(kernel, plain) and len(kernel.unique()) >= len(levels) - 1
 
 
+def stepping(param, grad, state):
+    """Numbers chosen by where a gradient stands, which kernels look up: among powers of two, and among others."""
+    by_octaves, by_edges = torch.where(grad >= 0.5, 1.25, -3.0), torch.where(grad >= 1e-4, 7.0, 0.5)
+    for edge, value in ((1.0, -0.75), (2.0, 2.5), (4.0, 11.0)):
+        by_octaves = torch.where(grad >= edge, value, by_octaves)
+    for edge, value in ((0.003, -1.5), (0.05, 9.0), (0.7, 0.25), (2.0, 3.5), (5.0, 6.0)):
+        by_edges = torch.where(grad >= edge, value, by_edges)
+    return param + by_octaves, torch.maximum(state, by_edges)
+
+
+STEPPING = compiledopt.define(stepping)
+
+
+def test_what_is_looked_up_is_what_is_chosen():
+    """At every edge and on both sides, and of what is negative, infinite, tiny or no number."""
+    edges = torch.tensor([0.5, 1.0, 2.0, 4.0, 1e-4, 0.003, 0.05, 0.7, 5.0])
+    near = (edges.view(torch.int32)[:, None] + torch.arange(-2, 3, dtype=torch.int32)).flatten().view(torch.float32)
+    odd = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e38, torch.inf, -torch.inf, torch.nan, 100.0, 8.0, 0.25, 3e-9])
+    gradient = torch.cat([near, -near, odd, -odd, torch.logspace(-12, 12, 142)])
+    found = []
+    for how in ({"compiled": True}, {"foreach": False}):
+        param = torch.nn.Parameter(torch.zeros(4, 64))
+        param.grad = gradient.view(4, 64).clone()
+        optimizer = STEPPING([param], state_dtype="int8", min_quantized_numel=0, **how)
+        optimizer.step()
+        found.append([param.detach().clone(), optimizer.state[param]["state"], optimizer.state[param]["state_scale"]])
+        if "compiled" in how:
+            assert str(optimizer.explain(source=True)).count("lanes::at<") == 2
+    assert same(*found) and len(found[0][0].unique()) == 5 and len(found[0][1].unique()) > 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_kernels_make_the_same_codes_of_floats_of_all_sizes(name):

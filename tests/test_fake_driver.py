@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import compiledopt
-from compiledopt.backends.triton import norm, passes_ready, proof, readiness, tables
+from compiledopt.backends.triton import batch, kernels, norm, passes_ready, prepared, proof, readiness, tables
 from compiledopt.errors import CompileError
 from compiledopt.step import steady as steadying
 
@@ -98,6 +98,141 @@ def test_tables_are_brought_once(launches, monkeypatch):
     steps_and_brings()  # the rate is an argument of the kernel
 
 
+GROUPS = 2, kernels.FEW, kernels.FEW + 1
+
+
+def grouped(params, count):
+    return [{"params": [param], "lr": 0.1 * (number + 1)} for number, param in enumerate(params[:count])]
+
+
+WAYS = [
+    pytest.param("AdamW", {}, 1, id="plain"),
+    pytest.param("AdamW", {"capturable": True}, 1, id="capturable"),
+    pytest.param("AdamW", {"max_grad_norm": 1.0}, 1, id="clipped"),
+    pytest.param("AdamW", {"max_grad_norm": 1.0}, 2, id="clipped groups"),
+    pytest.param("AdamW", {"capturable": True, "max_grad_norm": 1.0}, 1, id="capturable and clipped"),
+    *[pytest.param("AdamW", {}, count, id=f"{count} groups") for count in GROUPS],
+    pytest.param("LAMB", {}, 1, id="passes"),
+]
+
+
+def steadied(optimizer, steps=4):
+    for _ in range(steps):
+        optimizer.step()
+    assert taken(optimizer)
+    return optimizer
+
+
+def steps_of(optimizer):
+    return {float(state["step"]) for state in optimizer.state.values()}
+
+
+@pytest.mark.parametrize(("name", "options", "groups"), WAYS)
+def test_the_driver_is_given_what_triton_gives_it(launches, driver, name, options, groups):
+    """The same launches with the same parameters, at the same step, and Triton has no part in them."""
+    given, tables_there = [], []
+    for alone in (True, False):
+        optimizer = steadied(getattr(compiledopt, name)(grouped(model(groups), groups), compiled=True, **options))
+        optimizer.param_groups[0]["lr"] = 0.25
+        optimizer.step()
+        if not alone:
+            optimizer._stepper.steady = steadying.never
+        driver.seen()
+        optimizer.step()
+        given.append(driver.seen())
+        tables_there.append(optimizer._stepper.plan.batches[0].tables.numbers.tolist())
+        assert {one.alone for one in given[-1]} == {alone}
+    addresses = {}
+    for mine, triton in zip(*given, strict=True):
+        for field in ("blocks", "threads", "shared", "stream", "count"):
+            assert getattr(mine, field) == getattr(triton, field)
+        assert mine.count > 3
+        for one, other in zip(mine.given, triton.given, strict=True):
+            if min(one, other) > 2**40 and max(one, other) < 2**48:  # addresses: two optimizers, each with its own
+                assert addresses.setdefault(one, other) == other
+            else:
+                assert one == other
+    assert tables_there[0] == tables_there[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"capturable": True}], ids=str)
+def test_a_driver_that_refuses(launches, driver, monkeypatch, options):
+    """As in a thread without a context: Triton, which makes one, launches; and where it raises, the step did not happen."""
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True, **options))
+    count, before = taken(optimizer), steps_of(optimizer)
+    launches(), driver.refuse(1)
+    try:
+        optimizer.step()
+        assert taken(optimizer) == count + 1 and len(launches()) == optimizer._explanation().launches_per_step
+        after = steps_of(optimizer)
+        assert (before, after) == (({0.0}, {0.0}) if "capturable" in options else ({4.0}, {5.0}))
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no launch"):
+            patch.setattr(tables.Tables, "run", mock.Mock(side_effect=RuntimeError("no launch")))
+            optimizer.step()
+        assert steps_of(optimizer) == after
+    finally:
+        driver.refuse(0)
+    steadied(optimizer)
+    driver.seen()
+    optimizer.step()
+    assert {one.alone for one in driver.seen()} == {True}
+
+
+def test_a_driver_that_refuses_in_the_midst(launches, driver):
+    """Nothing is launched twice: a scalar part on the device would count the step twice."""
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True, capturable=True))
+    driver.seen(), driver.refuse(2)
+    try:
+        with pytest.raises(RuntimeError, match="refused a launch after others of the same step"):
+            optimizer.step()
+    finally:
+        driver.refuse(0)
+    assert [one.alone for one in driver.seen()] == [True]
+
+
+def test_who_watches_launches_sees_them(launches, driver):
+    """Triton's hooks are called as without us; after they are gone the driver is alone again."""
+    from triton import knobs
+
+    optimizer, seen = steadied(compiledopt.AdamW(model(), compiled=True)), []
+    knobs.runtime.launch_enter_hook.add(seen.append)
+    try:
+        driver.seen()
+        optimizer.step()
+    finally:
+        knobs.runtime.launch_enter_hook.remove(seen.append)
+    assert len(seen) == 1 and [one.alone for one in driver.seen()] == [False]
+    optimizer.step()
+    assert len(seen) == 1 and [one.alone for one in driver.seen()] == [True]
+
+
+@pytest.mark.parametrize("what", ["device", "stream"])
+def test_another_device_or_stream(launches, driver, monkeypatch, what):
+    """Triton launches there, where torch is told who reads the tables; and alone again where the stream is the same again."""
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True))
+    driver.seen()
+    monkeypatch.setitem(driver.WHERE, what, 7)
+    optimizer.step()
+    (one,) = driver.seen()
+    assert not one.alone and one.stream == (7 if what == "stream" else 0)
+    steadied(optimizer)
+    driver.seen()
+    optimizer.step()
+    (one,) = driver.seen()
+    assert one.alone and one.stream == (7 if what == "stream" else 0)
+
+
+@pytest.mark.parametrize("how", ["size", "count", "cluster"])
+def test_a_kernel_of_other_parameters_is_left_to_triton(launches, driver, monkeypatch, how):
+    """Where the compiled kernel does not take what is expected of it, or asks for more than a launch."""
+    changes = {"count": ("SCRATCH", "P"), "size": ("TYPES", {"fp32": "d"}), "cluster": ("PLAIN", {"num_ctas": 2})}
+    monkeypatch.setattr(prepared, *changes[how])
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True))
+    driver.seen()
+    optimizer.step()
+    assert [one.alone for one in driver.seen()] == [False]
+
+
 def test_threads_step_optimizers_of_their_own(launches):
     optimizers = [compiledopt.AdamW(model(), compiled=True, capturable=number % 2 > 0) for number in range(4)]
     for optimizer in optimizers:
@@ -119,7 +254,10 @@ def test_threads_step_optimizers_of_their_own(launches):
 
 
 def test_a_state_that_another_thread_takes_away(launches, monkeypatch):
-    """While the driver launches, Python runs: what is gone then is not written to."""
+    """While Triton launches, Python runs: what is gone then is not written to."""
+    monkeypatch.setattr(
+        batch.TritonBatch, "prepared_launches", lambda _: None
+    )  # nothing of Python's runs where the driver launches
     optimizer = compiledopt.AdamW(params := model(), compiled=True)
     for _ in range(4):
         optimizer.step()
@@ -156,7 +294,7 @@ def test_a_driver_that_does_nothing_is_found_out(driver, monkeypatch, tmp_path):
     monkeypatch.setattr(readiness, "_ready", {})
     monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
     with driver.installed() as launches, mock.patch.object(readiness, "proved", proof.proved):
-        for count in (3, 2):  # the second time what was found is on the disk
+        for count in (4, 3):  # the second time what was found is on the disk
             launches()
             optimizer = compiledopt.AdamW(params := model())
             with pytest.warns(UserWarning, match="does not compute what it should: tensor 0 of 1040 elements"):

@@ -26,9 +26,9 @@ from helpers import Gradients, flat, parameters, rms, same, snapshot
 
 import compiledopt
 from compiledopt import schedules
+from compiledopt.backends import devices as places
 from compiledopt.backends.triton import batch as devices
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import devices as places
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import readiness, tables, tuning
 

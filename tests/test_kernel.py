@@ -50,7 +50,7 @@ def launch(compiled, tensors, columns, pieces):
 KERNELS = {(program_of(case).kernel_text): case for case in reversed(CASES)}
 
 
-@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(KERNELS.values(), DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), in_every_dtype(KERNELS.values(), [torch.bfloat16], slow=DTYPES))
 def test_a_cut_changes_no_bit(case, dtype):
     """A thread's share begins anywhere, so an element may be in a vector here and in the remainder there."""
     _, compiled, tensors, columns = example(case, dtype)
@@ -89,8 +89,9 @@ def test_conversions(dtype):
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     up = torch.zeros(2**16)
     launch(kernel(program, [torch.float32, dtype]), [up, every], [], [(0, 2**16)])
-    assert torch.equal(up.nan_to_num(7.5, 1e30, -1e30), every.float().nan_to_num(7.5, 1e30, -1e30))
-    assert torch.equal(up.isnan(), every.isnan()) and torch.equal(up.signbit(), every.float().signbit())
+    number = ~every.isnan()  # the sign of a NaN is not the same on all processors
+    assert torch.equal(up.isnan(), ~number)
+    assert torch.equal(up[number].view(torch.int32), every.float()[number].view(torch.int32))
     bits = torch.randint(-(2**31), 2**31 - 1, (2**20,), dtype=torch.int64).to(torch.int32)
     around = (up.view(torch.int32)[:, None] + torch.tensor([-1, 0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001])).reshape(
         -1

@@ -354,6 +354,25 @@ def test_ranks_and_groups_without():
     assert optimizer.state[params[1]]["exp_avg"].shape == (40, 30) and optimizer.executor == "foreach + compiled"
 
 
+def test_directions_beyond_a_gradients_rank_are_those_of_its_rounding():
+    """So two processes that sum halves of a gradient are as one where the rank is the gradient's own, and not beyond."""
+    found = {}
+    for rank in (1, 3):
+        for halves in (1, 2):
+            params = parameters(WIDE, [(5, 13)])
+            optimizer = compiledopt.GaLoreAdamW(params, lr=0.05, rank=rank)
+            for step in range(4):
+                generator = torch.Generator().manual_seed(step)
+                x = torch.randn(8, 5, 1, generator=generator, dtype=WIDE)[:, :, 0]
+                rows = torch.randn(1, 13, generator=generator, dtype=WIDE).expand(8, 13)
+                params[0].grad = sum(a.T @ b / 8 for a, b in zip(x.chunk(halves), rows.chunk(halves), strict=True))
+                optimizer.step()
+            found[rank, halves] = flat(params)
+    effect = rms(found[1, 1] - flat(parameters(WIDE, [(5, 13)])))
+    near, far = (rms(found[rank, 2] - found[rank, 1]) / effect for rank in (1, 3))
+    assert effect > 1e-3 and near <= 1e-10 and far > 1e3 * near
+
+
 def test_random_projections_are_normal_and_follow_the_seed():
     params = parameters(torch.float32, [(400, 300), (400, 300), (300, 400)])
     optimizer = compiledopt.APOLLOAdamW(params, rank=50, seed=3)

@@ -87,6 +87,17 @@ def test_what_is_below_zero_after_all_is_seen():
         assert param.isnan().nonzero().tolist() == [[3, 5]] and (param[0] != 0).all()
 
 
+def test_a_sum_of_weighted_squares_is_proved():
+    """MADGRAD's, whose weights grow with a power of the step; in 8 bits it has no zeros to divide by, and the run is near."""
+    optimizer, params = trained(compiledopt.MADGRAD, [(64, 96)], foreach=False)
+    assert "grad_sum_sq" in never_negative(optimizer.rule, optimizer.param_groups[0])
+    assert "s" not in never_negative(optimizer.rule, optimizer.param_groups[0])
+    coded, found = trained(compiledopt.MADGRAD, [(64, 96)], state_dtype="int8")
+    assert coded.state[found[0]]["grad_sum_sq"].dtype == torch.uint8 and coded.state[found[0]]["s"].dtype == torch.int8
+    moved = rms(flat(params) - flat(parameters(shapes=[(64, 96)])))
+    assert 0 < rms(flat(found) - flat(params)) < 0.05 * moved > 1e-4
+
+
 def test_what_cannot_be_said_is_refused():
     with pytest.raises(TypeError, match="never_negative names 'sqare', which is none of"):
         compiledopt.define(average, never_negative=("sqare",))

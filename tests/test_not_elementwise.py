@@ -570,7 +570,8 @@ def test_torchs_inputs(name, kwargs):
     run(getattr(compiledopt, name)(mine, **kwargs), mine, Gradients(), range(10))
     effect = rms(flat(theirs) - flat(parameters(shapes=MUON_SHAPES)))
     assert effect > 1e-4
-    assert (flat(theirs) - flat(mine)).abs().max() <= max(1e-3, of_products(name)) * effect
+    # An element that bfloat16 rounds to its other neighbour before products is off by 0.4% of itself.
+    assert (flat(theirs) - flat(mine)).abs().max() <= max(2e-3, of_products(name)) * effect
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,12 +1,12 @@
 """Rules that reduce, compiled into passes: against themselves in float64, and against executors that call them on tensors."""
 
+import ctypes
 import itertools
 import math
 import subprocess
 import sys
 import warnings
 from array import array
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -335,6 +335,19 @@ def test_what_stands_around_a_rule(options):
     assert "ema_decay" in options or rms(flat(plain) - results[0][0]) > 1e-4
 
 
+def room(batch, shape):
+    """How many bytes the passes of a batch keep for a parameter of this shape."""
+    library, handle = cpp.passes_driver().library, ctypes.c_void_p()
+    rule = reducing.described(batch.traced, batch.dtypes, batch.kernel).tobytes()
+    count, threads, place = ctypes.c_int64(1), ctypes.c_int64(2), bytes(16)
+    assert library.passes_make(rule, count, shape.tobytes(), place, threads, ctypes.byref(handle)) == 0
+    library.passes_room.restype = ctypes.c_int64
+    try:
+        return library.passes_room(handle)
+    finally:
+        library.passes_free(handle)
+
+
 def test_what_is_kept_is_small():
     """Sums of rows, of columns, and of parts: a fifth of a parameter of usual shape, six times one of long thin matrices."""
     for rule in [rule for rule, _ in RULES] + [compiledopt.Adafactor]:
@@ -345,24 +358,61 @@ def test_what_is_kept_is_small():
         for shape in itertools.product([1, 3, 25, 10**4], [1, 3, 1000, 10**6], [1, 3, 256, 2049, 10**6]):
             elements = math.prod(shape)
             if elements <= 10**9:
-                work = reducing.Work(batch.driver, batch.described, array("q", (*shape, elements)).tobytes(), bytes(16), 2)
+                kept = room(batch, array("q", (*shape, elements)))
                 usual = min(shape[1:]) >= 256
-                assert work.bytes <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, work.bytes)
+                assert kept <= 2e5 + (0.2 if usual else 6) * 4 * elements, (rule.__name__, shape, kept)
+
+
+def test_flags_that_leave_no_reduction_make_it_elementwise():
+    """LARS without decay is SGD: its kernel, its sequence, and a program whatever the shapes are."""
+
+    def trained(make, **options):
+        params = parameters(torch.float64, FLAT_SHAPES)
+        optimizer = make(params, lr=0.1, momentum=0.9, nesterov=True, **options)
+        run(optimizer, params, Gradients(torch.float64), range(4))
+        return optimizer, flat(params)
+
+    _, expected = trained(torch.optim.SGD)
+    for options in ({"foreach": True}, {"foreach": False}, {"compiled": True}):
+        optimizer, found = trained(compiledopt.LARS, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+        assert {batch.entries[0].traced.elementwise for batch in optimizer._plan.batches} == {True}
+    adapting, _ = trained(compiledopt.LARS, weight_decay=0.1, compiled=True)
+    assert all(isinstance(batch.traced, Variant) for batch in adapting._plan.batches)
+
+
+def one_per_row(param):
+    return param.new_ones(*param.shape[:-1], 1)
+
+
+@pytest.mark.parametrize("start", [one_per_row, lambda param: None if param.dim() < 2 else torch.ones_like(param)])
+def test_a_state_of_another_shape_keeps_a_rule_from_that(start):
+    @compiledopt.define(elementwise=False, initial={"scale": start}, optional={})
+    def Scaled(param, grad, scale, *, lr=0.1):
+        return param - lr * grad * (1.0 if scale is None else scale), scale
+
+    params = parameters(shapes=[(6, 5), (4, 3)])
+    optimizer = Scaled(params)
+    run(optimizer, params, Gradients(), range(3))
+    assert not optimizer._plan.batches[0].entries[0].traced.elementwise
 
 
 # ---- what can fail ----
 
 
-@pytest.mark.parametrize(("outcome", "error"), [(reducing.NO_MEMORY, MemoryError), (-2, RuntimeError)])
+MAKE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 6)
+
+
+@pytest.mark.parametrize(("outcome", "error"), [(-1, MemoryError), (-2, RuntimeError)])
 def test_without_memory_nothing_is_written(monkeypatch, outcome, error):
     params = parameters(shapes=[(6, 5), (9,)])
     optimizer = Lamb(params, compiled=True)
     run(optimizer, params, Gradients(), range(2))
     before = snapshot(optimizer)
-    for batch in optimizer._plan.batches:
-        library = SimpleNamespace(passes_make=lambda *arguments: outcome)
-        monkeypatch.setattr(batch, "driver", SimpleNamespace(library=library))
-        monkeypatch.setattr(batch, "known", (b"", b"", 0))
+    real, fails = reducing.passes, MAKE(lambda *arguments: outcome)
+    address = ctypes.cast(fails, ctypes.c_void_p).value
+    monkeypatch.setattr(reducing, "passes", lambda rule: (address, *real(rule)[1:]))
+    optimizer.load_state_dict(optimizer.state_dict())  # a plan of its own
     with pytest.raises(error, match="the passes of a rule"):
         optimizer.step()
     assert same(before, snapshot(optimizer))

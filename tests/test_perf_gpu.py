@@ -157,3 +157,23 @@ def test_the_tests_of_gpus_are_found_without_expecttest():
     done = subprocess.run(command, cwd=PERF.parent, env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "tests/test_gpu.py" in done.stdout and "tests/test_gpu_parts.py" in done.stdout
+
+
+def test_defaults_come_from_the_rows_of_occupancy():
+    """No other candidate that spills nothing has a sixth more of one, and as many of the other."""
+    from compiledopt.backends.triton import tuning
+
+    known = {}
+    for row in rows(PERF / "results" / "occupancy.csv"):
+        config, held = (int(row["block"]), int(row["warps"])), (int(row["elements_held"]), int(row["warps_held"]))
+        known.setdefault((row["kind"], row["arch"]), {})[config] = held, int(row["spills"])
+    assert {arch for _, arch in known} >= {"sm_90"} and len(known) >= 6
+    tables = {"float32": tuning.CANDIDATES, "bfloat16": tuning.HALF, "bfloat16, split": tuning.CANDIDATES}
+    for (kind, arch), found in known.items():
+        (default, *others) = tables.get(kind, tuning.BLOCKED)
+        (elements, warps), spilled = found[default]
+        assert spilled == 0, (kind, arch)
+        for other in others:
+            (more, wider), spills = found[other]
+            dominates = more >= elements and wider >= warps and 6 * max(more / elements, wider / warps) >= 7
+            assert spills or not dominates, f"{kind} on {arch}: {other} holds more than {default}"

@@ -9,13 +9,14 @@ import torch
 from helpers import Gradients, copies, flat, parameters, rms, run, same
 
 import compiledopt
-from compiledopt.backends.cpp import pieces
+from compiledopt.backends.cpp import matrices, pieces
 from compiledopt.backends.cpp.pieces import Compiled
+from compiledopt.backends.eager.stacked import PiecedBatch
 from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.layout import is_dense
 from compiledopt.errors import CompileError
 from compiledopt.rules.pieces import piece
-from compiledopt.rules.products import add_product
+from compiledopt.rules.products import add_product, product
 
 HIDDEN = [name for name, one in {**catalog.CATALOG, **catalog.MENU}.items() if one.takes("ns_steps")]
 MATRICES = sorted([*catalog.MATRICES, *HIDDEN])
@@ -147,6 +148,7 @@ TAPED = {
     "SOAP": {"precondition_frequency": 3},
     "Shampoo": {"preconditioning_compute_steps": 3, "weight_decay": 0.1, "weight_decouple": True},
     "GaLoreAdamW": {"rank": 4, "update_proj_gap": 3},
+    "APOLLOAdamW": {"rank": 4, "update_proj_gap": 3, "scale": 2.0},
 }
 
 
@@ -169,6 +171,8 @@ def interrupted(name, flag, dtype=torch.float64):
             optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
             params.append(optimizer.param_groups[1]["params"][0])
             Gradients(dtype).set(params, step)
+            for param in params[:2]:
+                param.data, param.grad = param.data.mT.contiguous().mT, param.grad.mT.contiguous().mT
         optimizer.step()
     return flat(params), [optimizer.state[param] for param in params]
 
@@ -192,6 +196,37 @@ def swapped(param, grad, one, other, *, lr=0.1):
     return stepped(param, one, size=lr)[0], other, new
 
 
+def between(param, grad, one, *, lr=0.1, beta=0.9):
+    """Takes norms, means and extremes between products, and hands a number of its own for each parameter to a piece."""
+    low = product(grad.mT, grad)
+    rows = low.square().sum(-1, keepdim=True).sqrt()
+    size = torch.where(low.abs().amax() > 2.0, 1 / (1.0 + low.norm()), 1 - beta * low.mean(0).amin())
+    update = product(grad, low * (rows + lr) / rows.amax((0, 1), keepdim=True) ** 2 - low.amin(dim=(0, 1)))
+    return stepped(param, update, size=lr * size / update.norm())[0], beta * one + size.clamp_max(3.0) * rows.mT
+
+
+def indexing(param, grad, one, *, lr=0.1, beta=0.9):
+    """Takes an element, which nothing takes of stacks."""
+    return stepped(param, product(grad, grad.mT) @ grad, size=lr)[0], beta * one + grad[0, :]
+
+
+@pytest.mark.parametrize(("rule", "is_taped"), [(between, True), (indexing, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operations_between_are_written_down(rule, is_taped, dtype, played):
+    made = compiledopt.define(elementwise=False, initial={"one": lambda param: param.new_zeros(1, param.shape[1])})(rule)
+    results = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(dtype, [(6, 5), (6, 5), (5, 5), (40, 3), (6, 5)])
+        optimizer = made(params, **options)
+        run(optimizer, params, Gradients(dtype, skip=True), range(6))
+        results.append((flat(params), flat([state for param in params for state in optimizer.state[param].values()])))
+    assert bool(played) == is_taped
+    effect = rms(results[1][0] - flat(parameters(dtype, [(6, 5), (6, 5), (5, 5), (40, 3), (6, 5)])))
+    near = 1e-12 if dtype is torch.float64 else 1e-4
+    assert effect > 1e-3 and (results[0][0] - results[1][0]).abs().max() <= near * effect
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=near, atol=near)
+
+
 def behind(param, grad, one, other, *, lr=0.1):
     """Reads a state after its new value is known."""
     new = add_product(one, grad, grad.mT, 0.5, 1.0)
@@ -210,3 +245,68 @@ def test_a_tape_writes_nothing_that_is_read_later(rule, is_taped, played):
         results += [flat(params), flat([state for param in params for state in optimizer.state[param].values()])]
     assert bool(played) == is_taped
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-12, atol=1e-12)
+
+
+# ---- kernels around one function of whole matrices ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_kernels_around_products_are_the_rule(name, dtype, monkeypatch):
+    """Absent gradients, one and no row, column after column, more than one stack and wave, a clip, a copy and other states."""
+    monkeypatch.setattr(matrices, "TOGETHER", 2000)
+    monkeypatch.setattr(matrices.HostMatrices, "most", 1000)
+    shapes = [(24, 16), (24, 16), (16, 24), (9, 9), (1, 7), (0, 5), (24, 16)]
+    found = []
+    for options in ({}, {"foreach": False}):
+        params = parameters(dtype, shapes)
+        params[2].data = params[2].data.mT.contiguous().mT
+        optimizer = getattr(compiledopt, name)(params, lr=0.02, max_grad_norm=3.0, **options)
+        for step in range(7):
+            Gradients(dtype, skip=True).set(params, step)
+            if step == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                params[0].grad = None if params[0].grad is None else params[0].grad.mT.contiguous().mT
+            if step == 4:
+                optimizer.param_groups[0]["lr"] = 0.03
+                optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(24, 16, dtype=dtype))], "lr": 0.02})
+                params.append(optimizer.param_groups[1]["params"][0])
+            if step == 5:
+                optimizer = copy.deepcopy(optimizer)
+                params = [param for group in optimizer.param_groups for param in group["params"]]
+                Gradients(dtype, skip=True).set(params, step)
+            optimizer.step()
+        kinds = {type(batch) is matrices.HostMatrices for batch in optimizer._plan.batches}
+        assert kinds == {not options} and optimizer.executor == ("for-loop" if options else "foreach")
+        found.append((params, flat(params).double(), optimizer))
+    (mine, one, _), (_, other, reference) = found
+    start = flat([*parameters(dtype, shapes), torch.ones(24, 16)]).double()
+    effect = rms(other - start)
+    assert effect > 1e-2 and rms(one - other) <= (0.05 if dtype is torch.bfloat16 else 0.01) * effect
+    for param, its in zip(mine, found[1][0], strict=True):
+        assert {key: value.dtype for key, value in found[0][2].state[param].items()} == {
+            key: value.dtype for key, value in reference.state[its].items()
+        }
+
+
+def test_where_kernels_around_products_cannot_be(monkeypatch):
+    """The rule is called, in what stacks there are."""
+    shapes = [(24, 16), (24, 16), (9, 9)]
+    plain = trained("Muon", shapes, foreach=True)
+    for options in ({"capturable": True}, {"state_dtype": "int8", "min_quantized_numel": 1}):
+        params = parameters(shapes=shapes)
+        optimizer = compiledopt.Muon(params, lr=0.01, **options)
+        run(optimizer, params, Gradients(), range(2))
+        assert all(type(batch) is PiecedBatch for batch in optimizer._plan.batches), options
+
+    def refused(*_):
+        raise CompileError("there is a hole in the kernel")
+
+    monkeypatch.setattr(matrices, "kernel", refused)
+    assert rms(trained("Muon", shapes) - plain) <= 0.02 * rms(plain - flat(parameters(shapes=shapes)))
+
+
+def test_calls_of_torch_are_told():
+    told = compiledopt.NorMuon(parameters(shapes=[(24, 16)] * 3 + [(16, 24)])).explain()
+    assert "newton_schulz on a stack of 3 of 24 × 16, by calls of torch: 5 bmm, 10 baddbmm, 5 copy" in told
+    assert "42 calls of torch operations per step" in told and "2 kernels" in told

@@ -36,13 +36,20 @@ def test_what_is_recommended_has_the_fewest_bytes_within_the_bound(page):
     bytes_each = {"many": 4, "few": 2, "fewest": 1}
     known += [row(kept, 0, value, "bytes of states per parameter", "20") for kept, value in bytes_each.items()]
     text = page.recommended(known)
-    assert text.startswith('Take **state_dtype="few"**: the fewest bytes whose loss is at most 0.5% above')
+    assert text.startswith('Take **state_dtype="few"**: of those whose loss is at most 0.5% above')
     assert (
         "- **few**: at worst +0.42% (AdamW, small transformer) in 1 of 1 cases; 2.00 bytes" in text
         and "**fewest**: at worst +0.67%" in text
     )
     elsewhere = [row(kept, 0, value, task="other") for kept, value in (("float32", 1.0), ("few", 1.1), ("many", 1.0))]
     assert page.recommended(known + elsewhere).startswith('Take **state_dtype="many"**')
+    near = [row("near", seed, value) for seed, value in enumerate((2.0, 4.0))]
+    near.append(row("near", 0, 2.4, "bytes of states per parameter", "20"))
+    off = [row(kept, 0, error, "error of the update") for kept, error in (("few", 0.05), ("near", 0.03))]
+    assert page.recommended(known + near + off).startswith('Take **state_dtype="near"**'), (
+        "as few bytes but for a fifth, and nearer"
+    )
+    assert page.recommended(known + near + off[:1]).startswith('Take **state_dtype="few"**')
     assert page.recommended(known + elsewhere[::2]).startswith('Take **state_dtype="many"**'), "few was tried on less"
 
 

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from catalog import CASES
+from catalog import CATALOG, PUBLISHED
 from helpers import Gradients, flat, parameters, run, same, snapshot
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +47,10 @@ def from_python(optimizer):
     return optimizer
 
 
-STEADY = [case for case in CASES if case.of.elementwise and case.label in ("all", "tensor_lr")]
+# The elementwise ones; of those that reduce one with factors, one by a norm alone, and one that reads sizes.
+REDUCING = [CATALOG["Adafactor"], PUBLISHED["LAMB"], PUBLISHED["AdamP"]]
+STEADY = [case for one in (*CATALOG.values(), *REDUCING) if one.elementwise or one in REDUCING for case in one.cases]
+STEADY = [case for case in dict.fromkeys(STEADY) if case.label in ("all", "tensor_lr")]
 
 
 def bits(value):
@@ -365,6 +368,30 @@ def test_a_change_is_seen(change):
         found.append(snapshot(optimizer))
         assert change is listed or (steps(optimizer) is None) == (make is from_python)
     assert same(*found)
+
+
+@compiledopt.define
+def Sized(param, grad, *, lr=0.1):
+    return param - lr * grad / grad.norm() * param.numel() / param.shape[0]
+
+
+def test_another_shape_and_other_threads_are_seen_by_a_rule_that_reduces():
+    """What a row holds of sizes, and what passes keep, follow the parameters."""
+    found, threads = [], torch.get_num_threads()
+    try:
+        for make in (lambda optimizer: optimizer, from_python):
+            params = parameters(shapes=[(3, 4), (300, 400)])
+            optimizer = make(Sized(params, compiled=True))
+            for step, shape in enumerate([(3, 4)] * 5 + [(4, 3)] * 5 + [(6, 4, 2)] * 5):
+                torch.set_num_threads(1 + step // 3 % 2)
+                if params[0].shape != shape:
+                    params[0].grad, params[0].data = None, torch.ones(shape)
+                run(optimizer, params, Gradients(), range(step, step + 1))
+            found.append(flat(params))
+            assert (steps(optimizer) is None) == (make is from_python)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
 
 
 def test_rows_that_moved_are_seen():

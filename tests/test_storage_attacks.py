@@ -447,3 +447,17 @@ def test_roots_in_float16_are_what_they_stand_for(kept):
     again = compiledopt.Adagrad(copies(params), state_dtype=kept)
     again.load_state_dict(optimizer.state_dict(precision="float32"))
     assert same(again.state[params_of(again)[0]]["sum"], kept_root)
+
+
+def test_random_bits_follow_a_count_that_all_parameters_share():
+    """A schedule around Schedule-Free counts steps in the group: random rounding had asked for each parameter's own."""
+    found = []
+    for how in ({"compiled": True}, {"foreach": True}, {"foreach": False}):
+        params = parameters(torch.bfloat16, [(64, 64)])
+        rate = 0.1 * schedules.exponential(0.8)
+        optimizer = compiledopt.SGDScheduleFree(params, lr=rate, state_dtype={"z": "bfloat16"}, rounding="stochastic", **how)
+        run(optimizer, params, Gradients(torch.bfloat16), range(3))
+        assert optimizer.param_groups[0]["step"] == 3 and "step" not in optimizer.state[params[0]]
+        found.append(snapshot(optimizer))
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    assert rms(flat(params) - flat(parameters(torch.bfloat16, [(64, 64)]))) > 1e-3

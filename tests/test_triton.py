@@ -48,8 +48,8 @@ def test_adams_source():
     assert_expected_inline(
         source.split("(do_not_specialize=")[1],
         """\
-['pointers', 'lengths', 'rows', 'blocks', 'table', 'c0', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6'])
-def whole_model(pointers, lengths, rows, blocks, table, c0: "fp32", c1: "fp32", c2: "fp32", c3: "fp32", c4: "fp32", c5: "fp32", c6: "fp32", ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
+['pointers', 'lengths', 'rows', 'blocks', 'table', 'c0_0', 'c0_1', 'c0_2', 'c0_3', 'c0_4', 'c0_5', 'c0_6', 'c1_0', 'c1_1', 'c1_2', 'c1_3', 'c1_4', 'c1_5', 'c1_6', 'c2_0', 'c2_1', 'c2_2', 'c2_3', 'c2_4', 'c2_5', 'c2_6', 'c3_0', 'c3_1', 'c3_2', 'c3_3', 'c3_4', 'c3_5', 'c3_6'])
+def whole_model(pointers, lengths, rows, blocks, table, c0_0: "fp32", c0_1: "fp32", c0_2: "fp32", c0_3: "fp32", c0_4: "fp32", c0_5: "fp32", c0_6: "fp32", c1_0: "fp32", c1_1: "fp32", c1_2: "fp32", c1_3: "fp32", c1_4: "fp32", c1_5: "fp32", c1_6: "fp32", c2_0: "fp32", c2_1: "fp32", c2_2: "fp32", c2_3: "fp32", c2_4: "fp32", c2_5: "fp32", c2_6: "fp32", c3_0: "fp32", c3_1: "fp32", c3_2: "fp32", c3_3: "fp32", c3_4: "fp32", c3_5: "fp32", c3_6: "fp32", ROWS: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
     xnumel = tl.load(lengths + tensor)
@@ -57,14 +57,23 @@ def whole_model(pointers, lengths, rows, blocks, table, c0: "fp32", c1: "fp32", 
     a1 = tl.load(pointers + tensor * 4 + 1)
     a2 = tl.load(pointers + tensor * 4 + 2)
     a3 = tl.load(pointers + tensor * 4 + 3)
-    if ONE_ROW:
-        s0 = c0
-        s1 = c1
-        s2 = c2
-        s3 = c3
-        s4 = c4
-        s5 = c5
-        s6 = c6
+    if ROWS == 1:
+        s0 = c0_0
+        s1 = c0_1
+        s2 = c0_2
+        s3 = c0_3
+        s4 = c0_4
+        s5 = c0_5
+        s6 = c0_6
+    elif ROWS > 1:
+        which = tl.load(rows + tensor)
+        s0 = tl.where(which == 0, tl.full([], c0_0, tl.float32), tl.where(which == 1, tl.full([], c1_0, tl.float32), tl.where(which == 2, tl.full([], c2_0, tl.float32), tl.full([], c3_0, tl.float32))))
+        s1 = tl.where(which == 0, tl.full([], c0_1, tl.float32), tl.where(which == 1, tl.full([], c1_1, tl.float32), tl.where(which == 2, tl.full([], c2_1, tl.float32), tl.full([], c3_1, tl.float32))))
+        s2 = tl.where(which == 0, tl.full([], c0_2, tl.float32), tl.where(which == 1, tl.full([], c1_2, tl.float32), tl.where(which == 2, tl.full([], c2_2, tl.float32), tl.full([], c3_2, tl.float32))))
+        s3 = tl.where(which == 0, tl.full([], c0_3, tl.float32), tl.where(which == 1, tl.full([], c1_3, tl.float32), tl.where(which == 2, tl.full([], c2_3, tl.float32), tl.full([], c3_3, tl.float32))))
+        s4 = tl.where(which == 0, tl.full([], c0_4, tl.float32), tl.where(which == 1, tl.full([], c1_4, tl.float32), tl.where(which == 2, tl.full([], c2_4, tl.float32), tl.full([], c3_4, tl.float32))))
+        s5 = tl.where(which == 0, tl.full([], c0_5, tl.float32), tl.where(which == 1, tl.full([], c1_5, tl.float32), tl.where(which == 2, tl.full([], c2_5, tl.float32), tl.full([], c3_5, tl.float32))))
+        s6 = tl.where(which == 0, tl.full([], c0_6, tl.float32), tl.where(which == 1, tl.full([], c1_6, tl.float32), tl.where(which == 2, tl.full([], c2_6, tl.float32), tl.full([], c3_6, tl.float32))))
     else:
         scalars = table + tl.load(rows + tensor) * 7
         s0 = tl.load(scalars + 0)
@@ -139,10 +148,10 @@ def test_ptx(case, dtype, arch):
     program = program_of(case)
     kernel = triton.kernel(program, [dtype] * len(program.tensors))
     loads, stores = loads_and_stores(kernel.source)
-    one_row, table = (triton.build_for(kernel, arch, one_row=which) for which in (True, False))
+    rows = (1, triton.FEW, 0) if dtype is torch.float32 else (1, 0)
     # 1024 elements by 128 threads: 8 each, of 4 bytes in two vectors of 16 bytes, of 2 bytes in one.
     vectors = 2 if dtype is torch.float32 else 1
-    for built in (one_row, table):
+    for built in (triton.build_for(kernel, arch, rows=count) for count in rows):
         assert (built.vector_loads, built.vector_stores) == (vectors * loads, vectors * stores)
         # Six blocks of 128 threads on a processor at least. To have a seventh, ptxas stores four words of the longest rule.
         assert built.spills <= 16 and built.registers <= 80

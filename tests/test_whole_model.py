@@ -12,7 +12,8 @@ from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
-from compiledopt import DAdaptAdam, DoG, Prodigy, schedules, total
+from compiledopt import AdaGC, Adai, DAdaptAdam, DoG, Prodigy, schedules, total
+from compiledopt.errors import CompileError
 from compiledopt.rules.trace import TraceError
 
 STEPS = 50
@@ -127,7 +128,58 @@ class PlainDoG(Plain):
                 p.sub_(eta * grad)
 
 
+class PlainAdaGC(Plain):
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "beta": 0.98, "lambda_abs": 1.0, "lambda_rel": 1.05, "warmup_steps": 100}
+    options |= {"weight_decay": 0.1, "eps": 1e-8}
+
+    def update(self, listed):
+        length = math.sqrt(sum(float(p.grad.square().sum()) for _, p in listed))
+        for group, p in listed:
+            (beta1, beta2), state, own = group["betas"], self.state[p], float(p.grad.norm())
+            for name in ("m", "v"):
+                state.setdefault(name, torch.zeros_like(p))
+            state["t"] = t = state.get("t", 0) + 1
+            if t < group["warmup_steps"] or "gamma" not in state:
+                share = min(1.0, group["lambda_abs"] / length)
+                state["gamma"] = min(state.get("gamma", math.inf), share * own)
+            else:
+                share = min(1.0, group["lambda_rel"] * state["gamma"] / max(own, group["eps"]))
+                state["gamma"] = group["beta"] * state["gamma"] + (1 - group["beta"]) * share * own
+            g = share * p.grad
+            state["m"].mul_(beta1).add_(g, alpha=1 - beta1)
+            state["v"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(group["lr"] * (state["m"] / (1 - beta1**t)) / ((state["v"] / (1 - beta2**t)).sqrt() + group["eps"]))
+
+
+class PlainAdai(Plain):
+    options = {"lr": 1e-3, "betas": (0.1, 0.99), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False}
+
+    def update(self, listed):
+        squares, grads = {}, {}
+        for group, p in listed:
+            state, beta2 = self.state[p], group["betas"][1]
+            for name, start in (("m", 0.0), ("v", 0.0), ("product", 1.0)):
+                state.setdefault(name, torch.full_like(p, start))
+            state["t"] = state.get("t", 0) + 1
+            grads[p] = p.grad if group["decoupled"] else p.grad + group["weight_decay"] * p
+            if group["decoupled"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+            state["v"].mul_(beta2).addcmul_(grads[p], grads[p], value=1 - beta2)
+            squares[p] = state["v"] / (1 - beta2 ** state["t"])
+        mean = sum(float(one.sum()) for one in squares.values()) / sum(one.numel() for one in squares.values())
+        for group, p in listed:
+            state = self.state[p]
+            inertia = (1 - group["betas"][0] * squares[p] / mean).clamp(0, 1 - group["eps"])
+            state["product"] *= inertia
+            state["m"] = inertia * state["m"] + (1 - inertia) * grads[p]
+            p.sub_(group["lr"] * state["m"] / (1 - state["product"]))
+
+
 CASES = {
+    "AdaGC": (AdaGC, PlainAdaGC, {"lr": 0.02, "warmup_steps": 5, "lambda_abs": 3.0, "lambda_rel": 1.0, "beta": 0.9}),
+    "Adai": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.3, 0.9)}),
+    "Adai-decoupled": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "decoupled": True}),
     "Prodigy": (Prodigy, PlainProdigy, {"d0": 1e-3}),
     "Prodigy-all": (
         Prodigy,
@@ -189,7 +241,7 @@ def test_against_the_authors(name, executor):
     if hasattr(reference, "d"):
         found = [group["d"].item() for group in optimizer.param_groups]
         assert found == [found[0]] * 2 and found[0] > 2 * options["d0"] and found[0] == pytest.approx(reference.d, rel=1e-9)
-    else:
+    elif ours is DoG:
         for group, other in zip(optimizer.param_groups, reference.param_groups, strict=True):
             assert group["rbar"].item() == pytest.approx(other["r"], rel=1e-9) and group["k"] == STEPS
 
@@ -343,7 +395,9 @@ def test_a_parameter_listed_twice(executor):
 
 # What these do not promise: D-Adapt, Prodigy and DoG find their rate, and have gone next to nowhere after 20 steps; RAdam's
 # first steps move nothing where it does not rectify; and torch has none of them to compare states with.
-FINDS_ITS_RATE = {name: ("descends", "descends_under_schedulers") for name, one in WHOLE_MODEL.items() if one.sums}
+FINDS_ITS_RATE = {
+    name: ("descends", "descends_under_schedulers") for name, one in WHOLE_MODEL.items() if one.sums and one.rule.shared
+}
 BEGINS_LATE = ("groups_have_options_of_their_own", "groups_can_be_added", "empty_parameters_are_no_hindrance")
 NOT_PROMISED = {**FINDS_ITS_RATE, "RAdamScheduleFree": BEGINS_LATE}
 PROMISES = [
@@ -404,3 +458,106 @@ def test_inside_a_graph_of_torch_compile():
         step()
         reference.step()
     assert rms(flat(params) - flat(plain)) <= 1e-10 and optimizer.param_groups[0]["k"] == 4
+
+
+# ---- beside a reduction over the parameter itself ----
+
+
+@compiledopt.define(scalars=("step",))
+def Beside(param, grad, step, *, lr=0.1, decay=0.5):
+    """A norm of its own, one over all and one over its group, a total of a total, and one that is asked for twice."""
+    step = step + 1
+    of_all, mean = total(grad * grad).sqrt(), total(grad) / total(torch.ones_like(grad))
+    spread = total((grad - mean) * (grad - mean))
+    of_group = total(abs(grad) * decay**step, over="group") + total(grad * grad).sqrt()
+    return param - lr * (grad - mean) * grad.norm() / (of_all + of_group + spread / (1 + param.amax())), step
+
+
+class PlainBeside(Plain):
+    options = {"lr": 0.1, "decay": 0.5}
+
+    def update(self, listed):
+        every = torch.cat([p.grad.flatten() for _, p in listed])
+        of_all, mean, spread = every.norm(), every.mean(), (every - every.mean()).square().sum()
+        for _, p in listed:
+            self.state[p]["t"] = self.state[p].get("t", 0) + 1
+        sums = {}
+        for group, p in listed:
+            own = float(p.grad.abs().sum()) * group["decay"] ** self.state[p]["t"]
+            sums[id(group)] = sums.get(id(group), 0.0) + own
+        for group, p in listed:
+            length = of_all + sums[id(group)] + of_all + spread / (1 + p.amax())
+            p.sub_(group["lr"] * (p.grad - mean) * p.grad.norm() / length)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_beside_a_reduction(executor):
+    """Two groups of parameters of all dimensions, some absent, some transposed, two with steps of their own."""
+
+    def made():
+        made = parameters(torch.float64, [(4, 3), (7,), (2, 3, 4), (), (4, 3), (5, 6)])
+        return [*made[:-1], torch.nn.Parameter(made[-1].detach().t())]
+
+    start, mine, theirs = made(), made(), made()
+    optimizer = Beside(in_groups(mine, lr=0.3, decay=0.9), **EXECUTORS[executor])
+    reference = PlainBeside(in_groups(theirs, lr=0.3, decay=0.9))
+    descend(optimizer, mine, 12)
+    descend(reference, theirs, 12)
+    effect = rms(flat(theirs) - flat(start))
+    assert optimizer.executor == executor and effect > 0.01
+    assert rms(flat(mine) - flat(theirs)) <= 1e-10 * effect
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_beside_a_reduction_all_that_goes_around_it(executor):
+    """A clip, a schedule, a copy, a checkpoint, in half precision and in codes."""
+    for options in (
+        {"max_grad_norm": 1.0, "lr": 0.1 * schedules.linear(0.5, 1.0, 5)},
+        {"state_dtype": "int8"},
+        {"cautious": True},
+    ):
+        params, plain = (parameters(torch.float32, [(64, 96), (5,)]) for _ in range(2))
+        optimizer = AdaGC(in_groups(params[:2]), warmup_steps=3, **{"lr": 0.01, **options}, **EXECUTORS[executor])
+        other = AdaGC(in_groups(plain[:2]), warmup_steps=3, **{"lr": 0.01, **options}, **EXECUTORS["compiled"])
+        run(optimizer, params, Gradients(), range(4))
+        copied = copy.deepcopy(optimizer)
+        held = [p for group in copied.param_groups for p in group["params"]]
+        loaded, twins = (
+            AdaGC(in_groups(twin := copies(params)), warmup_steps=3, **{"lr": 0.01, **options}, **EXECUTORS[executor]),
+            twin,
+        )
+        loaded.load_state_dict(optimizer.state_dict())
+        for one, own in ((optimizer, params), (copied, held), (loaded, twins)):
+            run(one, own, Gradients(), range(4, 8))
+        run(other, plain, Gradients(), range(8))
+        assert same(snapshot(optimizer), snapshot(copied)) and same(snapshot(optimizer), snapshot(loaded))
+        effect = rms(flat(plain) - flat(parameters(torch.float32, [(64, 96), (5,)])))
+        assert effect > 1e-3 and rms(flat(params) - flat(plain)) <= 0.01 * effect, options
+        assert optimizer.state[params[0]]["gamma"].dtype == torch.float32
+
+
+def test_a_total_of_what_is_reduced_is_refused():
+    def odd(param, grad, *, lr=0.1):
+        return param - lr * grad / total(grad * grad.norm())
+
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TraceError, match=r"total\(...\) is for rules of pointwise"):
+            compiledopt.define(odd)([param]).step()
+    with pytest.raises(CompileError, match=r"total\(...\) of what follows from a sum over the parameter"):
+        compiledopt.define(odd)([param], compiled=True).step()
+    assert param.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_totals_of_other_dimensions_that_are_called_the_same():
+    def odd(param, grad, *, lr=0.1):
+        if param.ndim > 1:
+            return param - lr * grad / total(grad * grad) * grad.norm()
+        return param - lr * grad / total(abs(grad)) * grad.norm()
+
+    params = parameters(shapes=[(3, 4), (5,)])
+    Gradients().set(params, 0)
+    with pytest.raises(RuntimeError, match="parameters of other dimensions"):
+        compiledopt.define(odd)(params).step()

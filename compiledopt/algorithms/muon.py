@@ -49,17 +49,14 @@ def newton_schulz(x: Tensor, coefficients: Any, steps: int, room: Room | None) -
     """x ← a·x + (b·A + c·A²)·x  with  A = x·xᵀ, or xᵀ·x and from the right where x is tall."""
     a, b, c = coefficients
     wide = x.size(-2) <= x.size(-1)
-    x = x if wide else x.mT
     gram_at, polynomial_at, before_at = (None, None, None) if room is None else room
     for _ in range(steps):
-        gram = product(x, x.mT, gram_at)
+        gram = product(x, x.mT, gram_at) if wide else product(x.mT, x, gram_at)
         polynomial = add_product(gram, gram, gram, b, c, polynomial_at)
-        if before_at is None:
-            x = add_product(x, polynomial, x, a, 1.0)
-        else:
-            before = (before_at if wide else before_at.mT).copy_(x, non_blocking=True)
-            x = add_product(x, polynomial, before, a, 1.0, x)
-    return x if wide else x.mT
+        before = x if before_at is None else before_at.copy_(x, non_blocking=True)
+        factors = (polynomial, before) if wide else (before, polynomial)
+        x = add_product(x, *factors, a, 1.0, None if before_at is None else x)
+    return x
 
 
 def orthogonalize(matrix: Tensor, coefficients: Any, steps: int, eps: Any) -> Tensor:

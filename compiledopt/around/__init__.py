@@ -15,6 +15,7 @@ from compiledopt.around.centralize import Centralized
 from compiledopt.around.clip import Clipped, Clipping
 from compiledopt.around.corrected_decay import CorrectedDecay
 from compiledopt.around.every import Due, count, due
+from compiledopt.around.grokfast import Grokfast
 from compiledopt.around.lists import Listed
 from compiledopt.around.loss_scale import LossScaled, Scaling
 from compiledopt.around.schedule import (
@@ -39,7 +40,7 @@ __all__ += ["skipped", "take_over", "wanted", "without_schedule"]
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
 # word on what is written. docs/training-loop.md says what follows from that.
 TRANSFORMATIONS: list[Transformation] = [Listed(), Due(), Cautious(), UpdateClipped(), CorrectedDecay(), ScheduledRate()]
-TRANSFORMATIONS += [Averaged(), Centralized(), Clipped(), Skipping()]
+TRANSFORMATIONS += [Averaged(), Grokfast(), Centralized(), Clipped(), Skipping()]
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]  # of each transformation, and of storage

@@ -57,6 +57,7 @@ class Clipping:
         self.on_host = on_host
         self.given: dict[torch.device, dict[str, Any]] = {}
         self.places: dict[torch.device, torch.Tensor] = {}  # [sum of squares, norm], of which the second is given
+        self.is_in_place = False  # whether the batches left the last norm where it is given
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The norm as a number of the step, for batches on a device; changed in place."""
@@ -74,6 +75,7 @@ class Clipping:
         are listed twice, which were measured before."""
         clipped = [batch for batch in batches if batch.is_clipped]
         there = None if again else self._in_place(clipped)
+        self.is_in_place = there is not None and grad_scale is None
         with nullcontext() if there is not None and grad_scale is None else torch.no_grad():  # entering it takes 2 µs
             if not again:
                 self._set(self._given([batch.squares() for batch in clipped]) if there is None else there, grad_scale)

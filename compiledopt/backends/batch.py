@@ -20,7 +20,7 @@ from compiledopt.backends.distributed import local, placed, summed
 from compiledopt.backends.layout import as_real
 from compiledopt.rules.program import Node, Program
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced, Variant
+from compiledopt.rules.traced import Runnable, Traced, Variant
 
 Value = torch.Tensor | float
 TotalOf = tuple[str, int | None]  # a total by its name, and the group that it is summed over, if it is one
@@ -60,6 +60,11 @@ class Entry:
     def runs(self) -> Traced | Variant:
         """What the compiled executor runs for it."""
         return self.traced.runs(self.param)
+
+    @property
+    def measured(self) -> Runnable:
+        """What knows the sums over all parameters that its rule asks for."""
+        return self.traced.measured(self.param)
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """Of the operands of `runs`; of states that are not made yet, what they will be."""
@@ -150,12 +155,12 @@ class Batch(ABC):
 
     @property
     def is_measured(self) -> bool:
-        return any(entry.traced.is_measured for entry in self.entries)
+        return any(entry.measured.is_measured for entry in self.entries)
 
     @property
     def rounds_of_totals(self) -> int:
         """How often `totals` is to be asked: some are computed from others."""
-        return max((len(entry.traced.measures) for entry in self.entries), default=0)
+        return max((len(entry.measured.measures) for entry in self.entries), default=0)
 
     def totals(self, round: int) -> dict[TotalOf, Value]:
         """What the rule sums over the parameters that `prepare` read, in this round; the context has what came before."""
@@ -200,7 +205,8 @@ class Standing:
     """A plan that just ran, and all that would make another step different, beside the tensors. own: of each group,
     its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
     attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
-    empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching."""
+    empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching;
+    in_place: whether the batches themselves did that in the last step, by launches of theirs alone."""
 
     batches: Sequence[Batch]
     own: Sequence[Rule]
@@ -214,6 +220,7 @@ class Standing:
     modules: Sequence[tuple[dict[str, Any], Sequence[tuple[str, Any]]]]
     empty: Sequence[Mapping[Any, Any]]
     measure: Callable[[], None] | None = None
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,11 @@ class GatheredBatch(Batch):
     def unchanged(self) -> Unchanged:
         return launcher().unchanged  # type: ignore[no-any-return]
 
-    def _native_plan(self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False) -> Any:
-        """The native gather. dtypes: of the operands, and of the 0-dim states where they live on the device."""
+    def _native_plan(
+        self, address: int, dtypes: Sequence[torch.dtype], device_scalars: bool = False, passes: Any = None
+    ) -> Any:
+        """The native gather. dtypes: of the operands, and of the 0-dim states where they live on the device; passes: what it
+        runs in the kernel's place (cpp/reducing.py)."""
         with torch.inference_mode(False):
             examples = tuple(torch.empty(0, dtype=dtype, device=self.device) for dtype in dtypes)
         return launcher().Plan(
@@ -156,6 +159,7 @@ class GatheredBatch(Batch):
             places=array("q", chain.from_iterable((entry.number, entry.offset) for entry in self.entries)).tobytes(),
             order=self.order_in_memory,
             kernel=address,
+            passes=passes,
             columns=len(self.traced.program.columns),
             scale=2 if self.entries[0].param.is_complex() else 1,
             device_scalars=device_scalars,

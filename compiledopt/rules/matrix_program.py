@@ -97,6 +97,8 @@ class Crossing:
         if variant.program.is_random or variant.program.blocks:
             what = "reads random bits" if variant.program.is_random else "has states in blocks"
             return f"{self.rule.name} {what} beside a function of whole matrices"
+        if variant.measures:
+            return f"{self.rule.name} sums over all parameters beside a function of whole matrices"
         program = variant.program
         assert self.found is not None
         second = _after(program)

@@ -69,7 +69,8 @@ class Program:
 
     inputs: the tensors (param, grad, states) and then the 0-dim values (states, numbers and totals).
     outputs: {"param" or a state's name: its new value}. shared: those of them that are not a parameter's own.
-    sizes: {input: elements of a block} of scales and of what is packed.
+    sizes: {input: elements of a block} of scales and of what is packed. asked: the totals by name, in the order in which the
+        rule asks for them, and as often as it does.
     """
 
     rule: str
@@ -77,6 +78,7 @@ class Program:
     outputs: dict[str, Node]
     shared: frozenset[str] = frozenset()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     @cached_property
     def nodes(self) -> list[Node]:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from compiledopt.rules.author import TraceError, author_line
 from compiledopt.rules.program import SIZES, Argument, Node, Program, node_args
@@ -19,20 +23,44 @@ def total(value: Any, over: str = "model") -> Any:
 
         Σ over parameters with a gradient, Σ over their elements, of value
 
-    value: a pointwise expression of `param`, `grad`, states and numbers; a complex one counts as two reals. A number
-        counts once for each element: total(torch.ones_like(param)) is how many elements there are. over: "model", all
-        parameters of the optimizer, or "group", those of the parameter's group.
+    value: a pointwise expression of `param`, `grad`, states and numbers, not of what is reduced over the parameter; a complex
+        one counts as two reals. A number counts once for each element: total(torch.ones_like(param)) is how many elements
+        there are. over: "model", all parameters of the optimizer, or "group", those of the parameter's group.
     Returns: a 0-dim number, the same for all of them, summed in float64. Mutates: nothing.
     Raises: TypeError outside of a rule, and for a value that is no tensor; ValueError for another `over`.
     """
     if over not in SCOPES:
         raise ValueError(f'total(..., over={over!r}): over is "model" or "group"')
+    if isinstance(value, torch.Tensor) and (known := _given.next()) is not None:
+        return known
     if not isinstance(value, Symbol):
         raise TraceError(
             f"{author_line()}: total(...) is for rules of pointwise operations, which are traced: this one is called on "
             f"tensors, or total was given {type(value).__name__}"
         )
     return value.tracer.total(value, over)
+
+
+class _Given(threading.local):
+    """The totals that a rule is told which is called on tensors, in the order in which it asks for them."""
+
+    values: Iterator[Any] = iter(())
+
+    def next(self) -> Any:
+        return next(self.values, None)
+
+
+_given = _Given()
+
+
+@contextmanager
+def told(values: Sequence[Any]) -> Iterator[None]:
+    """Within, a rule that is called on tensors once has these totals."""
+    before, _given.values = _given.values, iter(values)
+    try:
+        yield
+    finally:
+        _given.values = before
 
 
 @dataclass(frozen=True, eq=False)

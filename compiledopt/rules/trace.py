@@ -17,7 +17,18 @@ from compiledopt.rules.author import NotElementwise, TraceError, author_line, no
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import CUBE_ROOT, OPS, Op
 from compiledopt.rules.options import NOISE, RESERVED, SEED, STEP, is_number, truthy
-from compiledopt.rules.program import BLOCKS, ELEMENTS, NUMBER, PACKED, Argument, Node, Program, depends_on
+from compiledopt.rules.program import (
+    BLOCKS,
+    ELEMENTS,
+    NUMBER,
+    PACKED,
+    REDUCTIONS,
+    Argument,
+    Node,
+    Program,
+    depends_on,
+    sources,
+)
 from compiledopt.rules.reducer import FedByTensors, Reducer, Shape
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.spellings import ALIASES, SPELLINGS, unknown
@@ -42,6 +53,7 @@ class Tracer(Reducer):
         super().__init__(shape)
         self.name = name
         self.totals: list[Node] = []
+        self.asked: list[str] = []  # for totals, by name
         self.param: Any = None
 
     def whole(self, function: Any, value: Symbol, arguments: tuple[Any, ...]) -> Symbol:
@@ -53,9 +65,10 @@ class Tracer(Reducer):
 
     def total(self, value: Symbol, over: str) -> Symbol:
         """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""
-        if self.frame is not None:
+        if self.frame is not None and (strange := _reduced_in(value.node)) is not None:
             raise TraceError(
-                f"{author_line()}: total(...) in a rule that reduces over its own parameter, which is not compiled"
+                f"{author_line()}: total(...) of what follows from {strange}; sums over all parameters are taken before a rule "
+                "reduces over its own: write one of param, grad, states of the parameter's shape and numbers"
             )
         if value.node.scalar:  # once for each element
             value = self.apply("where", (self.param == self.param, value, value), {})
@@ -64,7 +77,12 @@ class Tracer(Reducer):
             name = f"{self.name}.{over}_total[{len(self.totals)}]"
             self.known[key] = Node("total", (value.node,), True, name, author_line(), NUMBER)
             self.totals.append(self.known[key])
+        self.asked.append(self.known[key].name)
         return Symbol(self, self.known[key])
+
+    def beside(self, inputs: Sequence[Node]) -> tuple[Node, ...]:
+        """Inputs, and what the rule asked for besides."""
+        return (*inputs, *self.totals, *self.sizes.values())
 
     def record(self, op: str, args: tuple[Argument, ...]) -> Symbol:
         if op == "div" and isinstance(args[1], Node) and args[1].axes == NUMBER and not _is_number(args[0]):
@@ -173,6 +191,16 @@ class Tracer(Reducer):
         )
 
 
+def _reduced_in(node: Node) -> str | None:
+    """What of a value is not the parameter's own, element by element, in words."""
+    for one in sources(node, into_totals=False):
+        if one.op in REDUCTIONS:
+            return f"a {one.op} over the parameter"
+        if one.op == "input" and not one.scalar and one.axes not in (ELEMENTS, BLOCKS, PACKED):
+            return f"the state {one.name}, which is smaller than the parameter"
+    return None
+
+
 def _axes_of(op: str, args: tuple[Argument, ...]) -> int:
     """Along which axes the result of a pointwise operation varies."""
     if op == RANDOM or op in SCALES:
@@ -238,7 +266,7 @@ def trace(rule: Rule, options: Mapping[str, Any], shape: Shape | None = None) ->
     shared = frozenset(rule.shared) & set(present)
     for name in shared:
         _check_shared(rule, name, outputs[name], tracer)
-    return Program(rule.name, (*inputs, *tracer.totals, *tracer.sizes.values()), outputs, shared, _sizes(rule, present))
+    return Program(rule.name, tracer.beside(inputs), outputs, shared, _sizes(rule, present), tuple(tracer.asked))
 
 
 def _sizes(rule: Rule, present: Sequence[str]) -> dict[str, int]:

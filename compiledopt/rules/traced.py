@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,11 @@ class Runnable:
     """What a batch runs."""
 
     rule: Rule
+    program: Program
+    scalars: ScalarPart
+    scalar_names: tuple[str, ...]
     measures: tuple[Measurement, ...] = ()
+    asked: tuple[str, ...] = ()  # Program.asked
 
     @cached_property
     def reads_first(self) -> bool:
@@ -67,6 +71,7 @@ class Variant(Runnable):
         self.scalars = ScalarPart(program, scalar_names)
         self.axes = tuple(node.axes for node in program.tensors)
         self.passes = cut(program)
+        self.measures, self.asked = measurements(program, scalar_names), program.asked
         self.order = ANY_ORDER if self.passes.is_flat and not program.blocks else order
 
 
@@ -107,7 +112,7 @@ class Traced(Runnable):
         return self._group or {}
 
     @property
-    def program(self) -> Program:
+    def program(self) -> Program:  # type: ignore[override]
         assert self._program is not None, self.reason
         return self._program
 
@@ -144,7 +149,7 @@ class Traced(Runnable):
     # ---- the program ----
 
     @cached_property
-    def scalars(self) -> ScalarPart:
+    def scalars(self) -> ScalarPart:  # type: ignore[override]
         return ScalarPart(self.program, self.scalar_names)
 
     @cached_property
@@ -165,6 +170,12 @@ class Traced(Runnable):
         if key not in self._variants:
             self._variants[key] = self._make_variant(*key)
         return self._variants[key]
+
+    def measured(self, param: torch.Tensor) -> Runnable:
+        """What knows the sums over all parameters that the rule asks for, whoever runs it: this, or where the rule reduces, the
+        variant that fits a parameter."""
+        found = self if self.elementwise or self.rule.every else self.variant(param)
+        return self if isinstance(found, str) else found
 
     def runs(self, param: torch.Tensor) -> Traced | Variant:
         """What the compiled executor runs for a parameter: this, or where the rule reduces, the variant that fits it."""
@@ -236,7 +247,30 @@ def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
             return Traced(rule, present, trace(rule, group), "", dict(group))
         except NotElementwise as error:
             reason = str(error)
-    return Traced(rule, present, None, reason, dict(group))
+    program = None if rule.elementwise else _pointwise(rule, group, present)
+    return Traced(rule, present, program, reason if program is None else "", dict(group))
+
+
+def _pointwise(rule: Rule, group: Mapping[str, Any], present: Sequence[str]) -> Program | None:
+    """Of a rule that is declared with elementwise=False, its program where its flags leave nothing to reduce: LARS without
+    trust is SGD."""
+    if rule.every or "dtype" in rule.options:
+        return None
+    try:
+        program = trace(rule, group)
+        return program if all(_is_like_param(rule, name, group) for name in present) else None
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):  # what a rule says to symbols, or to other shapes
+        return None
+
+
+def _is_like_param(rule: Rule, state: str, group: Mapping[str, Any]) -> bool:
+    """Whether a state has the parameter's shape, whatever that is; codes and scales are read as if they had."""
+    maker = rule.maker(state)
+    if maker is None or state in rule.in_blocks or state in rule.packed:
+        return True
+    probes = [torch.empty(shape, device="meta") for shape in ((2,), (2, 3), (2, 3, 4))]
+    made = [maker(probe, group) for probe in probes]
+    return all(one is not None and one.shape == probe.shape for one, probe in zip(made, probes, strict=True))
 
 
 def _without_value(value: Any) -> Any:

@@ -62,7 +62,8 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
     lists = plan.params, owner.state, plan.states, plan.waiting
     measure = None if owner.clipping is None else partial(owner.measure, list(plan.batches), again=False)
-    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure))
+    in_place = owner.clipping is not None and owner.clipping.is_in_place
+    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure, in_place))
     return Beside(taken, plan, others).step if others and taken is not None else taken
 
 

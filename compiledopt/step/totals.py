@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +10,12 @@ import torch
 from compiledopt.around import Programs
 from compiledopt.around.every import STEPS
 from compiledopt.backends.batch import Batch, Context, TotalOf, Value
-from compiledopt.backends.eager.direct import scalar_values
+from compiledopt.backends.eager.measured import scalar_values
 from compiledopt.rules.author import TraceError
 from compiledopt.rules.options import as_float
+from compiledopt.rules.program import Node
 from compiledopt.rules.rule import Rule
-from compiledopt.rules.traced import Traced
+from compiledopt.rules.traced import Runnable, Traced
 
 Group = dict[str, Any]
 
@@ -32,12 +32,13 @@ class Totals:
         self.context, self.tensors = context, tensors
         # However the values of a parameter are kept, its program has totals of the same names in the same rounds.
         self.programs = programs = [each.bare for each in kinds]
+        self.measured = [_measured(program, group) for program, group in zip(programs, context.groups, strict=True)]
         self.steps: list[dict[str, Any]] = []
         self.fresh: list[tuple[torch.Tensor, Any]] = []  # shared states, and their new values
-        self.exist = any(program.measures or program.rule.shared for program in programs)
+        self.exist = any(self.measured) or any(program.rule.shared for program in programs)
         if self.exist:
             self._check()
-            self.context.more = [self._zeros(program, True) for program in programs]
+            self.context.more = [self._zeros(group, True) for group in range(len(programs))]
             self.context.add_more()
         self.shared = [
             (group, name, group[name])
@@ -51,27 +52,26 @@ class Totals:
 
     def _check(self) -> None:
         owner, lines = self.context.owner, dict[str, str]()
-        for program, group in zip(self.programs, self.context.groups, strict=True):
+        for program in self.programs:
             if program.rule.shared and not program.elementwise:
                 raise TraceError(f"parameters share a state, and the rule is not one of pointwise operations: {program.reason}")
-            if program.measures and group.get("differentiable"):
+        for measured, group in zip(self.measured, self.context.groups, strict=True):
+            if measured and group.get("differentiable"):
                 raise RuntimeError(f"{owner} sums over all parameters, which `differentiable=True` does not support")
-            for node in chain.from_iterable(measure.totals for measure in program.measures):
+            for node in _totals(measured):
                 if lines.setdefault(node.name, node.line) != node.line:
                     raise RuntimeError(
-                        f"{owner}: {node.line} and {lines[node.name]} are both {node.name}, in groups that differ in a flag; "
-                        "take each total whatever the flags are"
+                        f"{owner}: {node.line} and {lines[node.name]} are both {node.name}, in groups that differ in a flag or "
+                        "for parameters of other dimensions; take each total whatever those are"
                     )
 
-    @staticmethod
-    def _zeros(program: Traced, of_group: bool) -> dict[str, Any]:
-        nodes = [node for measure in program.measures for node in measure.totals]
-        return {node.name: 0.0 for node in nodes if node.is_of_group is of_group}
+    def _zeros(self, group: int, of_group: bool) -> dict[str, Any]:
+        return {node.name: 0.0 for node in _totals(self.measured[group]) if node.is_of_group is of_group}
 
     def join(self, step: dict[str, Any]) -> None:
         """Keep the totals among a device's numbers of the step. Mutates: step."""
-        for program in self.programs:
-            step.update(self._zeros(program, False))
+        for group in range(len(self.programs)):
+            step.update(self._zeros(group, False))
         self.steps.append(step)
 
     @torch.no_grad()
@@ -91,8 +91,8 @@ class Totals:
 
     def _set(self, found: Mapping[TotalOf, Value], number: int) -> None:
         """Totals of parameters without a gradient are zero."""
-        for index, program in enumerate(self.programs):
-            for node in program.measures[number].totals if number < len(program.measures) else ():
+        for index, measured in enumerate(self.measured):
+            for node in _totals(measured, number):
                 if node.is_of_group:
                     self.context.more[index][node.name] = found.get((node.name, index), 0.0)
                     continue
@@ -131,6 +131,19 @@ class Totals:
         device = next((v.device for v in given.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
         values = scalar_values(part, given, device)
         return [values[node] for node in part.outputs.values()]
+
+
+def _measured(program: Traced, group: Mapping[str, Any]) -> list[Runnable]:
+    """What a group's parameters are summed by: nothing, one program, or a variant for each kind of parameter."""
+    found = {program} if program.elementwise else {program.measured(param) for param in group["params"]}
+    return [one for one in found if one.measures]
+
+
+def _totals(measured: Sequence[Runnable], round: int | None = None) -> Iterator[Node]:
+    """The totals of all rounds, or of one."""
+    for one in measured:
+        for measure in one.measures if round is None else one.measures[round : round + 1]:
+            yield from measure.totals
 
 
 def _number(value: Any) -> Any:

@@ -53,7 +53,7 @@ def keep(rule: Rule, kept: Kept) -> Rule:
         made_by |= makers(rule, name, codec, start)
     scales = {f"{name}_{SCALE}": name for name, codec, _ in kept.states if codec.block}
     blocks = {f"{name}_{SCALE}": codec.block for name, codec, _ in kept.states if codec.block}
-    added = (STEP,) if kept.is_random and STEP not in rule.scalars else ()
+    added = (STEP,) if kept.is_random and STEP not in rule.states else ()
     states = (*rule.states, *scales, *own, *added)
     return replace(
         rule,

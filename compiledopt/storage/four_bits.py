@@ -12,7 +12,7 @@ from compiledopt.storage.codec import Codec
 from compiledopt.storage.dynamic import level, nearest_level
 from compiledopt.storage.pieces import at_least, at_most, share_of
 
-BLOCK, DECADES = 128, 3
+BLOCK, FIRST, MOST, DECADES = 128, 1, 7, 3
 
 
 def is_marked(scale: Any) -> Any:
@@ -24,7 +24,7 @@ def decode_int4(codes: Any, scale: Any) -> Any:
     """x = ±a·level(q mod 8), 7 is a, with a minus from 8 on. In a marked block 7 and 15 are the infinities, and 8 is NaN."""
     negative = codes > 7
     size = torch.where(negative, codes - 8, codes)
-    share = torch.where(size > 6, 1.0, torch.where(size < 1, 0.0, level(size, 1, DECADES)))
+    share = level(size, FIRST, MOST, DECADES)
     finite = scale.abs() * torch.copysign(share, 7.5 - codes)
     infinite = torch.where(negative, -torch.inf, torch.inf)
     special = torch.where(codes == 8, torch.nan, torch.where(size > 6, infinite, finite))
@@ -36,7 +36,7 @@ def encode_int4(x: Any, scale: Any) -> Any:
     """The code of the level nearest to x / a, the largest size exactly."""
     size, most = x.abs(), torch.where(is_marked(scale), 6.0, 7.0)
     share = share_of(size, scale.abs())
-    number = torch.where((share > 0.83125) & (most > 6), 7.0, at_most(nearest_level(share, 1, DECADES), 6.0))
+    number = at_most(nearest_level(share, FIRST, MOST, DECADES, has_zero=True), most)
     code = number + torch.where((x < 0) & (number > 0), 8.0, 0.0)
     special = torch.where(x == x, torch.where(x > 0, 7.0, 15.0), 8.0)
     return torch.where(size < torch.inf, code, special)

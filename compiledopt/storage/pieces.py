@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def at_most(x: Any, bound: float) -> Any:
+def at_most(x: Any, bound: Any) -> Any:
     """The smaller one. torch.clamp hands on NaN, which takes three instructions for one."""
     return torch.where(x < bound, x, bound)
 

@@ -88,6 +88,7 @@ _OF: dict[str, Callable[..., Interval]] = {
     "where": lambda condition, a, b: (min(a[0], b[0]), max(a[1], b[1])),
     "lerp": lambda a, b, w: (min(a[0], b[0]), max(a[1], b[1])) if w[0] >= 0 and w[1] <= 1 else EVERYTHING,
     "div": lambda a, b: (0.0, INFINITY) if a[0] >= 0 and b[0] >= 0 else EVERYTHING,
+    "pow": lambda a, b: (0.0, INFINITY) if a[0] >= 0 else EVERYTHING,
 }
 _NEVER = ("abs", "square", "exp", "sqrt")
 

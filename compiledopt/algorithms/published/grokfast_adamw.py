@@ -35,6 +35,7 @@ class GrokFastAdamW(Optimizer):
     Start: lr a third of AdamW's: ĝ is up to 1 + λ_e times as long; alpha 0.98, lamb 2.0; weight_decay larger than usual.
     Names: pytorch_optimizer's without `grokfast`, `grokfast_after_step` and `weight_decouple`; its `normalize_lr` divides lr by
         1 + λ_e.
+    The same filter around any other rule is the option `grokfast=(grokfast_alpha, grokfast_lamb)`.
     Source: Lee et al. 2024, arXiv:2405.20233.
     """
 

@@ -61,7 +61,7 @@ class CppBackend(GatheredBackend):
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         # Norms of parameters that are spread over processes in one way are summed in one way.
-        return (spread_of(entry) if entry.traced.is_measured else None, *bucket_of(entry))
+        return (spread_of(entry) if entry.runs.is_measured else None, *bucket_of(entry))
 
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         kind = CppBatch if entries[0].traced.elementwise else reducing.ReducingBatch

@@ -49,7 +49,7 @@ WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra 
 LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
-LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "steady.cpp", "module.cpp")
+LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "launches.cpp", "steady.cpp", "module.cpp")
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging

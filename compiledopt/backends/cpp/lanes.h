@@ -288,6 +288,41 @@ INLINE M select(M condition, M a, M b) { return (condition & a) | (!condition & 
 EXTREME(larger_of, >, larger)
 EXTREME(smaller_of, <, smaller)
 
+// Where a value stands among n growing edges, and what stands there in a row (lookups.py). A value that is no number is below all.
+// octave_among: edges that are powers of two, one after the other, where rows are turned by the exponent below the first.
+// place_among: others, with what is in each octave: the edge inside, if there is one, and how many are at its beginning or below.
+#ifdef __AVX512F__
+template <int n> INLINE I octave_of(F x, const float (&edges)[n]) {
+  const Ints first = ints(F(edges[0]).v) - (1 << 23), last = ints(F(edges[n - 1]).v);
+  return ints(smaller(larger(x, floats(first)), floats(last)).v) >> 23;
+}
+template <int n> INLINE I octave_among(F x, const float (&edges)[n]) { return octave_of(x, edges); }
+template <int n> INLINE I place_among(F x, const float (&edges)[n], const float (&inside)[32], const int32_t (&below)[32]) {
+  const int32_t exponents = 0x7f800000;
+  const Ints low = ints(F(edges[0]).v) & exponents, high = (ints(F(edges[n - 1]).v) & exponents) + (1 << 23);
+  const __m512i octave = (__m512i)(ints(smaller(larger(x, floats(low)), floats(high)).v) >> 23);
+  const __m512 edge = _mm512_permutex2var_ps(_mm512_load_ps(inside), octave, _mm512_load_ps(inside + 16));
+  const __m512i place = _mm512_permutex2var_epi32(_mm512_load_si512(below), octave, _mm512_load_si512(below + 16));
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)x.v, edge, _CMP_GE_OQ);
+  return (Ints)_mm512_mask_add_epi32(place, above, place, _mm512_set1_epi32(1));
+}
+template <int n, int turned> INLINE F at(I place, const float (&row)[16]) {
+  return (Floats)_mm512_permutexvar_ps((__m512i)place.v, _mm512_load_ps(row));
+}
+#else
+template <int n> struct Among {
+  F x;
+  const float* edges;
+};
+template <int n> INLINE Among<n> octave_among(F x, const float (&edges)[n]) { return {x, edges}; }
+template <int n> INLINE Among<n> place_among(F x, const float (&edges)[n], const float (&)[32], const int32_t (&)[32]) { return {x, edges}; }
+template <int n, int turned> INLINE F at(Among<n> among, const float (&row)[16]) {
+  F found = row[turned];
+  for (int i = 0; i < n; ++i) found = chosen(among.x >= F(among.edges[i]), F(row[(i + 1 + turned) % 16]), found);
+  return found;
+}
+#endif
+
 // Of functions.h, where that stands before, element by element: loops that the compiler makes vectors of again, by itself.
 #ifdef EACH_OF_ONE
 #define OF_ONE_LANE(name)                                              \

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from compiledopt.backends.cpp import functions
+from compiledopt.backends.cpp import functions, lookups
 from compiledopt.files import source_of, text_beside
 
 HEADER = text_beside(__name__, "lanes.h")
-TEXT = HEADER + source_of(__name__)  # of which kernels in the cache are made
+TEXT = HEADER + lookups.TEXT + source_of(__name__)  # of which kernels in the cache are made
 FUNCTIONS = frozenset(re.findall(r"^INLINE F (\w+)\(F ", HEADER, re.MULTILINE)) | functions.NAMES
 FUNCTIONS |= {"to", "bits", "infinity", "quiet_NaN"}
 PLACE = r"\[static_cast<int64_t>\(x0\)\]"
@@ -32,7 +32,7 @@ def vectored(lines: Sequence[str]) -> list[str] | None:
     if not statements or None in statements:
         return None
     signature = head[: head.index("{")].rstrip()
-    body = (f"    {one};" for one in _with_extremes([one for one in statements if one is not None]))
+    body = (f"    {one};" for one in _with_extremes(lookups.looked_up([one for one in statements if one])))
     return [signature + " {", f"  for (int64_t x0 = 0; x0 < {loop[1]}; x0 += lanes::kCount) {{", *body, "  }", "}"]
 
 

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -34,6 +35,7 @@ constexpr int64_t kEntriesPerSleeper = 1024;
 // Elements from which the GIL is let go: of a launch, where its tensors are long enough, and of any launch (2 ms). Holding the
 // 1500 tensors of 300 parameters took 70 of the 240 µs of their step.
 constexpr int64_t kGilElements = 1 << 18, kGilElementsEach = 1 << 12, kGilElementsAlways = 1 << 22;
+constexpr int64_t kLine = 64;               // bytes of a line of the caches
 constexpr int64_t kSmall = 256;             // elements
 constexpr int64_t kBlock = 1 << 16;         // elements: a sum's parts, however many threads there are
 constexpr int64_t kAhead = 4;               // parameters: how early memory is asked for
@@ -294,12 +296,34 @@ constexpr auto kAllOperands = [] {
   return all;
 }();
 
+// What runs a rule that reduces: functions of passes.cpp, which is a library of its own, and what they laid out for the shapes of
+// the last gather.
+struct Passes {
+  Outcome (*make)(const int64_t* rule, int64_t count, const Shape* shapes, const Place* places, int64_t threads, void** made) = nullptr;
+  int64_t (*room)(const void* work) = nullptr;
+  void (*run)(void* work, void* const* pointers, const double* table, int64_t width, const int64_t* rows, char* memory) = nullptr;
+  void (*free)(void* work) = nullptr;
+  std::vector<int64_t> rule;  // as reducing.py writes it
+
+  // Of the parameters that have a gradient.
+  std::vector<Shape> shapes, shapes_there;
+  std::vector<Place> places, places_there;
+  std::vector<void*> pointers;
+  std::vector<int64_t> rows;
+  int64_t threads = 0;
+  std::unique_ptr<void, void (*)(void*)> work{nullptr, nullptr};
+  std::vector<char> memory;
+
+  explicit operator bool() const { return make != nullptr; }
+};
+
 // How far a gather came: nothing; every tensor was read; and the rows of the table fit them as well.
 enum Stage : int { kNothing = 0, kSeen = 1, kInRows = 2 };
 
 struct Plan {
   // As it was described.
-  Kernel kernel = nullptr;  // null where the kernel is launched elsewhere
+  Kernel kernel = nullptr;  // null where there are passes, and where the kernel is launched elsewhere
+  Passes passes;
   int operands = 0;         // param, grad, states
   int scalar_states = 0;    // 0-dim states: step, ...
   int columns = 0;          // scalars the kernel reads, per row
@@ -330,6 +354,7 @@ struct Plan {
   std::vector<Hold> held;        // while the GIL is let go
   bool busy = false;             // a thread has let the GIL go
 
+  bool runs_here() const { return kernel || passes; }
   int tensors() const { return operands + scalar_states; }
   int width() const { return columns + 2 * scalar_states; }  // of a row of the table
   int64_t count() const { return static_cast<int64_t>(entries.size()); }
@@ -374,7 +399,7 @@ struct Plan {
   // A launch that lets the GIL go holds every tensor. The room for that is taken before anything is written.
   bool lets_gil_go() const {
     const int64_t most = std::min(count() * kGilElementsEach, kGilElementsAlways);
-    return kernel ? elements() >= std::max(kGilElements, most) : device.is_cpu();
+    return runs_here() ? elements() >= std::max(kGilElements, most) : device.is_cpu();
   }
   void hold_all() {
     if (!held.empty()) return;
@@ -412,7 +437,7 @@ class Table : public Rows {
     numbers = static_cast<const double*>(view_.buf);
     const int64_t needed = (plan.most_row + int64_t{1}) * width * int64_t{sizeof(double)};
     const bool aligned = reinterpret_cast<uintptr_t>(view_.buf) % alignof(double) == 0;
-    if (needed == 0 || (view_.len >= needed && aligned) || (plan.device_scalars && !plan.kernel)) return;
+    if (needed == 0 || (view_.len >= needed && aligned) || (plan.device_scalars && !plan.runs_here())) return;
     PyErr_Format(PyExc_ValueError, "a table of %zd bytes, where %lld rows of %d float64 are needed", view_.len,
                  static_cast<long long>(plan.most_row + int64_t{1}), width);
     PyBuffer_Release(&view_);
@@ -720,7 +745,61 @@ void run_share(const Plan& plan, const Rows& table, int64_t share, int64_t begin
   }
 }
 
+// A parameter as the passes see it: as it lies in memory.
+Shape shape_of(const Plan& plan, int64_t i) {
+  const TensorImpl* const param = plan.found(i).param();
+  const int64_t length = plan.lengths[i];
+  const auto sizes = param->sizes();
+  const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
+  int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
+  if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
+  if (plan.outer > 0) {
+    rows = 1;
+    for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
+    columns = rows ? length / rows : 0;
+  }
+  return {length ? length / (rows * columns) : 0, rows, columns, row_of(param)};
+}
+
+// Between a gather and a launch: what the passes over these parameters keep, which is what asks for memory.
+void lay_out(Plan& plan, int most_threads) {
+  Passes& passes = plan.passes;
+  const Stage stage = std::exchange(plan.stage, kNothing);  // until all is there
+  passes.shapes.clear(), passes.places.clear(), passes.pointers.clear(), passes.rows.clear();
+  for (int64_t i = 0; i < plan.count(); ++i) {
+    if (!plan.has_gradient(i)) continue;
+    passes.shapes.push_back(shape_of(plan, i));
+    passes.places.push_back(plan.places[i]);
+    for (int k = 0; k < plan.operands; ++k) passes.pointers.push_back(plan.data(i, k));
+    passes.rows.push_back(plan.entries[i].row);
+  }
+  const int64_t threads = std::clamp<int64_t>(plan.elements() / kWorkPerThread, 1, std::max(most_threads, 1));
+  if (passes.work && passes.threads == threads && passes.shapes == passes.shapes_there && passes.places == passes.places_there) {
+    plan.stage = stage;
+    return;
+  }
+  passes.work.reset();
+  void* made = nullptr;
+  const auto count = static_cast<int64_t>(passes.shapes.size());
+  const Outcome outcome = passes.make(passes.rule.data(), count, passes.shapes.data(), passes.places.data(), threads, &made);
+  if (outcome == kNoMemory) fail(PyExc_MemoryError, "no memory for what the passes of a rule keep");
+  if (outcome != kDone) fail(PyExc_RuntimeError, "the passes of a rule could not be laid out");
+  std::unique_ptr<void, void (*)(void*)> work(made, passes.free);
+  passes.memory.resize(passes.room(made) + kLine);
+  passes.shapes_there = passes.shapes, passes.places_there = passes.places;
+  passes.threads = threads, passes.work = std::move(work), plan.stage = stage;
+}
+
+void run_passes(const Plan& plan, const Rows& table) {
+  const Passes& passes = plan.passes;
+  const auto begin = reinterpret_cast<uintptr_t>(passes.memory.data());
+  char* const memory = reinterpret_cast<char*>((begin + kLine - 1) / kLine * kLine);
+  passes.run(passes.work.get(), passes.pointers.data(), table.numbers, table.width, passes.rows.data(), memory);
+  commit_all(plan, table);
+}
+
 void run_all(const Plan& plan, const Rows& table, int threads) {
+  if (plan.passes) return run_passes(plan, table);
   const int64_t total = plan.elements();
   threads = static_cast<int>(std::min<int64_t>(threads, std::max(total / kWorkPerThread, plan.count() / kEntriesPerThread)));
   if (!plan.room.empty()) threads = std::min<int>(threads, plan.room.size() / plan.room_each);
@@ -843,14 +922,16 @@ Owned plan_gather(Plan& plan, PyObject* args) {
   if (table == Py_None) return Owned::checked(PyLong_FromLong(gather_all(plan, given, threads)));
   const Table rows(plan, table);
   given.table = &rows;
-  return Owned::checked(PyLong_FromLong(gather_all(plan, given, threads)));
+  const Status status = gather_all(plan, given, threads);
+  if (status == kReady && plan.passes) lay_out(plan, threads);
+  return Owned::checked(PyLong_FromLong(status));
 }
 
 Owned plan_launch(Plan& plan, PyObject* args) {
   PyObject* table;
   int threads;
   require(PyArg_ParseTuple(args, "Oi", &table, &threads));
-  if (!plan.kernel) fail(PyExc_RuntimeError, "launch of a plan without a kernel");
+  if (!plan.runs_here()) fail(PyExc_RuntimeError, "launch of a plan without a kernel");
   require_stage(plan, kInRows, "launch");
   const Table rows(plan, table);
   run_long(plan, [&] { run_all(plan, rows, threads); });
@@ -959,42 +1040,17 @@ Owned plan_extents(Plan& plan, PyObject*) {
   return bytes_of(extents);
 }
 
-// For a launch in passes: (matrices, rows, columns), as they lie in memory, and how many elements no block reaches across, of the
-// entries in `tables`.
+// For a launch in passes elsewhere: (matrices, rows, columns), as they lie in memory, and how many elements no block reaches
+// across, of the entries in `tables`.
 Owned plan_shapes(Plan& plan, PyObject*) {
   require_stage(plan, kSeen, "shapes");
   std::vector<int64_t> shapes;
   for (int64_t i = 0; i < plan.count(); ++i) {
     if (!plan.has_gradient(i)) continue;
-    const int64_t length = plan.lengths[i];
-    const auto sizes = plan.found(i).param()->sizes();
-    const bool matrix = plan.order != kAnyOrder && sizes.size() >= 2;
-    int64_t rows = matrix ? sizes[sizes.size() - 2] : 1, columns = matrix ? sizes[sizes.size() - 1] : length;
-    if (plan.order == kColumnAfterColumn) std::swap(rows, columns);
-    if (plan.outer > 0) {
-      rows = 1;
-      for (int d = 0; d < plan.outer; ++d) rows *= sizes[d];
-      columns = rows ? length / rows : 0;
-    }
-    shapes.insert(shapes.end(), {length ? length / (rows * columns) : 0, rows, columns, row_of(plan.found(i).param())});
+    const Shape shape = shape_of(plan, i);
+    shapes.insert(shapes.end(), {shape.matrices, shape.rows, shape.columns, shape.row});
   }
   return bytes_of(shapes);
-}
-
-// And which parameters they are.
-Owned plan_places(Plan& plan, PyObject*) {
-  require_stage(plan, kSeen, "places");
-  std::vector<int64_t> places;
-  for (int64_t i = 0; i < plan.count(); ++i)
-    if (plan.has_gradient(i)) places.insert(places.end(), {plan.places[i].number, plan.places[i].offset});
-  return bytes_of(places);
-}
-
-// Before a launch elsewhere that lets the GIL go.
-Owned plan_hold(Plan& plan, PyObject*) {
-  require_stage(plan, kSeen, "hold");
-  plan.hold_all();
-  return none();
 }
 
 // What `launch` does after its kernel, where the kernel ran elsewhere.
@@ -1147,17 +1203,31 @@ void add_types(Plan& plan, PyObject* examples) {
   }
 }
 
+// passes: None, or the addresses of passes.cpp's functions (make, room, run, free) and the rule, as bytes of int64.
+void add_passes(Plan& plan, PyObject* described) {
+  if (described == Py_None) return;
+  unsigned long long make, room, run, free;
+  PyObject* rule;
+  if (plan.kernel || !PyTuple_Check(described)) fail(PyExc_TypeError, "passes: a tuple, where there is no kernel");
+  require(PyArg_ParseTuple(described, "KKKKS", &make, &room, &run, &free, &rule));
+  Passes& made = plan.passes;
+  made.make = reinterpret_cast<decltype(made.make)>(make), made.room = reinterpret_cast<decltype(made.room)>(room);
+  made.run = reinterpret_cast<decltype(made.run)>(run), made.free = reinterpret_cast<decltype(made.free)>(free);
+  made.rule.resize(PyBytes_GET_SIZE(rule) / sizeof(int64_t));
+  std::memcpy(made.rule.data(), PyBytes_AS_STRING(rule), made.rule.size() * sizeof(int64_t));
+}
+
 Plan described(PyObject* args, PyObject* named) {
   static const char* names[] = {"params", "states", "state_names", "scalar_names", "examples", "axes", "sizes", "places", "order",
-                                "kernel", "columns", "scale", "device_scalars", nullptr};
-  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *sizes, *places;
+                                "kernel", "passes", "columns", "scale", "device_scalars", nullptr};
+  PyObject *params, *states, *state_names, *scalar_names, *examples, *axes, *sizes, *places, *passes;
   unsigned long long kernel;
   int device_scalars;
   Plan plan;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!O!SiKiip", const_cast<char**>(names), &PyList_Type, &params,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$O!O!O!O!O!O!O!SiKOiip", const_cast<char**>(names), &PyList_Type, &params,
                                       &PyList_Type, &states, &PyTuple_Type, &state_names, &PyTuple_Type, &scalar_names,
                                       &PyTuple_Type, &examples, &PyTuple_Type, &axes, &PyTuple_Type, &sizes, &places, &plan.order, &kernel,
-                                      &plan.columns, &plan.scale, &device_scalars));
+                                      &passes, &plan.columns, &plan.scale, &device_scalars));
   const Py_ssize_t tensors = 2 + PyTuple_GET_SIZE(state_names) + PyTuple_GET_SIZE(scalar_names);
   if (tensors > kMostTensors) {
     PyErr_Format(PyExc_ValueError, "a plan takes at most %d tensors for each parameter, and got %zd", kMostTensors, tensors);
@@ -1167,6 +1237,7 @@ Plan described(PyObject* args, PyObject* named) {
   if (plan.columns < 0 || plan.scale < 1 || plan.scale > 2 || plan.outer < 0 || plan.order < kAnyOrder || plan.order > kColumnAfterColumn)
     fail(PyExc_ValueError, "columns, scale or order is none that there is");
   plan.kernel = reinterpret_cast<Kernel>(kernel);
+  add_passes(plan, passes);
   plan.device_scalars = device_scalars;
   plan.operands = 2 + static_cast<int>(PyTuple_GET_SIZE(state_names));
   plan.scalar_states = static_cast<int>(PyTuple_GET_SIZE(scalar_names));
@@ -1186,7 +1257,7 @@ PyObject* plan_new(PyTypeObject* type, PyObject* args, PyObject* named) {
 
 PyMethodDef plan_methods[] = {
     {"gather", plan_method<plan_gather>, METH_VARARGS,
-     "gather(table or None, threads, staged or None) -> 0 ready, 1 rows differ, 2 the plan no longer fits"},
+     "gather(table or None, threads, staged or None) -> 0 ready, 1 rows differ, 2 the plan no longer fits; takes what a launch needs"},
     {"launch", plan_method<plan_launch>, METH_VARARGS, "launch(table, threads): run the kernel over what gather found, and commit"},
     {"active", plan_method<plan_active>, METH_NOARGS, "active() -> [(entry, *scalar states)] of the last gather"},
     {"set_row", plan_method<plan_set_row>, METH_VARARGS, "set_row(entry, row)"},
@@ -1196,8 +1267,6 @@ PyMethodDef plan_methods[] = {
     {"extents", plan_method<plan_extents>, METH_NOARGS,
      "extents() -> (length, what no block reaches across, number, offset) of each entry in tables()"},
     {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns, elements that no block reaches across) of each entry in tables()"},
-    {"places", plan_method<plan_places>, METH_NOARGS, "places() -> (number, offset) of each entry in tables()"},
-    {"hold", plan_method<plan_hold>, METH_NOARGS, "hold(): keep what gather found alive until commit"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
     {"sums", plan_method<plan_sums>, METH_VARARGS,
      "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},

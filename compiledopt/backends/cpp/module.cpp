@@ -57,8 +57,19 @@ PyObject* evaluate(PyObject*, PyObject* args) {
   });
 }
 
+// launch(as `prepared` describes it, stream) -> whether the driver took it.
+PyObject* launch_once(PyObject*, PyObject* args) {
+  return guarded([&] {
+    PyObject* described;
+    unsigned long long stream;
+    require(PyArg_ParseTuple(args, "OK", &described, &stream));
+    return truth(launch_of(described, 0).run(stream));
+  });
+}
+
 PyMethodDef functions[] = {{"unchanged", unchanged, METH_VARARGS, "whether groups, parameters and states are the same"},
                            {"probe", probe, METH_VARARGS, "find the layout of this torch's tensors"},
+                           {"launch", launch_once, METH_VARARGS, "launch(described, stream) -> whether the driver took it"},
                            {"evaluate", evaluate, METH_VARARGS, "evaluate(scalar part, inputs) -> (columns, new states)"},
                            {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiledopt_launcher", nullptr, -1, functions};

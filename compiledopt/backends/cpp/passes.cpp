@@ -44,17 +44,6 @@ struct Pass {
   int64_t tile() const { return block ? std::max(kTileLength / block, int64_t{1}) * block : kTileLength; }
 };
 
-// A parameter as matrices of rows and columns, and of rows that no block reaches across.
-struct Shape {
-  int64_t matrices, rows, columns, row;
-
-  int64_t size(int64_t axes) const {
-    return (axes & kMatrices ? matrices : 1) * (axes & kRows ? rows : 1) * (axes & kColumns ? columns : 1);
-  }
-  // How many neighbours in an array over `axes` differ in its last axis alone.
-  int64_t run(int64_t axes) const { return axes & kColumns ? columns : axes & kRows ? rows : axes ? matrices : 1; }
-};
-
 // Where an element of an array over `axes` is; it moves by at most a run.
 struct Cursor {
   const Shape* shape;

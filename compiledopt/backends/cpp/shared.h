@@ -36,6 +36,22 @@ enum Op : int { kSum = 0, kMean = 1, kAmax = 2, kAmin = 3 };
 // Which parameter of its optimizer a tensor is, and which of that one's elements comes first in it: for random numbers.
 struct Place {
   int64_t number, offset;
+
+  bool operator==(const Place& other) const { return number == other.number && offset == other.offset; }
+};
+
+// A parameter as matrices of rows and columns, and of rows that no block reaches across.
+struct Shape {
+  int64_t matrices, rows, columns, row;
+
+  int64_t size(int64_t axes) const {
+    return (axes & kMatrices ? matrices : 1) * (axes & kRows ? rows : 1) * (axes & kColumns ? columns : 1);
+  }
+  // How many neighbours in an array over `axes` differ in its last axis alone.
+  int64_t run(int64_t axes) const { return axes & kColumns ? columns : axes & kRows ? rows : axes ? matrices : 1; }
+  bool operator==(const Shape& other) const {
+    return matrices == other.matrices && rows == other.rows && columns == other.columns && row == other.row;
+  }
 };
 
 // The same of a piece, for kernels: and how many elements no block reaches across, from its beginning.

@@ -138,26 +138,42 @@ struct Group {
 
 // ---- a batch ----
 
-// After Python ran, when another thread may have exchanged states: those that are where they were.
-void commit_what_is_there(Plan& plan, const Rows& rows) {
+// After Python ran, when another thread may have exchanged states: calls f(entry) of those whose tensors are where they were.
+template <class F> void for_each_there(Plan& plan, F&& f) {
   for (int64_t i = 0; i < plan.count(); ++i) {
     if (!plan.has_gradient(i)) continue;
     const Found found = plan.found(i);
     std::array<TensorImpl*, kMostTensors> before;
     std::copy(found.tensors, found.tensors + plan.tensors(), before.begin());
-    if (find_states(plan, i, true, found) && std::equal(found.tensors, found.tensors + plan.tensors(), before.begin()))
-      commit_entry(plan, rows, i);
+    if (find_states(plan, i, true, found) && std::equal(found.tensors, found.tensors + plan.tensors(), before.begin())) f(i);
   }
+}
+
+void commit_what_is_there(Plan& plan, const Rows& rows) {
+  for_each_there(plan, [&](int64_t i) { commit_entry(plan, rows, i); });
+}
+
+// The 0-dim states as they were, where a launch failed after they were committed.
+void restore_what_is_there(Plan& plan, const Rows& rows) {
+  for_each_there(plan, [&](int64_t i) {
+    for (int k = 0; k < plan.scalar_states && !plan.device_scalars; ++k)
+      write_scalar(plan.found(i).scalar(k), rows.expected(plan.entries[i].row, k));
+  });
 }
 
 // What Python does for a batch whose kernel is launched by others: bring its tables to where that is, after a gather that found
 // other tensors than the one before, or other numbers; point to other gradients, where nothing else changed; take the table of
-// scalars; and launch.
+// scalars; and launch. Or it prepares what the driver then launches without it, and fills rows of scalars that are no arguments.
 struct Elsewhere {
-  Owned bring, point, take, launch;
+  Owned bring, point, take, launch, prepare, fill;
   // What was brought, and what the last gather found: all but where gradients are; and the pointers of the kernel's table.
   std::vector<int64_t> there, found, pointers_there, pointers;
   int64_t changes = -1;  // of the groups, when it was
+  int bound = -1;        // of the groups' numbers, one that tables depend on
+  // For the driver, while `is_prepared`.
+  bool is_prepared = false, asks = true, fills = false;
+  Current current;
+  std::vector<Launch> before, launches;  // what must be done between preparing and launching; and the batch's
 
   explicit operator bool() const { return launch.get() != nullptr; }
 };
@@ -171,8 +187,11 @@ struct Part {
   std::vector<std::pair<int, int>> inputs;  // (place in a row, or -1; number of the group, or -1)
   std::vector<int> groups;                  // of each row
   std::vector<double> states;               // of each row
+  std::vector<double> sizes;                // of each row: numbers of its parameters
+  std::vector<std::vector<int64_t>> shapes;  // of the parameters, where a row has sizes, when Python looked
   std::vector<double> table;
   bool rounded = false;  // whether 0-dim states are float32
+  bool calls_python = false;  // in this step, so that another thread may have run
 
   bool is_as_before() const { return !plan->busy && plan->layout == layout; }
 
@@ -182,14 +201,29 @@ struct Part {
     return found;
   }
 
-  // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it.
-  // with_numbers: whether those of the groups are brought too.
-  bool brought(const std::vector<Group>& all, bool with_numbers) {
+  void keep_shapes() {
+    for (const Entry& entry : plan->entries) {
+      shapes.emplace_back();
+      if (!sizes.empty() && is_plain(entry.impl(), plan->dispatch_keys)) shapes.back() = entry.impl()->sizes().vec();
+    }
+  }
+
+  // After a gather: whether the parameters have the sizes that the rows have.
+  bool has_same_shapes() const {
+    for (int64_t i = 0; i < plan->count() && !sizes.empty(); ++i)
+      if (plan->has_gradient(i) && plan->found(i).param()->sizes() != c10::IntArrayRef(shapes[i])) return false;
+    return true;
+  }
+
+  // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it; where the
+  // device has the scalars, the numbers of the groups too.
+  bool brought(const std::vector<Group>& all) {
     std::vector<int64_t>&found = elsewhere.found, &pointers = elsewhere.pointers;
     found.clear(), pointers.clear();
     int64_t changes = 0;
     for (const Group& group : all) {
-      if (with_numbers) changes += group.changes;
+      if (plan->device_scalars) changes += group.changes;
+      if (elsewhere.bound >= 0) std::memcpy(&found.emplace_back(), &group.numbers[elsewhere.bound], sizeof(double));
       for (PyObject* const tensor : group.placed) {
         const TensorImpl* const impl = tensor_impl(tensor);
         if (!impl || !is_plain(impl, plan->dispatch_keys) || impl->numel() != 1) return false;
@@ -212,44 +246,86 @@ struct Part {
     const bool same = elsewhere.changes == changes && found == elsewhere.there;
     if (same && pointers == elsewhere.pointers_there) return true;
     elsewhere.changes = -1;
-    const Owned given = same ? bytes_of(pointers) : Owned();
+    const auto* const bytes = reinterpret_cast<const char*>(pointers.data());
+    const Owned given = same ? Owned::checked(PyByteArray_FromStringAndSize(bytes, pointers.size() * sizeof(int64_t))) : Owned();
     const Owned done = Owned::checked(same ? PyObject_CallOneArg(elsewhere.point.get(), given.get())
                                             : PyObject_CallNoArgs(elsewhere.bring.get()));
-    if (done.get() != Py_True) return false;
+    calls_python = true;
+    if (done.get() == Py_False) return false;
+    elsewhere.is_prepared &= done.get() == Py_True;  // else what launches are given lies elsewhere now
     elsewhere.there.swap(found);
     elsewhere.pointers_there.swap(pointers);
     elsewhere.changes = changes;
     return true;
   }
 
-  void hand_over() const {
+  void hand_over(const Owned& taker) const {
     if (plan->device_scalars) return;
     const auto size = static_cast<Py_ssize_t>(table.size() * sizeof(double));
     const Owned bytes = Owned::checked(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(table.data()), size));
-    Owned::checked(PyObject_CallOneArg(elsewhere.take.get(), bytes.get()));
+    Owned::checked(PyObject_CallOneArg(taker.get(), bytes.get()));
   }
 
-  void launch_elsewhere() {
-    Owned::checked(PyObject_CallNoArgs(elsewhere.launch.get()));
-    commit_what_is_there(*plan, rows());
+  // Whether the driver launches where it did when Python said what.
+  bool goes_by_driver() {
+    if (!elsewhere.is_prepared && elsewhere.asks) prepare();
+    return elsewhere.is_prepared && elsewhere.current.is_as_before();
+  }
+
+  // Asks Python what the driver is to launch: (fills, current, before, launches); None where that is not known now, False where it
+  // will not be.
+  void prepare() {
+    const Owned described = Owned::checked(PyObject_CallNoArgs(elsewhere.prepare.get()));
+    calls_python = true;
+    elsewhere.asks = described.get() != Py_False;
+    if (described.get() == Py_None || described.get() == Py_False) return;
+    int fills;
+    PyObject *current, *before, *launches;
+    if (!PyTuple_Check(described.get())) fail(PyExc_TypeError, "launches are described by a tuple");
+    require(PyArg_ParseTuple(described.get(), "pOO!O!", &fills, &current, &PyList_Type, &before, &PyList_Type, &launches));
+    elsewhere.fills = fills;
+    elsewhere.current = current_of(current);
+    elsewhere.before.clear(), elsewhere.launches.clear();
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(before); ++i)
+      elsewhere.before.push_back(launch_of(PyList_GET_ITEM(before, i), plan->columns));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(launches); ++i)
+      elsewhere.launches.push_back(launch_of(PyList_GET_ITEM(launches, i), plan->columns));
+    const auto fits = [&](const Launch& one) { return one.rows <= static_cast<int>(groups.size()); };
+    if (!std::all_of(elsewhere.launches.begin(), elsewhere.launches.end(), fits)) fail(PyExc_ValueError, "as many rows as there are");
+    elsewhere.is_prepared = true;
+  }
+
+  // The numbers of this step, for the driver.
+  void number() {
+    if (elsewhere.fills) {
+      hand_over(elsewhere.fill);
+      calls_python = true;
+    }
+    const Rows found = rows();
+    for (Launch& one : elsewhere.launches)
+      if (one.rows) one.take(found);
   }
 
   void fill(const std::vector<Group>& all) {
     const int count = plan->scalar_states;
+    const int each = groups.empty() ? 0 : static_cast<int>(sizes.size() / groups.size());
     double* out = table.data();
-    const double* own = states.data();
+    const double *own = states.data(), *size = sizes.data();
+    const auto of_row = [&](int place) {
+      return place == 0 ? 0.0 : place <= count ? own[place - 1] : size[place - 1 - count];  // place 0 is `first`
+    };
     for (const int group : groups) {
       const std::vector<double>& numbers = all[group].numbers;
       for (size_t i = 0; i < inputs.size(); ++i) {
         const auto [place, number] = inputs[i];
-        scalars.values[i] = place > 0 ? own[place - 1] : place == 0 ? 0.0 : number < 0 ? 1.0 : numbers[number];  // place 0 is `first`
+        scalars.values[i] = place >= 0 ? of_row(place) : number < 0 ? 1.0 : numbers[number];
       }
       scalars.evaluate();
       for (const int32_t value : scalars.columns) *out++ = scalars.values[value];
       out = std::copy(own, own + count, out);
       for (const int32_t value : scalars.states)
         *out++ = rounded ? static_cast<float>(scalars.values[value]) : scalars.values[value];
-      own += count;
+      own += count, size += each;
     }
   }
 
@@ -276,6 +352,9 @@ struct Steady {
   std::vector<Part> parts;
   int64_t steps = 0;  // that were taken
   bool busy = false;
+  bool by_driver = false;  // whether this one is launched without Python
+
+  bool is_elsewhere() const { return !parts.empty() && parts[0].elsewhere; }  // all of them are, or none
 };
 
 // Whether nobody sees more of a step than what it writes: no mode, transform or tracer (each is among the dispatch keys of its
@@ -344,31 +423,90 @@ int threads_for(const Steady& steady, bool gathered) {
   return static_cast<int>(threads);
 }
 
-// Everything that can fail, and no write.
-bool prepare(Steady& steady) {
+// What Python does between preparing and launching, where the driver is not enough.
+void hand_to_python(Steady& steady) {
+  for (Part& part : steady.parts)
+    if (part.elsewhere) part.hand_over(part.elsewhere.take);
+  if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
+}
+
+// Everything that can fail, and no write. Returns: the threads of the launch, or 0 where Python must take the step.
+int prepare(Steady& steady) {
   const int threads = threads_for(steady, false);
+  const auto goes_by_driver = [](Part& part) { return part.elsewhere && part.goes_by_driver(); };
+  steady.by_driver = std::all_of(steady.parts.begin(), steady.parts.end(), goes_by_driver);
   for (Part& part : steady.parts) {
+    part.calls_python = false;
     const bool on_host = !part.plan->device_scalars;
     if (on_host) part.fill(steady.groups);
     const Rows rows = part.rows();
     const int own = has_many_entries(part) ? threads : 1;
-    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady) return false;
-    if (part.elsewhere && !part.brought(steady.groups, !on_host || steady.measure.get())) return false;
-    if (part.elsewhere) part.hand_over();
+    if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady || !part.has_same_shapes()) return 0;
+    if (part.elsewhere && !part.brought(steady.groups)) return 0;
+    if (steady.by_driver && !part.elsewhere.is_prepared) steady.by_driver = part.goes_by_driver();
+    if (steady.by_driver) part.number();
   }
-  if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
+  const int several = threads_for(steady, true);
+  for (Part& part : steady.parts)
+    if (part.plan->passes) lay_out(*part.plan, several);
+  if (!steady.by_driver) hand_to_python(steady);
   // Another thread may run in the midst of the first launch, and take away what the second was gathered from.
   const auto goes = [](const Part& part) { return !part.elsewhere && part.plan->lets_gil_go(); };
   if (std::any_of(steady.parts.begin(), steady.parts.end(), goes))
     for (Part& part : steady.parts) part.plan->hold_all();
-  return true;
+  return several;
+}
+
+// How many of them the driver took, up to the first that it refused.
+size_t run(std::vector<Launch>& launches, const Current& current) {
+  return std::find_if(launches.begin(), launches.end(), [&](Launch& one) { return !one.run(current.stream); }) - launches.begin();
+}
+
+// By the driver; what it refuses, Python launches, but not the rest of what is begun: a scalar part would count twice.
+void launch_part(Steady& steady, Part& part) {
+  const size_t wanted = part.elsewhere.launches.size();
+  const size_t taken = steady.by_driver ? run(part.elsewhere.launches, part.elsewhere.current) : 0;
+  if (steady.by_driver && taken == wanted) return;
+  if (taken) fail(PyExc_RuntimeError, "the driver refused a launch after others of the same step: the device is in no state to go on");
+  if (std::exchange(steady.by_driver, false)) hand_to_python(steady);
+  Owned::checked(PyObject_CallNoArgs(part.elsewhere.launch.get()));
+  part.elsewhere.is_prepared = false;  // Python may have other tables now
+}
+
+void restore(Steady& steady, size_t from) {
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  for (size_t i = from; i < steady.parts.size(); ++i) restore_what_is_there(*steady.parts[i].plan, steady.parts[i].rows());
+  PyErr_Restore(type, value, trace);
+}
+
+// Where nobody else can have run since the gather, what was gathered is committed first: it is in the caches still, and another
+// thread cannot take it away while the driver is busy.
+void launch_elsewhere(Steady& steady) {
+  std::vector<Part>& parts = steady.parts;
+  const bool early = steady.by_driver && std::none_of(parts.begin(), parts.end(), [](Part& one) { return one.calls_python; });
+  for (size_t i = 0; i < parts.size() && early; ++i) commit_all(*parts[i].plan, parts[i].rows());
+  size_t done = 0;
+  try {
+    const auto measured = [](Part& one) { return run(one.elsewhere.before, one.elsewhere.current) == one.elsewhere.before.size(); };
+    if (steady.by_driver && !std::all_of(parts.begin(), parts.end(), measured)) {
+      steady.by_driver = false;
+      hand_to_python(steady);
+    }
+    for (; done < parts.size(); ++done) {
+      launch_part(steady, parts[done]);
+      if (!early) commit_what_is_there(*parts[done].plan, parts[done].rows());
+    }
+  } catch (...) {
+    if (early) restore(steady, done);
+    throw;
+  }
 }
 
 void launch(Steady& steady, int threads) {
+  if (steady.is_elsewhere()) launch_elsewhere(steady);
   for (Part& part : steady.parts) {
-    if (part.elsewhere) {
-      part.launch_elsewhere();
-    } else {
+    if (!part.elsewhere) {
       const Rows rows = part.rows();
       run_long(*part.plan, [&] { run_all(*part.plan, rows, threads); });
     }
@@ -395,8 +533,9 @@ class Stepping {
 Owned steady_step(Steady& steady, PyObject* optimizer) {
   if (!is_as_before(steady, optimizer)) return truth(false);
   const Stepping stepping(steady);
-  if (!prepare(steady)) return truth(false);
-  launch(steady, threads_for(steady, true));
+  const int threads = prepare(steady);
+  if (threads == 0) return truth(false);
+  launch(steady, threads);
   return truth(true);
 }
 
@@ -417,6 +556,19 @@ int visit_all(const Attributes& attributes, visitproc visit, void* arg) {
   return 0;
 }
 
+int visit_part(const Part& part, visitproc visit, void* arg) {
+  const Elsewhere& own = part.elsewhere;
+  for (const Owned* one : {&part.object, &own.bring, &own.point, &own.take, &own.launch, &own.prepare, &own.fill, &own.current.device_of,
+                           &own.current.stream_of})
+    Py_VISIT(one->get());
+  for (const Current::Watcher& one : own.current.watchers) {
+    Py_VISIT(one.owner.get());
+    Py_VISIT(one.value.get());
+    Py_VISIT(one.calls.get());
+  }
+  return 0;
+}
+
 int steady_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   const Steady& steady = value_of<Steady>(self);
@@ -433,8 +585,7 @@ int steady_traverse(PyObject* self, visitproc visit, void* arg) {
     for (const Slot& slot : group.slots) Py_VISIT(slot.value.get());
   }
   for (const Part& part : steady.parts)
-    for (const Owned* one : {&part.object, &part.elsewhere.bring, &part.elsewhere.point, &part.elsewhere.take, &part.elsewhere.launch})
-      Py_VISIT(one->get());
+    if (const int stopped = visit_part(part, visit, arg)) return stopped;
   return 0;
 }
 
@@ -541,20 +692,23 @@ Group group_of(PyObject* described, int64_t numbers) {
   return made;
 }
 
-// What Python does for a batch that is launched elsewhere, (bring, point, take, launch), or None.
-Elsewhere elsewhere_of(PyObject* described) {
+// What Python does for a batch that is launched elsewhere, (bring, point, take, launch, prepare, fill), and which number its tables
+// depend on, or -1; or None.
+Elsewhere elsewhere_of(PyObject* described, int64_t numbers) {
   Elsewhere made;
   if (described == Py_None) return made;
-  PyObject** const calls = items_of(described, 4);
-  Owned* const places[] = {&made.bring, &made.point, &made.take, &made.launch};
-  for (int i = 0; i < 4; ++i) {
+  PyObject** const calls = items_of(described, 7);
+  Owned* const places[] = {&made.bring, &made.point, &made.take, &made.launch, &made.prepare, &made.fill};
+  for (int i = 0; i < 6; ++i) {
     if (!PyCallable_Check(calls[i])) fail(PyExc_TypeError, "what Python does for a batch is callable");
     *places[i] = Owned::share(calls[i]);
   }
+  made.bound = integer(calls[6], -1, numbers);
   return made;
 }
 
-// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states)], whether those are float32, elsewhere).
+// (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states, sizes)], whether the states are float32,
+// elsewhere).
 // An input that is neither of a row nor a number is 1: what only a device knows, and fills in there.
 Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Group>& groups, int64_t numbers) {
   PyObject** const parts = items_of(described, 6);
@@ -565,26 +719,31 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
   const int states = made.plan->scalar_states;
   made.layout = made.plan->layout;
   made.scalars = scalars_of(parts[1]);
+  int last = 0;  // of the places
   for_each_item(parts[2], [&](PyObject* input) {
     PyObject** const pair = items_of(input, 2);
-    made.inputs.emplace_back(integer(pair[0], -1, 1 + states), integer(pair[1], -1, numbers));
+    made.inputs.emplace_back(integer(pair[0], -1, 1 + kMostTensors + kMostTensors), integer(pair[1], -1, numbers));
+    last = std::max(last, made.inputs.back().first);
     const bool of_row = made.inputs.back().first >= 0, of_group = made.inputs.back().second >= 0;
     if ((of_row && of_group) || (!of_row && !of_group && parts[5] == Py_None))
       fail(PyExc_ValueError, "an input of a row or a number");
   });
   for_each_item(parts[3], [&](PyObject* row) {
-    PyObject** const pair = items_of(row, 2);
+    PyObject** const pair = items_of(row, 3);
     const Group& group = groups[integer(pair[0], 0, groups.size())];
     made.groups.push_back(static_cast<int>(&group - groups.data()));
     for (const auto& [place, number] : made.inputs)
       if (number >= 0 && !group.given[number]) fail(PyExc_ValueError, "a group lacks a number that its parameters are updated by");
     items_of(pair[1], states);
     for_each_item(pair[1], [&](PyObject* value) { made.states.push_back(floating(value)); });
+    items_of(pair[2], std::max(0, last - states));
+    for_each_item(pair[2], [&](PyObject* value) { made.sizes.push_back(floating(value)); });
   });
+  made.keep_shapes();
   made.rounded = parts[4] == Py_True;
-  made.elsewhere = elsewhere_of(parts[5]);
+  made.elsewhere = elsewhere_of(parts[5], numbers);
   const Plan& plan = *made.plan;
-  if ((plan.kernel != nullptr) == bool(made.elsewhere)) fail(PyExc_ValueError, "a plan with a kernel, or one that is launched elsewhere");
+  if (plan.runs_here() == bool(made.elsewhere)) fail(PyExc_ValueError, "a plan with a kernel, or one that is launched elsewhere");
   if (plan.device_scalars) return made;
   if (plan.most_row >= static_cast<int64_t>(made.groups.size()) ||
       static_cast<int64_t>(made.inputs.size()) != made.scalars.inputs || static_cast<int>(made.scalars.states.size()) != states ||
@@ -624,6 +783,8 @@ Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type
   made.threads = Owned::share(threads);
   for_each_item(groups, [&](PyObject* group) { made.groups.push_back(group_of(group, numbers)); });
   for_each_item(parts, [&](PyObject* part) { made.parts.push_back(part_of(part, plan_type, made.groups, numbers)); });
+  const auto is_elsewhere = [&](const Part& one) { return bool(one.elsewhere) == made.is_elsewhere(); };
+  if (!std::all_of(made.parts.begin(), made.parts.end(), is_elsewhere)) fail(PyExc_ValueError, "plans with kernels, or none of them");
   return made;
 }
 

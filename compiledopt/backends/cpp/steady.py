@@ -39,7 +39,7 @@ def assembled(
         return None
     given = [known for *_, known in groups]
     for _, _, inputs, rows, *_ in parts:
-        if not all({number for _, number in inputs if number >= 0} <= given[group] for group, _ in rows):
+        if not all({number for _, number in inputs if number >= 0} <= given[group] for group, *_ in rows):
             return None
     made = launcher().Steady(
         attributes=standing.attributes,
@@ -71,7 +71,7 @@ def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "")
     """
     traced = batch.traced
     first = not batch.rows or any(first for _, first, *_ in batch.rows)
-    if first or traced.scalars.size_names or batch.staged or batch.sources is not None:
+    if first or batch.staged or batch.sources is not None:
         return None
     lines = scalar_lines(traced.program, launcher().OPERATIONS)
     if lines is None or tuple(traced.program.scalar_outputs) != traced.scalar_names:
@@ -81,7 +81,8 @@ def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "")
         if of_step and name != unknown:
             return None
         inputs.append((place, -1 if of_step or place >= 0 else numbers.setdefault(name, len(numbers))))
-    return batch.native, lines, inputs, [(group, states) for group, _, states, _ in batch.rows], batch.rounded, elsewhere
+    rows = [(group, states, sizes) for group, _, states, sizes in batch.rows]
+    return batch.native, lines, inputs, rows, batch.rounded, elsewhere
 
 
 def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers, is_read: Callable[[Any], bool]) -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,13 +61,28 @@ class EagerBackend(Backend):
 
 
 class PiecedBackend(EagerBackend):
-    """Rules that are not elementwise, on the CPU: what of them is pointwise is compiled."""
+    """Rules that are not elementwise, on the CPU: what of them is pointwise is compiled, and where it stands before and after
+    one function of whole matrices, what reduces too."""
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         return PiecedBatch.refusal()
+
+    def bucket(self, entry: Entry, context: Context) -> Hashable:
+        return None if context.groups[entry.group].get("capturable") else PiecedBatch.bucket(entry)
+
+    def batch(self, entries: list[Entry], context: Context) -> Batch:
+        alone = self.bucket(entries[0], context) is None
+        return PiecedBatch(entries, context) if alone else PiecedBatch.around(entries, context)
+
+    def runs_for(self, entry: Entry) -> Hashable:
+        return entry.traced, PiecedBatch.bucket(entry)
+
+    def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
+        alone = group.get("capturable") or PiecedBatch.bucket(entries[0]) is None
+        return super().describe(entries, group) if alone else PiecedBatch.described(entries)
 
 
 # Elementwise rules and others, by the executor that was chosen.

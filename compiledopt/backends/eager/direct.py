@@ -3,20 +3,19 @@ nothing is read on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Context, Entry, TotalOf, Value, over_processes, total_of
+from compiledopt.backends.batch import Context, Entry, TotalOf, Value
 from compiledopt.backends.checks import check_gradient, check_state
-from compiledopt.backends.eager.evaluated import bits_of, new_values, totals_in_blocks
+from compiledopt.backends.eager.evaluated import new_values
 from compiledopt.backends.eager.given import given_to
-from compiledopt.backends.eager.rows import EagerBatch, totals_of
+from compiledopt.backends.eager.measured import on, scalar_input, scalar_values, totals_of_entries, wide
+from compiledopt.backends.eager.rows import EagerBatch
 from compiledopt.backends.layout import HALF, as_operand, as_real, is_sparse
-from compiledopt.rules.ops import apply
 from compiledopt.rules.options import is_number
-from compiledopt.rules.program import Node, Program
+from compiledopt.rules.totals import told
 from compiledopt.rules.trace import named
 
 
@@ -45,26 +44,8 @@ class DirectBatch(EagerBatch):
             self.pending.append(entry)
         return True
 
-    @torch.no_grad()
     def totals(self, round: int) -> dict[TotalOf, Value]:
-        found: dict[TotalOf, Value] = {}
-        for entry in self.pending:
-            if round >= len(entry.traced.measures):
-                continue
-            measure = entry.traced.measures[round]
-            operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
-            tensors = [as_operand(operands[node.name]) for node in entry.traced.program.tensors]
-            given = {node: _scalar_input(entry, self.context, node.name) for node in measure.program.scalars}
-            values = scalar_values(measure.program, given, entry.param.device)
-            columns = [_on(values[node], entry.param.device) for node in measure.program.columns]
-            if measure.program.blocks:
-                sums = totals_in_blocks(entry, measure, tensors, columns)
-            else:
-                sums = totals_of(measure, tensors, columns, bits_of(entry))
-            for node, value in zip(measure.totals, sums, strict=True):
-                key = total_of(node, entry.group)
-                found[key] = found.get(key, 0.0) + over_processes(value, entry)
-        return found
+        return totals_of_entries(self.pending, self.context, round)
 
     def renew(self) -> None:
         """Nothing is known before the launch."""
@@ -88,46 +69,11 @@ def _by_program(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     program = entry.traced.program
     operands = {"param": entry.param, "grad": entry.param.grad, **entry.state}
     tensors = [as_operand(operands[node.name]) for node in program.tensors]
-    given = {node: _scalar_input(entry, context, node.name) for node in program.scalars}
+    given = {node: scalar_input(entry, context, node.name) for node in program.scalars}
     values = scalar_values(program, given, entry.param.device)
-    numbers = [_on(values[node], entry.param.device) for node in program.columns]
+    numbers = [on(values[node], entry.param.device) for node in program.columns]
     results = dict(zip(program.tensor_outputs, new_values(entry, tensors, numbers), strict=True))
-    return results | {name: _on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
-
-
-def _scalar_input(entry: Entry, context: Context, name: str) -> Any:
-    if name == "first":
-        return float(entry.first)
-    if name in entry.traced.scalars.size_names:
-        return entry.traced.scalars.size(name, (entry.param if entry.whole is None else entry.whole).shape)
-    value = entry.state[name] if name in entry.traced.scalar_names else context.number(entry.group, name)
-    return _wide(value) if isinstance(value, torch.Tensor) else float(value)
-
-
-def _wide(value: torch.Tensor) -> torch.Tensor:
-    """A copy in float64, which mps does not have: the original is about to be overwritten."""
-    return value.reshape(()).to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
-
-
-def scalar_values(program: Program, given: Mapping[Node, Any], device: torch.device) -> dict[Node, Any]:
-    """The scalar part on tensors: floats where only floats go in, so that numbers stay numbers. given: the 0-dim inputs."""
-    values = dict(given)
-    for node in program.scalar_part:
-        args = [values[arg] if isinstance(arg, Node) else arg for arg in node.args]
-        if any(isinstance(arg, torch.Tensor) for arg in args):
-            args = [_on(arg, device) for arg in args]
-            if node.op == "where":
-                args[0] = args[0] != 0
-        values[node] = apply(node.op, *args)
-    return values
-
-
-def _on(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A number as a 0-dim tensor; float64, or `dtype`."""
-    dtype = dtype or (torch.float32 if device.type == "mps" else torch.float64)
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype, non_blocking=True)
-    return torch.full((), float(value), dtype=dtype, device=device)
+    return results | {name: on(values[node], entry.state[name].device) for name, node in program.scalar_outputs.items()}
 
 
 def _by_rule(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
@@ -139,7 +85,8 @@ def _by_rule(entry: Entry, context: Context) -> dict[str, torch.Tensor]:
     present = [name for name in rule.states if name in known]
     states = [_operand(entry.state[name], name in rule.scalars) if name in known else None for name in rule.states]
     assert entry.param.grad is not None
-    returned = rule(_operand(entry.param, False), _operand(entry.param.grad, False), *states, **options)
+    with told([_as_option(context.number(entry.group, name)) for name in entry.measured.asked]):
+        returned = rule(_operand(entry.param, False), _operand(entry.param.grad, False), *states, **options)
     return named(rule, returned, present, torch.Tensor)
 
 
@@ -148,14 +95,14 @@ def _as_option(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_as_option(one) for one in value)
     if isinstance(value, torch.Tensor):
-        return _on(value.reshape(()), torch.device("cpu"))
-    return _on(value, torch.device("cpu")) if is_number(value) else value
+        return on(value.reshape(()), torch.device("cpu"))
+    return on(value, torch.device("cpu")) if is_number(value) else value
 
 
 def _operand(tensor: torch.Tensor, scalar: bool) -> torch.Tensor:
     """What a rule computes with: a copy; one dimension at least, so that 0-dim numbers do not widen it."""
     if scalar:
-        return _wide(tensor)
+        return wide(tensor)
     tensor = as_real(tensor)
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     return tensor.float() if tensor.dtype in HALF else tensor.clone()

@@ -13,6 +13,7 @@ from compiledopt.backends.layout import HALF, is_dense
 from compiledopt.rules.noise import Noise
 from compiledopt.rules.options import NOISE, SEED, as_float, is_number
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.totals import told
 
 __all__ = [
     "as_option",
@@ -24,6 +25,7 @@ __all__ = [
     "number",
     "operand",
     "put_back",
+    "told",
 ]
 
 

@@ -21,6 +21,7 @@ from compiledopt.backends.eager.given import (
     number,
     operand,
     put_back,
+    told,
 )
 from compiledopt.backends.eager.in_place import InPlace, Met, as_number, is_same, is_stacked, mapped
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut
@@ -57,6 +58,7 @@ class Stack:
     given: dict[str, Any]
     options: dict[str, Any]
     scalars: dict[str, torch.Tensor]
+    totals: tuple[torch.Tensor, ...]
 
     def __init__(self, entry: Entry, values: tuple[float, ...]) -> None:
         self.traced: Traced = entry.traced
@@ -68,6 +70,7 @@ class Stack:
         self.there: set[str] = set()
         self.alike: set[str] = set()
         self.seed: Any = None
+        self.asked, self.totals = entry.measured.asked, ()
 
     def read(self, known: dict[Any, dict[str, Any]], context: Context) -> None:
         """Read the numbers of a step. known: what was read of them for other shapes. Mutates: `known`."""
@@ -76,7 +79,14 @@ class Stack:
         if key not in known:
             known[key] = given_to(entry, context)
         self.given, self.made = dict(known[key]), False
+        self.read_measured(context)
         self.seed = self.given[SEED] if NOISE in rule.options else None
+
+    def read_measured(self, context: Context) -> None:
+        """Read the numbers that follow from the gradients of all parameters."""
+        if "grad_norm" in self.given:
+            self.given["grad_norm"] = context.step["grad_norm"]
+        self.totals = tuple(number(context.number(self.entries[0].group, name)) for name in self.asked)
 
     def _make(self) -> None:
         """The numbers that were read, as the rule takes them."""
@@ -129,7 +139,8 @@ class Stack:
             options = {**options, NOISE: drawn_from(bits)}
         operands = {**dict(zip(self.names, tensors, strict=True)), **self.scalars}
         ordered = [operands.get(name) for name in ("param", "grad", *rule.states)]
-        results = named(rule, rule(*ordered, **options), self.targets, torch.Tensor)
+        with told(self.totals):
+            results = named(rule, rule(*ordered, **options), self.targets, torch.Tensor)
         self.there = {name for name in self.targets if is_same(results[name], operands.get(name))}
         self.alike = {name for name in self.scalars if not is_stacked(results[name])}
         return tuple(results[name] for name in self.targets)
@@ -159,23 +170,25 @@ class Stack:
         every = {name: {**operands, **self.scalars}.get(name) for name in ("param", "grad", *rule.states)}
         bits = torch.zeros_like(operands["param"], dtype=torch.int32, device="meta")
         noisy = self.seed is not None
-        trial = try_rule(rule, every, {**self.options, NOISE: drawn_from(bits)} if noisy else self.options)
-        options, scalars = self.options, self.scalars
+        options, scalars, totals = self.options, self.scalars, self.totals
+        with told(meta_number(totals)):
+            trial = try_rule(rule, every, {**options, NOISE: drawn_from(bits)} if noisy else options)
         self.options = {name: meta_number(value) for name, value in options.items()}
         self.scalars = {name: meta_number(value) for name, value in scalars.items()}
+        self.totals = meta_number(totals)
         try:
             together = can_stack(self.call, [*operands.values(), *[bits] * noisy]) is None
         finally:
-            self.options, self.scalars = options, scalars
+            self.options, self.scalars, self.totals = options, scalars, totals
         return Tried(together, frozenset(trial.read), frozenset(trial.touched), self._taped(every)), trial.met
 
     def _taped(self, every: Mapping[str, torch.Tensor | None]) -> Tape | None:
         """Its calls, written down; None where it does more than that. every: the operands."""
-        if self.seed is not None or self.placed or self.entries[0].param.device.type != "cpu":
+        if self.seed is not None or self.asked or self.entries[0].param.device.type != "cpu":
             return None
         with torch.inference_mode(False):
             operands = {name: without_data(value) for name, value in every.items() if name not in self.scalars}
-        tape = Tape(self.traced.rule, operands, self.counts)
+        tape = Tape(self.traced.rule, operands, self.counts, self.placed)
         try:
             tape.write(operands, self.options)
         except (TypeError, AttributeError, ValueError, RuntimeError):  # what a rule says to symbols, and they to it
@@ -192,17 +205,17 @@ class Stack:
 
     def update(self, begin: int, end: int, runs: type[InPlace]) -> None:
         """Update the parameters from `begin` to `end`. runs: by what."""
-        tape, entries = self.tried.tape, self.entries[begin:end]
+        tape, entries = self.tried.tape if runs.has_kernels else None, self.entries[begin:end]
+        if tape is not None and (played := self._plays(tape, begin, end)) is not None:
+            self._play(tape, begin, end, played)
+            return
         columns = {
             name: self.homes[name][begin:end] if name in self.as_they_are else [self.operand(each, name) for each in entries]
             for name in self.names
         }
         if self.seed is not None:
             columns[NOISE] = [noise_bits(entry, self.seed) for entry in entries]
-        if tape is not None and runs.has_kernels and self._plays(tape, entries, columns):
-            self._play(tape, begin, end, columns)
-        else:
-            self._map(begin, end, columns, runs)
+        self._map(begin, end, columns, runs)
 
     def _map(self, begin: int, end: int, columns: Mapping[str, list[torch.Tensor]], runs: type[InPlace]) -> None:
         """By the rule, on stacks."""
@@ -234,11 +247,13 @@ class Stack:
             else:
                 put_back(homes, values)
 
-    def _plays(self, tape: Tape, entries: Sequence[Entry], columns: Mapping[str, list[torch.Tensor]]) -> bool:
-        """Whether tensors are given as they are, and lie in memory as those did that the tape was written with."""
-        if any(name not in self.as_they_are for name in self.names if name != "grad"):
-            return False
-        return all(one is entry.param.grad for one, entry in zip(columns["grad"], entries, strict=True)) and tape.fits(columns)
+    def _plays(self, tape: Tape, begin: int, end: int) -> Mapping[str, list[torch.Tensor]] | None:
+        """The operands, where tensors are given as they are, and lie in memory as those did that the tape was written with."""
+        if any(name not in self.as_they_are for name in tape.names if name != "grad"):
+            return None
+        grads = [self.of(entry, "grad") for entry in self.entries[begin:end]]
+        columns = {name: grads if name == "grad" else self.homes[name][begin:end] for name in tape.names}
+        return columns if all(operand(grad) is grad for grad in grads) and tape.fits(columns) else None
 
     def _play(self, tape: Tape, begin: int, end: int, columns: Mapping[str, list[torch.Tensor]]) -> None:
         numbers = dict(zip(self.counts, self.values, strict=True))

@@ -3,18 +3,20 @@ saves calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Entry
+from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value
 from compiledopt.backends.checks import check_gradient, check_state
+from compiledopt.backends.cpp import matrices
 from compiledopt.backends.cpp.kernels import pieces_driver, platform_reason
 from compiledopt.backends.cpp.pieces import Compiled, make
 from compiledopt.backends.eager.in_place import InPlace, Met
+from compiledopt.backends.eager.measured import totals_of_entries
 from compiledopt.backends.eager.rows import bytes_of, reserve
 from compiledopt.backends.eager.stack import TEMPORARIES, Stack, Tried, counts
 from compiledopt.errors import CompileError, warn
@@ -85,9 +87,12 @@ class StackedBatch(Batch):
     def make_ready(self, met: Sequence[Met]) -> None:
         """Of a rule that was tried, the pieces that it calls."""
 
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        return totals_of_entries((entry for entry in self.entries if entry.param.grad is not None), self.context, round)
+
     def renew(self) -> None:
         for stack in self.stacks:
-            stack.given["grad_norm"] = self.context.step["grad_norm"]
+            stack.read_measured(self.context)
 
     def launch(self) -> None:
         with torch.no_grad():
@@ -132,6 +137,18 @@ class PiecedBatch(StackedBatch):
         except CompileError as error:
             return str(error)
         return platform_reason()
+
+    @staticmethod
+    def bucket(entry: Entry) -> Hashable | None:
+        """What entries have in common for which there are kernels around one function of whole matrices."""
+        return matrices.bucket(entry)
+
+    described = staticmethod(matrices.described)
+
+    @staticmethod
+    def around(entries: list[Entry], context: Context) -> Batch:
+        """Of those."""
+        return matrices.batch(entries, context) or PiecedBatch(entries, context)
 
     def make_ready(self, met: Sequence[Met]) -> None:
         for piece, numbers, dtypes in met:

@@ -1,19 +1,18 @@
-"""Rules that call nothing but pieces and products, and compute numbers between: their calls are written down once, and done at
-each step without the rule, which takes longer to call than to multiply small matrices."""
+"""Rules that call pieces and products, and compute numbers and take norms and the like between: their calls are written down
+once, and done at each step without the rule (played.py), which takes longer to call than to multiply small matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from compiledopt.backends.cpp import pieces
+from compiledopt.backends.eager.played import Call, Number, Operation, Played, Seen
 from compiledopt.backends.eager.trial import ABOUT
-from compiledopt.backends.layout import is_dense
+from compiledopt.backends.layout import HALF, is_dense
 from compiledopt.rules.pieces import Numbers, Piece, run_by
 from compiledopt.rules.program import NUMBER, Node, Program
 from compiledopt.rules.rule import Rule
@@ -26,44 +25,85 @@ class NotTaped(TypeError):
     """A rule calls something else."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A tensor by its place on a tape; as: (shape, stride) where it is seen in another way."""
+class Between(Tracer):
+    """Computes numbers as any tracer, and hands on what is done to a number and a tensor."""
 
-    place: int
-    way: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-
-    def of(self, tensors: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
-        found = tensors[self.place]
-        return found if self.way is None else [one.as_strided(*self.way) for one in found]
+    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if any(isinstance(one, Tensor) for one in (*args, *kwargs.values())):
+            return getattr(torch, name)(*args, **kwargs)
+        return super().apply(name, args, kwargs)
 
 
-@dataclass
-class Call:
-    """piece: or None, for a product; given: its tensors, of a sum with a product (total, left, right); numbers: by name, places
-    among the numbers of the tape (or a tuple of those), and flags; results: their places; shape: of a product."""
+# What gives the same of a stack as of each of its tensors, where shapes are aligned from the right.
+POINTWISE = frozenset(
+    [
+        "abs",
+        "add",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "div",
+        "divide",
+        "double",
+        "eq",
+        "exp",
+        "exp2",
+        "expm1",
+        "float",
+        "ge",
+        "gt",
+        "isfinite",
+        "isnan",
+        "le",
+        "lerp",
+        "log",
+        "log1p",
+        "log2",
+        "lt",
+        "maximum",
+        "minimum",
+        "mul",
+        "multiply",
+        "ne",
+        "neg",
+        "pow",
+        "reciprocal",
+        "rsqrt",
+        "rsub",
+        "sigmoid",
+        "sign",
+        "sqrt",
+        "square",
+        "sub",
+        "subtract",
+        "tanh",
+        "to",
+        "true_divide",
+        "where",
+        "__pow__",
+        "__rpow__",
+        "__rsub__",
+        "__rdiv__",
+        "__rtruediv__",
+        "__truediv__",
+    ]
+)
+# And along which dimensions, as the argument of that number says.
+REDUCTIONS = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "norm": 2}
 
-    piece: Piece | None
-    given: tuple[Seen, ...]
-    numbers: dict[str, Any]
-    results: tuple[int, ...]
-    shape: tuple[int, ...] = ()
-    dtypes: pieces.Dtypes = ()
-    made: pieces.Made | None = None
 
-
-class Number(int):
-    """A place among the numbers of a tape."""
-
-
-class Tape(TorchFunctionMode):
+class Tape(TorchFunctionMode, Played):
     """What a rule calls, from when it is called on tensors without data and on symbols for numbers."""
 
-    def __init__(self, rule: Rule, operands: Mapping[str, Tensor | None], scalars: Sequence[str]) -> None:
+    def __init__(
+        self, rule: Rule, operands: Mapping[str, Tensor | None], scalars: Sequence[str], aside: Sequence[str] = ()
+    ) -> None:
+        """scalars: the 0-dim states that are numbers; aside: operands that must stay as they are, unread."""
         super().__init__()
-        self.rule, self.tracer = rule, Tracer(None, rule.name)
-        self.names = [name for name, value in operands.items() if value is not None]
-        self.known = [value for value in operands.values() if value is not None]  # by place; they must outlive their ids
+        self.rule, self.tracer, self.aside = rule, Between(None, rule.name), aside
+        given = {name: value for name, value in operands.items() if value is not None and name not in aside}
+        self.names = [*given]
+        self.known = [*given.values()]  # by place; they must outlive their ids
         self.places = {id(value): place for place, value in enumerate(self.known)}
         self.layouts = [value.stride() for value in self.known]
         self.calls: list[Call] = []
@@ -82,6 +122,8 @@ class Tape(TorchFunctionMode):
         with torch.no_grad(), run_by(self), self:
             found = self.rule(*given, **symbols)
         results = dict(zip(("param", *self.rule.states), found if isinstance(found, tuple) else (found,), strict=True))
+        if any(results[name] is not operands[name] for name in self.aside):
+            raise NotTaped("a state that is another for each parameter")
         self.ends = {name: self._seen(results[name]) for name in self.names if name != "grad"}
         own = {name: place for place, name in enumerate(self.names)}
         if any(seen.way or (seen.place in own.values() and seen.place != own[name]) for name, seen in self.ends.items()):
@@ -104,9 +146,37 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat = [one for arg in args for one in (arg if isinstance(arg, (list, tuple)) else (arg,))]
-        if any(isinstance(one, Tensor) for one in flat) and not self.inside and func.__name__ not in (*ABOUT, "squeeze"):
+        if not any(isinstance(one, Tensor) for one in flat) or self.inside or func.__name__ in (*ABOUT, "squeeze"):
+            return func(*args, **(kwargs or {}))
+        if func.__name__ in POINTWISE:
+            return self._operation(func, args, dict(kwargs or {}), True)
+        if (place := REDUCTIONS.get(func.__name__)) is not None:
+            return self._operation(func, *_along(place, args, dict(kwargs or {})), False)
+        raise NotTaped(func.__name__)
+
+    def _operation(self, func: Any, args: tuple[Any, ...], named: dict[str, Any], pointwise: bool) -> Tensor:
+        """One of torch's, of tensors and numbers."""
+        given: list[Tensor] = []
+
+        def place(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return self._number(value)
+            given.append(value)
+            return Seen(len(given) - 1)
+
+        found = func(*map(_without_value, args), **{name: _without_value(value) for name, value in named.items()})
+        if not isinstance(found, Tensor) or any(found is one for one in args):
+            if isinstance(found, Tensor):
+                return found
             raise NotTaped(func.__name__)
-        return func(*args, **(kwargs or {}))
+        pattern = tuple(map(place, args)), {name: place(value) for name, value in named.items()}
+        if not is_dense(found):
+            raise NotTaped("a result that is not dense in memory")
+        if any(one.dim() == 0 and found.dtype in HALF and one.dtype != found.dtype for one in given):
+            raise NotTaped("a number in more bits than what it is computed with")
+        operation = Operation(func, *pattern, tuple(found.shape), found.stride(), found.dtype, pointwise)
+        self.calls.append(Call(None, tuple(map(self._seen, given)), {}, (self._new(found),), operation=operation))
+        return found
 
     def _new(self, tensor: Tensor) -> int:
         self.places[id(tensor)] = len(self.known)
@@ -127,9 +197,9 @@ class Tape(TorchFunctionMode):
             return tuple(map(self._number, value))
         if isinstance(value, Symbol):
             return self.nodes.setdefault(value.node, Number(len(self.nodes)))
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.numel() != 1:
             raise NotTaped("a number of tensors")
-        return value
+        return self._seen(value) if isinstance(value, Tensor) else value
 
     def run(self, piece: Piece, tensors: Sequence[Tensor], numbers: Numbers) -> tuple[Tensor, ...]:
         given, first = tuple(map(self._seen, tensors)), tensors[0]
@@ -163,10 +233,12 @@ class Tape(TorchFunctionMode):
     def _settle(self) -> None:
         """Where results stand: (call, result) → the operand in whose place it is written, since nothing reads that later."""
         self.there: dict[int, int] = {}
-        last = {seen.place: index for index, call in enumerate(self.calls) for seen in call.given}
+        last = {seen.place: index for index, call in enumerate(self.calls) for seen in call.reads}
         ends = {seen.place: self.names.index(name) for name, seen in self.ends.items()}
+        gone = [(index, place) for place, index in last.items() if place >= len(self.names) and place not in ends]
+        self.drops = [[place for at, place in gone if at == index] for index in range(len(self.calls))]
         for index, call in enumerate(self.calls):
-            taken = call.piece.places if call.piece is not None else (0,) if len(call.given) == 3 else ()
+            taken = call.piece.places if call.piece is not None else (0,) if call.is_sum else ()
             for result, place in zip(call.results, taken, strict=False):
                 home = call.given[place] if place >= 0 else None
                 others = [seen.place for at, seen in enumerate(call.given) if at != place] if call.piece is None else []
@@ -178,65 +250,19 @@ class Tape(TorchFunctionMode):
         """Whether no other result is what stood there."""
         return all(seen.place != home for seen in self.ends.values()) and result not in self.there
 
-    # ---- doing it ----
 
-    def fits(self, columns: Mapping[str, Sequence[Tensor]]) -> bool:
-        """Whether tensors lie in memory as those did that it was written with, and the kernels are there."""
-        for call in self.calls:
-            if call.piece is not None and call.made is None:
-                like = [0.0] * len(self.nodes)  # numbers that are any select no other kernel
-                call.made = pieces.known(call.piece, {k: _valued(v, like) for k, v in call.numbers.items()}, call.dtypes)
-                if call.made is None:
-                    return False
-        return all(
-            one.stride() == stride for name, stride in zip(self.names, self.layouts, strict=True) for one in columns[name]
-        )
-
-    def play(self, columns: Mapping[str, Sequence[Tensor]], numbers: Mapping[str, float]) -> dict[str, float]:
-        """Do it again, on several of each operand. Mutates: those that have new values. Returns: the new 0-dim states."""
-        values = self.scalars(*[numbers[name] for name in self.inputs])[1]
-        tensors: list[Any] = [columns[name] for name in self.names]
-        tensors += [None] * (self.count - len(tensors))
-        for call in self.calls:
-            for result in call.results:
-                if result in self.there:
-                    tensors[result] = tensors[self.there[result]]
-            self._play_piece(call, tensors, values) if call.piece is not None else self._multiply(call, tensors, values)
-        for name, seen in self.ends.items():
-            if seen.place >= len(self.names) and seen.place not in self.there:
-                torch._foreach_copy_(list(columns[name]), list(tensors[seen.place]))
-        return {name: values[place] if isinstance(place, Number) else float(place) for name, place in self.counted.items()}
-
-    def _play_piece(self, call: Call, tensors: list[Any], values: Sequence[float]) -> None:
-        assert call.made is not None and call.piece is not None
-        given = [seen.of(tensors) for seen in call.given]
-        for result, place in zip(call.results, call.piece.places, strict=True):
-            if result not in self.there:
-                tensors[result] = [torch.empty_like(one) for one in given[max(0, place)]]
-        every = [*given, *(tensors[result] for result in call.results)]
-        numbers = {name: _valued(value, values) for name, value in call.numbers.items()}
-        addresses = [[one.data_ptr() for one in each] for each in every]
-        pieces.run(call.made, addresses, [call.made.columns(numbers)], given[0][0].numel())
-        written = [one for result in call.results for one in tensors[result]]
-        torch.autograd.graph.increment_version(written)
-
-    def _multiply(self, call: Call, tensors: list[Any], values: Sequence[float]) -> None:
-        *total, left, right = (seen.of(tensors) for seen in call.given)
-        (result,) = call.results
-        if not total:
-            out = tensors[result] = left[0].new_empty(len(left), *call.shape).unbind()
-            for a, b, c in zip(left, right, out, strict=True):
-                torch.mm(a, b, out=c)
-            return
-        numbers = {name: _valued(value, values) for name, value in call.numbers.items()}
-        if result in self.there:
-            for home, a, b in zip(*total, left, right, strict=True):
-                home.addmm_(a, b, **numbers)
-        else:
-            tensors[result] = [torch.addmm(one, a, b, **numbers) for one, a, b in zip(*total, left, right, strict=True)]
+def _without_value(value: Any) -> Any:
+    """What stands for a number."""
+    return torch.zeros((), dtype=torch.float64, device="meta") if isinstance(value, Symbol) else value
 
 
-def _valued(value: Any, values: Sequence[float]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_valued(one, values) for one in value)
-    return values[value] if isinstance(value, Number) else value
+def _along(place: int, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a reduction, with its dimensions counted from the last. place: theirs."""
+    dims = named.pop("dim", args[place] if len(args) > place else None)
+    if len(args) > place + 1:  # keepdim
+        named["keepdim"] = args[place + 1]
+    if len(args) > place + 2:
+        raise NotTaped("a reduction to another dtype")
+    count = args[0].dim()
+    several = range(count) if dims is None or dims == () else (dims,) if isinstance(dims, int) else dims
+    return args[:place], {**named, "dim": tuple(dim % count - count for dim in several)}

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from compiledopt.backends.batch import Standing, Steady, spread_of
+from compiledopt.backends.devices import is_capturing, upload
 from compiledopt.backends.gathered import READY, GatheredBatch
-from compiledopt.backends.triton.devices import is_capturing, upload
 from compiledopt.backends.triton.norm import Squares, check_norm, fills_in
 from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.steady import steady
@@ -43,6 +43,7 @@ class TritonBatch(GatheredBatch):
             kernel = check_norm(self.traced, self.dtypes, self.triton, self.device, self.scalars_there)
             self.norm = Squares(kernel, self.device, self.triton.operands, self.triton.scalar)
         self.fills_in = self.is_clipped and fills_in(self.traced.program)
+        self.measured: tuple[torch.Tensor, bool, torch.Tensor | None] | None = None  # (place, first, table) of the last norm
 
     def prepare(self) -> bool:
         """Read and check every tensor, and bring the tables to the device; nothing is written. False: the plan does not fit."""
@@ -97,15 +98,16 @@ class TritonBatch(GatheredBatch):
         table, bounds = self._norms_columns() if first and last else (None, ())
         self.norm.run(self._pointers(), place, first, table, bounds)
         self.has_norm = table is not None
+        self.measured = place, first, table
         return True
 
     def _norms_columns(self) -> tuple[torch.Tensor | None, Sequence[float]]:
-        """The table that the launch fills in, and the bound of the norm of each row. The rest of an only row are arguments."""
+        """The table that the launch fills in, and the bound of the norm of each row. The rest of few rows are arguments."""
         if not self.fills_in:
             return None, ()
-        if len(self.rows) == 1 and self.tables.takes_row:
-            self.columns = self.table[: self.triton.columns]
-            return self.tables.row(), self._bounds()
+        if self._are_arguments():
+            self.columns = self._rows_of_columns()
+            return self.tables.room(len(self.rows)), self._bounds()
         self.columns = table = self.tables.fill(self._rows_of_columns())
         return table, self._bounds()
 
@@ -132,8 +134,12 @@ class TritonBatch(GatheredBatch):
         return {**self.context.step, "grad_norm": 1.0} if self.is_clipped else self.context.step
 
     def _columns(self) -> Scalars:
-        """What the kernel reads of the table: the only row, or all of them on the device."""
-        return self.table[: self.triton.columns] if len(self.rows) == 1 else self.tables.fill(self._rows_of_columns())
+        """What the kernel reads of the table: a few rows, or all of them on the device."""
+        return self._rows_of_columns() if self._are_arguments() else self.tables.fill(self._rows_of_columns())
+
+    def _are_arguments(self) -> bool:
+        """Whether the rows are arguments of the launch."""
+        return len(self.rows) <= self.tables.few
 
     def _rows_of_columns(self) -> list[float]:
         count, width = self.triton.columns, len(self.table) // max(1, len(self.rows))
@@ -166,20 +172,54 @@ class TritonBatch(GatheredBatch):
         """Whether a kernel reads a number that is a tensor where it is."""
         return False
 
-    def bring(self) -> bool:
-        """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit."""
+    def bring(self) -> bool | None:
+        """What `prepare` does after a gather that found other tensors, or after numbers changed. False: the plan is unfit;
+        None: what launches are given lies elsewhere now."""
+        changes = self._changes()
         self.context.read()
-        return self._has_uploaded()
+        if not self._has_uploaded():
+            return False
+        if self.norm is not None and self.measured is not None and self.measured[2] is not None:
+            self.norm.bring(self._bounds())
+        return changes == self._changes() or None
 
-    def point(self, pointers: bytes) -> bool:
+    def point(self, pointers: bytearray) -> bool | None:
         """What `bring` does where gradients moved, and nothing else changed. pointers: as `Plan.tables` has them."""
-        self.tables.point(pointers)
-        return True
+        return self.tables.point(pointers) or None
+
+    def _changes(self) -> int:
+        """Another number after each exchange of what a launch is given."""
+        return self.tables.changes + (0 if self.norm is None else self.norm.changes)
 
     def take(self, table: bytes) -> None:
         """What `prepare` does with the table of scalars, float64."""
         self.table = array("d", table)
         self._use_table()
+
+    def fill(self, table: bytes) -> None:
+        """What `take` does for a launch by the driver alone."""
+        self.table = array("d", table)
+        self.tables.fill(self._rows_of_columns())
+
+    def fills(self) -> bool:
+        """Whether `fill` is asked."""
+        return not self._are_arguments()
+
+    def prepared_launches(self) -> list[Any] | None:
+        """What `launch_kernels` does, for the driver alone (prepared.Launch); None where it is not enough."""
+        return self.tables.prepared(None, len(self.rows) if self._are_arguments() else 0)
+
+    def prepared_norm(self) -> list[Any] | None:
+        """What `measure_into` did in the last step, likewise."""
+        if self.norm is None:
+            return []
+        if self.measured is None or not self._is_measured_whole():
+            return None
+        return self.norm.prepared(self.tables.pointers, *self.measured)
+
+    def _is_measured_whole(self) -> bool:
+        """Whether the norm's launch leaves all that depends on the norm where the kernel reads it."""
+        return self.has_norm
 
     def launch_kernels(self) -> None:
         self.tables.run(self.columns)

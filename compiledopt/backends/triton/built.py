@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from compiledopt.backends.matrices import products, told
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.matrices import products, told
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.errors import CompileError

@@ -14,12 +14,12 @@ from typing import Any, TypeGuard
 import torch
 
 from compiledopt.backends.batch import Context
+from compiledopt.backends.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
-from compiledopt.backends.triton.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.readiness import FIRST, AnyKernel, made_ready
-from compiledopt.backends.triton.tables import launch
+from compiledopt.backends.triton.tables import alone, launch
 from compiledopt.rules.options import as_float
 from compiledopt.rules.program import Program, scalar_program
 from compiledopt.rules.traced import Traced, Variant
@@ -109,6 +109,10 @@ def _lowered(program: Program, dtypes: tuple[torch.dtype, ...]) -> triton.Triton
     return triton.rows_kernel(scalar_program(program), dtypes)
 
 
+def blocks_of(rows: int) -> int:
+    return max(1, -(-rows // ROWS))
+
+
 class RowsLaunch:
     """Launches the scalar part's kernel on a device."""
 
@@ -119,7 +123,11 @@ class RowsLaunch:
         """addresses: of each row's inputs and results; read: the tensors that those lie in."""
         with on_device(addresses.device):
             self.streams.read(addresses, *read)
-            launch(self.kernel, self.compiled, max(1, -(-count // ROWS)), [addresses], [count], (ROWS,), WARPS)
+            launch(self.kernel, self.compiled, blocks_of(count), [addresses], [count], (ROWS,), WARPS)
+
+    def prepared(self, addresses: torch.Tensor, count: int) -> list[Any] | None:
+        """The launch without Python, after one with it."""
+        return alone(self.compiled.get((ROWS,)), self.streams, blocks_of(count), [addresses], [count])
 
 
 # ---- the numbers ----
@@ -191,7 +199,7 @@ class CapturableBatch(TritonBatch):
         sizes = [size for entry in self.entries for size in self._sizes(entry)]
         self.sizes = upload(sizes, self.device, torch.float64)
         self.key: Key = ()
-        self.order, self.count = b"", 0
+        self.order, self.count, self.pointed = b"", 0, 0
         self.results = self.addresses = self.later = upload(b"", self.device)
         self.captured: list[Any] = []
         return self._native_plan(0, (*self.dtypes, *self.scalar_dtypes), device_scalars=True)
@@ -242,9 +250,26 @@ class CapturableBatch(TritonBatch):
         copied = (self.is_captured or not lives_on(value, self.device) for _, value in self.mirror.tensors())
         return not any(copied)
 
-    def bring(self) -> bool:
+    def bring(self) -> bool | None:
         self.context.read()
-        return self._reads_numbers_as_before() and self._has_uploaded()
+        return super().bring() if self._reads_numbers_as_before() else False
+
+    def _changes(self) -> int:
+        return super()._changes() + self.pointed
+
+    def fills(self) -> bool:
+        return False
+
+    def prepared_launches(self) -> list[Any] | None:
+        launches = self.tables.prepared(self.results, 0)
+        if launches is None or not self.count or self.launch_rows is None:
+            return launches
+        rows = self.launch_rows.prepared(self.addresses, self.count)
+        return None if rows is None else rows + launches
+
+    def _is_measured_whole(self) -> bool:
+        """The scalar part reads the norm where it is."""
+        return True
 
     def _upload(self) -> None:
         pointers, lengths, _, states = self.native.tables()
@@ -289,6 +314,7 @@ class CapturableBatch(TritonBatch):
             later = upload(self._rows(active, states, columns, [False] * len(self.first)), self.device)
         # Together, and after everything that asks for memory: else the next step would trust what is not there.
         self.addresses, self.later, self.results, self.key = addresses, later, columns, key
+        self.pointed += 1
         self.count, self.order = len(active), array("q", range(len(active))).tobytes()
 
     def _rows(self, active: Sequence[int], states: bytes, columns: torch.Tensor, first: Sequence[bool]) -> list[int]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiledopt.backends.batch import Description, Entry, bytes_moved
+from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton.capturable import is_on_device
-from compiledopt.backends.triton.matrices import products, program_of, told
 from compiledopt.backends.triton.parts import parts_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.stored import StoredProgram, sizes_of, stored_of
-from compiledopt.backends.triton.waves import waves
+from compiledopt.backends.waves import waves
 from compiledopt.rules.matrix_program import MatrixProgram
 from compiledopt.rules.program import node_args
 from compiledopt.rules.scalars import scalar_source

@@ -2,7 +2,7 @@
 
 The kernel's body stays as Inductor wrote it. What changes is where its arguments come from: a table of pointers, a table
 of lengths, the scalars, and for each block of threads the tensor and the part of it that it works on. The scalars are arguments
-of the kernel where all tensors share one row of them, else a table.
+of the kernel where tensors share one row of them, or a few, else a table.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from compiledopt.stats import STATS
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 NORM = "grad_norm"
 PART = 256  # elements: two for each of 128 threads
+FEW = 4  # rows of scalars that are arguments: of the parameters that are decayed, of the others, and of both in a second rate
 NAMES = bodies.NAMES
 # The names that a signature for triton.compile uses.
 SHORT = {torch.float32: "fp32", torch.float64: "fp64"}
@@ -50,7 +51,7 @@ def update({pointers}{columns}{place}xoffset, {row}xnumel, XBLOCK: tl.constexpr{
 {body}
 
 @triton.jit(do_not_specialize={names})
-def whole_model(pointers, lengths, rows, blocks, table, {arguments}ONE_ROW: tl.constexpr, XBLOCK: tl.constexpr):
+def whole_model(pointers, lengths, rows, blocks, table, {arguments}ROWS: tl.constexpr, XBLOCK: tl.constexpr):
     tensor = tl.load(blocks + 2 * tl.program_id(0)).to(tl.int64)
     xoffset = tl.load(blocks + 2 * tl.program_id(0) + 1).to(tl.int64) * XBLOCK
 {extents}
@@ -206,10 +207,7 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
     measured = measured_columns(program)  # on the device, whatever the rows
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
-    scalars = [f"        s{i} = " + (f"tl.load(table + {i})" if i in measured else f"c{i}") for i in range(count)]
-    rows = ["        scalars = table + tl.load(rows + tensor) * " + str(count)]
-    rows += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
-    given = ["    if ONE_ROW:", *scalars, "    else:", *rows] if count else []
+    given = _scalars(count, measured, scalar) if count else []
     given += random.place(program, f"tl.{NAMES[compute_dtype(dtypes)]}") if program.is_random else []
     width = extents_of(program)
     extents = ["    xnumel = tl.load(lengths + tensor" + (f" * {width})" if width > 1 else ")")]
@@ -225,8 +223,8 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
         is_flat=", True" if block else "",
         is_not_flat=", False" if block else "",
         body=textwrap.indent(body, "    "),
-        names=["pointers", "lengths", "rows", "blocks", "table", *(f"c{i}" for i in range(count))],
-        arguments="".join(f'c{i}: "{scalar}", ' for i in range(count)),
+        names=["pointers", "lengths", "rows", "blocks", "table", *arguments_of(count)],
+        arguments="".join(f'{name}: "{scalar}", ' for name in arguments_of(count)),
         extents="\n".join(extents),
         addresses="\n".join(addresses),
         scalars="\n".join(given),
@@ -237,6 +235,31 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
         aligned="".join(f"tl.multiple_of(a{i}.to({types[i]}), {ALIGNMENT}), " for i in used),
         general="".join(f"a{i}.to({types[i]}), " for i in used),
     )
+
+
+def arguments_of(columns: int) -> list[str]:
+    """The scalars that are arguments of the kernel, row after row."""
+    return [f"c{row}_{column}" for row in range(FEW) for column in range(columns)]
+
+
+def _scalars(count: int, measured: Container[int], scalar: str) -> list[str]:
+    """Lines that give s0, s1, ... to a tensor: of the only row; of that of the few which is its own, chosen from the arguments;
+    or of a table."""
+    one = [f"        s{i} = " + (f"tl.load(table + {i})" if i in measured else f"c0_{i}") for i in range(count)]
+    few = ["        which = tl.load(rows + tensor)"]
+    for i in range(count):
+        chosen = _typed(f"c{FEW - 1}_{i}", scalar)
+        for row in reversed(range(FEW - 1)):
+            chosen = f"tl.where(which == {row}, {_typed(f'c{row}_{i}', scalar)}, {chosen})"
+        few.append(f"        s{i} = " + (f"tl.load(table + which * {count} + {i})" if i in measured else chosen))
+    many = [f"        scalars = table + tl.load(rows + tensor) * {count}"]
+    many += [f"        s{i} = tl.load(scalars + {i})" for i in range(count)]
+    return ["    if ROWS == 1:", *one, "    elif ROWS > 1:", *few, "    else:", *many]
+
+
+def _typed(name: str, scalar: str) -> str:
+    """An argument, which may be a number of Python's under the interpreter."""
+    return f"tl.full([], {name}, tl.{'float64' if scalar == 'fp64' else 'float32'})"
 
 
 def _renamed(function: ast.FunctionDef, arguments: Sequence[tuple[str, int]], scalar: str) -> tuple[dict[str, int], str]:
@@ -299,16 +322,15 @@ class Built:
         return self.count(r"st\.global[.\w]*\.v[248]\.")
 
 
-def build_for(
-    kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, one_row: bool = True, kinds: int = 0
-) -> Built:
+def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, rows: int = 1, kinds: int = 0) -> Built:
     """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
 
-    kinds: of a stage of a rule that reduces, which kinds of blocks and tiles there are, as bits.
+    rows: of scalars that are arguments, 1 or FEW; 0 where they are in a table. kinds: of a stage of a rule that reduces, which
+    kinds of blocks and tiles there are, as bits.
 
     Raises: CompileError.
     """
-    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, one_row, kinds)["ptx"]
+    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, rows, kinds)["ptx"]
     return Built(ptx, *_assembled(ptx, arch))
 
 
@@ -317,7 +339,7 @@ def compiled_for(
     target: tuple[str, int | str, int],
     block: int = 1024,
     warps: int = 4,
-    one_row: bool = True,
+    rows: int = 1,
     kinds: int = 0,
 ) -> dict[str, Any]:
     """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), ("hip", "gfx942", 64);
@@ -328,11 +350,11 @@ def compiled_for(
 
         given = kernel.function.arg_names
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
-        types |= {"XBLOCK": "constexpr", "ONE_ROW": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
-        types |= {f"c{i}": SHORT[kernel.scalar] for i in range(kernel.columns)}
+        types |= {"XBLOCK": "constexpr", "ROWS": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
+        types |= dict.fromkeys(arguments_of(kernel.columns), SHORT[kernel.scalar])
         types |= {"partial": "*fp64", "counter": "*i32", "place": "*fp64", "bounds": "*fp64", "first": "i32", "count": "i32"}
         types["OPERANDS"] = "constexpr"
-        known = {"XBLOCK": block, "ONE_ROW": one_row, "KINDS": kinds, "OPERANDS": kernel.operands}
+        known = {"XBLOCK": block, "ROWS": rows, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         return dict(compile(source, target=GPUTarget(*target), options={"num_warps": warps}).asm)

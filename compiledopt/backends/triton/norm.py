@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
+from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel, measured_columns
 from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
-from compiledopt.backends.triton.tables import cut, launch
+from compiledopt.backends.triton.tables import alone, cut, launch
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Argument, Node, Program, value_of
 from compiledopt.rules.traced import Traced, Variant
@@ -188,6 +188,7 @@ class Squares:
         self.counter = upload([0], device, torch.int32)
         self.nothing = upload([0.0], device, scalar)
         self.bound: Sequence[float] = ()
+        self.changes = 0  # another number after each exchange of tables
 
     @ordinary
     def update(self, lengths: bytes) -> None:
@@ -199,6 +200,7 @@ class Squares:
             self.partial = torch.zeros(len(blocks), dtype=torch.float64, device=self.device)
             self.lengths, self.blocks = uploaded
             self.known = lengths
+            self.changes += 1
 
     def read_by_graphs(self) -> tuple[Any, ...]:
         return self.lengths, self.blocks, self.partial, self.counter, self.nothing
@@ -208,15 +210,29 @@ class Squares:
     ) -> None:
         """place: [sum of squares, its root], where the first of several launches begins anew; table: the rows of scalars;
         bounds: max_grad_norm of each."""
-        if bounds != self.bound:
-            self.bounds, self.bound = upload(bounds, self.device, torch.float64), bounds
+        self.bring(bounds)
         if not len(self.blocks):
             if first:
                 place.zero_()
             return
-        tensors = [pointers, self.lengths, self.blocks, self.partial, self.counter, place, self.bounds]
-        tensors.append(self.nothing if table is None else table)
+        tensors = self._read(pointers, place, table)
         with on_device(self.device):
             self.streams.read(*tensors)
             constants = (self.operands, BLOCK)
             launch(self.kernel, self.compiled, len(self.blocks), tensors, (int(first), len(bounds)), constants, WARPS)
+
+    def bring(self, bounds: Sequence[float]) -> None:
+        if bounds != self.bound:
+            self.bounds, self.bound = upload(bounds, self.device, torch.float64), bounds
+            self.changes += 1
+
+    def _read(self, pointers: torch.Tensor, place: torch.Tensor, table: torch.Tensor | None) -> list[torch.Tensor]:
+        tensors = [pointers, self.lengths, self.blocks, self.partial, self.counter, place, self.bounds]
+        return [*tensors, self.nothing if table is None else table]
+
+    def prepared(
+        self, pointers: torch.Tensor, place: torch.Tensor, first: bool, table: torch.Tensor | None
+    ) -> list[Any] | None:
+        """The launch of `run` without Python, after one with it, for the bounds that were brought."""
+        made, numbers = self.compiled.get((self.operands, BLOCK)), (int(first), len(self.bound))
+        return alone(made, self.streams, len(self.blocks), self._read(pointers, place, table), numbers)

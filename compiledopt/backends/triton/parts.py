@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from compiledopt.backends.batch import Batch, Context, Entry
-from compiledopt.backends.triton.matrices import MatrixBatch, matrix_parts, program_of
+from compiledopt.backends.matrices import MatrixBatch, matrix_parts, program_of
 from compiledopt.backends.triton.stored import StoredBatch, stored_of, stored_parts
-from compiledopt.backends.triton.waves import MakeBatch
+from compiledopt.backends.waves import MakeBatch
 
 
 def several_of(entry: Entry) -> Hashable | None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
-from compiledopt.backends.triton.devices import ordinary
 from compiledopt.backends.triton.proof import WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.reducing import AXES, ReducingKernel
 from compiledopt.backends.triton.shaped import Shape, ShapedTables, masks_of, run_on_nothing, shape_of

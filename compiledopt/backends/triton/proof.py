@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.blocks import Blocks, scales_of
+from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
 from compiledopt.backends.keys import seed_and_step
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.devices import ordinary
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.backends.triton.tuning import Config
 from compiledopt.rules.program import BLOCKS, ELEMENTS, PACKED, Node, Program
@@ -24,7 +25,8 @@ from compiledopt.rules.random import bits_at, key
 LENGTHS, OFFSETS = (1040, 4101, 1, 0, 2055, 16), (0, 0, 0, 0, 1, 0)
 # With states in blocks: rows that are whole blocks, ragged ones, one block, none, whole ones off alignment, and a vector.
 SHAPES = ((2, 1024), (7, 300), (1, 32), (0, 64), (3, 512), (1, 1100))
-ROWS = (0, 1, 2, 1, 2, 0)  # which row of scalars each has
+ROWS = (0, 2, 1, 1, 2, 0)  # which row of scalars each has
+SHORT = 2  # from where on they are tried with few rows too: in any order of the rows, and none of many blocks
 # Of the largest value: far above what rounding does, far below what a wrong element or row does.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 # Codes apart, around the end of the dtype too. The lower bits of a float32 (int16) may be any where terms cancel, in one of so
@@ -59,11 +61,13 @@ def remembered(of: tuple[Any, ...], device: torch.device, find: Callable[[], str
 def difference(
     kernel: triton.TritonKernel, program: Program, dtypes: Sequence[torch.dtype], device: torch.device, chosen: Config
 ) -> str | None:
-    """Compare with the program by torch's operators in float64, with a table of scalars and with one row."""
+    """Compare with the program by torch's operators in float64: with a table of scalars, with few rows and with one; each as
+    Triton launches it, and as the driver does alone, where it is asked for that."""
     generator = torch.Generator().manual_seed(0)
-    rows = _rows(kernel, program, generator)
-    cases = [_Case(number, program, kernel.block) for number in range(len(ROWS))]
-    for of in (ROWS, (0,) * len(ROWS)):
+    rows, every = _rows(kernel, program, generator), [_Case(number, program, kernel.block) for number in range(len(ROWS))]
+    ways = (("table", every, ROWS), ("few", every[SHORT:], ROWS[SHORT:]), ("one", every, (0,) * len(ROWS)))
+    compiled: dict[Any, Any] = {}
+    for (way, cases, of), by_driver in product(ways, (False, True)):
         given = [case.values(dtypes, generator) for case in cases]
         found = [
             [on_device_at(value, case.offset, device) for value in values] for case, values in zip(cases, given, strict=True)
@@ -72,9 +76,12 @@ def difference(
         extents = [number for case in cases for number in case.extents[: kernel.extents]]
         numbers = ([one.data_ptr() for values in found for one in values], extents, of)
         tables.update(*(array("q", each).tobytes() for each in numbers))
-        flat = rows[:, : kernel.columns].reshape(-1).tolist()
-        table = tables.fill(flat if of is ROWS else flat[: kernel.columns])  # of an only row what is measured is there too
-        tables.run(table if of is ROWS else flat[: kernel.columns])
+        tables.compiled = compiled
+        flat = rows[: max(of) + 1, : kernel.columns].reshape(-1).tolist()
+        table = tables.fill(flat)  # of a few rows what is measured is there too
+        taken = (tables.run_by_driver if by_driver else tables.run)(table if way == "table" else flat)
+        if by_driver and not taken:  # then Triton launches at each step
+            continue
         for case, before, after, row in zip(cases, given, found, of, strict=True):
             if (wrong := case.wrong(before, after, rows[row, : kernel.columns])) is not None:
                 return f"tensor {case.number} of {case.length} elements: {wrong}"

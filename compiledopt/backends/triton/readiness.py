@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.devices import is_capturing, on_device, ordinary, synchronize
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import passes_ready
-from compiledopt.backends.triton.devices import is_capturing, on_device, ordinary, synchronize
 from compiledopt.backends.triton.proof import WRONG, proved
 from compiledopt.backends.triton.reducing import ReducingKernel, reducing_kernel
 from compiledopt.backends.triton.tables import Tables
@@ -99,7 +99,7 @@ def made_ready(kernel: AnyKernel, device: torch.device, make: Callable[[], Any])
 
 
 def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: Config) -> None:
-    """Launch a kernel, with one row of scalars and with a table of them, on a tensor without elements."""
+    """Launch a kernel, with one row of scalars, with a few and with a table of them, on a tensor without elements."""
     scratch = torch.zeros(2 * triton.ALIGNMENT, dtype=torch.float64, device=device)
     tables = Tables(kernel, device, chosen)
     extents = (0, 1, 0, 0)[: kernel.extents]
@@ -107,8 +107,8 @@ def _run_on_nothing(kernel: triton.TritonKernel, device: torch.device, chosen: C
     tables.blocks = torch.zeros(1, 2, dtype=torch.int32, device=device)
     row = [1.0] * kernel.columns
     table = tables.fill(row)
-    tables.run(row)
-    tables.run(table)
+    for scalars in (row, row * triton.FEW, table):
+        tables.run(scalars)
     synchronize(device)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.triton.devices import as_numbers, on_device, upload
+from compiledopt.backends.devices import as_numbers, on_device, upload
+from compiledopt.backends.triton.prepared import Launch
 from compiledopt.backends.triton.reducing import AXES, WARPS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind
-from compiledopt.backends.triton.tables import Scalars, Tables, launch
+from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
 
 UNIT = 16  # elements: what is kept begins on multiples of so many
@@ -134,7 +135,7 @@ def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool) -> tu
 class ShapedTables(Tables):
     """Of the kernels of a rule that reduces; what it is given for lengths are shapes."""
 
-    takes_row = False
+    few = 0
 
     def __init__(self, kernel: ReducingKernel, device: torch.device, prove: Prove = None) -> None:
         """prove: what is asked of the kinds and forms of tiles before they are used; it may raise CompileError."""
@@ -156,6 +157,21 @@ class ShapedTables(Tables):
 
     def read_by_graphs(self) -> tuple[Any, ...]:
         return (self.rows, self.laid)
+
+    def prepared(self, table: torch.Tensor | None, rows: int) -> list[Launch] | None:
+        given = [self.pointers, self.laid.table, self.rows]
+        found = []
+        for number, (blocks, mask) in enumerate(zip(self.laid.blocks, self.laid.masks, strict=True)):
+            if blocks.shape[0]:
+                made, tensors = (
+                    self.compiled_stages[number].get((mask,)),
+                    [*given, blocks, self.numbers if table is None else table],
+                )
+                own = alone(made, self.streams, blocks.shape[0], tensors, ())
+                if own is None:
+                    return None
+                found += own
+        return found
 
     def run(self, scalars: Scalars, pointers: torch.Tensor | None = None) -> None:
         table = scalars if isinstance(scalars, torch.Tensor) else self.fill(scalars)

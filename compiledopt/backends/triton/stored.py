@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from compiledopt.backends.batch import Context, Entry
-from compiledopt.backends.triton.devices import ordinary
-from compiledopt.backends.triton.waves import MakeBatch, Wave, WavedBatch, padded, waves
+from compiledopt.backends.devices import ordinary
+from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch, padded, waves
 from compiledopt.rules.program import OUTER
 from compiledopt.rules.traced import Traced, Variant, traced
 

@@ -12,22 +12,24 @@ from typing import Any
 
 import torch
 
+from compiledopt.backends.cpp.kernels import launcher
+from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
+from compiledopt.backends.triton.prepared import Launch, current, launch_of
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
-Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or the only row
+Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or few rows, one after the other
 
 
 class Tables:
     """Of one kernel on one device.
 
     Tables are exchanged rather than written to, since a captured graph may read them; `numbers`, the rows of a step whose
-    scalars are on the host, belong to no graph and stay where they are. takes_row: whether an only row are arguments of the
-    launch, which writes nothing into `numbers`.
+    scalars are on the host, belong to no graph and stay where they are, as pointers do until there is a graph. few: how many
+    rows may be arguments of the launch, which writes nothing into `numbers`. changes: another number after each exchange.
     """
 
-    takes_row = True
+    few = triton.FEW
 
     def __init__(self, kernel: triton.TritonKernel, device: torch.device, config: Config = DEFAULT) -> None:
         self.kernel, self.device = kernel, device
@@ -40,8 +42,9 @@ class Tables:
         self.captured: dict[bytes, torch.Tensor] = {}  # the reserves that graphs copy their pointers from
         self.kept: list[Any] = []  # what captured graphs read
         self.streams = Streams(device)
-        self.compiled: dict[Any, Any] = {}  # what triton.jit gave for one row, and for a table
-        self.none: Sequence[float] = [0.0] * kernel.columns  # in the place of a row
+        self.compiled: dict[Any, Any] = {}  # what triton.jit gave for one row, for a few, and for a table
+        self.none: Sequence[float] = [0.0] * (triton.FEW * kernel.columns)  # in the place of rows
+        self.changes = 0
 
     @ordinary
     def update(self, *contents: bytes) -> None:
@@ -61,13 +64,19 @@ class Tables:
         if arranged is not None:
             self._take(arranged)
         self.known = (contents[0], contents[1], contents[2])
+        self.changes += 1
 
-    @ordinary
-    def point(self, pointers: bytes) -> None:
-        """Upload the pointers alone; the rest is as at the last call of `update`."""
-        if pointers != self.known[0]:
-            self.pointers = upload(pointers, self.device)
-            self.known = (pointers, *self.known[1:])
+    def point(self, pointers: bytearray) -> bool:
+        """Bring the pointers alone; the rest is as at the last call of `update`. Whether they are where they were: no graph
+        reads them there. Asked where no mode is on."""
+        if self.kept:
+            self.pointers = upload(bytes(pointers), self.device)
+            self.changes += 1
+        else:
+            fresh = torch.frombuffer(pointers, dtype=torch.int64)
+            self.pointers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
+        self.known = (bytes(pointers), *self.known[1:])
+        return not self.kept
 
     def _arrange(self, sizes: bytes) -> Any:
         """What depends on the sizes alone."""
@@ -86,16 +95,19 @@ class Tables:
         """The rows of scalars, on the device, in place."""
         if len(self.filled) != len(values):
             self.numbers = upload(values, self.device, self.kernel.scalar)
+            self.changes += 1
         elif self.filled != values:
             fresh = torch.tensor(values, dtype=self.kernel.scalar, device="cpu")
             self.numbers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
         self.filled = values
         return self.numbers
 
-    def row(self) -> torch.Tensor:
-        """Room for one row on the device, of which another launch fills in what the host does not know."""
-        if not len(self.numbers):
-            self.numbers = upload([0.0] * self.kernel.columns, self.device, self.kernel.scalar)
+    def room(self, rows: int) -> torch.Tensor:
+        """Room for rows on the device, of which another launch fills in what the host does not know."""
+        count = rows * self.kernel.columns
+        if len(self.numbers) != count:
+            self.numbers, self.filled = upload([0.0] * count, self.device, self.kernel.scalar), ()
+            self.changes += 1
         return self.numbers
 
     @ordinary
@@ -127,11 +139,34 @@ class Tables:
         if not self.blocks.shape[0]:
             return
         tensors = [self.pointers if pointers is None else pointers, self.lengths, self.rows, self.blocks]
-        table, row = (scalars, self.none) if isinstance(scalars, torch.Tensor) else (self.numbers, scalars)
-        constants = (row is not self.none, self.block)
+        table, rows, numbers = self._given(scalars)
         with on_device(self.device):
             self.streams.read(*tensors, table)
-            launch(self.kernel, self.compiled, self.blocks.shape[0], [*tensors, table], row, constants, self.warps)
+            constants = (rows, self.block)
+            launch(self.kernel, self.compiled, self.blocks.shape[0], [*tensors, table], numbers, constants, self.warps)
+
+    def run_by_driver(self, scalars: Scalars) -> bool | None:
+        """As `run`, by the driver alone: whether it took it; None where it is not asked."""
+        table, rows, numbers = self._given(scalars)
+        tensors = [self.pointers, self.lengths, self.rows, self.blocks, table]
+        found = alone(self.compiled.get((rows, self.block)), self.streams, self.blocks.shape[0], tensors, numbers)
+        where = None if found is None else current(self.device)
+        return None if found is None or where is None else bool(launcher().launch(found[0], where[3]))
+
+    def _given(self, scalars: Scalars) -> tuple[torch.Tensor, int, Sequence[float]]:
+        """(table, how many rows are arguments, those and what fills them up)."""
+        if isinstance(scalars, torch.Tensor):
+            return scalars, 0, self.none
+        is_one = len(scalars) <= self.kernel.columns
+        return self.numbers, 1 if is_one else triton.FEW, [*scalars, *self.none[len(scalars) :]]
+
+    def prepared(self, table: torch.Tensor | None, rows: int) -> list[Launch] | None:
+        """The launch of `run` without Python, after one with it: by a table, or by so many rows that are those of a step."""
+        if not self.blocks.shape[0]:
+            return []
+        constants = (rows if rows < 2 else triton.FEW, self.block)
+        tensors = [self.pointers, self.lengths, self.rows, self.blocks, self.numbers if table is None else table]
+        return alone(self.compiled.get(constants), self.streams, self.blocks.shape[0], tensors, self.none, rows)
 
 
 def launch(
@@ -175,6 +210,15 @@ def _triton() -> tuple[Any, Any]:
 def _calls(hook: Any) -> bool:
     """Whether a hook does anything: Triton's own is a chain of functions."""
     return hook is not None and bool(getattr(hook, "calls", True))
+
+
+def alone(
+    made: Any, streams: Streams, count: int, tensors: Sequence[torch.Tensor], numbers: Sequence[float], rows: int = 0
+) -> list[Launch] | None:
+    """What `launch` does, for the driver alone; None where it is not enough. made: what is compiled; rows: how many of
+    `numbers` are those of a step."""
+    found = None if made is None or streams.many else launch_of(made, count, tensors, numbers, rows)
+    return None if found is None else [found]
 
 
 def lengths_in_blocks(extents: torch.Tensor, block: int) -> torch.Tensor:

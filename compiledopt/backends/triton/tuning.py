@@ -15,8 +15,9 @@ Config = tuple[int, int]  # elements per block, warps
 DEFAULT: Config = (1024, 4)
 CANDIDATES: tuple[Config, ...] = (DEFAULT, (512, 4), (1024, 8), (2048, 8), (4096, 8), (2048, 4))
 # Of two bytes an element. AdamW's kernel for sm_90, by ptxas of triton 3.7: (1024, 4) takes 53 registers, so that 9 blocks of
-# 8 KB of loads are on a processor at once, (2048, 4) 96, 5 blocks of 16 KB; float32 at (1024, 4) 62, 8 blocks of 16 KB. None
-# of them was timed on a GPU.
+# 8 KB of loads are on a processor at once, (2048, 4) 96, 5 blocks of 16 KB; float32 at (1024, 4) 62, 8 blocks of 16 KB. Split
+# masters, whose other half is int16, take 111 at (2048, 4): a processor holds less of everything than at (1024, 4). None of
+# them was timed on a GPU.
 HALF: tuple[Config, ...] = ((2048, 4), DEFAULT, (1024, 8), (2048, 8), (4096, 8), (4096, 4))
 # Of values in blocks (perf/results/occupancy.csv): with 8 elements a thread int8 takes 119 registers on sm_90, with 4 of them
 # 64 at most, so that a processor holds as many elements, 4096, and twice the warps, 32. With (1024, 8) ptxas keeps to 64
@@ -31,7 +32,7 @@ def candidates_for(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype]) -
     """The default first. dtypes: of the operands."""
     if kernel.block:
         return BLOCKED
-    return HALF if all(dtype.itemsize == 2 for dtype in dtypes) else CANDIDATES
+    return HALF if all(dtype.itemsize == 2 and dtype.is_floating_point for dtype in dtypes) else CANDIDATES
 
 
 def config(

@@ -8,17 +8,17 @@ Stacks are filled and emptied in waves, so that what they take does not grow wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compiledopt.backends.batch import Context, Entry
-from compiledopt.backends.triton.devices import ordinary
-from compiledopt.backends.triton.waves import MakeBatch, Wave, WavedBatch, padded, waves
+from compiledopt.backends.devices import ordinary
+from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch, padded, waves
 from compiledopt.rules.matrix_program import MATRIX, MatrixProgram, Part, matrix_program
 from compiledopt.rules.products import WholeMatrices
 from compiledopt.rules.program import COLUMN_AFTER_COLUMN, ROW_AFTER_ROW
@@ -122,6 +122,10 @@ class MatrixWave(Wave):
                         mine[name] = theirs[name]
         return self.before.prepare() and self.after.prepare()
 
+    def multiply(self, matrices: torch.Tensor, room: Sequence[torch.Tensor]) -> None:
+        """Let the function run on a stack. Mutates: matrices, room."""
+        self.program.function(matrices, *self.program.arguments, room=room)
+
     def _place(self, active: list[bool]) -> None:
         for stack in self.stacks:
             places = range(stack.begin, stack.begin + stack.count)
@@ -136,23 +140,25 @@ class MatrixWave(Wave):
         self.before.launch()
         for stack in self.stacks:
             if stack.active:
-                matrices, room = stack.run
-                self.program.function(matrices, *self.program.arguments, room=room)
+                self.multiply(*stack.run)
         self.after.launch()
         for entry, active in zip(self.entries, self.active, strict=True):
             entry.first = entry.first and not active
 
 
 class MatrixBatch(WavedBatch):
-    """Of a rule that has a function of whole matrices."""
+    """Of a rule that has a function of whole matrices. most: elements of a wave, WAVE where it is None."""
+
+    wave: ClassVar[type[MatrixWave]] = MatrixWave
+    most: ClassVar[int | None] = None
 
     def __init__(self, entries: list[Entry], context: Context, program: MatrixProgram, make: MakeBatch) -> None:
         """make: of the entries of a program, what runs it."""
         super().__init__(sorted(entries, key=lambda entry: (tuple(entry.param.shape), order_of(entry.param))), context)
-        cuts = waves([entry.param.numel() for entry in self.entries])
+        cuts = waves([entry.param.numel() for entry in self.entries], self.most)
         pieces = [self.entries[begin:end] for begin, end in cuts]
         self.memory = self._reserve(pieces, program)
-        self.waves = [MatrixWave(piece, context, program, make, *self.memory) for piece in pieces]
+        self.waves = [self.wave(piece, context, program, make, *self.memory) for piece in pieces]
 
     @ordinary
     def _reserve(self, pieces: Sequence[Sequence[Entry]], program: MatrixProgram) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,17 +187,24 @@ class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def products(program: MatrixProgram, shapes: Iterable[Sequence[int]]) -> tuple[int, dict[tuple[int, ...], dict[str, int]]]:
+def products(
+    program: MatrixProgram,
+    shapes: Iterable[Sequence[int]],
+    most: int | None = None,
+    together: Callable[[int], int] | None = None,
+) -> tuple[int, dict[tuple[int, ...], dict[str, int]]]:
     """(how many waves, {(matrices, rows, columns): {operation of torch: how often it is called}}), for matrices of these
-    shapes that all have gradients."""
+    shapes that all have gradients. most: elements of a wave; together: how many matrices of so many elements are one stack, all
+    of a wave where it is None."""
     kinds = sorted((tuple(shape), ROW_AFTER_ROW) for shape in shapes)
-    cuts = waves([math.prod(shape) for shape, _ in kinds])
+    cuts = waves([math.prod(shape) for shape, _ in kinds], most)
     found: dict[tuple[int, ...], dict[str, int]] = {}
     for begin, end in cuts:
         for (shape, order), members in groupby(kinds[begin:end]):
-            count = len(list(members))
+            every = len(list(members))
             if not math.prod(shape):
                 continue
+            count = every if together is None else min(every, together(math.prod(shape)))
             kind = (torch.Size(shape), order)
             own = torch.empty(count * padded(kind[0].numel()), dtype=program.dtype, device="meta")
             more = torch.empty(Stack.room(kind, count, program.function), dtype=program.dtype, device="meta")
@@ -201,7 +214,7 @@ def products(program: MatrixProgram, shapes: Iterable[Sequence[int]]) -> tuple[i
                 program.function(stack.run[0], *program.arguments, room=stack.run[1])
             calls = found.setdefault((count, *shape), {})
             for name, number in counted.found.items():
-                calls[name] = calls.get(name, 0) + number
+                calls[name] = calls.get(name, 0) + number * -(-every // count)
     return len(cuts), found
 
 

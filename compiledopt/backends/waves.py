@@ -9,25 +9,25 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from compiledopt.backends.batch import Batch, Context, Entry, Unchanged
-from compiledopt.backends.triton.batch import TritonBatch
-from compiledopt.backends.triton.devices import Streams
+from compiledopt.backends.devices import Streams
 
 # Elements of a wave: four matrices of 4096 × 4096, enough for products to fill any GPU, in 128 MiB of bfloat16.
 WAVE = 2**26
 UNIT = 64  # elements: what lies in such memory begins on a multiple of 128 bytes, for vector loads and for products
 
-MakeBatch = Callable[[list[Entry], Context], TritonBatch]
+MakeBatch = Callable[[list[Entry], Context], Batch]
 
 
 def padded(count: int) -> int:
     return -(-count // UNIT) * UNIT
 
 
-def waves(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(begin, end) of neighbours that go together, none of them with more than WAVE elements, but for one alone."""
+def waves(sizes: Sequence[int], most: int | None = None) -> list[tuple[int, int]]:
+    """(begin, end) of neighbours that go together, none of them with more than `most` (WAVE) elements, but for one alone."""
     found, begin, taken = [], 0, 0
+    most = WAVE if most is None else most
     for index, size in enumerate(sizes):
-        if taken and taken + size > WAVE:
+        if taken and taken + size > most:
             found.append((begin, index))
             begin, taken = index, 0
         taken += size
@@ -37,8 +37,8 @@ def waves(sizes: Sequence[int]) -> list[tuple[int, int]]:
 class Wave(ABC):
     """Parameters that go together. batches: what runs on them; measures: which of those reads the gradients first."""
 
-    batches: Sequence[TritonBatch]
-    measures: TritonBatch
+    batches: Sequence[Batch]
+    measures: Batch
 
     @abstractmethod
     def prepare(self) -> bool:
@@ -88,7 +88,7 @@ class WavedBatch(Batch):
     def unchanged(self) -> Unchanged:
         return self.waves[0].measures.unchanged
 
-    def _batches(self) -> Iterable[TritonBatch]:
+    def _batches(self) -> Iterable[Batch]:
         for wave in self.waves:
             yield from wave.batches
 
