@@ -70,10 +70,10 @@ class Optimizer(torch.optim.Optimizer):
                 cls.__doc__ = f"{own}\n\n{description(own, constructor, rule, cls.bounds)}"
 
     @constructor
-    def __init__(self, params: ParamsT, options: Mapping[str, Any]) -> None:
-        """options: the constructor's `locals()`. All but self, params and extras become the options of the groups."""
-        defaults = {k: v for k, v in options.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}
-        extras: Extras = options.get("extras", {})
+    def __init__(self, params: ParamsT, defaults: Mapping[str, Any]) -> None:
+        """defaults: the constructor's `locals()`. All but self, params and extras become the options of the groups."""
+        extras: Extras = defaults.get("extras", {})
+        defaults = {k: v for k, v in defaults.items() if k not in ("self", "params", "extras", "__class__")} | {**self.fixed}
         self._check_options(defaults)
         if unknown := set(extras) - set(around.options()):
             raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument '{min(unknown)}'")

@@ -158,7 +158,7 @@ def test_a_class_of_ones_own_says_only_its_signature():
         bounds = (*compiledopt.Optimizer.bounds, Bound("pull", "Invalid pull", most=1.0))
 
         def __init__(self, params, lr=0.1, pull=0.5, sharp=False, *, maximize=False, foreach=None, **extras):
-            super().__init__(params, locals())
+            super().__init__(params=params, defaults=locals())  # torch's names
 
     params = parameters(shapes=[(3,)])
     optimizer = Drawn(params, 0.2, max_grad_norm=1.0)

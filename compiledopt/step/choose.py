@@ -62,10 +62,10 @@ def constructor(construct: Construct) -> Construct:
     outside = torch._disable_dynamo(construct)  # type: ignore[attr-defined]
 
     @functools.wraps(construct)
-    def constructed(self: Any, params: Any, options: Mapping[str, Any]) -> None:
+    def constructed(self: Any, params: Any, defaults: Mapping[str, Any]) -> None:
         if not torch.compiler.is_dynamo_compiling():
-            _begin(getattr(self, "rule", None), options)
-        outside(self, params, options)
+            _begin(getattr(self, "rule", None), defaults)
+        outside(self, params, defaults)
 
     return cast(Construct, constructed)
 
