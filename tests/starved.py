@@ -71,6 +71,18 @@ def run():
     return functools.partial(keep, optimizer, batch.native.launch, (batch.table, 2))
 
 
+def clipped():
+    """A steady step that measures the norm."""
+    params = [torch.nn.Parameter(torch.ones(30, 30)) for _ in range(3)]
+    optimizer = compiledopt.AdamW(params, compiled=True, max_grad_norm=1.0)
+    for param in params:
+        param.grad = torch.ones(30, 30)
+    for _ in range(4):
+        optimizer.step()
+    assert optimizer._stepper.steady.__self__.steps()
+    return functools.partial(keep, params, optimizer.step, ())
+
+
 def plan():
     example = Example()
     return functools.partial(cpp.launcher().Plan, **example.described)
@@ -79,4 +91,4 @@ def plan():
 if __name__ == "__main__":
     for name in native_calls(Example()):
         print(f"{name}: {starved(functools.partial(method, name))}")
-    print(f"plan: {starved(plan)}\nlay: {starved(lay)}\nrun: {starved(run)}")
+    print(f"plan: {starved(plan)}\nlay: {starved(lay)}\nrun: {starved(run)}\nclipped: {starved(clipped)}")

@@ -342,7 +342,7 @@ def test_cpp_without_memory(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     failures = dict(re.findall(r"(\w+): (\d+)", done.stdout))
     without = {name for name, count in failures.items() if count == "0"}
-    assert without == {"active", "launch", "run"} and len(failures) == 9, failures
+    assert without == {"active", "launch", "run"} and len(failures) == 10, failures
 
 
 # ---- sanitizers ----

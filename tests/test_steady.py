@@ -136,6 +136,36 @@ def test_groups_dtypes_and_many_rows():
     assert same(*found)
 
 
+CLIPPED = {
+    "Adam": (compiledopt.Adam, {}),
+    "a rule that reduces": (compiledopt.Adafactor, {}),
+    "bad gradients left out": (compiledopt.AdamW, {"skip_nonfinite": True}),
+}
+
+
+@pytest.mark.parametrize("one", CLIPPED)
+def test_clipped_as_from_python(one):
+    """By one norm over three dtypes, of groups of which the last is not clipped: parameters, states and norms bit for bit."""
+    kind, options = CLIPPED[one]
+    found = []
+    for make in (lambda optimizer: optimizer, from_python):
+        params, norms = [*parameters(), *parameters(torch.float64), *parameters(torch.bfloat16)], []
+        groups = [{"params": params[:7]}, {"params": params[7:-1], "lr": 0.2}, {"params": params[-1:], "max_grad_norm": None}]
+        optimizer = make(kind(groups, lr=0.1, compiled=True, max_grad_norm=5.0, **options))
+        for step in range(12):
+            Gradients().set(params, step)
+            for param in params:
+                param.grad *= 0.01 if step % 3 == 0 else 10.0
+            if step == 7 and options:
+                params[2].grad.fill_(math.inf)
+            optimizer.step()
+            norms.append(optimizer.grad_norm.item())
+        found.append((snapshot(optimizer), norms))
+        assert (steps(optimizer) or 0) == (0 if make is from_python else 10)
+    assert same(*(states for states, _ in found)) and found[0][1] == found[1][1]
+    assert min(norms) < 5.0 < max(norms) and len(set(norms)) == 12
+
+
 def test_a_schedule_goes_on():
     params, twins = parameters(), parameters()
     schedule = schedules.cosine_annealing(10)
@@ -451,10 +481,11 @@ def test_an_optimizer_goes_at_once():
         gc.enable()
 
 
-def test_another_thread_in_a_step():
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1e9}], ids=["plain", "clipped"])
+def test_another_thread_in_a_step(options):
     """Of a long step the GIL is let go; a second step of the same optimizer meanwhile is refused, and others go on."""
     params = [torch.nn.Parameter(torch.ones(1 << 22))]
-    optimizer = compiledopt.SGD(params, lr=0.1, compiled=True)
+    optimizer = compiledopt.SGD(params, lr=0.1, compiled=True, **options)
     params[0].grad = torch.ones(1 << 22)
     for _ in range(4):
         optimizer.step()
@@ -485,7 +516,7 @@ WRONG = {
     "groups without parameters": ({"groups": [({"lr": 1.0}, [(True, False, [])])]}, TypeError, "parameters in a list"),
     "entries of another number": ({"groups": [({"params": []}, [])]}, ValueError, "another length"),
     "numbers that there are not": ({"groups": [({"params": []}, [(0, 0, [(-1, 7)])])]}, IndexError, "that there is not"),
-    "parts that are none": ({"parts": [(1, 2, 3, 4, 5, None)]}, TypeError, "made of plans"),
+    "parts that are none": ({"parts": [(1, 2, 3, 4, 5, None, 0)]}, TypeError, "made of plans"),
 }
 
 
@@ -494,9 +525,8 @@ def test_wrong_descriptions_are_refused(wrong):
     more, error, words = WRONG[wrong]
     lists = {name: [] for name in ("attributes", "modules", "empty", "param_groups", "params", "states", "waiting", "quiet")}
     with pytest.raises(error, match=words):
-        launcher().Steady(
-            **{**lists, "state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], "measure": None, **more}
-        )
+        others = {"state": {}, "threads": int, "numbers": 1, "groups": [], "parts": [], "measure": None, "norm": None}
+        launcher().Steady(**{**lists, **others, **more})
     for lines in ((0, (), (("nothing", 0, 0, 0),), (), ()), (0, (), (("add", 0, 0, 0),), (), ())):
         with pytest.raises((LookupError, IndexError)):
             launcher().evaluate(lines, ())

@@ -82,6 +82,11 @@ class Clipping:
             for batch in clipped:
                 batch.renew()
 
+    def take(self, squares: Sequence[float]) -> float:
+        """The norm, given the sums of squares that were measured on the host; no batch is renewed."""
+        self._set(norm := self._given(squares), None)
+        return as_float(norm)
+
     def _in_place(self, clipped: Sequence[Batch]) -> torch.Tensor | None:
         """The norm where it is given, left there by the batches themselves, or None."""
         if len(self.given) != 1 or not self.places or not clipped:

@@ -206,7 +206,8 @@ class Standing:
     its rule; rules: with what stands around it; states: the values of `state`; waiting: parameters without a gradient;
     attributes: (name, value) of the optimizer, None for one that must not be there; modules: (dict, attributes) likewise;
     empty: dicts that are empty while nobody looks at steps; measure: what must be done between preparing and launching;
-    in_place: whether the batches themselves did that in the last step, by launches of theirs alone."""
+    in_place: whether the batches themselves did that in the last step, by launches of theirs alone; norm: on the host, of the
+    batches' sums of squares, the norm that they are clipped by."""
 
     batches: Sequence[Batch]
     own: Sequence[Rule]
@@ -221,6 +222,7 @@ class Standing:
     empty: Sequence[Mapping[Any, Any]]
     measure: Callable[[], None] | None = None
     in_place: bool = False
+    norm: Callable[[list[float]], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import TraceError, author_line
-from compiledopt.rules.program import SIZES, Argument, Node, Program, node_args
+from compiledopt.rules.program import NORM, SIZES, Argument, Node, Program, node_args
 from compiledopt.rules.symbol import Symbol
 
 SCOPES = ("model", "group")
@@ -122,7 +122,7 @@ def _inputs(totals: tuple[Node, ...]) -> Iterator[Node]:
 
 def _squares() -> Program:
     grad, place = Node("input", (), False, "grad"), Node("input", (), False, "squares")
-    return Program("grad_norm", (grad, place), {"squares": Node("mul", (grad, grad), False)})
+    return Program(NORM, (grad, place), {"squares": Node("mul", (grad, grad), False)})
 
 
 SQUARES = _squares()  # of the gradient: what clipping sums

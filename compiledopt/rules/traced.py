@@ -18,6 +18,7 @@ from compiledopt.rules.program import (
     COLUMNS,
     ELEMENTS,
     MATRICES,
+    NORM,
     OUTER,
     ROW_AFTER_ROW,
     Program,
@@ -49,7 +50,7 @@ class Runnable:
 
     @cached_property
     def is_clipped(self) -> bool:
-        return "grad_norm" in self.rule.options
+        return NORM in self.rule.options
 
     @cached_property
     def is_measured(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,9 +62,12 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     own = [("param_groups", owner.groups), ("state", owner.state), ("_swapped", False), ("_opt_called", True)]
     attributes = [*own, *hooks, ("found_inf", None), ("grad_scale", None)]
     lists = plan.params, owner.state, plan.states, plan.waiting
-    measure = None if owner.clipping is None else partial(owner.measure, list(plan.batches), again=False)
-    in_place = owner.clipping is not None and owner.clipping.is_in_place
-    taken = make(Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty, measure, in_place))
+    standing = Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty)
+    if (clipping := owner.clipping) is not None:
+        measure = partial(owner.measure, list(plan.batches), again=False)
+        norm = None if others else clipping.take
+        standing = replace(standing, measure=measure, in_place=clipping.is_in_place, norm=norm)
+    taken = make(standing)
     return Beside(taken, plan, others).step if others and taken is not None else taken
 
 

@@ -68,6 +68,10 @@ const Operation kOperations[] = {
     {"logical_and", [](double a, double b, double) { return double(a != 0 && b != 0); }},
     {"logical_or", [](double a, double b, double) { return double(a != 0 || b != 0); }},
     {"logical_not", [](double a, double, double) { return double(a == 0); }},
+    {"logical_xor", [](double a, double b, double) { return double((a != 0) != (b != 0)); }},
+    {"isfinite", [](double a, double, double) { return double(std::isfinite(a)); }},
+    {"isinf", [](double a, double, double) { return double(std::isinf(a)); }},
+    {"isnan", [](double a, double, double) { return double(a != a); }},
 };
 
 // Null for one that is not there.

@@ -190,7 +190,9 @@ struct Part {
   std::vector<double> sizes;                // of each row: numbers of its parameters
   std::vector<std::vector<int64_t>> shapes;  // of the parameters, where a row has sizes, when Python looked
   std::vector<double> table;
-  bool rounded = false;  // whether 0-dim states are float32
+  Kernel squares = nullptr;  // sums those of the gradients, where they are clipped
+  double norm = 1.0;         // of all gradients that are
+  bool rounded = false;      // whether 0-dim states are float32
   bool calls_python = false;  // in this step, so that another thread may have run
 
   bool is_as_before() const { return !plan->busy && plan->layout == layout; }
@@ -318,7 +320,7 @@ struct Part {
       const std::vector<double>& numbers = all[group].numbers;
       for (size_t i = 0; i < inputs.size(); ++i) {
         const auto [place, number] = inputs[i];
-        scalars.values[i] = place >= 0 ? of_row(place) : number < 0 ? 1.0 : numbers[number];
+        scalars.values[i] = place >= 0 ? of_row(place) : number < 0 ? norm : numbers[number];
       }
       scalars.evaluate();
       for (const int32_t value : scalars.columns) *out++ = scalars.values[value];
@@ -346,6 +348,7 @@ struct Steady {
   std::vector<Owned> empty;                           // dicts that are empty while nobody looks at steps
   std::vector<Owned> quiet;                           // what says no while a step may be taken so
   Owned measure;                                      // called before a launch, or null
+  Owned norm;                                         // of sums of squares, the norm that parts are clipped by; or null
   Owned list, params, state, states, waiting, threads;
   uint64_t state_version = 0;
   std::vector<Group> groups;
@@ -430,6 +433,44 @@ void hand_to_python(Steady& steady) {
   if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
 }
 
+// While Python runs, no plan is another thread's.
+class Busy {
+ public:
+  explicit Busy(Steady& steady) : steady_(steady) { set(true); }
+  Busy(const Busy&) = delete;
+  ~Busy() { set(false); }
+
+ private:
+  Steady& steady_;
+
+  void set(bool busy) {
+    for (Part& part : steady_.parts) part.plan->busy = busy;
+  }
+};
+
+// After a gather: the norm of the gradients of all parts that are clipped, and their rows by it.
+void clip(Steady& steady, int threads) {
+  std::vector<double> squares;
+  for (Part& part : steady.parts) {
+    if (!part.squares) continue;
+    Sums wanted;
+    wanted.kernel = part.squares, wanted.reads = 1, wanted.operands[0] = kGrad;
+    run_long(*part.plan, [&] { squares.push_back(sums_over_parameters(*part.plan, wanted, threads)[0]); });
+  }
+  const Owned given = Owned::checked(PyList_New(squares.size()));
+  for (size_t i = 0; i < squares.size(); ++i)
+    PyList_SET_ITEM(given.get(), i, Owned::checked(PyFloat_FromDouble(squares[i])).release());
+  const Busy busy(steady);
+  const Owned found = Owned::checked(PyObject_CallOneArg(steady.norm.get(), given.get()));
+  const double norm = PyFloat_AsDouble(found.get());
+  require(norm != -1 || !PyErr_Occurred());
+  for (Part& part : steady.parts) {
+    if (!part.squares) continue;
+    part.norm = norm;
+    part.fill(steady.groups);
+  }
+}
+
 // Everything that can fail, and no write. Returns: the threads of the launch, or 0 where Python must take the step.
 int prepare(Steady& steady) {
   const int threads = threads_for(steady, false);
@@ -454,6 +495,7 @@ int prepare(Steady& steady) {
   const auto goes = [](const Part& part) { return !part.elsewhere && part.plan->lets_gil_go(); };
   if (std::any_of(steady.parts.begin(), steady.parts.end(), goes))
     for (Part& part : steady.parts) part.plan->hold_all();
+  if (steady.norm.get()) clip(steady, several);
   return several;
 }
 
@@ -576,7 +618,7 @@ int steady_traverse(PyObject* self, visitproc visit, void* arg) {
   for (const auto& [module, attributes] : steady.modules) Py_VISIT(module.get());
   for (const Owned& one : steady.empty) Py_VISIT(one.get());
   for (const Owned* one : {&steady.list, &steady.params, &steady.state, &steady.states, &steady.waiting, &steady.threads,
-                           &steady.measure})
+                           &steady.measure, &steady.norm})
     Py_VISIT(one->get());
   for (const Owned& one : steady.quiet) Py_VISIT(one.get());
   for (const Group& group : steady.groups) {
@@ -708,10 +750,10 @@ Elsewhere elsewhere_of(PyObject* described, int64_t numbers) {
 }
 
 // (plan, scalar part, [(place in a row or -1, number or -1)], [(group, 0-dim states, sizes)], whether the states are float32,
-// elsewhere).
-// An input that is neither of a row nor a number is 1: what only a device knows, and fills in there.
+// elsewhere, the address of a kernel that sums the squares of gradients that are clipped, or 0).
+// An input that is neither of a row nor a number is the norm: 1 where only a device knows it, and fills it in there.
 Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Group>& groups, int64_t numbers) {
-  PyObject** const parts = items_of(described, 6);
+  PyObject** const parts = items_of(described, 7);
   Part made;
   if (!PyObject_TypeCheck(parts[0], plan_type)) fail(PyExc_TypeError, "a steady step is made of plans");
   made.object = Owned::share(parts[0]);
@@ -719,13 +761,15 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
   const int states = made.plan->scalar_states;
   made.layout = made.plan->layout;
   made.scalars = scalars_of(parts[1]);
+  made.squares = reinterpret_cast<Kernel>(PyLong_AsUnsignedLongLong(parts[6]));
+  require(!PyErr_Occurred());
   int last = 0;  // of the places
   for_each_item(parts[2], [&](PyObject* input) {
     PyObject** const pair = items_of(input, 2);
     made.inputs.emplace_back(integer(pair[0], -1, 1 + kMostTensors + kMostTensors), integer(pair[1], -1, numbers));
     last = std::max(last, made.inputs.back().first);
     const bool of_row = made.inputs.back().first >= 0, of_group = made.inputs.back().second >= 0;
-    if ((of_row && of_group) || (!of_row && !of_group && parts[5] == Py_None))
+    if ((of_row && of_group) || (!of_row && !of_group && parts[5] == Py_None && !made.squares))
       fail(PyExc_ValueError, "an input of a row or a number");
   });
   for_each_item(parts[3], [&](PyObject* row) {
@@ -755,14 +799,14 @@ Part part_of(PyObject* described, PyTypeObject* plan_type, const std::vector<Gro
 
 Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type) {
   static const char* names[] = {"attributes", "modules", "empty", "param_groups", "params", "state", "states",
-                                "waiting", "threads", "numbers", "groups", "parts", "quiet", "measure", nullptr};
-  PyObject *quiet, *measure;
+                                "waiting", "threads", "numbers", "groups", "parts", "quiet", "measure", "norm", nullptr};
+  PyObject *quiet, *measure, *norm;
   PyObject *attributes, *modules, *empty, *list, *params, *state, *states, *waiting, *threads, *groups, *parts;
   int numbers;
   Steady made;
-  require(PyArg_ParseTupleAndKeywords(args, named, "$OOOO!O!O!O!O!OiOOOO", const_cast<char**>(names), &attributes, &modules, &empty,
+  require(PyArg_ParseTupleAndKeywords(args, named, "$OOOO!O!O!O!O!OiOOOOO", const_cast<char**>(names), &attributes, &modules, &empty,
                                       &PyList_Type, &list, &PyList_Type, &params, &PyDict_Type, &state, &PyList_Type, &states,
-                                      &PyList_Type, &waiting, &threads, &numbers, &groups, &parts, &quiet, &measure));
+                                      &PyList_Type, &waiting, &threads, &numbers, &groups, &parts, &quiet, &measure, &norm));
   made.attributes = attributes_of(attributes);
   for_each_item(modules, [&](PyObject* module) {
     PyObject** const pair = items_of(module, 2);
@@ -775,6 +819,7 @@ Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type
   });
   for_each_item(quiet, [&](PyObject* asked) { made.quiet.push_back(Owned::share(asked)); });
   if (measure != Py_None) made.measure = Owned::share(measure);
+  if (norm != Py_None) made.norm = Owned::share(norm);
   made.list = Owned::share(list);
   made.params = Owned::share(params);
   made.state = Owned::share(state);
@@ -785,6 +830,9 @@ Steady steady_described(PyObject* args, PyObject* named, PyTypeObject* plan_type
   for_each_item(parts, [&](PyObject* part) { made.parts.push_back(part_of(part, plan_type, made.groups, numbers)); });
   const auto is_elsewhere = [&](const Part& one) { return bool(one.elsewhere) == made.is_elsewhere(); };
   if (!std::all_of(made.parts.begin(), made.parts.end(), is_elsewhere)) fail(PyExc_ValueError, "plans with kernels, or none of them");
+  const auto is_clipped = [](const Part& one) { return one.squares != nullptr; };
+  if (std::any_of(made.parts.begin(), made.parts.end(), is_clipped) && !PyCallable_Check(norm))
+    fail(PyExc_TypeError, "what makes a norm of sums of squares is callable");
   return made;
 }
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Standing, Steady
+from compiledopt.backends.batch import Standing, Steady, spread_of
 from compiledopt.backends.cpp.kernels import launcher
+from compiledopt.rules.program import NORM
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_lines
 
@@ -18,9 +19,10 @@ Numbers = dict[str, int]  # the numbers that scalar parts read, by their names i
 def steady(standing: Standing) -> Steady | None:
     """One call for all further steps, or None where Python must take part."""
     # A capture is refused where a parameter waits for its gradient, which is asked of CUDA.
-    if standing.measure is not None or (standing.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+    unknown = standing.measure is not None and standing.norm is None
+    if unknown or (standing.waiting and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
         return None
-    return assembled(standing, _part, is_on_host, ())
+    return assembled(standing, _part, is_on_host, (), norm=standing.norm)
 
 
 def assembled(
@@ -28,9 +30,12 @@ def assembled(
     part_of: Callable[[Any, Numbers], Any | None],
     is_read: Callable[[Any], bool],
     quiet: Sequence[Callable[[], bool]],
+    measure: Callable[[], None] | None = None,
+    norm: Callable[[list[float]], float] | None = None,
 ) -> Steady | None:
     """part_of: what native code does of a batch, or None; is_read: whether that, or a kernel, reads a tensor that is a number;
-    quiet: what says no while steps may be taken so."""
+    quiet: what says no while steps may be taken so; measure, norm: Standing's, of which one is asked where gradients are
+    clipped."""
     numbers = Numbers()
     parts = [part for batch in standing.batches if (part := part_of(batch, numbers)) is not None]
     every = zip(standing.groups, standing.rules, standing.own, strict=True)
@@ -55,19 +60,25 @@ def assembled(
         groups=[(group, entries) for group, entries, _ in groups],
         parts=parts,
         quiet=list(quiet),
-        measure=standing.measure,
+        measure=measure,
+        norm=norm,
     )
     return made.step  # type: ignore[no-any-return]
 
 
 def _part(batch: Any, numbers: Numbers) -> Any | None:
-    return None if batch.is_clipped else part(batch, numbers, None)
+    if not batch.is_clipped:
+        return part(batch, numbers, None)
+    # The squares of a distributed gradient are added over processes.
+    alone = all(spread_of(entry) is None for entry in batch.entries)
+    return part(batch, numbers, None, NORM, batch.squared.address) if alone else None
 
 
-def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "") -> Any | None:
-    """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded, elsewhere). Mutates: numbers.
+def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "", squares: int = 0) -> Any | None:
+    """A batch: (plan, scalar part, inputs, rows, whether 0-dim states are rounded, elsewhere, squares). Mutates: numbers.
 
-    elsewhere: what Python does of it, (bring, point, take, launch); unknown: a number of the step that is 1 here.
+    elsewhere: what Python does of it, (bring, point, take, launch); unknown: a number of the step that is the norm, or 1 where
+    only a device knows it; squares: the address of the kernel that sums those of its gradients, 0 where they are not clipped.
     """
     traced = batch.traced
     first = not batch.rows or any(first for _, first, *_ in batch.rows)
@@ -82,7 +93,7 @@ def part(batch: Any, numbers: Numbers, elsewhere: Any | None, unknown: str = "")
             return None
         inputs.append((place, -1 if of_step or place >= 0 else numbers.setdefault(name, len(numbers))))
     rows = [(group, states, sizes) for group, _, states, sizes in batch.rows]
-    return batch.native, lines, inputs, rows, batch.rounded, elsewhere
+    return batch.native, lines, inputs, rows, batch.rounded, elsewhere, squares
 
 
 def _group(group: dict[str, Any], rule: Rule, own: Rule, numbers: Numbers, is_read: Callable[[Any], bool]) -> Any | None:

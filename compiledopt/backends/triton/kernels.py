@@ -26,11 +26,10 @@ from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, random
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
-from compiledopt.rules.program import Node, Program, depends_on
+from compiledopt.rules.program import NORM, Node, Program, depends_on
 from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
-NORM = "grad_norm"
 PART = 256  # elements: two for each of 128 threads
 FEW = 4  # rows of scalars that are arguments: of the parameters that are decayed, of the others, and of both in a second rate
 NAMES = bodies.NAMES

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, synchronize, upload
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, NORM, TritonKernel, measured_columns
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, measured_columns
 from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device_at, remembered, unlike
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import alone, cut, launch
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import Argument, Node, Program, value_of
+from compiledopt.rules.program import NORM, Argument, Node, Program, value_of
 from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8

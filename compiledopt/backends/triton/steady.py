@@ -9,9 +9,9 @@ from typing import Any
 
 from compiledopt.backends.batch import Standing, Steady
 from compiledopt.backends.cpp.steady import Numbers, assembled, is_on_host, part
-from compiledopt.backends.triton.kernels import NORM
 from compiledopt.backends.triton.norm import BOUND
 from compiledopt.backends.triton.prepared import current
+from compiledopt.rules.program import NORM
 
 NOTHING = (0, (), (), (), ())  # a scalar part that is the device's
 
@@ -25,7 +25,7 @@ def steady(standing: Standing) -> Steady | None:
 
     captures = {batch.device: batch.is_being_captured for batch in batches}
     goes = standing.measure is None or standing.in_place
-    return assembled(standing, partial(_part, goes), is_read, list(captures.values()))
+    return assembled(standing, partial(_part, goes), is_read, list(captures.values()), measure=standing.measure)
 
 
 def prepared(batch: Any) -> Any:
@@ -55,4 +55,4 @@ def _part(goes: bool, batch: Any, numbers: Numbers) -> Any | None:
         return None
     for name in batch.mirror.names:
         numbers.setdefault(name, len(numbers))
-    return batch.native, NOTHING, [], [], False, (*elsewhere, -1)
+    return batch.native, NOTHING, [], [], False, (*elsewhere, -1), 0
