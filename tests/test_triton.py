@@ -256,7 +256,7 @@ def test_explain_for_a_gpu(name, capsys):
 STORED = {
     "int8": ("float32", ['state_dtype="int8"'], (10, 6), (2, 1)),
     "int8 and stochastic": ("bfloat16", ['state_dtype="int8"', 'rounding="stochastic"'], (6, 4), (2, 1)),
-    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
+    "split": ("bfloat16", ['rounding="split"', 'state_dtype="bfloat16"'], (10, 8), (5, 4)),
     "compensated": ("bfloat16", ['rounding="compensated"', 'state_dtype="bfloat16"'], (10, 8), (10, 8)),
     "int4": ("float32", ['state_dtype="int4"'], (9, 5), None),
     "int4 beside uint8": ("float32", ['state_dtype={"exp_avg": "int4", "exp_avg_sq": "uint8"}'], (9.5, 5.5), None),
