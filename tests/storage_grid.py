@@ -285,7 +285,8 @@ def _codes(found: list[Any]) -> list[torch.Tensor]:
 
 
 def between_executors(case: Case) -> Iterator[str]:
-    """Compiled, foreach and for-loop: the same codes but for a few on an edge."""
+    """Compiled, foreach and for-loop: the same codes but for a few on an edge, and those that are made of such, as Adan's
+    exp_avg_diff is of the last gradient, by one more."""
     found = {}
     for executor in EXECUTORS:
         params = case.params()
@@ -301,7 +302,7 @@ def between_executors(case: Case) -> Iterator[str]:
         coarse = case.of.multiplies or not case.of.elementwise
         if not apart <= (0.1 if coarse or unit else 0.01) * moved:
             yield f"{executor} and for-loop differ by {apart:.3g} of {moved:.3g}"
-        if share > (0.05 if coarse or unit else 0.002) or (most > 1 and not coarse and share > 1e-4):
+        if share > (0.05 if coarse or unit else 0.002) or (most > 2 and not coarse and share > 1e-4):
             yield f"{share:.2%} of codes differ between {executor} and for-loop, by {most} at most"
 
 
