@@ -126,7 +126,7 @@ def test_what_a_kernel_proves(fault):
     assert wrong is None if fault is None else "not what the for-loop computes" in wrong
 
 
-@pytest.mark.parametrize("name", ["int8 and stochastic", pytest.param("split", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("int8 and stochastic", marks=pytest.mark.slow), "split"])
 def test_replays(name, monkeypatch):
     """Random bits follow the step on the device, and codes are written where the graph found them."""
     dtype, kept = KEPT[name]
