@@ -807,6 +807,14 @@ SEEN = "test_steady.py::test_a_change_is_seen"
 fault("cpp:hooks-not-seen", "steady.cpp", "return !PyDict_GET_SIZE(one.get());", "return true;", f"{SEEN}[hooked0]")
 fault("cpp:modes-not-seen", "steady.cpp", ".included_ != 0)", ".included_ == 1)", f"{SEEN}[watched]")
 fault("cpp:zero-not-seen", "steady.cpp", "(was != 0) != (is != 0)", "false", f"{SEEN}[decayed]")
+fault("cpp:norm-of-before", "steady.cpp", "part.norm = norm;", "", "test_steady.py::test_clipped_as_from_python[Adam]")
+fault(
+    "cpp:only-first-part-measured",
+    "steady.cpp",
+    "{\n    if (!part.squares) continue;\n    Sums wanted;",
+    "{\n    if (!part.squares || !squares.empty()) continue;\n    Sums wanted;",
+    "test_steady.py::test_clipped_as_from_python[Adam]",
+)
 fault("cpp:number-not-read", "steady.cpp", "numbers[number] = is, ++changes;", "(void)is;", f"{SEEN}[other_rate]")
 FAKE = "test_fake_driver.py"
 BROUGHT = f"{FAKE}::test_tables_are_brought_once"
