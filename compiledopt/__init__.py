@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
     from compiledopt.algorithms.published.adagc import AdaGC
+    from compiledopt.algorithms.published.adago import AdaGO
     from compiledopt.algorithms.published.adahessian import AdaHessian
     from compiledopt.algorithms.published.adai import Adai
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
@@ -56,11 +57,17 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
     from compiledopt.algorithms.published.came import CAME
+    from compiledopt.algorithms.published.conda import Conda
+    from compiledopt.algorithms.published.dadapt_adagrad import DAdaptAdaGrad
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.dadapt_adan import DAdaptAdan
+    from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
+    from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.exadam import EXAdam
     from compiledopt.algorithms.published.fadam import FAdam
+    from compiledopt.algorithms.published.fira_adamw import FiraAdamW
     from compiledopt.algorithms.published.fromage import Fromage
     from compiledopt.algorithms.published.ftrl import FTRL
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
@@ -84,8 +91,10 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
     from compiledopt.algorithms.published.qhm import QHM
+    from compiledopt.algorithms.published.racs import RACS
     from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
+    from compiledopt.algorithms.published.scion import Scion
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.shampoo import Shampoo
@@ -95,6 +104,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.sophia_h import SophiaH
+    from compiledopt.algorithms.published.splus import SPlus
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.stable_spam import StableSPAM
     from compiledopt.algorithms.published.tiger import Tiger
@@ -113,6 +123,7 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "SAM",
     "SGD",
     "SGDP",
@@ -124,6 +135,7 @@ __all__ = [
     "AdaBelief",
     "AdaBound",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
@@ -146,11 +158,17 @@ __all__ = [
     "Amos",
     "Ano",
     "Combined",
+    "Conda",
+    "DAdaptAdaGrad",
     "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
     "DoG",
     "EXAdam",
     "FAdam",
+    "FiraAdamW",
     "Fromage",
     "GaLoreAdamW",
     "Grams",
@@ -176,6 +194,8 @@ __all__ = [
     "RMSpropTF",
     "Rprop",
     "SGDScheduleFree",
+    "SPlus",
+    "Scion",
     "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",

@@ -27,20 +27,18 @@ SLOW = pytest.mark.slow
 
 
 # Rules that no kernel is made of, and why.
-EAGER = {
-    "AdaMuon": "products of matrices",
-    "NorMuon": "products of matrices",
-}
+EAGER = dict.fromkeys(("AdaGO", "AdaMuon", "NorMuon", "Scion"), "products of matrices")
 RUNS = [(case, executor, dtype) for case in CASES for executor in EXECUTORS for dtype in DTYPES[:2]]
 RUNS = [run for run in RUNS if run[0].algorithm not in EAGER or run[1] != "compiled"]
-MATRICES = {"AdaMuon": [(40, 50), (30, 20)], "NorMuon": [(40, 50), (30, 20)]}
+MATRICES = {name: [(40, 50), (30, 20)] for name in (*EAGER, "RACS")}
 
 
 def of(case, dtype=torch.float32):
     """Parameters that the algorithm takes."""
     few = [(40, 50), (301,)]  # each number of dimensions has kernels of its own where a rule reduces
     shapes = MATRICES.get(case.algorithm, SHAPES if case.of.elementwise else few)
-    return parameters(dtype, shapes)
+    others = [(301,), (), (6, 4, 3, 2)] if case.algorithm == "Scion" and "norm" not in case.kwargs() else []
+    return parameters(dtype, [*shapes, *others])
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +62,7 @@ CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
 # Of which the paper's update is written on tensors alone, and what in it is no symbol of sympy's.
 ON_TENSORS = {
     **EAGER,
+    "RACS": "a sum of squares over rows or columns",
     "AdamP": "a parameter's size",
     "AggMo": "a place in a list",
     "Amos": "a parameter's size",
