@@ -220,7 +220,7 @@ REFUSED = {
     "distributedmuon": "is Muon over shards, which 'muon' is where parameters are sharded",
     "flashadamw": "is create_optimizer('adamw', params, state_dtype='int8', rounding='split') here",
     "lorarite": _MODULES,
-    "scionlight": "keeps its momentum in p.grad, which is never zeroed then; no step here writes a gradient, and 'scion' has a state",
+    "scionlight": "keeps its momentum in p.grad, never zeroed, and a step here writes no gradient; 'scion' has a state for it",
     "muonclip": f"is 'muon' and a clip of the attention's weights: it {_MODULES}",
     "ranger21": "is AdamW with eight additions; clipping, centralization and schedules stand around any rule here",
     "spam": "has masks of parameters that move, drawn anew now and then; its successor 'stablespam' is here",

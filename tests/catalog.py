@@ -474,11 +474,11 @@ WHOLE_MODEL: dict[str, Algorithm] = {
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
-        Algorithm(compiledopt.DAdaptAdaGrad, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DAdaptAdaGrad, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
-        Algorithm(compiledopt.DAdaptAdan, promised={"d0": 1e-2}, steady={"weight_decay": 0.0}),
-        Algorithm(compiledopt.DAdaptLion, promised={"d0": 1e-2}),
-        Algorithm(compiledopt.DAdaptSGD, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DAdaptAdan, promised={"d0": 1e-2}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.DAdaptLion, promised={"d0": 1e-2}, brief=True),
+        Algorithm(compiledopt.DAdaptSGD, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
         Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
         Algorithm(compiledopt.RAdamScheduleFree),
@@ -490,12 +490,12 @@ MATRICES: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
-        Algorithm(compiledopt.Conda, promised={"lr": 0.05}),
-        Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
         Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
-        Algorithm(compiledopt.SPlus, promised={"lr": 0.5}),
+        Algorithm(compiledopt.SPlus, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
     )
 }

@@ -293,9 +293,7 @@ def kron(params, group, state, steps):
 
 
 LOOPS = {"Kron": kron, "SOAP": soap, "Shampoo": shampoo, "GaLoreAdamW": galore, "APOLLOAdamW": apollo}
-# Of which the default run has the mathematics alone.
-BRIEF = {"Conda": conda, "FiraAdamW": fira, "SPlus": splus}
-LOOPS |= BRIEF
+LOOPS |= {"Conda": conda, "FiraAdamW": fira, "SPlus": splus}
 PROJECTED = [(12, 12), (9,), (5, 12), (12, 5), (12, 5), (2, 3, 4)]
 OPTIONS = {
     "Kron": [
@@ -349,7 +347,7 @@ FACTORS_OF_VECTORS = {"Kron": "Q", "Shampoo": "pre_cond"}
 PROJECTING = [name for name, one in MATRICES.items() if one.takes("rank")]
 
 
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in BRIEF)) for name in LOOPS]
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * MATRICES[name].brief) for name in LOOPS]
 
 
 def shapes_of(name):
@@ -360,7 +358,7 @@ def made(name, params, number=0, **more):
     return getattr(compiledopt, name)(params, **{**OPTIONS[name][number], **more})
 
 
-@pytest.mark.parametrize(("name", "number"), with_slow(CASES, lambda name, number: number <= (name not in BRIEF)))
+@pytest.mark.parametrize(("name", "number"), with_slow(CASES, lambda name, number: number < 2 - MATRICES[name].brief))
 def test_fifty_steps_are_the_authors(name, number):
     mine, theirs = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
     start, gradients = flat(mine), Gradients(WIDE)
@@ -576,7 +574,7 @@ def test_scion_begins_in_its_balls_and_knows_its_norms():
         ("Spectral", {"max": True, "normalized": False}, lambda p: torch.linalg.svdvals(p) / math.sqrt(40)),
     ):
         (param,) = parameters(WIDE, shapes[:1])
-        optimizer = compiledopt.Scion([param], norm=norm, norm_kwargs=kwargs)
+        optimizer = compiledopt.Scion([param], norm=norm, norm_kwargs=kwargs, foreach=False)
         optimizer.init()
         assert torch.allclose(found(param.detach()), torch.ones(1, dtype=WIDE), atol=1e-6) and rms(param) > 0.01
         saved = optimizer.state_dict()
@@ -595,9 +593,8 @@ def test_scion_begins_in_its_balls_and_knows_its_norms():
 
 
 def test_splus_is_evaluated_at_its_average():
-    params = parameters(WIDE)
-    optimizer, state = made("SPlus", params), {}
-    theirs, gradients = parameters(WIDE), Gradients(WIDE)
+    params, theirs = parameters(WIDE, SHAPES), parameters(WIDE, SHAPES)
+    optimizer, state, gradients = made("SPlus", params, foreach=False), {}, Gradients(WIDE)
     with torch.no_grad():
         for step in splus(theirs, optimizer.param_groups[0], state, 9):
             gradients.set(theirs, step)

@@ -357,13 +357,10 @@ def descend(optimizer, params, steps, start=0):
         optimizer.step()
 
 
-# Of which the default run makes no kernel: the richest of each, one parameter after the other.
-BRIEF = ("DAdaptAdaGrad", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")
-
-
 def quick(name, executor):
+    """Of those that are brief the richest, without a kernel."""
     ours, _, rich = name.partition("-")
-    return bool(rich) and executor == "for-loop" if ours in BRIEF else not rich
+    return bool(rich) and executor == "for-loop" if WHOLE_MODEL[ours].brief else not rich
 
 
 @pytest.mark.parametrize(("name", "executor"), with_slow([(name, one) for name in CASES for one in EXECUTORS], quick))

@@ -12,8 +12,6 @@ from compiledopt.algorithms.spectra import finite_or_zero
 from compiledopt.rules.products import add_product, product
 from compiledopt.rules.random import Key, normal
 
-GROWTH = 1.01  # of an update's norm from one step to the next, at most: Fira's limiter
-
 
 def is_tall(param: Tensor) -> bool:
     return param.shape[0] >= param.shape[1]
@@ -61,8 +59,3 @@ def random(words: Key, old: Tensor | None) -> Tensor | None:
 
 def length(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     return tensor.square().sum(dims, keepdim=True).sqrt()
-
-
-def limiter(size: Any, last: Any, growth: Any) -> Any:
-    """What an update of that norm is divided by, so that it is at most so many times as long as the last."""
-    return (size / (last + 1e-8)).clamp_min(growth) / growth

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.directions import adam_direction, moved
+from compiledopt.algorithms.growth import GROWTH, limiter
 from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, norm, right
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.algorithms.projections import GROWTH, bias_corrected, length, limiter, projected, singular_vectors, spread
+from compiledopt.algorithms.projections import bias_corrected, length, projected, singular_vectors, spread
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from compiledopt.algorithms.growth import limiter
 from compiledopt.algorithms.muon import check_matrices
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.algorithms.projections import limiter
 from compiledopt.algorithms.reduced import factor, one_number, over_all
 from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
