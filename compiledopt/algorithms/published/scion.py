@@ -2,85 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from compiledopt.algorithms.ball_directions import NORMS
+from compiledopt.algorithms.ball_points import check_norm, pairs, start
 from compiledopt.algorithms.directions import moved
-from compiledopt.algorithms.muon import COEFFICIENTS, averaged, orthogonalize
+from compiledopt.algorithms.muon import averaged
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import LR, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-from compiledopt.rules.spellings import op
-
-EPS = 1e-8  # of the authors' quotients
-Direction = tuple[Any, Any]  # a tensor, and a number that it is to be multiplied by
-
-
-def _of_lines(grad: Any, dim: int) -> Any:
-    """√Σ g² of each line along a dimension."""
-    return (grad * grad).sum(dim=dim, keepdim=True).sqrt()
-
-
-def _columns(grad: Any, normalized: bool = False, transpose: bool = False) -> Direction:
-    dim, rows, columns = (-1, *reversed(grad.shape)) if transpose else (-2, *grad.shape)
-    size = _of_lines(grad, dim) / op("sqrt", rows)
-    return grad / ((size * columns if normalized else size) + EPS), 1.0
-
-
-def _rows(grad: Any, normalized: bool = True, transpose: bool = False) -> Direction:
-    dim, columns = (-2, grad.shape[0]) if transpose else (-1, grad.shape[1])
-    size = _of_lines(grad, dim)
-    return grad / ((size * op("sqrt", columns) if normalized else size) + EPS), 1.0
-
-
-def _bias(grad: Any) -> Direction:
-    if grad.ndim == 0:
-        return grad / (abs(grad) + EPS), 1.0
-    return grad / ((grad * grad).mean(dim=0, keepdim=True).sqrt() + EPS), 1.0
-
-
-def _sign(grad: Any, zero_init: bool = False, normalized: bool = True) -> Direction:
-    return grad.sign(), 1 / grad.shape[1] if normalized else 1.0
-
-
-def _spectral(grad: Any, max: bool = False, normalized: bool = True, steps: int = 5) -> Direction:
-    rows, columns = grad.shape
-    size = op("sqrt", rows / columns if normalized else rows)
-    return orthogonalize(grad, COEFFICIENTS, steps, 1e-7), op("maximum", 1.0, size) if max else size
-
-
-def _spectral_of_kernels(grad: Any, steps: int = 5) -> Direction:
-    rows, columns, *kernel = grad.shape
-    update = orthogonalize(grad.reshape(rows, -1), COEFFICIENTS, steps, 1e-7).reshape(grad.shape)
-    return update, op("sqrt", rows / columns) / math.prod(kernel)
-
-
-def _auto(grad: Any) -> Direction:
-    return _bias(grad) if grad.ndim < 2 else _spectral(grad) if grad.ndim == 2 else _spectral_of_kernels(grad)
-
-
-# {norm: its direction, and of how many dimensions a parameter must be}
-NORMS: dict[str, tuple[Callable[..., Direction], tuple[int, float]]] = {
-    "Auto": (_auto, (0, math.inf)),
-    "SpectralConv": (_spectral_of_kernels, (3, math.inf)),
-    "ColNorm": (_columns, (2, 2)),
-    "RowNorm": (_rows, (2, 2)),
-    "BiasRMS": (_bias, (0, math.inf)),
-    "Spectral": (_spectral, (2, 2)),
-    "Sign": (_sign, (2, 2)),
-}
-KWARGS = {
-    "ColNorm": ("normalized", "transpose"),
-    "RowNorm": ("normalized", "transpose"),
-    "Sign": ("normalized", "zero_init"),
-    "Spectral": ("max", "normalized", "steps"),
-    "SpectralConv": ("steps",),
-}
 
 
 @rule(static=("norm_kwargs",), elementwise=False)
@@ -139,22 +72,12 @@ class Scion(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            group["norm_kwargs"] = _pairs(group["norm_kwargs"])  # those of the authors' package have dicts
+            group["norm_kwargs"] = pairs(group["norm_kwargs"])  # those of the authors' package have dicts
         super().__setstate__(state)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        norm, given = group["norm"], _pairs(group["norm_kwargs"])
-        if norm not in NORMS:
-            raise ValueError(f"Invalid norm value: {norm!r}; it is one of {', '.join(NORMS)}")
-        if unknown := {name for name, _ in given} - {*KWARGS.get(norm, ())}:
-            known = ", ".join(KWARGS.get(norm, ())) or "nothing"
-            raise ValueError(f"norm {norm!r} takes {known} in norm_kwargs, and not {min(unknown)!r}")
-        least, most = NORMS[norm][1]
-        for param in group["params"]:
-            if not least <= param.ndim <= most:
-                dims = f"{least}" if least == most else f"at least {least}"
-                raise ValueError(f"norm {norm!r} is for parameters of {dims} dimensions, got one of shape {tuple(param.shape)}")
-        group["norm_kwargs"] = given
+        group["norm_kwargs"] = pairs(group["norm_kwargs"])
+        check_norm(group["norm"], group["norm_kwargs"], group["params"])
         super()._check_group(group)
 
     @torch.no_grad()
@@ -162,32 +85,5 @@ class Scion(Optimizer):
         """Make all parameters anew at random, of the size of their norms' balls: before the first step. Mutates: them."""
         for group in self.param_groups:
             for param in group["params"]:
-                _start(param, group["norm"], dict(group["norm_kwargs"]))
+                start(param, group["norm"], dict(group["norm_kwargs"]))
                 param.mul_(group["scale"])
-
-
-def _pairs(kwargs: Any) -> tuple[tuple[str, Any], ...]:
-    """Keywords as what a program can be known by."""
-    return tuple(sorted(dict(kwargs or ()).items()))
-
-
-def _start(param: Tensor, norm: str, kwargs: dict[str, Any]) -> None:
-    """Orthogonal matrices, signs, or normal numbers, each as long as a step; zeros for biases. Mutates: param."""
-    if norm == "Auto":
-        norm = "BiasRMS" if param.ndim < 2 else "Spectral" if param.ndim == 2 else "SpectralConv"
-    if norm == "BiasRMS" or kwargs.pop("zero_init", False):
-        param.zero_()
-    elif norm == "SpectralConv":
-        rows, columns, *kernel = param.shape
-        places = math.prod(kernel)
-        made = [torch.nn.init.orthogonal_(param.new_empty(rows, columns, dtype=torch.float64)) for _ in range(places)]
-        size = math.sqrt(rows / columns) / places
-        param.copy_(size * torch.stack(made, -1).reshape(param.shape))
-    elif norm == "Spectral":
-        rows, columns = param.shape
-        size = math.sqrt(rows / columns) if kwargs.get("normalized", True) else math.sqrt(rows)
-        made = torch.nn.init.orthogonal_(param.new_empty(rows, columns, dtype=torch.float64))
-        param.copy_((max(1.0, size) if kwargs.get("max", False) else size) * made)
-    else:
-        update, size = NORMS[norm][0](torch.randn_like(param), **kwargs)
-        param.copy_(size * update)
