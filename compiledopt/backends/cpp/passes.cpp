@@ -114,7 +114,7 @@ struct Rule {
 };
 
 int64_t parts_of(const Pass& pass, const Shape& shape) {
-  int64_t parts = std::clamp<int64_t>(shape.size(pass.axes) / kPart, 1, kParts);
+  int64_t parts = std::max<int64_t>(1, std::min<int64_t>(shape.size(pass.axes) / kPart, kParts));
   for (const auto& r : pass.reductions)
     if (r.axes & kColumns) parts = std::min(parts, std::max<int64_t>(1, shape.matrices * shape.rows / kRowsPerPart));
   return parts;
@@ -468,7 +468,7 @@ struct Work {
     size_t operands = 1;
     for (const auto& pass : rule.passes) operands = std::max(operands, pass.operands.size());
     for (int64_t i = 0; i < count; ++i) total += shapes[i].size(kElements);
-    threads = std::clamp<int64_t>(total / kWorkPerThread, 1, std::max<int64_t>(most_threads, 1));
+    threads = std::max<int64_t>(1, std::min<int64_t>(total / kWorkPerThread, most_threads));
     jobs.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
       jobs.emplace_back(rule, shapes[i], places[i]);
