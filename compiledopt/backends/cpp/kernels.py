@@ -50,7 +50,11 @@ WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra 
 LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
-LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "launches.cpp", "steady.cpp", "module.cpp")
+# The files of two folders, in the order in which they are joined: each may name what stands before it.
+ORDER = ("objects.h", "numbers.h", "tensors.h", "tiles.h", "plan.h", "gather.h", "launch.h", "plan_type.h", "driver.h")
+ORDER += ("changes.h", "part.h", "step.h", "steady_type.h", "module.cpp")
+LAUNCHER = tuple(f"launcher/{name}" for name in ORDER)
+PASSES = tuple(f"passes/{name}" for name in ("rule.h", "tiles.h", "passes.cpp"))
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -153,17 +157,17 @@ def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def passes_driver() -> Kernel:
     """What runs passes one after the other over many parameters. Raises: CompileError."""
-    return _driver("passes")
+    return _driver("passes", *PASSES)
 
 
 def pieces_driver() -> Kernel:
     """What runs a kernel over tensors that are given by their addresses. Raises: CompileError."""
-    return _driver("pieces")
+    return _driver("pieces", "pieces.cpp")
 
 
-def _driver(kind: str) -> Kernel:
+def _driver(kind: str, *files: str) -> Kernel:
     def find() -> Kernel:
-        source = _with_runtime(f"{kind}.cpp")
+        source = _with_runtime(*files)
         name = cache.key(kind, source, _kernel_flags())
         return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 

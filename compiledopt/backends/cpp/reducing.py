@@ -22,7 +22,7 @@ def kernel(variant: Variant, dtypes: tuple[torch.dtype, ...]) -> cpp.Kernel:
 
 
 def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.Kernel) -> array[int]:
-    """The passes as passes.cpp reads them."""
+    """The passes as passes/rule.h reads them."""
     passes, wide = variant.passes, compute_dtype(dtypes)
     words = [wide.itemsize, len(dtypes), passes.columns, passes.numbers, len(passes.buffers), *passes.buffers]
     words.append(len(passes.sweeps))
@@ -38,7 +38,7 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
 
 
 def passes(rule: array[int]) -> tuple[int, int, int, int, bytes]:
-    """What a plan of the launcher runs in a kernel's place: the addresses of passes.cpp's functions, and the rule. Raises:
+    """What a plan of the launcher runs in a kernel's place: the addresses of passes/passes.cpp's functions, and the rule. Raises:
     CompileError."""
     library = cpp.passes_driver().library
     make, room, run, free = (
