@@ -38,7 +38,7 @@ def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.
 
 
 def passes(rule: array[int]) -> tuple[int, int, int, int, bytes]:
-    """What a plan of the launcher runs in a kernel's place: the addresses of passes/passes.cpp's functions, and the rule. Raises:
+    """What a plan of the launcher runs in a kernel's place: the addresses of passes.cpp's functions, and the rule. Raises:
     CompileError."""
     library = cpp.passes_driver().library
     make, room, run, free = (
