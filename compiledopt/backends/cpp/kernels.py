@@ -51,9 +51,9 @@ LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
 # The files of two folders, in the order in which they are joined: each may name what stands before it.
-ORDER = ("objects.h", "numbers.h", "tensors.h", "tiles.h", "plan.h", "gather.h", "launch.h", "plan_type.h", "driver.h")
-ORDER += ("changes.h", "part.h", "step.h", "steady_type.h", "module.cpp")
-LAUNCHER = tuple(f"launcher/{name}" for name in ORDER)
+STEPS = ("changes.h", "part.h", "step.h", "steady_type.h", "module.cpp")  # after what a plan needs
+PLANS = ("objects.h", "numbers.h", "tensors.h", "tiles.h", "plan.h", "gather.h", "launch.h", "plan_type.h", "driver.h")
+LAUNCHER = tuple(f"launcher/{name}" for name in PLANS + STEPS)
 PASSES = tuple(f"passes/{name}" for name in ("rule.h", "tiles.h", "passes.cpp"))
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
