@@ -21,7 +21,7 @@ def spread(grad: Any) -> Any:
 @rule(elementwise=False)
 @with_maximize
 def rose(param, grad, *, lr, weight_decay, centralize, stabilize):
-    scale = 1.0
+    scale: Any = 1.0
     if param.ndim == 0:
         grad = torch.sign(grad)
     elif param.ndim == 1:
