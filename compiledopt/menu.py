@@ -94,6 +94,19 @@ PUBLISHED = {
     "SophiaH": "sophia_h",
     "StableSPAM": "stable_spam",
     "Yogi": "yogi",
+    "A2Grad": "a2grad",
+    "TAM": "tam",
+    "ApolloDQN": "apollo_dqn",
+    "SGDSaI": "sgd_sai",
+    "Aida": "aida",
+    "Rose": "rose",
+    "AccSGD": "accsgd",
+    "MSVAG": "msvag",
+    "FOCUS": "focus",
+    "BCOS": "bcos",
+    "VSGD": "vsgd",
+    "DualAdam": "dual_adam",
+    "AdaSmooth": "adasmooth",
 }
 OF_TORCH = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop"]
 OF_TORCH += ["Rprop", "SGD", "SparseAdam"]
@@ -207,11 +220,8 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    **dict.fromkeys(
-        ("a2grad", "accsgd", "adalite", "adams", "adamwsn", "adashift", "adasmooth", "adatam", "aida"), _WITH_DEFINE
-    ),
-    **dict.fromkeys(("apollodqn", "avagrad", "bcos", "dualadam", "focus", "gravity", "magma", "msvag", "nero"), _WITH_DEFINE),
-    **dict.fromkeys(("rose", "sgdsai", "spectralsphere", "srmm", "tam", "vsgd"), _WITH_DEFINE),
+    **dict.fromkeys(("adalite", "adams", "adamwsn", "adashift", "adatam"), _WITH_DEFINE),
+    **dict.fromkeys(("avagrad", "gravity", "magma", "nero", "spectralsphere", "srmm"), _WITH_DEFINE),
     **dict.fromkeys(("alice", "sara"), _ITS_RANK),
     **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
     "bsam": "perturbs the parameters before the gradient is taken; compiledopt.SAM does so around any optimizer",

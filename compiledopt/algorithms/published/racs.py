@@ -10,36 +10,16 @@ from compiledopt.algorithms.growth import limiter
 from compiledopt.algorithms.muon import check_matrices
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor, one_number, over_all
+from compiledopt.algorithms.two_sided import scales
 from compiledopt.arguments import EPS, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-
-ITERATIONS = 5
-
-
-def _scales(grad: Any) -> tuple[Any, Any]:
-    """(s of columns, q of rows) whose products are nearest to g²: power iterations from q = 1."""
-    square = grad * grad
-    largest = over_all(square, "amax")
-    shares = square / torch.where(largest > 0, largest, 1.0)  # squares of small squares are 0
-    columns = shares.mean(-2, keepdim=True)
-    rows = _solved(shares, columns, -1)
-    for _ in range(ITERATIONS - 1):
-        columns = _solved(shares, rows, -2)
-        rows = _solved(shares, columns, -1)
-    return columns * largest, rows
-
-
-def _solved(shares: Any, known: Any, dim: int) -> Any:
-    """What is nearest on one side, given the other; 0 where that is."""
-    length = (known * known).sum(dim, keepdim=True)
-    return (shares * known).sum(dim, keepdim=True) / torch.where(length > 0, length, 1.0)
 
 
 @rule(initial={"s": factor(-2), "q": factor(-1), "phi": one_number}, elementwise=False, never_negative=("s", "q", "phi"))
 @with_maximize
 def racs(param, grad, s, q, phi, *, lr, beta, alpha, gamma, eps, weight_decay, first):
-    columns, rows = _scales(grad)
+    columns, rows = scales(grad)
     s, q = s.lerp(columns, 1 - beta), q.lerp(rows, 1 - beta)
     update = grad / ((s * q).sqrt() + eps)
     size = over_all(update * update, "sum").sqrt()
