@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from compiledopt.algorithms.directions import moved
+from compiledopt.algorithms.full_rank import of_full_rank, scaled
 from compiledopt.algorithms.low_rank import SIDES, left, moment, right
+from compiledopt.algorithms.muon import averaged
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, moved_by, projected, singular_vectors
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.pieces import piece
 from compiledopt.rules.rule import rule
-
-
-def _of_full_rank(make: Callable[..., Any]) -> Callable[[Tensor, dict[str, Any]], Any]:
-    """A state of a projection to the rank of the matrix; as without one where proj_type is None."""
-    return lambda param, options: make(param, {**options, "rank": None if options["proj_type"] is None else sys.maxsize})
-
-
-@piece("exp_avg")
-def _averaged(grad: Any, exp_avg: Any, *, beta: Any) -> Any:
-    return exp_avg.lerp(grad, 1 - beta)
-
-
-@piece("direction", "exp_avg_sq")
-def _scaled(exp_avg: Any, grad: Any, exp_avg_sq: Any, *, beta: Any, eps: Any) -> tuple[Any, Any]:
-    """(m / (√v + ε), v)."""
-    exp_avg_sq = beta * exp_avg_sq + (1 - beta) * grad * grad
-    return exp_avg / (exp_avg_sq.sqrt() + eps), exp_avg_sq
 
 
 @rule(
     scalars=("step",),
-    initial={"ortho_left": _of_full_rank(left), "ortho_right": _of_full_rank(right), "exp_avg_sq": _of_full_rank(moment)},
+    initial={"ortho_left": of_full_rank(left), "ortho_right": of_full_rank(right), "exp_avg_sq": of_full_rank(moment)},
     static=("proj_type", "update_proj_gap"),
     branches=("first",),
     every={"due": ("update_proj_gap", 1)},
@@ -67,11 +47,11 @@ def conda(
 ):
     step = step + 1
     plain = ortho_left is None and ortho_right is None
-    (exp_avg,) = _averaged(grad, exp_avg, beta=betas[0])
+    _, exp_avg = averaged(grad, exp_avg, momentum=betas[0], nesterov=False)
     if not plain and (first or due):
         ortho_left, ortho_right = singular_vectors(exp_avg, ortho_left, ortho_right)
     low, mean = (grad, exp_avg) if plain else (projected(each, ortho_left, ortho_right) for each in (grad, exp_avg))
-    update, exp_avg_sq = _scaled(mean, low, exp_avg_sq, beta=betas[1], eps=eps)
+    update, exp_avg_sq = scaled(mean, low, exp_avg_sq, beta=betas[1], eps=eps)
     size, kept = bias_corrected(lr, step, betas, correct_bias), 1 - lr * weight_decay
     if plain:
         (param,) = moved(param, update, kept=kept, size=kept * size)

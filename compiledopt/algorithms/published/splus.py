@@ -9,6 +9,7 @@ from torch import Tensor
 from compiledopt.algorithms.bases import eigenbasis
 from compiledopt.algorithms.directions import add_gram, moved, moved_along
 from compiledopt.algorithms.matrices import along, square
+from compiledopt.algorithms.muon import averaged
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -16,20 +17,9 @@ from compiledopt.rules.pieces import piece
 from compiledopt.rules.rule import rule
 
 
-def _sides(param: Any) -> int:
-    return 2 if param.ndim == 2 else 0
-
-
 def _size(param: Tensor, max_dim: int, constant: Any) -> Any:
     """2 / (rows + columns) of a matrix, and a constant of what has long dimensions or is none."""
-    standard = param.ndim == 2 and max(param.shape) <= max_dim
-    return 2 / sum(param.shape) if standard else constant
-
-
-@piece("momentum", "average")
-def _averaged(grad: Any, momentum: Any, *, beta: Any) -> tuple[Any, Any]:
-    momentum = momentum.lerp(grad, 1 - beta)
-    return momentum, momentum
+    return 2 / sum(param.shape) if param.ndim == 2 and max(param.shape) <= max_dim else constant
 
 
 @piece("direction")
@@ -45,7 +35,7 @@ def _kept(param: Any, ema: Any, *, share: Any, kept: Any) -> tuple[Any, Any]:
 
 @rule(
     scalars=("step",),
-    lists={"sides": _sides, "q_sides": _sides},
+    lists=dict.fromkeys(("sides", "q_sides"), lambda param: 2 * (param.ndim == 2)),
     initial={"sides": square("max_dim"), "q_sides": square("max_dim", 1.0)},
     static=("max_dim", "inverse_every"),
     branches=("first",),
@@ -60,7 +50,7 @@ def splus(
 ):  # fmt: skip
     step = step + 1
     size = lr * _size(param, max_dim, nonstandard_constant)
-    momentum, average = _averaged(grad, momentum, beta=b1)
+    average, momentum = averaged(grad, momentum, momentum=b1, nesterov=False)
     if sides:
         (update,) = _sign(along(average, q_sides))
         param = moved_along(param, update, q_sides, 1.0, size, back=True)
