@@ -84,6 +84,19 @@ PUBLISHED = {
     "SophiaH": "sophia_h",
     "StableSPAM": "stable_spam",
     "Yogi": "yogi",
+    "A2Grad": "a2grad",
+    "TAM": "tam",
+    "ApolloDQN": "apollo_dqn",
+    "SGDSaI": "sgd_sai",
+    "Aida": "aida",
+    "Rose": "rose",
+    "AccSGD": "accsgd",
+    "MSVAG": "msvag",
+    "FOCUS": "focus",
+    "BCOS": "bcos",
+    "VSGD": "vsgd",
+    "DualAdam": "dual_adam",
+    "AdaSmooth": "adasmooth",
 }
 OF_TORCH = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop"]
 OF_TORCH += ["Rprop", "SGD", "SparseAdam"]
@@ -192,11 +205,9 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    **dict.fromkeys(
-        ("a2grad", "accsgd", "adago", "adalite", "adams", "adamwsn", "adashift", "adasmooth", "adatam", "aida"), _WITH_DEFINE
-    ),
-    **dict.fromkeys(("apollodqn", "avagrad", "bcos", "dualadam", "focus", "gravity", "magma", "msvag", "nero"), _WITH_DEFINE),
-    **dict.fromkeys(("rose", "scion", "scionlight", "sgdsai", "spectralsphere", "splus", "srmm", "tam", "vsgd"), _WITH_DEFINE),
+    **dict.fromkeys(("adago", "adalite", "adams", "adamwsn", "adashift", "adatam"), _WITH_DEFINE),
+    **dict.fromkeys(("avagrad", "gravity", "magma", "nero"), _WITH_DEFINE),
+    **dict.fromkeys(("scion", "scionlight", "spectralsphere", "splus", "srmm"), _WITH_DEFINE),
     **dict.fromkeys(("alice", "conda", "fira", "racs", "sara"), _ITS_RANK),
     **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
     **dict.fromkeys(("dadaptadagrad", "dadaptadan", "dadaptlion", "dadaptsgd"), _FOUND),
