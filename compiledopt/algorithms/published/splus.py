@@ -51,11 +51,10 @@ def splus(
     step = step + 1
     size = lr * _size(param, max_dim, nonstandard_constant)
     average, momentum = averaged(grad, momentum, momentum=b1, nesterov=False)
-    if sides:
-        (update,) = _sign(along(average, q_sides))
-        param = moved_along(param, update, q_sides, 1.0, size, back=True)
-    else:
-        param = moved(param, average.sign(), kept=1.0, size=size)[0]
+    (update,) = _sign(along(average, q_sides) if sides else average)
+    (param,) = (
+        (moved_along(param, update, q_sides, 1.0, size, back=True),) if sides else moved(param, update, kept=1.0, size=size)
+    )
     share = (1 - ema_rate) / (1 - ema_rate**step)
     param, ema = _kept(param, ema, share=share, kept=1 - size * weight_decay)
     sides = [None if old is None else add_gram(old, grad, index, b2, 1 - b2) for index, old in enumerate(sides)]
