@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.algorithms.reduced import balanced, over_rest
+from compiledopt.algorithms.reduced import balanced, one_number, over_all, over_rest
 from compiledopt.arguments import LR, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
@@ -25,12 +25,12 @@ def formed(param: Tensor) -> Tensor:
     return torch.where(done, param, balanced(param))
 
 
-@rule(scalars=("step", "scale"), initial={"exp_avg_sq": _per_neuron}, elementwise=False)
+@rule(scalars=("step",), initial={"exp_avg_sq": _per_neuron, "scale": one_number}, elementwise=False)
 @with_maximize
 def nero(param, grad, step, exp_avg_sq, scale, *, first, lr, beta, constraints):
     step = step + 1
     rows, square = param.ndim > 1, grad * grad
-    size = (over_rest(param * param, "sum").sqrt() if rows else abs(param)).mean()
+    size = over_all(over_rest(param * param, "sum").sqrt() if rows else abs(param), "mean")
     scale = torch.where(first > 0, torch.where(size > 0, size, 0.01), scale)
     exp_avg_sq = beta * exp_avg_sq + (1 - beta) * (over_rest(square, "sum") if rows else square)
     root = (exp_avg_sq / (1 - beta**step)).sqrt()
@@ -46,7 +46,8 @@ class Nero(Optimizer):
 
     beta (β): float. constraints: False leaves out the second line. The elements of a vector are neurons of their own, and free.
     The constraints hold from when the optimizer is made: that writes the parameters.
-    State: `exp_avg_sq` (v), one number per row, like the parameter for a vector; `scale` (s), 0-dim.
+    State: `exp_avg_sq` (v), one number per row, like the parameter for a vector; `scale` (s), one number with the
+        parameter's dimensions.
     Good for: GANs, deep nets and reinforcement learning without a search for the rate, in the memory of gradient descent.
     Start: lr 0.01.
     Names: those of the authors' package (jxbz/nero).
