@@ -511,8 +511,8 @@ fault(
 fault(
     "around:schedule-a-step-early",
     "around/schedule.py",
-    "wanted.function(step)",
-    "wanted.function(step + 1)",
+    "rate(step)",
+    "rate(step + 1)",
     "test_around.py::test_all_three_against_torch[for-loop-SGD-all-torch.float64]",
 )
 fault(
@@ -565,10 +565,17 @@ fault(
     "test_around.py::test_however_the_group_is_read",
 )
 fault(
+    "step:interrupted-between-batches",
+    "step/plan.py",
+    "        with self.owner.writing():\n",
+    "        if True:\n",
+    "test_interrupts.py::test_a_step_is_finished",
+)
+fault(
     "around:averages-not-taken-back",
     "average.py",
-    "    finally:\n        for param, average in pairs:\n            exchange(param, average)",
-    "    finally:\n        pass",
+    "            if exchanged:\n                exchange_all()",
+    "            pass",
     "test_around.py::test_evaluate_with_averages",
 )
 fault(
@@ -1719,8 +1726,8 @@ fault(
 fault(
     "swa_utils:first-model-averaged",
     "swa_utils.py",
-    "        if count == 0:\n",
-    "        if False:\n",
+    "self._averages(mine, theirs) if count else None",
+    "self._averages(mine, theirs)",
     "test_swa.py::test_against_torch[ema_multi-False]",
     "test_swa.py::test_the_first_model_is_copied",
 )
@@ -1976,8 +1983,8 @@ fault(
 fault(
     "step:converted-the-other-way",
     "step/evaluating.py",
-    "_convert(rule.evaluated[training]",
-    "_convert(rule.evaluated[not training]",
+    "_convert(evaluated[training]",
+    "_convert(evaluated[not training]",
     "test_evaluation.py::test_steps_and_evaluation_are_the_papers",
 )
 fault(

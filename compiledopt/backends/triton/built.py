@@ -10,8 +10,9 @@ import torch
 
 from compiledopt.backends.matrices import products, told
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.forms import Form, chosen
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.backends.triton.shaped import masks_of, shape_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.matrix_program import matrix_program
 from compiledopt.rules.program import ELEMENTS, Program
@@ -31,8 +32,8 @@ class Made:
     calls: int = 0
 
 
-def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, int]) -> Made:
-    """Of a rule that reduces or multiplies matrices, for matrices of a shape, on a GPU that need not be there. arch: 80, 90,
+def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
+    """Of a rule that reduces or multiplies matrices, for parameters of a shape, on a GPU that need not be there. arch: 80, 90,
     and so on. Raises: CompileError."""
     example = torch.empty(shape, dtype=dtype, device="meta")
     variant, matrices = known.variant(example), matrix_program(known, example, "cuda")
@@ -50,11 +51,21 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, in
         dtypes = (dtype, dtype, *part.dtypes_of(example).values())
         kernel = kernel_of(runs, dtypes)
         assert not isinstance(kernel, triton.TritonKernel)
-        masks = masks_of(kernel, [(1, *shape)])
-        stages = zip(kernel.stages, masks, strict=True)
-        made.built += [triton.build_for(stage, arch, warps=kernel.warps, kinds=mask) for stage, mask in stages]
+        masks = masks_of(kernel, [shape_of(example, runs.order)])
+        made.built += [_best(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
         made.sources += [stage.source for stage in kernel.stages]
         moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
         made.moved += sum(dtypes[int(index)].itemsize for index in moved)
         made.programs = [*made.programs, runs.program]
     return made
+
+
+def _best(stage: triton.TritonKernel, arch: int, mask: int) -> triton.Built:
+    """A launch in the form that is chosen for it. Raises: CompileError."""
+    found: dict[Form, triton.Built] = {}
+
+    def compiled(form: Form) -> tuple[int, int]:
+        found[form] = triton.build_for(stage, arch, warps=form.warps, kinds=mask, most=form.most)
+        return found[form].registers, found[form].spills
+
+    return found[chosen(compiled)]

@@ -38,7 +38,6 @@ TILES: dict[int, tuple[Tile, ...]] = {
     0: ((1, 1, 1),),
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
-WARPS = 8
 TEXT = source_of(__name__)  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
@@ -119,7 +118,6 @@ class ReducingKernel:
     wide: torch.dtype
     scalar: torch.dtype = torch.float64
     extents = 3  # numbers of a tensor: matrices, rows, columns
-    warps = WARPS
 
     @property
     def launches(self) -> int:

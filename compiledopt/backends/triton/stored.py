@@ -26,15 +26,12 @@ class StoredProgram:
     values: dict[str, str]
 
 
-_known: dict[Traced, StoredProgram | None] = {}
-
-
 def stored_of(entry: Entry) -> StoredProgram | None:
     """What runs for an entry of a rule that reduces and has states in blocks."""
     known = entry.traced
-    if known not in _known:
-        _known[known] = _made(known)
-    found = _known[known]
+    if StoredProgram not in known.made:
+        known.made[StoredProgram] = _made(known)
+    found: StoredProgram | None = known.made[StoredProgram]
     variant = None if found is None else found.inner.variant(entry.param)
     return found if isinstance(variant, Variant) and not variant.order >> OUTER and not variant.fed else None
 
