@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
     from compiledopt.algorithms.published.adagc import AdaGC
+    from compiledopt.algorithms.published.adago import AdaGO
     from compiledopt.algorithms.published.adahessian import AdaHessian
     from compiledopt.algorithms.published.adai import Adai
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
@@ -65,12 +66,18 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.avagrad import AvaGrad
     from compiledopt.algorithms.published.bcos import BCOS
     from compiledopt.algorithms.published.came import CAME
+    from compiledopt.algorithms.published.conda import Conda
+    from compiledopt.algorithms.published.dadapt_adagrad import DAdaptAdaGrad
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.dadapt_adan import DAdaptAdan
+    from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
+    from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.dual_adam import DualAdam
     from compiledopt.algorithms.published.exadam import EXAdam
     from compiledopt.algorithms.published.fadam import FAdam
+    from compiledopt.algorithms.published.fira_adamw import FiraAdamW
     from compiledopt.algorithms.published.focus import FOCUS
     from compiledopt.algorithms.published.fromage import Fromage
     from compiledopt.algorithms.published.ftrl import FTRL
@@ -98,9 +105,11 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
     from compiledopt.algorithms.published.qhm import QHM
+    from compiledopt.algorithms.published.racs import RACS
     from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
     from compiledopt.algorithms.published.rose import Rose
+    from compiledopt.algorithms.published.scion import Scion
     from compiledopt.algorithms.published.sgd_sai import SGDSaI
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
@@ -111,6 +120,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.sophia_h import SophiaH
+    from compiledopt.algorithms.published.splus import SPlus
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.stable_spam import StableSPAM
     from compiledopt.algorithms.published.tam import TAM
@@ -134,6 +144,7 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "SAM",
     "SGD",
     "SGDP",
@@ -149,6 +160,7 @@ __all__ = [
     "AdaBelief",
     "AdaBound",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
@@ -177,12 +189,18 @@ __all__ = [
     "ApolloDQN",
     "AvaGrad",
     "Combined",
+    "Conda",
+    "DAdaptAdaGrad",
     "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
     "DoG",
     "DualAdam",
     "EXAdam",
     "FAdam",
+    "FiraAdamW",
     "Fromage",
     "GaLoreAdamW",
     "Grams",
@@ -212,6 +230,8 @@ __all__ = [
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",
+    "SPlus",
+    "Scion",
     "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",

@@ -23,6 +23,16 @@ PUBLISHED = {
     "AdaBelief": "adabelief",
     "AdamWScheduleFree": "adamw_schedule_free",
     "DAdaptAdam": "dadapt_adam",
+    "AdaGO": "adago",
+    "DAdaptAdaGrad": "dadapt_adagrad",
+    "DAdaptAdan": "dadapt_adan",
+    "DAdaptLion": "dadapt_lion",
+    "DAdaptSGD": "dadapt_sgd",
+    "Scion": "scion",
+    "Conda": "conda",
+    "FiraAdamW": "fira_adamw",
+    "RACS": "racs",
+    "SPlus": "splus",
     "DoG": "dog",
     "Lion": "lion",
     "Prodigy": "prodigy",
@@ -180,7 +190,13 @@ SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bn
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
 ALIASES = {"stable_adamw": "stableadamw"}
 # Names of pytorch_optimizer.
-ALIASES |= {"apollo": "apolloadamw", "galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
+ALIASES |= {
+    "apollo": "apolloadamw",
+    "fira": "firaadamw",
+    "galore": "galoreadamw",
+    "scalableshampoo": "shampoo",
+    "signsgd": "signum",
+}
 ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
 SPELLED += [*ALIASES]
 _IN_BACKWARD = (
@@ -191,7 +207,6 @@ _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_ad
 _WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
 _THE_LOSS = "takes the loss into its update, which a step here is not given; 'prodigy' and 'dog' find a rate without it"
-_FOUND = "finds its rate by D-Adaptation; 'dadaptadam' and its successor 'prodigy' are here"
 _MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
@@ -210,11 +225,9 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    **dict.fromkeys(("adago",), _WITH_DEFINE),
-    **dict.fromkeys(("scion", "scionlight", "spectralsphere", "splus"), _WITH_DEFINE),
-    **dict.fromkeys(("alice", "conda", "fira", "racs", "sara"), _ITS_RANK),
+    "spectralsphere": _WITH_DEFINE,
+    **dict.fromkeys(("alice", "sara"), _ITS_RANK),
     **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
-    **dict.fromkeys(("dadaptadagrad", "dadaptadan", "dadaptlion", "dadaptsgd"), _FOUND),
     "adalite": "has no paper; 'adafactor' and 'came' keep a second moment by its rows and columns too",
     "adamwsn": "keeps one second moment for some elements of a matrix; 'adammini' keeps one for each row",
     "adatam": "is TAM's momentum over the root of Adam's second moment, without its corrections; 'tam' is here",
@@ -225,6 +238,7 @@ REFUSED = {
     "flashadamw": "is create_optimizer('adamw', params, state_dtype='int8', rounding='split') here",
     "lorarite": _MODULES,
     "magma": "draws one random number for each parameter and step, and the noise of a rule here is each element's own",
+    "scionlight": "keeps its momentum in p.grad, never zeroed, and a step here writes no gradient; 'scion' has a state for it",
     "muonclip": f"is 'muon' and a clip of the attention's weights: it {_MODULES}",
     "ranger21": "is AdamW with eight additions; clipping, centralization and schedules stand around any rule here",
     "spam": "has masks of parameters that move, drawn anew now and then; its successor 'stablespam' is here",

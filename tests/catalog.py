@@ -340,6 +340,9 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
+        _published(
+            "AdaGO", {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True}, lr=0.05, more={"least": {"eps": 0.02}}, brief=True
+        ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
         _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
         _published("AdamMini", {"weight_decay": 0.1}),
@@ -414,6 +417,22 @@ PUBLISHED: dict[str, Algorithm] = {
             "SGDW",
             {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
             more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
+        ),
+        _published("RACS", {"weight_decay": 0.1, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
+        _published(
+            "Scion",
+            {"momentum": 0.1, "scale": 2.0},
+            more={
+                "plain": {},
+                "free": {"momentum": 0.1, "unconstrained": True},
+                "narrow": {"norm": "Spectral", "norm_kwargs": {"max": True, "normalized": False, "steps": 3}},
+                "signs": {"norm": "Sign", "momentum": 0.1, "scale": 50.0},
+                "columns": {"norm": "ColNorm", "norm_kwargs": {"normalized": True}, "scale": 50.0},
+                "tokens": {"norm": "ColNorm", "norm_kwargs": {"transpose": True}, "momentum": 0.1},
+                "rows": {"norm": "RowNorm", "scale": 50.0, "momentum": 0.5},
+                "lengths": {"norm": "RowNorm", "norm_kwargs": {"normalized": False, "transpose": True}},
+            },
+            brief=True,
         ),
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
         _published("StableAdamW", {"weight_decay": 0.1}),
@@ -497,7 +516,11 @@ WHOLE_MODEL: dict[str, Algorithm] = {
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
+        Algorithm(compiledopt.DAdaptAdaGrad, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DAdaptAdan, promised={"d0": 1e-2}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.DAdaptLion, promised={"d0": 1e-2}, brief=True),
+        Algorithm(compiledopt.DAdaptSGD, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
         Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
         Algorithm(compiledopt.RAdamScheduleFree),
@@ -509,9 +532,12 @@ MATRICES: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
         Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
+        Algorithm(compiledopt.SPlus, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
     )
 }

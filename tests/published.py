@@ -403,6 +403,54 @@ def normuon(x: Any) -> dict[str, Any]:
     return {"momentum_buffer": b, "second_momentum_buffer": v, "param": x.param - x.lr * (u + x.weight_decay * x.param)}
 
 
+def adago(x: Any) -> dict[str, Any]:
+    """Algorithm 1; v is kept as its square."""
+    b, o = muon_direction(x)
+    n = min(x.grad.norm(), x.gamma)
+    square = where(x.first > 0, x.v**2, x.v_sq) + n**2
+    decay = x.lr * x.weight_decay * x.param
+    return {"momentum_buffer": b, "v_sq": square, "param": x.param - decay - max(x.eps, x.lr * n / square.sqrt()) * o}
+
+
+def racs(x: Any) -> dict[str, Any]:
+    """Algorithm 1: five steps of equation 16 from q = 1."""
+    q = torch.ones(x.grad.size(0), 1, dtype=x.grad.dtype)
+    for _ in range(5):
+        s = (x.grad.T**2 @ q) / q.square().sum()
+        q = (x.grad**2 @ s) / s.square().sum()
+    s, q = average(x.beta, x.s, s.T), average(x.beta, x.q, q)
+    u = x.grad / (sqrt(s * q) + x.eps)
+    eta = where(x.first > 0, 1.0, x.gamma / largest(u.norm() / x.phi, x.gamma))
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * eta * x.alpha * u
+    return {"s": s, "q": q, "phi": (eta * u.norm()).reshape(1, 1), "param": theta}
+
+
+def scion(x: Any) -> dict[str, Any]:
+    """Algorithm 2 of the paper with the authors' norms."""
+    b = (1 - x.momentum) * x.momentum_buffer + x.momentum * x.grad
+    kwargs = dict(x.group["norm_kwargs"] or {})
+    norm, steps = x.group["norm"], kwargs.get("steps", 5)
+    if norm == "Auto":
+        norm = {0: "BiasRMS", 1: "BiasRMS", 2: "Spectral"}.get(b.ndim, "SpectralConv")
+    g = b.T if kwargs.get("transpose", False) else b
+    if norm == "BiasRMS":
+        u = g / (g.square().mean().sqrt() + 1e-8)
+    elif norm == "Sign":
+        u = g.sign() / (g.size(1) if kwargs.get("normalized", True) else 1)
+    elif norm == "ColNorm":
+        rms = g.norm(dim=0, keepdim=True) / g.size(0) ** 0.5
+        u = g / (rms * (g.size(1) if kwargs.get("normalized", False) else 1) + 1e-8)
+    elif norm == "RowNorm":
+        u = g / (g.norm(dim=-1, keepdim=True) * (g.size(-1) ** 0.5 if kwargs.get("normalized", True) else 1) + 1e-8)
+    else:
+        size = (g.size(0) / g.size(1) if kwargs.get("normalized", True) else g.size(0)) ** 0.5
+        size = max(1.0, size) if kwargs.get("max", False) else size
+        u = size / math.prod(g.shape[2:]) * newton_schulz(g.reshape(len(g), -1), steps).reshape(g.shape)
+    u = u.T if kwargs.get("transpose", False) else u
+    kept = 1.0 if x.unconstrained else 1 - x.lr
+    return {"momentum_buffer": b, "param": kept * x.param - x.lr * x.scale * u}
+
+
 def without_radial_part(x: Any, u: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Equation 12 for each row, else for the whole: as the authors' code, on views of tensors alone."""
     if x.param.ndim > 1:
@@ -916,6 +964,7 @@ def along(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 # {class: (the update, {state: what it starts from: the name of an option, or a function of the parameter}, its 0-dim states)}
 PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "ADOPT": (adopt, {}),
+    "AdaGO": (adago, {"v_sq": single}),
     "AdaMuon": (adamuon, {}),
     "AdamAtan2": (adam_atan2, {}),
     "AdamMini": (adam_mini, {"vmean": per_row}),
@@ -946,6 +995,8 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "QHAdam": (qhadam, {}),
     "RMSpropTF": (rmsprop_tf, {"square_avg": 1.0}),
     "SGDW": (sgdw, {}),
+    "RACS": (racs, {"s": column, "q": row, "phi": single}),
+    "Scion": (scion, {}),
     "Signum": (signum, {}),
     "StableAdamW": (stable_adamw, {}),
     "Tiger": (tiger, {}),

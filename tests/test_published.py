@@ -27,21 +27,19 @@ SLOW = pytest.mark.slow
 
 
 # Rules that no kernel is made of, and why.
-EAGER = {
-    "AdaMuon": "products of matrices",
-    "NorMuon": "products of matrices",
-}
+EAGER = {name: "products of matrices" for name, one in PUBLISHED.items() if not (one.elementwise or one.reduces)}
 RUNS = [(case, executor, dtype) for case in CASES for executor in EXECUTORS for dtype in DTYPES[:2]]
 RUNS = [run for run in RUNS if run[0].algorithm not in EAGER or run[1] != "compiled"]
 RUNS = [run for run in RUNS if not run[0].of.brief or run[0].label == "all" or run[2] is torch.float32]
-MATRICES = {"AdaMuon": [(40, 50), (30, 20)], "NorMuon": [(40, 50), (30, 20)]}
+MATRICES = {name: [(40, 50), (30, 20)] for name in (*EAGER, "RACS")}
 
 
 def of(case, dtype=torch.float32):
     """Parameters that the algorithm takes."""
     few = [(40, 50), (301,)]  # each number of dimensions has kernels of its own where a rule reduces
     shapes = MATRICES.get(case.algorithm, SHAPES if case.of.elementwise else few)
-    return parameters(dtype, shapes)
+    others = [(301,), (), (6, 4, 3, 2)] if case.algorithm == "Scion" and "norm" not in case.kwargs() else []
+    return parameters(dtype, [*shapes, *others])
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +63,7 @@ CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
 # Of which the paper's update is written on tensors alone, and what in it is no symbol of sympy's.
 ON_TENSORS = {
     **EAGER,
+    "RACS": "a sum of squares over rows or columns",
     "AdamP": "a parameter's size",
     "AggMo": "a place in a list",
     "Amos": "a parameter's size",
