@@ -14,7 +14,7 @@ import re
 import subprocess
 import textwrap
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,16 +155,22 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT)
-    content = cache.load(f"{name}.py")
-    if content is None:
-        source = (rows_source if rows else whole_model_source)(program, dtypes)
-        cache.store(f"{name}.py", source.encode())
-    else:
-        STATS.disk_hits += 1
-        source = content.decode()
+    of = "triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT
+    source = kept_source(of, lambda: (rows_source if rows else whole_model_source)(program, dtypes))
     block = next(iter(program.blocks), 0)
     return TritonKernel(source, len(program.tensors), len(program.columns), scalar, block, extents_of(program))
+
+
+def kept_source(of: tuple[Any, ...], make: Callable[[], str]) -> str:
+    """What `make` gives, made once. of: all that it is made of. Raises: CompileError."""
+    name = cache.key(*of)
+    content = cache.load(f"{name}.py")
+    if content is not None:
+        STATS.disk_hits += 1
+        return content.decode()
+    source = make()
+    cache.store(f"{name}.py", source.encode())
+    return source
 
 
 def extents_of(program: Program) -> int:
@@ -207,7 +213,9 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     given = _scalars(count, measured, scalar) if count else []
-    given += random.place(program, f"tl.{NAMES[compute_dtype(dtypes)]}") if program.is_random else []
+    if program.is_random:
+        wide = f"tl.{NAMES[compute_dtype(dtypes)]}"
+        given += ["    " + line for line in random.place(program, "s{}".format, wide, "lengths + tensor * 4 + 2", "[1]")]
     width = extents_of(program)
     extents = ["    xnumel = tl.load(lengths + tensor" + (f" * {width})" if width > 1 else ")")]
     extents += [f"    row = tl.load(lengths + tensor * {width} + 1)"] if block else []
