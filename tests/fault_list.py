@@ -616,8 +616,8 @@ fault(
 fault(
     "around:average-beyond-one",
     "average.py",
-    "not 0.0 <= decay <= 1.0:",
-    "not 0.0 <= decay:",
+    "lambda value: 0.0 <= value <= 1.0",
+    "lambda value: 0.0 <= value",
     "test_around.py::test_what_cannot_be",
 )
 fault(
