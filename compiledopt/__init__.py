@@ -34,9 +34,12 @@ from compiledopt.stats import compile_stats
 from compiledopt.version import VERSION
 
 if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are asked for
+    from compiledopt.algorithms.published.a2grad import A2Grad
+    from compiledopt.algorithms.published.accsgd import AccSGD
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
     from compiledopt.algorithms.published.adagc import AdaGC
+    from compiledopt.algorithms.published.adago import AdaGO
     from compiledopt.algorithms.published.adahessian import AdaHessian
     from compiledopt.algorithms.published.adai import Adai
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
@@ -49,18 +52,30 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.adanorm import AdaNorm
     from compiledopt.algorithms.published.adapnm import AdaPNM
+    from compiledopt.algorithms.published.adasmooth import AdaSmooth
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
     from compiledopt.algorithms.published.aggmo import AggMo
+    from compiledopt.algorithms.published.aida import Aida
     from compiledopt.algorithms.published.amos import Amos
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
+    from compiledopt.algorithms.published.apollo_dqn import ApolloDQN
+    from compiledopt.algorithms.published.bcos import BCOS
     from compiledopt.algorithms.published.came import CAME
+    from compiledopt.algorithms.published.conda import Conda
+    from compiledopt.algorithms.published.dadapt_adagrad import DAdaptAdaGrad
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.dadapt_adan import DAdaptAdan
+    from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
+    from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
     from compiledopt.algorithms.published.dog import DoG
+    from compiledopt.algorithms.published.dual_adam import DualAdam
     from compiledopt.algorithms.published.exadam import EXAdam
     from compiledopt.algorithms.published.fadam import FAdam
+    from compiledopt.algorithms.published.fira_adamw import FiraAdamW
+    from compiledopt.algorithms.published.focus import FOCUS
     from compiledopt.algorithms.published.fromage import Fromage
     from compiledopt.algorithms.published.ftrl import FTRL
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
@@ -75,6 +90,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.lion import Lion
     from compiledopt.algorithms.published.madgrad import MADGRAD
     from compiledopt.algorithms.published.mars import MARS
+    from compiledopt.algorithms.published.msvag import MSVAG
     from compiledopt.algorithms.published.nadamw import NAdamW
     from compiledopt.algorithms.published.normuon import NorMuon
     from compiledopt.algorithms.published.novograd import NovoGrad
@@ -84,8 +100,12 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
     from compiledopt.algorithms.published.qhm import QHM
+    from compiledopt.algorithms.published.racs import RACS
     from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
+    from compiledopt.algorithms.published.rose import Rose
+    from compiledopt.algorithms.published.scion import Scion
+    from compiledopt.algorithms.published.sgd_sai import SGDSaI
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
     from compiledopt.algorithms.published.shampoo import Shampoo
@@ -95,40 +115,53 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.sophia_h import SophiaH
+    from compiledopt.algorithms.published.splus import SPlus
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.stable_spam import StableSPAM
+    from compiledopt.algorithms.published.tam import TAM
     from compiledopt.algorithms.published.tiger import Tiger
+    from compiledopt.algorithms.published.vsgd import VSGD
     from compiledopt.algorithms.published.yogi import Yogi
 
 __all__ = [
     "ADOPT",
     "ASGD",
+    "BCOS",
     "CAME",
+    "FOCUS",
     "FTRL",
     "LAMB",
     "LARS",
     "LBFGS",
     "MADGRAD",
     "MARS",
+    "MSVAG",
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "SAM",
     "SGD",
     "SGDP",
     "SGDW",
     "SM3",
     "SOAP",
+    "TAM",
+    "VSGD",
+    "A2Grad",
     "APOLLOAdamW",
+    "AccSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
     "AdaNorm",
     "AdaPNM",
+    "AdaSmooth",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -143,14 +176,23 @@ __all__ = [
     "Adamax",
     "Adan",
     "AggMo",
+    "Aida",
     "Amos",
     "Ano",
+    "ApolloDQN",
     "Combined",
+    "Conda",
+    "DAdaptAdaGrad",
     "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
     "DoG",
+    "DualAdam",
     "EXAdam",
     "FAdam",
+    "FiraAdamW",
     "Fromage",
     "GaLoreAdamW",
     "Grams",
@@ -174,8 +216,12 @@ __all__ = [
     "RAdamScheduleFree",
     "RMSprop",
     "RMSpropTF",
+    "Rose",
     "Rprop",
+    "SGDSaI",
     "SGDScheduleFree",
+    "SPlus",
+    "Scion",
     "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",

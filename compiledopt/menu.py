@@ -23,6 +23,16 @@ PUBLISHED = {
     "AdaBelief": "adabelief",
     "AdamWScheduleFree": "adamw_schedule_free",
     "DAdaptAdam": "dadapt_adam",
+    "AdaGO": "adago",
+    "DAdaptAdaGrad": "dadapt_adagrad",
+    "DAdaptAdan": "dadapt_adan",
+    "DAdaptLion": "dadapt_lion",
+    "DAdaptSGD": "dadapt_sgd",
+    "Scion": "scion",
+    "Conda": "conda",
+    "FiraAdamW": "fira_adamw",
+    "RACS": "racs",
+    "SPlus": "splus",
     "DoG": "dog",
     "Lion": "lion",
     "Prodigy": "prodigy",
@@ -84,6 +94,19 @@ PUBLISHED = {
     "SophiaH": "sophia_h",
     "StableSPAM": "stable_spam",
     "Yogi": "yogi",
+    "A2Grad": "a2grad",
+    "TAM": "tam",
+    "ApolloDQN": "apollo_dqn",
+    "SGDSaI": "sgd_sai",
+    "Aida": "aida",
+    "Rose": "rose",
+    "AccSGD": "accsgd",
+    "MSVAG": "msvag",
+    "FOCUS": "focus",
+    "BCOS": "bcos",
+    "VSGD": "vsgd",
+    "DualAdam": "dual_adam",
+    "AdaSmooth": "adasmooth",
 }
 OF_TORCH = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop"]
 OF_TORCH += ["Rprop", "SGD", "SparseAdam"]
@@ -162,7 +185,13 @@ SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bn
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
 ALIASES = {"stable_adamw": "stableadamw"}
 # Names of pytorch_optimizer.
-ALIASES |= {"apollo": "apolloadamw", "galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
+ALIASES |= {
+    "apollo": "apolloadamw",
+    "fira": "firaadamw",
+    "galore": "galoreadamw",
+    "scalableshampoo": "shampoo",
+    "signsgd": "signum",
+}
 ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
 SPELLED += [*ALIASES]
 _IN_BACKWARD = (
@@ -173,7 +202,6 @@ _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_ad
 _WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
 _THE_LOSS = "takes the loss into its update, which a step here is not given; 'prodigy' and 'dog' find a rate without it"
-_FOUND = "finds its rate by D-Adaptation; 'dadaptadam' and its successor 'prodigy' are here"
 _MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
@@ -192,20 +220,17 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    **dict.fromkeys(
-        ("a2grad", "accsgd", "adago", "adalite", "adams", "adamwsn", "adashift", "adasmooth", "adatam", "aida"), _WITH_DEFINE
-    ),
-    **dict.fromkeys(("apollodqn", "avagrad", "bcos", "dualadam", "focus", "gravity", "magma", "msvag", "nero"), _WITH_DEFINE),
-    **dict.fromkeys(("rose", "scion", "scionlight", "sgdsai", "spectralsphere", "splus", "srmm", "tam", "vsgd"), _WITH_DEFINE),
-    **dict.fromkeys(("alice", "conda", "fira", "racs", "sara"), _ITS_RANK),
+    **dict.fromkeys(("adalite", "adams", "adamwsn", "adashift", "adatam"), _WITH_DEFINE),
+    **dict.fromkeys(("avagrad", "gravity", "magma", "nero", "spectralsphere", "srmm"), _WITH_DEFINE),
+    **dict.fromkeys(("alice", "sara"), _ITS_RANK),
     **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
-    **dict.fromkeys(("dadaptadagrad", "dadaptadan", "dadaptlion", "dadaptsgd"), _FOUND),
     "bsam": "perturbs the parameters before the gradient is taken; compiledopt.SAM does so around any optimizer",
     "dash": "solves for the roots of Shampoo's matrices in blocks; 'shampoo' takes them by eigenvalues",
     "demo": "sends parts of the momentum between processes, in the place of gradients",
     "distributedmuon": "is Muon over shards, which 'muon' is where parameters are sharded",
     "flashadamw": "is create_optimizer('adamw', params, state_dtype='int8', rounding='split') here",
     "lorarite": _MODULES,
+    "scionlight": "keeps its momentum in p.grad, never zeroed, and a step here writes no gradient; 'scion' has a state for it",
     "muonclip": f"is 'muon' and a clip of the attention's weights: it {_MODULES}",
     "ranger21": "is AdamW with eight additions; clipping, centralization and schedules stand around any rule here",
     "spam": "has masks of parameters that move, drawn anew now and then; its successor 'stablespam' is here",

@@ -2,6 +2,8 @@
 
 Rows go to perf/results/gpu.csv, or to --out, each as soon as it is measured, so that a run that is cut short answers what it
 reached; called again, it goes on after the rows of the same commit and device that are there (--again measures them too).
+A case that fails costs its own row: what kills the process, loses the device or takes PATIENCE is left out by the next process,
+which is begun at once (perf/supervised.py).
 A pair takes turns within one process; medians. Two times of a step:
     ms       on the device: events around steps that wait there while the host queues them, so that none of its time is in it
     wall_ms  of a loop of steps: whichever of host and device is slower
@@ -12,7 +14,9 @@ nothing (perf/fake_driver.py); the rows say so.
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
+import json
 import os
 import statistics
 import subprocess
@@ -21,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +39,10 @@ from catalog import CATALOG, MENU
 from common import RESULTS, append, circumstances, processor, read
 from shapes import SHAPES
 from step import OPTIONS, bitsandbytes, optimi, torchao
+from supervised import LOST, note, noted, supervise
 
 import compiledopt
+from compiledopt.backends.triton.tables import Tables
 from compiledopt.step import steady
 
 DEVICE = "cuda"
@@ -45,42 +52,57 @@ ELEMENTWISE = [name for name in OPTIONS if getattr(compiledopt, name).rule.eleme
 WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signature(getattr(torch.optim, name)).parameters]
 WITH_FUSED = [name for name in ELEMENTWISE if name not in (*WITHOUT_FUSED, "AdamW")]  # which is measured by itself
 REDUCING = next(name for name in OPTIONS if CATALOG[name].reduces)  # of several launches
-LARGE = [(4096, 4096)] * 32  # 2^29 elements
+LARGE = [(4096, 4096)] * 64  # 2^30 elements
+WARM = 3  # steps before any is timed: kernels are made, tables uploaded, the native step prepared
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
 HOST_STEPS = 200  # of which the first quarter warms
 CYCLES = 2e9  # per second, of the fastest GPU
+PATIENCE = 150.0  # seconds for a case
 
 Step = Callable[[], Any]
 Make = Callable[[Any], Any]
 Row = dict[str, Any]
-
-
-class Stop(Exception):
-    """The time is over."""
-
-
+Found = tuple[list[float], list[float], str]  # [ms on the device, ms of a loop], theirs and ours; and a note
 KEY = ("what", "optimizer", "shapes", "against")
 
 
-class Measure:
-    """seconds: for each pair; end: when no other is begun, by time.monotonic(); known: rows that are there."""
+@dataclass(frozen=True)
+class Case:
+    """A row to be measured. run: measures it."""
 
-    def __init__(self, seconds: float, end: float, known: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.seconds, self.end = seconds, end
+    what: str
+    optimizer: str
+    shapes: str
+    against: str
+    run: Callable[[Measure], Found]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(getattr(self, name) for name in KEY)
+
+
+class Measure:
+    """seconds: for each pair; end: when no other is begun, by time.monotonic(); known: rows that are there; journal: the cases
+    that were begun, where another process may go on after them."""
+
+    def __init__(
+        self, seconds: float, end: float, known: Sequence[Mapping[str, Any]] = (), journal: Path | None = None
+    ) -> None:
+        self.seconds, self.end, self.journal = seconds, end, journal
         now, where = circumstances()["commit"], device()
         self.known = {tuple(row[name] for name in KEY) for row in known if (row["commit"], row["device"]) == (now, where)}
+        self.known |= {tuple(json.loads(line)) for line in (noted(journal) if journal else ())}
 
-    def wants(self, what: str, name: str, shapes: str, against: str) -> bool:
-        """Whether a row is to be measured. Raises: Stop."""
-        if (what, name, shapes, against) in self.known:
-            return False
-        if time.monotonic() > self.end:
-            raise Stop
-        return True
+    def begin(self, case: Case) -> None:
+        if self.journal is not None:
+            note(self.journal, json.dumps(case.key))
 
     def pair(self, theirs: Step, ours: Step) -> tuple[list[float], list[float]]:
         """[ms on the device, ms of a loop] of each, medians of turns."""
         found: dict[Step, list[list[float]]] = {theirs: [], ours: []}
+        for step in found:
+            for _ in range(WARM):
+                step()
         begun = 0.0
         while begun == 0.0 or time.monotonic() - begun < self.seconds or len(found[ours]) < 5:
             for step, times in found.items():
@@ -136,12 +158,12 @@ def compiled(name: str) -> Callable[[Any], Any]:
     return make
 
 
-def row(what: str, name: str, shapes: str, against: str, times: tuple[list[float], list[float]], note: str = "") -> Row:
-    (their, their_wall), (our, our_wall) = times
-    found = {"what": what, "optimizer": name, "shapes": shapes, "against": against, "their_ms": f"{their:.4g}"}
-    found |= {"our_ms": f"{our:.4g}", "ratio": f"{their / our:.3f}", "their_wall_ms": f"{their_wall:.4g}"}
-    found |= {"our_wall_ms": f"{our_wall:.4g}", "wall_ratio": f"{their_wall / our_wall:.3f}", "note": note}
-    return {**found, "device": device(), **circumstances()}
+def row(case: Case, found: Found) -> Row:
+    (their, their_wall), (our, our_wall), told = found
+    row = {**dict(zip(KEY, case.key, strict=True)), "their_ms": f"{their:.4g}"}
+    row |= {"our_ms": f"{our:.4g}", "ratio": f"{their / our:.3f}", "their_wall_ms": f"{their_wall:.4g}"}
+    row |= {"our_wall_ms": f"{our_wall:.4g}", "wall_ratio": f"{their_wall / our_wall:.3f}", "note": told}
+    return {**row, "device": device(), **circumstances()}
 
 
 def device() -> str:
@@ -150,30 +172,18 @@ def device() -> str:
     return torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
 
 
-# ---- what is measured: each yields rows ----
+# ---- what is measured: each part gives cases ----
 
 
-def against(
-    measure: Measure, what: str, name: str, shapes: str, contenders: dict[str, Make], ours: Make | None = None
-) -> Iterator[Row]:
+def against(what: str, name: str, shapes: str, contenders: dict[str, Make], ours: Make | None = None) -> Iterator[Case]:
     """Our step against that of each contender, on parameters of the same shapes. ours: where it is not the plain one."""
-    make_ours = ours or mine(name)
-    wanted = {label: make for label, make in contenders.items() if measure.wants(what, name, shapes, label)}
-    optimizer = None
-    for label, make in wanted.items():
-        measure.wants(what, name, shapes, label)
-        theirs = None
-        try:
-            optimizer = optimizer or make_ours(model(SHAPES[shapes]()))
-            theirs = make(model(SHAPES[shapes]()))
-            times = measure.pair(theirs.step, optimizer.step)
-        except Exception as error:  # one that is not installed, or finds no room, must not end the others
-            print(f"{label} on {shapes}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-            continue
-        finally:
-            theirs = None
-            free()
-        yield row(what, name, shapes, label, times)
+
+    def run(measure: Measure, make: Make) -> Found:
+        theirs, own = (one(model(SHAPES[shapes]())) for one in (make, ours or mine(name)))
+        return *measure.pair(theirs.step, own.step), form(own)
+
+    for label, make in contenders.items():
+        yield Case(what, name, shapes, label, partial(run, make=make))
 
 
 def mine(name: str, **flags: Any) -> Make:
@@ -190,41 +200,51 @@ def eager(name: str, **flags: Any) -> Make:
     return lambda params: one.ours(params, foreach=True, **OPTIONS.get(name, {**one.promised}), **flags)
 
 
+def form(optimizer: Any) -> str:
+    """The block size and warps that tuning chose."""
+    tables = (getattr(batch, "tables", None) for batch in optimizer._stepper.plan.batches)
+    chosen = {(each.block, each.warps) for each in tables if type(each) is Tables}
+    return "; ".join(f"blocks of {block} by {warps} warps" for block, warps in sorted(chosen))
+
+
 def free() -> None:
     if DEVICE == "cuda":
+        gc.collect()  # of what came after `gc.freeze`: else each takes a part of a second
         torch.cuda.empty_cache()
 
 
-def bandwidth(measure: Measure) -> Iterator[Row]:
+def bandwidth() -> Iterator[Case]:
     """Of large tensors, as a share of what a device copy reaches, and against torch's fused."""
-    for name, dtype in (("AdamW", torch.float32), ("AdamW", torch.bfloat16), ("SGD", torch.float32)):
-        label = f"{len(LARGE)} x {tuple(LARGE[0])} {dtype}".replace("torch.", "")
+
+    def copy(measure: Measure, name: str, dtype: torch.dtype) -> Found:
         ours = getattr(compiledopt, name)(model(LARGE, dtype), compiled=True, **OPTIONS[name])
-        if measure.wants("bandwidth", name, label, "device copy"):
-            source = torch.empty(sum(param.numel() for param in ours.param_groups[0]["params"]), device=DEVICE)
-            target = torch.empty_like(source)
-            copying, stepping = measure.pair(partial(target.copy_, source), ours.step)
-            moved = (7 if name == "AdamW" else 5) * dtype.itemsize / 8  # of what the copy moves
-            note = f"{moved * copying[0] / stepping[0]:.3f} of a copy's bandwidth"
-            yield row("bandwidth", name, label, "device copy", ([moved * one for one in copying], stepping), note)
-            del source, target
-        if measure.wants("bandwidth", name, label, "torch fused"):
-            theirs = torchs(name, fused=True)(model(LARGE, dtype))
-            yield row("bandwidth", name, label, "torch fused", measure.pair(theirs.step, ours.step))
-            del theirs
-        del ours
-        free()
+        source = torch.empty(sum(param.numel() for param in ours.param_groups[0]["params"]), device=DEVICE)
+        target = torch.empty_like(source)
+        copying, stepping = measure.pair(partial(target.copy_, source), ours.step)
+        moved = (7 if name == "AdamW" else 5) * dtype.itemsize / 8  # of what the copy moves
+        told = f"{moved * copying[0] / stepping[0]:.3f} of a copy's bandwidth"
+        return [moved * one for one in copying], stepping, f"{told}{', ' * bool(form(ours))}{form(ours)}"
+
+    def fused(measure: Measure, name: str, dtype: torch.dtype) -> Found:
+        theirs = torchs(name, fused=True)(model(LARGE, dtype))
+        ours = getattr(compiledopt, name)(model(LARGE, dtype), compiled=True, **OPTIONS[name])
+        return *measure.pair(theirs.step, ours.step), form(ours)
+
+    for name, dtype in (("AdamW", torch.float32), ("AdamW", torch.bfloat16), ("SGD", torch.float32)):
+        shapes = f"{len(LARGE)} x {tuple(LARGE[0])} {dtype}".replace("torch.", "")
+        for label, run in (("device copy", copy), ("torch fused", fused)):
+            yield Case("bandwidth", name, shapes, label, partial(run, name=name, dtype=dtype))
 
 
-def models(measure: Measure) -> Iterator[Row]:
+def models() -> Iterator[Case]:
     for shapes in MODELS:
-        yield from against(measure, "models", "AdamW", shapes, {"torch fused": torchs("AdamW", fused=True)})
+        yield from against("models", "AdamW", shapes, {"torch fused": torchs("AdamW", fused=True)})
 
 
-def small(measure: Measure) -> Iterator[Row]:
+def small() -> Iterator[Case]:
     fused = {f"torch fused{' capturable' * c}": torchs("AdamW", fused=True, capturable=c) for c in (False, True)}
     for shapes in ("many_small", "tiny", "even"):
-        yield from against(measure, "small", "AdamW", shapes, fused)
+        yield from against("small", "AdamW", shapes, fused)
 
 
 HOST: dict[str, dict[str, Any]] = {
@@ -238,21 +258,21 @@ HOST: dict[str, dict[str, Any]] = {
 }
 
 
-def host(measure: Measure) -> Iterator[Row]:
+def host() -> Iterator[Case]:
     """The time until step() returns, with nothing queued before it, at 300 tensors; against torch's fused, and against our own
     where Python takes every step."""
-    for label, options in HOST.items():
-        contenders: dict[str, Callable[[Any], Step]] = {
-            "ours, from Python": lambda groups, o=options: from_python(hosted(groups, o))
-        }
-        if not FAKE:
-            contenders["torch fused"] = lambda groups, o=options: fused_step(groups, o)
+
+    def run(_: Measure, label: str, make: Callable[[Any, dict[str, Any]], Step]) -> Found:
+        sets, options = [model([(64,)] * 300) for _ in range(2)], HOST[label]
+        steps = make(groups_of(label, sets[0]), options), hosted(groups_of(label, sets[1]), options).step
+        their, our = returned(steps, sets, label == "new gradients")
+        return [their] * 2, [our] * 2, "until step() returns"
+
+    contenders: dict[str, Callable[[Any, dict[str, Any]], Step]] = {} if FAKE else {"torch fused": fused_step}
+    contenders["ours, from Python"] = lambda groups, options: from_python(hosted(groups, options))
+    for label in HOST:
         for name, make in contenders.items():
-            if measure.wants("host", "AdamW", f"300 x 64, {label}", name):
-                sets = [model([(64,)] * 300) for _ in range(2)]
-                steps = make(groups_of(label, sets[0])), hosted(groups_of(label, sets[1]), options).step
-                their, our = returned(steps, sets, label == "new gradients")
-                yield row("host", "AdamW", f"300 x 64, {label}", name, ([their] * 2, [our] * 2), "until step() returns")
+            yield Case("host", "AdamW", f"300 x 64, {label}", name, partial(run, label=label, make=make))
 
 
 def groups_of(label: str, params: Any) -> Any:
@@ -308,18 +328,20 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def replay(measure: Measure) -> Iterator[Row]:
+def replay() -> Iterator[Case]:
     """A captured step against the same step, eager."""
-    for name, shapes in (("AdamW", "gpt2_small"), ("AdamW", "many_small"), ("Adafactor", "gpt2_small"), ("Muon", "matrices")):
-        if not measure.wants("replay", name, shapes, "ours, eager"):
-            continue
+
+    def run(measure: Measure, name: str, shapes: str) -> Found:
         eager_one, captured = (mine(name, capturable=True)(model(SHAPES[shapes]())) for _ in range(2))
         captured.step()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured.step()
-        yield row("replay", name, shapes, "ours, eager", measure.pair(eager_one.step, graph.replay))
+        return *measure.pair(eager_one.step, graph.replay), ""
+
+    for name, shapes in (("AdamW", "gpt2_small"), ("AdamW", "many_small"), ("Adafactor", "gpt2_small"), ("Muon", "matrices")):
+        yield Case("replay", name, shapes, "ours, eager", partial(run, name=name, shapes=shapes))
 
 
 class Clipping:
@@ -333,51 +355,52 @@ class Clipping:
         self.optimizer.step()
 
 
-def clipped(measure: Measure) -> Iterator[Row]:
+def clipped() -> Iterator[Case]:
     """The norm in our step's own launch against torch's, in front of its fused step."""
     for shapes in ("gpt2_small", "many_small"):
-        yield from against(measure, "clipped", "AdamW", shapes, {"torch, clipped": Clipping}, mine("AdamW", max_grad_norm=1.0))
+        yield from against("clipped", "AdamW", shapes, {"torch, clipped": Clipping}, mine("AdamW", max_grad_norm=1.0))
 
 
-def stored(measure: Measure) -> Iterator[Row]:
+def stored() -> Iterator[Case]:
     """States in fewer bits, against ours in float32, torch's fused, and packages that are installed."""
     packages = {"int8": {"bitsandbytes 8-bit": bitsandbytes("AdamW"), "torchao 8-bit": torchao("AdamW", "8bit")}}
     packages |= {"int4": {"torchao 4-bit": torchao("AdamW", "4bit")}, "float8_e4m3fn": {"torchao fp8": torchao("AdamW", "Fp8")}}
     for kept in ("int8", "dynamic8", "float8_e4m3fn", "int4", "bfloat16"):
         contenders = {"ours, float32": mine("AdamW"), "torch fused": torchs("AdamW", fused=True), **packages.get(kept, {})}
         named = {f"{label} (ours: {kept})": make for label, make in contenders.items()}
-        yield from against(measure, "stored", "AdamW", "gpt2_small", named, mine("AdamW", state_dtype=kept))
+        yield from against("stored", "AdamW", "gpt2_small", named, mine("AdamW", state_dtype=kept))
 
 
-def rest(measure: Measure) -> Iterator[Row]:
+def rest() -> Iterator[Case]:
     """Everything of the catalog and the menu that torch has no compiled kernel for, against our own eager executor."""
     for name, one in {**CATALOG, **MENU}.items():
         if one.rule is None or one.sparse_only or one.measured is None:
             continue
         shapes = "matrices" if not one.takes_vectors else "vit_b16" if one.elementwise or one.reduces else "matrices_128"
-        yield from against(measure, "rest", name, shapes, {"ours, foreach": eager(name)})
+        yield from against("rest", name, shapes, {"ours, foreach": eager(name)})
 
 
-def others(measure: Measure) -> Iterator[Row]:
+def others() -> Iterator[Case]:
     """Every other algorithm, and torch's foreach and another library on the models."""
     for name in (*WITH_FUSED, *WITHOUT_FUSED):
         fused = {} if name in WITHOUT_FUSED else {"torch fused": torchs(name, fused=True)}
-        yield from against(measure, "others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
+        yield from against("others", name, "gpt2_small", {**fused, "torch foreach": torchs(name, foreach=True)})
     for shapes in MODELS:
         more = {"torch foreach": torchs("AdamW", foreach=True), "optimi": optimi("AdamW")}
-        yield from against(measure, "others", "AdamW", shapes, more)
+        yield from against("others", "AdamW", shapes, more)
 
 
-def first_step(measure: Measure) -> Iterator[Row]:
+def first_step() -> Iterator[Case]:
     """The time of a first step, with kernels on disk and without: what is compiled, tuned and tried."""
+
+    def run(_: Measure, name: str, shapes: str) -> Found:
+        with tempfile.TemporaryDirectory() as empty:
+            without, on_disk = (in_a_process(name, shapes, empty) for _ in range(2))
+        return [on_disk] * 2, [without] * 2, "seconds of a first step"
+
     for shapes in ("tiny", "gpt2_small"):
         for name in ("AdamW", REDUCING):
-            if not measure.wants("first", name, shapes, "ours, kernels on disk"):
-                continue
-            with tempfile.TemporaryDirectory() as empty:
-                without, on_disk = (in_a_process(name, shapes, empty) for _ in range(2))
-            times = [on_disk] * 2, [without] * 2
-            yield row("first", name, shapes, "ours, kernels on disk", times, "seconds of a first step")
+            yield Case("first", name, shapes, "ours, kernels on disk", partial(run, name=name, shapes=shapes))
 
 
 FIRST = """
@@ -396,28 +419,28 @@ def in_a_process(name: str, shapes: str, cache: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def reducing(measure: Measure) -> Iterator[Row]:
+def reducing() -> Iterator[Case]:
     """A rule that reduces, and one that multiplies matrices, against torch's foreach."""
     for shapes in ("gpt2_small", "vit_b16"):
-        yield from against(measure, "reducing", "Adafactor", shapes, {"torch foreach": torchs("Adafactor", foreach=True)})
-    yield from against(measure, "reducing", "Muon", "matrices", {"torch": torchs("Muon")})
+        yield from against("reducing", "Adafactor", shapes, {"torch foreach": torchs("Adafactor", foreach=True)})
+    yield from against("reducing", "Muon", "matrices", {"torch": torchs("Muon")})
 
 
-def compile_step(measure: Measure) -> Iterator[Row]:
+def compile_step() -> Iterator[Case]:
     """torch.compile of torch's own step, which takes minutes to compile: last."""
     for shapes in ("even", *MODELS):
-        yield from against(measure, "compile", "AdamW", shapes, {"torch.compile(step)": compiled("AdamW")})
+        yield from against("compile", "AdamW", shapes, {"torch.compile(step)": compiled("AdamW")})
 
 
-PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[], Iterator[Case]]] = {
     "bandwidth": bandwidth,
     "models": models,
     "small": small,
     "host": host,
     "replay": replay,
     "reducing": reducing,
-    "stored": stored,
     "clipped": clipped,
+    "stored": stored,
     "others": others,
     "first": first_step,
     "rest": rest,
@@ -426,24 +449,43 @@ PARTS: dict[str, Callable[[Measure], Iterator[Row]]] = {
 
 
 def run(names: list[str], measure: Measure, out: Path | None) -> int:
-    """Each part in turn, each row written as it comes. Returns how many parts failed."""
+    """Each case in turn, each row written as it comes. Returns how many cases failed. Raises: SystemExit, LOST, where the
+    device is of no more use in this process."""
     failed = 0
-    for name in names:
-        try:
-            for found in PARTS[name](measure):
-                text = "{what:9} {optimizer:8} {shapes:28} {against:22} {their_ms:>8} ms, ours {our_ms:>8}, {ratio}; "
-                text += "loop {their_wall_ms:>8} ms, ours {our_wall_ms:>8}, {wall_ratio} {note}"
-                print(text.format(**found), flush=True)
-                if out is not None:
-                    append(str(out), [found])
-        except Stop:
-            print(f"no time left at {name}; what follows is not measured", file=sys.stderr)
+    for case in (case for name in names for case in PARTS[name]()):
+        if case.key in measure.known:
+            continue
+        if time.monotonic() > measure.end:
+            print(f"no time left at {case.what}; what follows is not measured", file=sys.stderr)
             break
-        except Exception as error:
-            failed += 1
-            print(f"{name} ended: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr, flush=True)
+        measure.begin(case)
+        try:
+            found = row(case, case.run(measure))
+        except Exception as error:  # what is not installed, finds no room or is a fault must not end the others
+            failed += not isinstance(error, ImportError)
+            told = f"{type(error).__name__}: {str(error)[:500]}"
+            print(f"{case.what} of {case.optimizer} on {case.shapes}, {case.against}: {told}", file=sys.stderr, flush=True)
+            if is_lost():
+                raise SystemExit(LOST) from None
+        else:
+            print(TEXT.format(**found), flush=True)
+            if out is not None:
+                append(str(out), [found])
         free()
     return failed
+
+
+TEXT = "{what:9} {optimizer:8} {shapes:28} {against:22} {their_ms:>8} ms, ours {our_ms:>8}, {ratio}; "
+TEXT += "loop {their_wall_ms:>8} ms, ours {our_wall_ms:>8}, {wall_ratio} {note}"
+
+
+def is_lost() -> bool:
+    """After an error of the device, as an address that is not its own, every call of this process fails."""
+    try:
+        synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def main() -> int:
@@ -456,7 +498,15 @@ def main() -> int:
     parser.add_argument("--no-save", action="store_true", help="print only")
     parser.add_argument("--again", action="store_true", help="measure what this commit and device have rows of, too")
     parser.add_argument("--fake", action="store_true", help="the host's time with a driver that does nothing, without a GPU")
+    parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)  # of a process that is supervised
+    parser.add_argument("--end", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.journal is None:
+        end = time.monotonic() + 60 * arguments.minutes
+        with tempfile.TemporaryDirectory() as place:
+            journal = Path(place) / "begun"
+            command = [sys.executable, *sys.argv, "--journal", str(journal), "--end", str(end)]
+            return supervise(command, journal, end, PATIENCE)
     with ExitStack() as stack:
         if arguments.fake:
             pretend(stack)
@@ -465,8 +515,8 @@ def main() -> int:
             print("no CUDA device on this machine; --fake measures the host's time without one", file=sys.stderr)
             return 1
         out = (arguments.out or RESULTS / ("gpu_host.csv" if arguments.fake else "gpu.csv")).resolve()
-        known = [] if arguments.again else read(str(out))
-        measure = Measure(arguments.seconds, time.monotonic() + 60 * arguments.minutes, known)
+        gc.freeze()
+        measure = Measure(arguments.seconds, arguments.end, [] if arguments.again else read(str(out)), arguments.journal)
         return min(1, run(arguments.only, measure, None if arguments.no_save else out))
 
 

@@ -41,12 +41,16 @@ def rows(arch: int) -> Iterator[dict[str, Any]]:
         kernel = kernel_of(program, (dtype, dtype, *program.dtypes_of(param).values()))
         for block, warps in ALL:
             built = triton.build_for(kernel, arch, block=block, warps=warps)
-            threads = 32 * warps
-            given = -(-built.registers // UNIT) * UNIT * threads
-            blocks = min(REGISTERS // given, THREADS // threads)
             found = {"kind": kind, "arch": f"sm_{arch}", "block": block, "warps": warps, "registers": built.registers}
-            held = {"blocks": blocks, "warps_held": blocks * warps, "elements_held": blocks * block}
-            yield {**found, "spills": built.spills, **held, **circumstances()}
+            yield {**found, "spills": built.spills, **held(built.registers, block, warps), **circumstances()}
+
+
+def held(registers: int, block: int, warps: int) -> dict[str, int]:
+    """What a processor has at once of blocks of so many elements and warps."""
+    threads = 32 * warps
+    given = -(-registers // UNIT) * UNIT * threads
+    blocks = min(REGISTERS // given, THREADS // threads)
+    return {"blocks": blocks, "warps_held": blocks * warps, "elements_held": blocks * block}
 
 
 def main() -> None:

@@ -340,6 +340,9 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
+        _published(
+            "AdaGO", {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True}, lr=0.05, more={"least": {"eps": 0.02}}, brief=True
+        ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
         _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
         _published("AdamMini", {"weight_decay": 0.1}),
@@ -415,6 +418,22 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
             more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
         ),
+        _published("RACS", {"weight_decay": 0.1, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
+        _published(
+            "Scion",
+            {"momentum": 0.1, "scale": 2.0},
+            more={
+                "plain": {},
+                "free": {"momentum": 0.1, "unconstrained": True},
+                "narrow": {"norm": "Spectral", "norm_kwargs": {"max": True, "normalized": False, "steps": 3}},
+                "signs": {"norm": "Sign", "momentum": 0.1, "scale": 50.0},
+                "columns": {"norm": "ColNorm", "norm_kwargs": {"normalized": True}, "scale": 50.0},
+                "tokens": {"norm": "ColNorm", "norm_kwargs": {"transpose": True}, "momentum": 0.1},
+                "rows": {"norm": "RowNorm", "scale": 50.0, "momentum": 0.5},
+                "lengths": {"norm": "RowNorm", "norm_kwargs": {"normalized": False, "transpose": True}},
+            },
+            brief=True,
+        ),
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
         _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
@@ -444,6 +463,35 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("QHM", {"weight_decay": 0.1, "momentum": 0.9}, brief=True),
         _published("SimplifiedAdEMAMix", {"weight_decay": 0.1, "alpha": 0.2, "beta1_warmup": 30}, brief=True),
         _published("SophiaH", {"weight_decay": 0.1, "eps": 0.5, "p": 0.5}, lr=0.1, brief=True),
+        _published("AccSGD", {"weight_decay": 0.1, "kappa": 100.0, "xi": 5.0, "smallConst": 0.6}, lr=0.05, brief=True),
+        _published("MSVAG", {"beta": 0.8}, lr=0.1, brief=True),
+        _published("FOCUS", {"weight_decay": 0.1, "betas": (0.8, 0.95), "gamma": 0.2}, lr=0.1, brief=True),
+        _published(
+            "BCOS",
+            {"weight_decay": 0.1, "beta2": 0.95},
+            more={"coupled": {"decouple_wd": False}},
+            brief=True,
+        ),
+        _published("VSGD", {"weight_decay": 0.1, "ghattg": 10.0, "ps": 1e-2, "tau1": 0.7}, lr=0.05, brief=True),
+        _published("DualAdam", {"weight_decay": 0.1, "switch_rate": 0.03}, brief=True),
+        _published("AdaSmooth", {"weight_decay": 0.1, "betas": (0.4, 0.95), "eps": 1e-4}, brief=True),
+        _published(
+            "A2Grad",
+            {"variant": "exp", "rho": 0.6, "lips": 5.0, "beta": 1.0},
+            lr=0.8,
+            more={"inc": {"variant": "inc", "lips": 5.0}},
+            brief=True,
+        ),
+        _published("TAM", {"weight_decay": 0.1, "momentum": 0.8, "decay_rate": 0.7}, lr=0.1, brief=True),
+        _published(
+            "ApolloDQN",
+            {"weight_decay": 0.1, "rebound": "belief", "weight_decay_type": "stable", "warmup": 9, "init_lr": 1e-2},
+            more={"decoupled": {"weight_decay": 0.1, "weight_decay_type": "decoupled", "warmup": 9}},
+            brief=True,
+        ),
+        _published("SGDSaI", {"weight_decay": 0.1, "momentum": 0.8}, more={"no_momentum": {"momentum": 0.0}}, brief=True),
+        _published("Aida", {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "K": 3, "xi": 1e-3}, brief=True),
+        _published("Rose", {"weight_decay": 0.1}, more={"plain": {"centralize": False, "stabilize": False}}, brief=True),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
@@ -455,7 +503,11 @@ WHOLE_MODEL: dict[str, Algorithm] = {
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
+        Algorithm(compiledopt.DAdaptAdaGrad, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DAdaptAdan, promised={"d0": 1e-2}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.DAdaptLion, promised={"d0": 1e-2}, brief=True),
+        Algorithm(compiledopt.DAdaptSGD, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
         Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
         Algorithm(compiledopt.RAdamScheduleFree),
@@ -467,9 +519,12 @@ MATRICES: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
         Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
+        Algorithm(compiledopt.SPlus, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
     )
 }

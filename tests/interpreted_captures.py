@@ -1,7 +1,10 @@
 """Captures, tables and numbers of the GPU executors on CPU tensors: run by test_triton.py in a process of its own."""
 
+import copy
 import gc
+import pickle
 import subprocess
+import threading
 import weakref
 
 import pytest
@@ -671,3 +674,116 @@ def test_a_number_that_turns_into_a_tensor_is_seen():
         expected.step()
         optimizer.step()
         near(mine, reference)
+
+
+# ---- several graphs, threads and copies ----
+
+
+def kept(params, number):
+    """The gradients of a step, where they were in the capture."""
+    host = parameters(shapes=SHAPES)
+    Gradients().set(host, number)
+    for param, other in zip(params, host, strict=True):
+        param.grad.copy_(other.grad)
+
+
+def one_step(expected, reference, lr, number):
+    expected.param_groups[0]["lr"] = lr
+    Gradients().set(reference, number)
+    expected.step()
+
+
+def test_two_graphs_go_on_with_the_tensors_of_their_captures(monkeypatch):
+    """As torch's; and a float, of which there is one for both, is the last that refresh() told."""
+    rates = torch.tensor(0.05), torch.tensor(0.02)
+    for values in (rates, (0.05, 0.02)):
+        expected, reference, optimizer, mine = pair(lr=0.05)
+        graphs = []
+        for number, value in enumerate(values):
+            optimizer.param_groups[0]["lr"] = value
+            one_step(expected, reference, float(value), number)
+            run(optimizer, mine, Gradients(), [number])
+            with capture(monkeypatch) as graph:
+                optimizer.step()
+            graphs.append((graph, [param.grad for param in mine]))
+        rates[0].fill_(0.03)
+        optimizer.refresh()
+        for number, (graph, gradients) in enumerate(graphs * 2):
+            own = float(values[number % 2]) if values is rates else 0.02
+            one_step(expected, reference, own, 2 + number)
+            for param, gradient in zip(mine, gradients, strict=True):
+                param.grad = gradient
+            kept(mine, 2 + number)
+            graph.replay()
+            near(mine, reference)
+        rates[0].fill_(0.05)
+
+
+def test_a_capture_in_a_thread(monkeypatch):
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    failed, graphs = [], []
+
+    def work():
+        try:
+            step_both((expected, optimizer), (reference, mine), 0)
+            with capture(monkeypatch) as graph:
+                optimizer.step()
+            graphs.append(graph)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
+    for number in (1, 2):
+        one_step(expected, reference, 0.05, number)
+        kept(mine, number)
+        graphs[0].replay()
+        near(mine, reference)
+        one_step(expected, reference, 0.05, number)
+        optimizer.step()
+        near(mine, reference)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["deepcopy", "pickle"])
+def test_copies_of_a_captured_optimizer(monkeypatch, copied):
+    """A copy steps on its own parameters and states; the graph goes on with those that it was captured with."""
+    expected, reference, optimizer, mine = pair(lr=0.05, max_grad_norm=0.5)
+    step_both((expected, optimizer), (reference, mine), 0)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    twin = copied(optimizer)
+    others = twin.param_groups[0]["params"]
+    assert others[0] is not mine[0] and torch.equal(flat(others), flat(mine))
+    before = flat(mine)
+    for number in (1, 2):
+        one_step(expected, reference, 0.05, number)
+        run(twin, others, Gradients(), [number])
+        near(others, reference)
+    assert torch.equal(flat(mine), before)
+    for number in (1, 2):
+        kept(mine, number)
+        graph.replay()
+    near(mine, reference)
+
+
+def test_a_load_after_a_capture(monkeypatch):
+    """Steps, and a new capture, go on with what was loaded."""
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    step_both((expected, optimizer), (reference, mine), 0)
+    with capture(monkeypatch):
+        optimizer.step()
+    loaded = copy.deepcopy(expected.state_dict())
+    optimizer.load_state_dict(loaded)
+    optimizer.param_groups[0].update(capturable=True, compiled=True, foreach=None)
+    for number in (1, 2):
+        one_step(expected, reference, 0.05, number)
+        run(optimizer, mine, Gradients(), [number])
+        near(mine, reference)
+    with capture(monkeypatch) as graph:
+        optimizer.step()
+    one_step(expected, reference, 0.05, 3)
+    kept(mine, 3)
+    graph.replay()
+    near(mine, reference)

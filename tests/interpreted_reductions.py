@@ -167,6 +167,22 @@ def test_shapes_that_change():
     torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "shape"), [("AdaNorm", (4, 5)), ("AdamMini", (4, 3, 3, 3))])
+def test_what_the_cpu_alone_has_kernels_for(name, shape):
+    """Another executor there, and somebody is told."""
+    reference, mine = parameters(shapes=[shape]), parameters(shapes=[shape])
+    expected, optimizer = (getattr(compiledopt, name)(params, lr=0.05) for params in (reference, mine))
+    expected.param_groups[0]["foreach"] = False
+    for params in (reference, mine):
+        Gradients().set(params, 0)
+    expected.step()
+    with pytest.warns(UserWarning, match="which is compiled for the CPU alone"):
+        optimizer.step()
+    torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
+    with pytest.raises(RuntimeError, match=r"compiled=True cannot be had: .*which is compiled for the CPU alone"):
+        getattr(compiledopt, name)(mine, lr=0.05, compiled=True).step()
+
+
 def test_every_tile_is_the_best_of_some_shape():
     for axes, forms in TILES.items():
         shapes = [(1, 4096, 4096), (1, 1, 100_000), (1, 60_000, 10), (10_000, 3, 3), (10_000, 1, 1)]

@@ -91,10 +91,20 @@ THEIRS = {
     "QHM": (COLLECTION, "QHM", {"weight_decouple": False}),
     "StableSPAM": (COLLECTION, "StableSPAM", {}),
     "SimplifiedAdEMAMix": (COLLECTION, "SimplifiedAdEMAMix", {"weight_decouple": True}),
+    "AccSGD": (COLLECTION, "AccSGD", {}),
+    "AdaSmooth": (COLLECTION, "AdaSmooth", {"weight_decouple": False}),
+    "Aida": (COLLECTION, "Aida", {}),
+    "DualAdam": (COLLECTION, "DualAdam", {"weight_decouple": True}),
+    "FOCUS": (COLLECTION, "FOCUS", {}),
+    "MSVAG": (COLLECTION, "MSVAG", {}),
+    "Rose": (COLLECTION, "ROSE", {"weight_decouple": True}),
+    "VSGD": (COLLECTION, "VSGD", {}),
     "Yogi": (COLLECTION, "Yogi", {}),
 }
 # Ours, then theirs.
 SPELLED = {
+    "AccSGD": {"smallConst": "constant"},
+    "Aida": {"K": "k"},
     "AdaBound": {"amsbound": "ams_bound"},
     "Adai": {"decoupled": "weight_decouple"},
     "QHAdam": {"decouple_weight_decay": "weight_decouple"},

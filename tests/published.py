@@ -403,6 +403,54 @@ def normuon(x: Any) -> dict[str, Any]:
     return {"momentum_buffer": b, "second_momentum_buffer": v, "param": x.param - x.lr * (u + x.weight_decay * x.param)}
 
 
+def adago(x: Any) -> dict[str, Any]:
+    """Algorithm 1; v is kept as its square."""
+    b, o = muon_direction(x)
+    n = min(x.grad.norm(), x.gamma)
+    square = where(x.first > 0, x.v**2, x.v_sq) + n**2
+    decay = x.lr * x.weight_decay * x.param
+    return {"momentum_buffer": b, "v_sq": square, "param": x.param - decay - max(x.eps, x.lr * n / square.sqrt()) * o}
+
+
+def racs(x: Any) -> dict[str, Any]:
+    """Algorithm 1: five steps of equation 16 from q = 1."""
+    q = torch.ones(x.grad.size(0), 1, dtype=x.grad.dtype)
+    for _ in range(5):
+        s = (x.grad.T**2 @ q) / q.square().sum()
+        q = (x.grad**2 @ s) / s.square().sum()
+    s, q = average(x.beta, x.s, s.T), average(x.beta, x.q, q)
+    u = x.grad / (sqrt(s * q) + x.eps)
+    eta = where(x.first > 0, 1.0, x.gamma / largest(u.norm() / x.phi, x.gamma))
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * eta * x.alpha * u
+    return {"s": s, "q": q, "phi": (eta * u.norm()).reshape(1, 1), "param": theta}
+
+
+def scion(x: Any) -> dict[str, Any]:
+    """Algorithm 2 of the paper with the authors' norms."""
+    b = (1 - x.momentum) * x.momentum_buffer + x.momentum * x.grad
+    kwargs = dict(x.group["norm_kwargs"] or {})
+    norm, steps = x.group["norm"], kwargs.get("steps", 5)
+    if norm == "Auto":
+        norm = {0: "BiasRMS", 1: "BiasRMS", 2: "Spectral"}.get(b.ndim, "SpectralConv")
+    g = b.T if kwargs.get("transpose", False) else b
+    if norm == "BiasRMS":
+        u = g / (g.square().mean().sqrt() + 1e-8)
+    elif norm == "Sign":
+        u = g.sign() / (g.size(1) if kwargs.get("normalized", True) else 1)
+    elif norm == "ColNorm":
+        rms = g.norm(dim=0, keepdim=True) / g.size(0) ** 0.5
+        u = g / (rms * (g.size(1) if kwargs.get("normalized", False) else 1) + 1e-8)
+    elif norm == "RowNorm":
+        u = g / (g.norm(dim=-1, keepdim=True) * (g.size(-1) ** 0.5 if kwargs.get("normalized", True) else 1) + 1e-8)
+    else:
+        size = (g.size(0) / g.size(1) if kwargs.get("normalized", True) else g.size(0)) ** 0.5
+        size = max(1.0, size) if kwargs.get("max", False) else size
+        u = size / math.prod(g.shape[2:]) * newton_schulz(g.reshape(len(g), -1), steps).reshape(g.shape)
+    u = u.T if kwargs.get("transpose", False) else u
+    kept = 1.0 if x.unconstrained else 1 - x.lr
+    return {"momentum_buffer": b, "param": kept * x.param - x.lr * x.scale * u}
+
+
 def without_radial_part(x: Any, u: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Equation 12 for each row, else for the whole: as the authors' code, on views of tensors alone."""
     if x.param.ndim > 1:
@@ -687,12 +735,173 @@ def bound_of_norm(param: torch.Tensor) -> torch.Tensor:
     return param.norm().reshape((1,) * param.ndim) * 1.5
 
 
+def accsgd(x: Any) -> dict[str, Any]:
+    """Algorithm 2 of the ICLR paper, as the authors' code writes it."""
+    g, long = x.grad + x.weight_decay * x.param, x.lr * x.kappa / x.smallConst
+    beta = x.smallConst**2 * x.xi / x.kappa
+    zeta = x.smallConst / (x.smallConst + beta)
+    w = beta * ((1 / beta - 1) * x.momentum_buffer - long * g + x.param)
+    return {"momentum_buffer": w, "param": zeta * (x.param - x.lr * g) + (1 - zeta) * w}
+
+
+def msvag(x: Any) -> dict[str, Any]:
+    """Equations 18 to 21; the ρ of the first step is as near to 1 as the authors' code lets it be."""
+    t, m, v = x.step + 1, average(x.beta, x.exp_avg, x.grad), average(x.beta, x.exp_avg_sq, x.grad**2)
+    rho = smallest((1 - x.beta) ** 2 * (1 - x.beta ** (2 * t)) / ((1 - x.beta**2) * (1 - x.beta**t) ** 2), 0.999)
+    m_hat, v_hat = m / (1 - x.beta**t), v / (1 - x.beta**t)
+    s = (v_hat - m_hat**2) / (1 - rho)
+    factor = clipped((m_hat**2 / (m_hat**2 + rho * s)).nan_to_num(), 0, 1)
+    return {"step": t, "exp_avg": m, "exp_avg_sq": v, "param": x.param - x.lr * factor * m_hat}
+
+
+def focus(x: Any) -> dict[str, Any]:
+    """Algorithm 1, whose corrected mean of parameters is a weighted one, with all of the weight on the first at first."""
+    t, m = x.step + 1, average(x.betas0, x.exp_avg, x.grad)
+    old, new = x.betas1 * (1 - x.betas1 ** (t - 1)) / (1 - x.betas1**t), (1 - x.betas1) / (1 - x.betas1**t)
+    p = old * x.pbar + new * x.param
+    change = sign(m) + x.gamma * sign(x.param - p) + x.weight_decay * p
+    return {"step": t, "exp_avg": m, "pbar": p, "param": x.param - x.lr * change}
+
+
+def bcos(x: Any) -> dict[str, Any]:
+    """The authors' code, in its mode "c"."""
+    theta, g = decayed(x, x.decouple_wd)
+    m = where(x.first > 0, x.grad, x.m)
+    v = average(1 - (1 - x.beta) ** 2 if x.beta2 is None else x.beta2, m**2, g**2)
+    m = average(x.beta, m, g)
+    return {"m": m, "param": theta - x.lr * m / (sqrt(v) + x.eps)}
+
+
+def vsgd(x: Any) -> dict[str, Any]:
+    """Algorithm 1, with 2·a and 2·b as the authors' code keeps them."""
+    little = sympy.Rational(1, 10**4) if isinstance(x.step, sympy.Expr) else 1e-4
+    t, a, b, c = x.step + 1, 2 * x.ps + 1 + little, 2 * x.ps, 2 * x.ghattg * x.ps
+    sg, shg = where(t > 1, x.bg / a, b / (a - 1)), where(t > 1, x.bhg / a, c / (a - 1))
+    mu, sigma = (x.grad * sg + x.mug * shg) / (sg + shg), sg * shg / (sg + shg)
+    squared = sigma + mu**2
+    bg, bhg = b + squared - 2 * mu * x.mug + x.mug**2, c + squared - 2 * x.grad * mu + x.grad**2
+    rho1, rho2 = t ** (-x.tau1), t ** (-x.tau2)
+    new = {"step": t, "mug": mu, "bg": (1 - rho1) * x.bg + rho1 * bg, "bhg": (1 - rho2) * x.bhg + rho2 * bhg}
+    return new | {"param": x.param - x.lr * (mu / (sqrt(squared) + x.eps) + x.weight_decay * x.param)}
+
+
+def dual_adam(x: Any) -> dict[str, Any]:
+    m_hat, v_hat, t, new = adam_moments(x, x.grad)
+    root, alpha = sqrt(v_hat) + x.eps, largest(0, 1 - t * x.switch_rate)
+    both = (1 - alpha) * m_hat / root + alpha * m_hat * root
+    update = where(1 - t * x.switch_rate >= x.switch_rate, both, m_hat / root)
+    return new | {"param": x.param - x.lr * (update + x.weight_decay * x.param)}
+
+
+def adasmooth(x: Any) -> dict[str, Any]:
+    g, change = x.grad + x.weight_decay * x.param, x.param - x.prev_param
+    s, n = x.s + change, x.n + abs(change)
+    c = (x.betas1 - x.betas0) * abs(s) / (n + x.eps) + 1 - x.betas1
+    v = c**2 * g**2 + (1 - c**2) * x.exp_avg_sq
+    theta = x.param - x.lr * g / sqrt(v + x.eps)
+    return {"param": theta, "prev_param": x.param + 0, "s": s, "n": n, "exp_avg_sq": v}
+
+
+def a2grad(x: Any) -> dict[str, Any]:
+    """Algorithm 7 with the choices of algorithms 4 to 6; x.step is their k."""
+    k = x.step
+    mean = (k * x.avg_grad + x.grad) / (k + 1)
+    square, new = (x.grad - mean) ** 2, {"step": k + 1, "avg_grad": mean}
+    if x.variant == "uni":
+        v = x.v_k + square
+        h = sqrt(v)
+    elif x.variant == "inc":
+        v = k**2 / (k + 1) ** 2 * x.v_k + square
+        h = sqrt(v)
+    else:
+        new["v_kk"] = where(x.first > 0, square, average(x.rho, x.v_kk, square))
+        v = largest(new["v_kk"], x.v_k)
+        h = sqrt((k + 1) * v)
+    c = x.lr / (2 * x.lips / (k + 1) + x.beta * h)
+    ahead, now, x_k = 2 / (k + 3), 2 / (k + 2), x.x_k - c * x.grad
+    theta = (1 - ahead) * x.param + ahead * x_k - (1 - ahead) * now * c * x.grad
+    return new | {"v_k": v, "x_k": x_k, "param": theta}
+
+
+def tam(x: Any) -> dict[str, Any]:
+    """Algorithm 1."""
+    lengths = norm(x.grad) * norm(x.momentum_buffer)
+    s = average(x.decay_rate, x.s, where(lengths > 0, total(x.grad * x.momentum_buffer) / lengths, 0))
+    m = x.momentum * x.momentum_buffer + ((1 + s) / 2 + x.eps) * x.grad
+    return {"s": s, "momentum_buffer": m, "param": x.param - x.lr * (m + x.weight_decay * x.param)}
+
+
+def apollo_dqn(x: Any) -> dict[str, Any]:
+    """Algorithm 1, with the rebounds, the decays and the warm-up of the authors' code, on tensors alone."""
+    kind = x.weight_decay_type or ("L2" if x.rebound == "constant" else "decoupled")
+    start = x.lr / 1000 if x.init_lr is None else x.init_lr
+    rate = (x.lr - start) * x.step / x.warmup + start if x.step < x.warmup else x.lr
+    g, t = x.grad + (x.weight_decay * x.param if kind == "L2" else 0), x.step + 1
+    alpha = (1 - x.beta) / (1 - x.beta**t)
+    delta = g - x.exp_avg_grad
+    bound, eps = (0.01, x.eps / 0.01) if x.rebound == "constant" else (delta.abs().max(), x.eps)
+    m = x.exp_avg_grad + alpha * delta
+    denominator = x.update.norm(p=4) + eps
+    d = x.update / denominator
+    b = x.approx_hessian
+    b = b - d**2 * (alpha * (delta / denominator * d).sum() + (b * d**2).sum())
+    size = b.abs().clamp(min=0.01) if x.rebound == "constant" else b.abs().clamp(min=bound) + eps / alpha
+    new = m / size
+    if kind != "L2":
+        new = new + x.weight_decay / (size.mean() if kind == "stable" else 1) * x.param
+    return {"step": t, "exp_avg_grad": m, "approx_hessian": b, "update": new, "param": x.param - rate * new}
+
+
+def sgd_sai(x: Any) -> dict[str, Any]:
+    """Algorithm 1, on tensors alone."""
+    n = x.param.numel()
+    sigma = x.grad.std() if n > 1 else torch.zeros(())
+    found = x.grad.norm() / (sigma + x.eps) if sigma > 0 else torch.tensor(float(n)).sqrt()
+    s, m, new = where(x.first > 0, found, x.gsnr), x.grad, {}
+    if x.momentum != 0:
+        m = new["momentum_buffer"] = where(x.first > 0, x.grad, average(x.momentum, x.momentum_buffer, x.grad))
+    return new | {"gsnr": s, "param": x.param - x.lr * (s * m + x.weight_decay * x.param)}
+
+
+def aida(x: Any) -> dict[str, Any]:
+    g, t = x.grad + x.weight_decay * x.param, x.step + 1
+    m = average(x.betas0, x.exp_avg, g)
+    to_g, to_m = g, m
+    for _ in range(int(x.K)):
+        inner = total(to_g * to_m)
+        to_g, to_m = inner / (total(to_g**2) + x.xi) * to_g, inner / (total(to_m**2) + x.xi) * to_m
+    v = average(x.betas1, x.exp_avg_var, (to_m - to_g) ** 2) + x.eps
+    theta = x.param - x.lr / (1 - x.betas0**t) * m / (sqrt(v) / sqrt(1 - x.betas1**t))
+    return {"step": t, "exp_avg": m, "exp_avg_var": v, "param": theta}
+
+
+def rose(x: Any) -> dict[str, Any]:
+    """The author's code, on tensors alone."""
+    theta, g = x.param - x.lr * x.weight_decay * x.param, x.grad
+    if g.ndim == 0:
+        return {"param": theta - x.lr * g.sign()}
+    if g.numel() == 0:
+        return {"param": theta}
+    rest = tuple(range(1, g.ndim)) or (0,)
+    if x.centralize and g.ndim > 1:
+        g = g - g.mean(rest, keepdim=True)
+    scale = g.amax(rest, keepdim=True).abs() - g.amin(rest, keepdim=True)
+    if x.stabilize and g.ndim > 1:
+        deviation, mean = torch.std_mean(scale, correction=0)
+        scale = mean.lerp(scale, mean / (deviation + mean) if mean > 0 else mean)
+    return {"param": theta - x.lr * g / scale.masked_fill(scale == 0, 1.0)}
+
+
 def per_row(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
 
 
 def single(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros((1,) * param.ndim)
+
+
+def of_param(param: torch.Tensor) -> torch.Tensor:
+    return param.detach().clone()
 
 
 def row(param: torch.Tensor) -> torch.Tensor:
@@ -710,6 +919,7 @@ def along(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 # {class: (the update, {state: what it starts from: the name of an option, or a function of the parameter}, its 0-dim states)}
 PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "ADOPT": (adopt, {}),
+    "AdaGO": (adago, {"v_sq": single}),
     "AdaMuon": (adamuon, {}),
     "AdamAtan2": (adam_atan2, {}),
     "AdamMini": (adam_mini, {"vmean": per_row}),
@@ -736,10 +946,12 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "LARS": (lars, {}),
     "LaProp": (laprop, {}),
     "Lion": (lion, {}),
-    "MADGRAD": (madgrad, {"x0": lambda param: param.detach().clone()}),
+    "MADGRAD": (madgrad, {"x0": of_param}),
     "QHAdam": (qhadam, {}),
     "RMSpropTF": (rmsprop_tf, {"square_avg": 1.0}),
     "SGDW": (sgdw, {}),
+    "RACS": (racs, {"s": column, "q": row, "phi": single}),
+    "Scion": (scion, {}),
     "Signum": (signum, {}),
     "StableAdamW": (stable_adamw, {}),
     "Tiger": (tiger, {}),
@@ -764,6 +976,19 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "QHM": (qhm, {}),
     "SimplifiedAdEMAMix": (simplified_ademamix, {}),
     "SophiaH": (sophiah, {}),
+    "AccSGD": (accsgd, {"momentum_buffer": of_param}),
+    "MSVAG": (msvag, {}),
+    "FOCUS": (focus, {"pbar": of_param}),
+    "BCOS": (bcos, {}),
+    "VSGD": (vsgd, {}),
+    "DualAdam": (dual_adam, {}),
+    "AdaSmooth": (adasmooth, {"prev_param": of_param}),
+    "A2Grad": (a2grad, {"x_k": of_param}),
+    "TAM": (tam, {"s": no_dimensions}),
+    "ApolloDQN": (apollo_dqn, {}),
+    "SGDSaI": (sgd_sai, {"gsnr": no_dimensions}),
+    "Aida": (aida, {}),
+    "Rose": (rose, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
 NUMBERS = (

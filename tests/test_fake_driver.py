@@ -1,5 +1,6 @@
 """Steps by Triton's own compiler and launcher, with a driver that does nothing: what is launched, and who takes the step."""
 
+import os
 import threading
 from pathlib import Path
 from unittest import mock
@@ -8,7 +9,19 @@ import pytest
 import torch
 
 import compiledopt
-from compiledopt.backends.triton import batch, kernels, norm, passes_ready, prepared, proof, readiness, tables
+from compiledopt.backends.triton import (
+    batch,
+    files,
+    forms,
+    kernels,
+    norm,
+    passes_ready,
+    prepared,
+    proof,
+    readiness,
+    shaped,
+    tables,
+)
 from compiledopt.errors import CompileError
 from compiledopt.step import steady as steadying
 
@@ -176,6 +189,40 @@ def test_a_driver_that_refuses(launches, driver, monkeypatch, options):
     driver.seen()
     optimizer.step()
     assert {one.alone for one in driver.seen()} == {True}
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written(launches, monkeypatch, tmp_path):
+    """Of Triton: a home that is read-only. Kernels go to a directory of the process, and somebody is told."""
+    from triton import knobs
+
+    (tmp_path / "file").write_text("no directory")
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path / "file" / "cache")
+        monkeypatch.setattr(readiness, "_ready", {})
+        monkeypatch.setattr(kernels, "_kernels", {})
+        files.settle.cache_clear()
+        optimizer = compiledopt.AdamW(model(), compiled=True)
+        with pytest.warns(UserWarning, match=r"Triton cannot write to its cache .*file.cache \(.*TRITON_CACHE_DIR"):
+            optimizer.step()
+        assert launches() and os.listdir(knobs.cache.dir)
+    files.settle.cache_clear()
+
+
+@pytest.mark.slow
+def test_each_launch_has_the_form_that_was_chosen(launches, driver, monkeypatch):
+    """By Triton and by the driver alone."""
+    for form in (forms.FORMS[2], forms.FORMS[1]):
+        monkeypatch.setattr(shaped, "_ready", {})
+        monkeypatch.setattr(shaped, "chosen", lambda compiled, form=form: compiled(form) and form)
+        optimizer = compiledopt.Adafactor(model(), compiled=True)
+        optimizer.step()
+        made = [one for stage in optimizer._stepper.plan.batches[0].tables.compiled_stages for one in stage.values()]
+        assert made and {".maxnreg" in one.asm["ptx"] for one in made} == {form.most is not None}
+        for _ in range(3):
+            driver.seen()
+            optimizer.step()
+            assert {one.threads for one in driver.seen()} == {32 * form.warps}
 
 
 def test_a_driver_that_refuses_in_the_midst(launches, driver):

@@ -32,6 +32,8 @@ needs_a_gpu()
 
 # Matrices of whole blocks and ragged ones, large enough for states in blocks, and vectors.
 SHAPES, VECTORS = [(64, 96), (9, 700)], [(301,), (4200,)]
+SMALL, SMALL_VECTORS = [(64, 96), (9, 70)], [(31,)]  # of rules that decompose matrices as wide as a parameter
+LATE = {"RAdamScheduleFree": 8}  # steps of a rule whose first five move nothing
 STATES = [name for name in CODECS if name not in {codec.unsigned for codec in CODECS.values()}]
 AROUND = {
     "max_grad_norm": 0.5,
@@ -41,15 +43,16 @@ AROUND = {
     "update_clipping": 0.5,
     "gradient_centralization": True,
     "skip_nonfinite": True,
+    "grokfast": (0.9, 2.0),
 }
 
 
 class Subject:
     """make: an optimizer of parameters and options; options: for the constructor; dtype and shapes: of the parameters;
-    tolerance: of the effect."""
+    tolerance: of the effect; steps: how many are taken."""
 
     def __init__(self, name, make, options=None, dtype=torch.float32, shapes=(*SHAPES, *VECTORS), tolerance=0.01):
-        self.name, self.make, self.options = name, make, options or {}
+        self.name, self.make, self.options, self.steps = name, make, options or {}, LATE.get(name, 4)
         self.dtype, self.shapes, self.tolerance = dtype, shapes, tolerance
 
     def __str__(self):
@@ -63,8 +66,9 @@ def algorithms():
     for one in {**CATALOG, **MENU}.values():
         if one.rule is None or one.sparse_only:
             continue
-        shapes = (*SHAPES, *VECTORS) if one.takes_vectors else SHAPES
         matrices = not one.elementwise and not one.reduces
+        shapes, vectors = (SMALL, SMALL_VECTORS) if matrices else (SHAPES, VECTORS)
+        shapes = (*shapes, *vectors) if one.takes_vectors else shapes
         yield Subject(one.name, one.ours, one.promised, shapes=shapes, tolerance=0.1 if one.multiplies or matrices else 0.01)
 
 
@@ -139,7 +143,7 @@ def test_against_the_host(subject, capturable):
     expected = subject.make(reference, **copy.deepcopy(subject.options), foreach=False)
     optimizer = subject.made(mine, **({"capturable": True} if capturable else {}))
     told = []
-    for number in range(4):
+    for number in range(subject.steps):
         for param, other in zip(reference, mine, strict=True):
             other.grad = param.grad = None
         set_gradients(mine, number, subject.dtype, skip=True)
@@ -178,7 +182,7 @@ def test_replays_are_steps(subject):
         return
     graph = captured(optimizer.step)
     assert torch.equal(before, on_host(mine)), "a capture records and does nothing"
-    for number in range(2, 5):
+    for number in range(2, subject.steps + 1):
         for params in (reference, mine):
             filled(params, number)
         expected.step()

@@ -11,6 +11,7 @@ from fault_list import FAULTS
 from faults import place_of
 
 import compiledopt
+from compiledopt.backends.cpp import kernels
 
 ROOT = Path(compiledopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -30,7 +31,7 @@ ROOMS = [
     "optimizer",
 ]
 ROOMS += ["arguments", "explain_gpu", "explain", "step", "around", "storage", "backends", "rules", "stats", "errors", "version"]
-ROOMS += ["files", "torch_private"]
+ROOMS += ["files", "interrupts", "torch_private"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
 MOST = 10  # of the package's modules that one may import
 
@@ -122,6 +123,14 @@ def test_scorecard():
                 documented = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
                 start = node.body[1] if documented and len(node.body) > 1 else node.body[0]
                 assert node.end_lineno - start.lineno + 1 <= 40, f"{path.name}: {node.name}"
+
+
+def test_native_files_are_short_and_all_of_them_are_joined():
+    native = ROOT / "backends" / "cpp"
+    for path in [*native.rglob("*.h"), *native.rglob("*.cpp")]:
+        assert path.read_text().count("\n") <= 400, path
+    joined = {native / name for name in (*kernels.LAUNCHER, *kernels.PASSES)}
+    assert joined == {path for folder in ("launcher", "passes") for path in (native / folder).iterdir()}
 
 
 def test_an_algorithm_is_its_own_file_and_little_more():

@@ -43,6 +43,8 @@ CASES = [case for one in PUBLISHED.values() if one.name in peers.THEIRS for case
 LEFT_OUT = {
     "AdEMAMix-warm": "theirs has one warm-up for both",
     "AdEMAMix-all": "theirs has one warm-up for both",
+    "Aida-all": "theirs adds eps outside of the root too",
+    **{f"FOCUS-{label}": "theirs takes the sign of rounding" for label in ("default", "maximize", "all")},
     "AdaBelief-rectified": "timm's does not look at amsgrad where it rectifies",
 }
 

@@ -1,6 +1,8 @@
 """perf/gpu.py where there is no GPU: which rows it writes, when, and in which order."""
 
 import csv
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -53,13 +55,16 @@ def test_rows_are_written_as_they_are_measured(gpu, tmp_path, monkeypatch, capsy
     seen, path, append = [], tmp_path / "out" / "gpu.csv", gpu.append
     monkeypatch.setattr(gpu, "append", lambda *given: append(*given) or seen.append(len(rows(path))))
 
-    def broken(measure):
-        yield from gpu.small(measure)
-        raise RuntimeError("the device is gone")
+    def no_room(_):
+        raise torch.OutOfMemoryError("no room")
+
+    def broken():
+        (first, *others) = gpu.small()
+        yield from [dataclasses.replace(first, run=no_room, against="too much"), first, *others]
 
     monkeypatch.setitem(gpu.PARTS, "small", broken)
     assert gpu.run(["bandwidth", "small", "models", "host"], gpu.Measure(0.0, time.monotonic() + 1000), path) == 1
-    assert "small ended: RuntimeError: the device is gone" in capsys.readouterr().err
+    assert "small of AdamW on many_small, too much: OutOfMemoryError: no room" in capsys.readouterr().err
     found = rows(path)
     assert seen == list(range(1, len(found) + 1))
     assert [row["what"] for row in found] == ["bandwidth"] * 6 + ["small"] * 6 + ["models"] + ["host"] * 2 * len(gpu.HOST)
@@ -71,6 +76,57 @@ def test_the_time_is_kept(gpu, tmp_path, capsys):
     path = tmp_path / "gpu.csv"
     assert gpu.run(list(gpu.PARTS), gpu.Measure(0.0, time.monotonic() - 1), path) == 0
     assert not path.exists() and "no time left at bandwidth" in capsys.readouterr().err
+
+
+DYING = """
+import os, signal, sys, time
+journal, out = sys.argv[1:]
+for name in ("first", "signal", "hangs", "lost", "last"):
+    if name in (open(journal).read().split() if os.path.exists(journal) else ()):
+        continue
+    open(journal, "a").write(name + "\\n")
+    if name == "signal":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "hangs":
+        time.sleep(100)
+    if name == "lost":
+        sys.exit(75)
+    open(out, "a").write(name + " ")
+"""
+
+
+def test_what_dies_costs_its_own_row(tmp_path, monkeypatch, capfd):
+    """A process that is killed, one that hangs, and one whose device is lost: the next goes on behind that."""
+    monkeypatch.syspath_prepend(str(PERF))
+    import supervised
+
+    journal, out = tmp_path / "begun", tmp_path / "out"
+    command = [sys.executable, "-I", "-c", DYING, str(journal), str(out)]
+    assert supervised.supervise(command, journal, time.monotonic() + 1000, patience=1.0) == 1
+    assert out.read_text().split() == ["first", "last"]
+    told = capfd.readouterr().err
+    assert "signal ended the process: signal 9" in told and "lost ended the process: the device is lost" in told
+    assert "hangs ended the process: it took 1 s" in told
+    nothing = [sys.executable, "-I", "-c", "raise SystemExit(9)"]
+    assert supervised.supervise(nothing, tmp_path / "none", time.monotonic() + 1000, patience=1.0) == 1
+
+
+def test_a_device_that_is_lost_ends_the_process(gpu, tmp_path, monkeypatch):
+    """And the one that is begun then leaves out what was begun."""
+    journal = tmp_path / "begun"
+
+    def gone(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    part = list(gpu.models())
+    monkeypatch.setitem(gpu.PARTS, "models", lambda: [dataclasses.replace(part[0], run=gone), part[1]])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(gpu, "synchronize", gone)
+        gpu.run(["models"], gpu.Measure(0.0, time.monotonic() + 1000, (), journal), tmp_path / "gpu.csv")
+    assert left.value.code == 75 and not (tmp_path / "gpu.csv").exists()
+    assert json.loads(journal.read_text()) == list(part[0].key)
+    assert gpu.run(["models"], gpu.Measure(0.0, time.monotonic() + 1000, (), journal), tmp_path / "gpu.csv") == 0
+    assert [row["shapes"] for row in rows(tmp_path / "gpu.csv")] == [part[1].shapes]
 
 
 def test_the_order(gpu):
@@ -149,10 +205,12 @@ def test_every_part_runs(gpu, monkeypatch, capsys):
 
 
 def test_the_tests_of_gpus_are_found_without_expecttest():
-    """And without importing the others: of 12 workers each would, before the first of them runs."""
+    """And without importing the others: of 12 workers each would, before the first of them runs. That they know every option,
+    which no test without a GPU would tell."""
     code = "import sys, pytest; sys.modules['expecttest'] = None; code = pytest.main(sys.argv[1:]); "
     code += "sys.exit(10 * ('test_optimizer' in sys.modules) + code)"
-    command = [sys.executable, "-c", code, "-m", "gpu", "--collect-only", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", code, "-m", "gpu", "-v", "-p", "no:cacheprovider"]
+    command += ["-k", "test_every_option_is_tried or test_parameters_on_cpu_and_gpu_in_one_optimizer"]
     given = {**os.environ, "TRITON_INTERPRET": "1", "COMPILEDOPT_TRITON_ON_CPU": "1"}
     done = subprocess.run(command, cwd=PERF.parent, env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -18,7 +18,8 @@ from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import norm, tuning
-from compiledopt.backends.triton.reducing import WARPS, reducing_kernel
+from compiledopt.backends.triton.forms import FORMS, PLAIN, chosen
+from compiledopt.backends.triton.reducing import reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import scalar_program
@@ -183,7 +184,7 @@ def test_kernels_compile_for_amd():
     variant = known.variant(param)
     kernel = reducing_kernel(variant.passes, (torch.float32, torch.float32, *known.dtypes_of(param).values()))
     for stage, kinds in zip(kernel.stages, masks_of(kernel, [(1, 1024, 1024)]), strict=True):
-        assert for_amd(stage, warps=kernel.warps, kinds=kinds)[1] == 0
+        assert for_amd(stage, warps=PLAIN.warps, kinds=kinds)[1] == 0
 
 
 def test_half_types_are_rounded_once():
@@ -301,7 +302,7 @@ def test_explain_of_products(name, arch, kernels, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["products"] == ["newton_schulz on 1 matrix of 1024 × 1024, by calls of torch: 5 bmm, 10 baddbmm, 5 copy"]
     assert told["kernels"] == kernels and told["launches_per_step"] == kernels + 2 + 20
-    assert told["spills"] <= 16 and told["registers"] <= 192
+    assert told["spills"] <= 16 and told["registers"] <= 128
     assert told["vector_loads"] >= 2 * told["loads_per_element"] and told["vector_stores"] >= 2 * told["stores_per_element"]
     if name == "Muon":  # momentum and gradient twice, the second time to write the momentum and the matrix; then both are read
         assert (told["loads_per_element"], told["stores_per_element"], told["bytes_per_element"]) == (6, 3, 32)
@@ -321,6 +322,14 @@ def reducing(name, dims, dtype):
     return reducing_kernel(variant.passes, (dtype,) * len(variant.program.tensors))
 
 
+def test_two_blocks_of_a_launch_have_room():
+    """Else it is compiled again, for fewer registers, or for more warps."""
+    needed = {PLAIN: (186, 0), FORMS[1]: (128, 120), FORMS[2]: (94, 0)}
+    assert chosen({**needed, PLAIN: (128, 0)}.get) is PLAIN and chosen(lambda _: None) is PLAIN
+    assert chosen({**needed, PLAIN: (100, 8)}.get) is chosen(needed.get) is FORMS[2]
+    assert chosen({**needed, FORMS[1]: (128, 0)}.get) is FORMS[1] and FORMS[1].most == 128
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -332,10 +341,10 @@ def test_ptx_of_a_rule_that_reduces(dims, dtype, arch):
     shape = (1, 1000, 1000) if dims == 2 else (1, 1, 10_000)
     loads = stores = 0
     for stage, mask in zip(kernel.stages, masks_of(kernel, [shape]), strict=True):
-        built = triton.build_for(stage, arch, warps=WARPS, kinds=mask)
+        built = triton.build_for(stage, arch, warps=PLAIN.warps, kinds=mask)
         assert built.spills == 0 and built.registers <= 168
         loads, stores = loads + built.vector_loads, stores + built.vector_stores
-    per_tensor = 4096 // (32 * WARPS) * dtype.itemsize // 16
+    per_tensor = 4096 // (32 * PLAIN.warps) * dtype.itemsize // 16
     assert (loads, stores) == ((6 * per_tensor, 2 * per_tensor) if dims == 1 else (5 * per_tensor, per_tensor))
 
 
@@ -395,7 +404,7 @@ def test_explain_for_a_gpu_tells_of_the_norm(capsys):
         assert f"launches per step: {1 + told}" in out
 
 
-@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", [80, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (90, 100))])
 def test_ptx_of_the_norm(arch):
     """Vector loads, nothing spilled; one atomic operation, of a counter, and a fence before what the last block reads."""
     kernel = norm._kernel(torch.bfloat16, ((0, "bound / norm"),), 1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from compiledopt.around.transformation import Transformation, asked, check_number, named, results
+from compiledopt.interrupts import Whole
 from compiledopt.rules.ops import apply
 from compiledopt.rules.rule import Rule
 
@@ -87,13 +88,22 @@ def _made(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> dict[torch.
 def swapped(groups: list[dict[str, Any]], state: Mapping[Any, Any]) -> Iterator[None]:
     """Within, the parameters hold their averages, and the other way round."""
     pairs = list(_made(groups, state).items())
-    for param, average in pairs:
-        exchange(param, average)
-    try:
-        yield
-    finally:
+    exchanged = False
+
+    def exchange_all() -> None:
+        nonlocal exchanged
         for param, average in pairs:
             exchange(param, average)
+        exchanged = not exchanged
+
+    try:
+        with Whole():
+            exchange_all()
+        yield
+    finally:
+        with Whole():
+            if exchanged:
+                exchange_all()
 
 
 @torch.no_grad()

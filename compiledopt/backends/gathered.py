@@ -104,7 +104,8 @@ class GatheredBackend(Backend):
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
             if not self.takes_any_frame and (variant.order >> OUTER or variant.fed):
-                return f"{traced.rule.name} reduces over all but the first dimensions or into a 0-dim state: for the CPU alone"
+                what = "into a 0-dim state" if variant.fed else "over all but the first dimensions"
+                return f"{traced.rule.name} reduces {what}, which is compiled for the CPU alone"
             return self.objection_to_passes(entry, group)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 

@@ -47,24 +47,20 @@ class MatrixProgram:
     whole: Program  # both, with the function's result as an input, and what it is given as an output
 
 
-_known: dict[tuple[Traced, Variant | str, str], MatrixProgram | str] = {}
-_crossings: dict[tuple[Traced, str], Crossing] = {}
-
-
 def matrix_program(traced: Traced, param: torch.Tensor, device: str | None = None) -> MatrixProgram | str:
     """What to run for a parameter like this one, or the reason why that cannot be. device: the kind, where not the
     parameter's."""
     device = device or param.device.type
     if traced.elementwise or traced.rule.shared or traced.rule.lists or traced.rule.every:
         return traced.reason or f"{traced.rule.name} is elementwise"
-    if (traced, device) not in _crossings:
-        _crossings[traced, device] = Crossing(traced, device)
-    crossing = _crossings[traced, device]
+    crossing = traced.made.get((Crossing, device))
+    if crossing is None:
+        crossing = traced.made[Crossing, device] = Crossing(traced, device)
     variant = crossing.traced.variant(param)
-    key = (traced, variant, device)
-    if key not in _known:
-        _known[key] = variant if isinstance(variant, str) else crossing.cut(variant)
-    return _known[key]
+    key = (MatrixProgram, variant, device)
+    if key not in traced.made:
+        traced.made[key] = variant if isinstance(variant, str) else crossing.cut(variant)
+    return traced.made[key]  # type: ignore[no-any-return]
 
 
 class Crossing:

@@ -14,7 +14,7 @@ from compiledopt.backends.eager.backend import CALLS, DIRECT, PIECED, SEQUENCES,
 from compiledopt.backends.layout import NOT_DENSE, is_sparse, tensor_reason
 from compiledopt.backends.registry import compiled_for
 from compiledopt.errors import warn
-from compiledopt.rules.traced import Traced
+from compiledopt.rules.traced import Traced, Variant
 from compiledopt.stats import STATS
 from compiledopt.step import choose
 from compiledopt.torch_private import is_known_tracer
@@ -81,8 +81,10 @@ def _special(entry: Entry, group: Mapping[str, Any]) -> Choice | None:
         if found is None:
             return None
         reason = found
-    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of.
-    surprise = compiled and traced.rule.elementwise
+    # A rule that says of itself that it is not elementwise surprises nobody; one that turns out not to be is warned of, and one
+    # that has kernels on other devices.
+    elsewhere = not is_distributed(param) and isinstance(traced.variant(param), Variant)
+    surprise = compiled and (traced.rule.elementwise or elsewhere)
     loop = group.get("foreach") is False or group.get("differentiable")
     choice = Choice("for-loop" if loop else "foreach", reason, fallback=surprise)
     return _in_pieces(choice, entry, group) if compiled and not loop else choice

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from compiledopt.backends.batch import Batch, Standing, Steady
+from compiledopt.interrupts import Whole
 from compiledopt.step.plan import Plan
 from compiledopt.torch_private import observers
 
@@ -82,7 +83,7 @@ class Beside:
         self.groups = sorted({entry.group for batch in others for entry in batch.entries})
 
     def step(self, optimizer: Any) -> bool:
-        with self.plan.owner.turn:
+        with self.plan.owner.turn, Whole():
             return self._step(optimizer)
 
     def _step(self, optimizer: Any) -> bool:

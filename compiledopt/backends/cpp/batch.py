@@ -47,7 +47,7 @@ class CppBatch(GatheredBatch):
 
     @property
     def order_in_memory(self) -> int:
-        """Any: what has blocks of rows and lies otherwise is brought into that order tile by tile (tiles.h)."""
+        """Any: what has blocks of rows and lies otherwise is brought into that order tile by tile (launcher/tiles.h)."""
         return self.traced.order if isinstance(self.traced, Variant) else ANY_ORDER
 
     @property

@@ -19,12 +19,14 @@ template <int size> static inline __attribute__((always_inline)) void take(char*
 }
 // And back, by pieces of which the last overlaps. A store under a mask would hold up the next row's loads, as if it wrote what it
 // leaves out.
+template <int size> static inline void give(char* to, const char* own, int bytes);
+template <> inline void give<0>(char*, const char*, int) {}
 template <int size> static inline __attribute__((always_inline)) void give(char* to, const char* own, int bytes) {
   constexpr int width = size < 64 ? size : 64;
   if (bytes >= width) {
     for (int i = 0; i + width < bytes; i += width) std::memcpy(to + i, own + i, width);
     std::memcpy(to + bytes - width, own + bytes - width, width);
-  } else if constexpr (width > 1) {
+  } else {
     give<width / 2>(to, own, bytes);
   }
 }

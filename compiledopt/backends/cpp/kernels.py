@@ -39,8 +39,9 @@ from compiledopt.stats import STATS, timed
 
 # The fused multiply-adds are in the source (inductor.evaluate); the compiler must not choose others: g++ chose differently in a
 # loop and in its remainder, so that a result depended on where a thread's share began. errno and traps do not concern a
-# kernel, and hinder the vectorizer. Random numbers are products of integers that wrap around.
-KERNEL_FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
+# kernel, and hinder the vectorizer. Random numbers are products of integers that wrap around. C++14, whose <cmath> lacks the
+# special functions of C++17, a quarter of the compilation of AdamW's kernel; GNU's has numbers in hexadecimal, as C++17.
+KERNEL_FLAGS = ("-O3", "-march=native", "-std=gnu++14", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
 # g++'s passes that follow a condition made branches of choices between values again: atan2 took 1.6 times as long.
 GNU_KERNEL_FLAGS = ("-fno-thread-jumps",)
 # Passes of g++'s that took a quarter of the launcher's compilation, which a first step waits for, and made no step faster.
@@ -49,7 +50,11 @@ WITHOUT += " peephole2 crossjumping reorder-blocks-and-partition ipa-cp ipa-sra 
 LEAN = tuple(f"-fno-{name}" for name in WITHOUT.split())
 # NDEBUG: c10 checks its own assumptions without it, 40% of a gather.
 LAUNCHER_FLAGS = ("-O2", "-DNDEBUG", "-std=c++20", "-ffp-contract=off", *LEAN)
-LAUNCHER = ("numbers.h", "tiles.h", "launcher.cpp", "launches.cpp", "steady.cpp", "module.cpp")
+# The files of two folders, in the order in which they are joined: each may name what stands before it.
+STEPS = ("changes.h", "part.h", "step.h", "steady_type.h", "module.cpp")  # after what a plan needs
+PLANS = ("objects.h", "numbers.h", "tensors.h", "tiles.h", "plan.h", "gather.h", "launch.h", "plan_type.h", "driver.h")
+LAUNCHER = tuple(f"launcher/{name}" for name in PLANS + STEPS)
+PASSES = tuple(f"passes/{name}" for name in ("rule.h", "tiles.h", "passes.cpp"))
 SHARED = ("-fPIC", "-g0", "-w")
 MOST_OPERANDS = 64  # of a pass: kMostOperands in shared.h
 TIMEOUT = 300  # seconds; a compiler that takes longer is taken for hanging
@@ -152,17 +157,17 @@ def passes_kernel(passes: Passes, dtypes: Sequence[torch.dtype]) -> Kernel:
 
 def passes_driver() -> Kernel:
     """What runs passes one after the other over many parameters. Raises: CompileError."""
-    return _driver("passes")
+    return _driver("passes", *PASSES)
 
 
 def pieces_driver() -> Kernel:
     """What runs a kernel over tensors that are given by their addresses. Raises: CompileError."""
-    return _driver("pieces")
+    return _driver("pieces", "pieces.cpp")
 
 
-def _driver(kind: str) -> Kernel:
+def _driver(kind: str, *files: str) -> Kernel:
     def find() -> Kernel:
-        source = _with_runtime(f"{kind}.cpp")
+        source = _with_runtime(*files)
         name = cache.key(kind, source, _kernel_flags())
         return _find_kernel(name, lambda: source, _openmp(Path(torch.__file__).parent / "lib"))
 

@@ -30,7 +30,7 @@ def lies_otherwise(runs: Traced | Variant, param: torch.Tensor) -> str | None:
 
 
 def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.Kernel) -> array[int]:
-    """The passes as passes.cpp reads them."""
+    """The passes as passes/rule.h reads them."""
     passes, wide = variant.passes, compute_dtype(dtypes)
     words = [wide.itemsize, len(dtypes), passes.columns, passes.numbers, len(passes.buffers), *passes.buffers]
     words.append(len(passes.sweeps))

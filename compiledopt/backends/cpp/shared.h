@@ -1,4 +1,4 @@
-// What launcher.cpp, passes.cpp and the Python around them agree on. tests/test_native.py compares the Python side with it.
+// What the launcher, the passes and the Python around them agree on. tests/test_native.py compares the Python side with it.
 #include <cstdint>
 
 namespace {

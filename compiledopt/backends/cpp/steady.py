@@ -1,4 +1,4 @@
-"""The steady step: what it must know so that native code can take it (steady.cpp)."""
+"""The steady step: what it must know so that native code can take it (launcher/step.h)."""
 
 from __future__ import annotations
 

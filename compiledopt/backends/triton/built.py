@@ -11,10 +11,10 @@ import torch
 from compiledopt.backends.batch import Choice, Entry
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.forms import Form, chosen
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.backends.triton.shaped import masks_of, shape_of
 from compiledopt.backends.triton.stored import inner_parts, moved_alone, stored_of, stored_parts
-from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import ELEMENTS, Program
 from compiledopt.rules.traced import Traced
@@ -33,8 +33,8 @@ class Made:
     calls: int = 0
 
 
-def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, int]) -> Made:
-    """Of a rule that reduces or multiplies matrices, for matrices of a shape, on a GPU that need not be there. arch: 80, 90,
+def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
+    """Of a rule that reduces or multiplies matrices, for parameters of a shape, on a GPU that need not be there. arch: 80, 90,
     and so on. Raises: CompileError."""
     entry = Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
     stored = stored_of(entry)
@@ -50,23 +50,33 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, in
         made.calls = sum(sum(each.values()) for each in calls.values())
     for part in (decode, *inner_parts(inner), encode):
         if part is not None:
-            _add(made, part, arch, shape)
+            _add(made, part, arch)
     return made
 
 
-def _add(made: Made, part: Entry, arch: int, shape: tuple[int, int]) -> None:
+def _add(made: Made, part: Entry, arch: int) -> None:
     """One program more. Mutates: made."""
     runs, dtypes = part.runs, part.dtypes()
     kernel = kernel_of(runs, dtypes)
     made.programs = [*made.programs, runs.program]
     if isinstance(kernel, triton.TritonKernel):
-        block, warps = candidates_for(kernel, dtypes)[0]
-        made.built.append(triton.build_for(kernel, arch, block, warps))
+        made.built.append(triton.build_for(kernel, arch))
         made.sources.append(kernel.source)
         made.moved += sum(moved_alone(part))
         return
-    stages = zip(kernel.stages, masks_of(kernel, [(1, *shape)]), strict=True)
-    made.built += [triton.build_for(stage, arch, warps=kernel.warps, kinds=mask) for stage, mask in stages]
+    masks = masks_of(kernel, [shape_of(part.param, runs.order)])
+    made.built += [_best(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
     made.sources += [stage.source for stage in kernel.stages]
     moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
     made.moved += sum(dtypes[int(index)].itemsize for index in moved)
+
+
+def _best(stage: triton.TritonKernel, arch: int, mask: int) -> triton.Built:
+    """A launch in the form that is chosen for it. Raises: CompileError."""
+    found: dict[Form, triton.Built] = {}
+
+    def compiled(form: Form) -> tuple[int, int]:
+        found[form] = triton.build_for(stage, arch, warps=form.warps, kinds=mask, most=form.most)
+        return found[form].registers, found[form].spills
+
+    return found[chosen(compiled)]

@@ -23,7 +23,7 @@ import torch
 
 from compiledopt.backends import block_parts, cache
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton import blocks, bodies, random
+from compiledopt.backends.triton import blocks, bodies, files, random
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import NORM, Node, Program, depends_on
@@ -96,6 +96,7 @@ class TritonKernel:
     @cached_property
     def function(self) -> Any:
         """The function under triton.jit, or under the interpreter where TRITON_INTERPRET=1."""
+        files.settle()
         name = cache.key("triton file", self.source)
         path = cache.scratch(f"k{name}.py")
         path.write_text(self.source, encoding="utf-8")
@@ -116,6 +117,11 @@ _lock = threading.RLock()
 def missing() -> str | None:
     """Why no Triton kernel can be had, or None."""
     return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+
+
+def version() -> str:
+    """Of triton: what another one makes of a kernel is another kernel."""
+    return str(importlib.import_module("triton").__version__)
 
 
 def kernel(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) -> TritonKernel:
@@ -316,6 +322,7 @@ class Built:
     ptx: str
     registers: int
     spills: int  # bytes stored and loaded because registers ran out
+    warps: int
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.ptx))
@@ -329,16 +336,24 @@ class Built:
         return self.count(r"st\.global[.\w]*\.v[248]\.")
 
 
-def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, rows: int = 1, kinds: int = 0) -> Built:
+def build_for(
+    kernel: TritonKernel,
+    arch: int,
+    block: int = 1024,
+    warps: int = 4,
+    rows: int = 1,
+    kinds: int = 0,
+    most: int | None = None,
+) -> Built:
     """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
 
     rows: of scalars that are arguments, 1 or FEW; 0 where they are in a table. kinds: of a stage of a rule that reduces, which
-    kinds of blocks and tiles there are, as bits.
+    kinds of blocks and tiles there are, as bits. most: registers of a thread that the compiler is to keep to.
 
     Raises: CompileError.
     """
-    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, rows, kinds)["ptx"]
-    return Built(ptx, *_assembled(ptx, arch))
+    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, rows, kinds, most)["ptx"]
+    return Built(ptx, *_assembled(ptx, arch), warps)
 
 
 def compiled_for(
@@ -348,6 +363,7 @@ def compiled_for(
     warps: int = 4,
     rows: int = 1,
     kinds: int = 0,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), ("hip", "gfx942", 64);
     the rest as for `build_for`. Raises: CompileError."""
@@ -364,7 +380,8 @@ def compiled_for(
         known = {"XBLOCK": block, "ROWS": rows, "KINDS": kinds, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
-        return dict(compile(source, target=GPUTarget(*target), options={"num_warps": warps}).asm)
+        options = {"num_warps": warps} if most is None else {"num_warps": warps, "maxnreg": most}
+        return dict(compile(source, target=GPUTarget(*target), options=options).asm)
     except Exception as error:
         name = f"sm_{target[1]}" if target[0] == "cuda" else target[1]
         raise CompileError(f"triton could not compile for {name}: {error!r}") from error
@@ -378,7 +395,8 @@ def _assembled(ptx: str, arch: int) -> tuple[int, int]:
     file.write_text(ptx, encoding="utf-8")
     target = re.search(r"\.target (\w+)", ptx)
     name = target.group(1) if target else f"sm_{arch}"
-    command = [str(knobs.nvidia.ptxas.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
+    assembler = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas  # each knows its own versions of PTX
+    command = [str(assembler.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -12,6 +12,7 @@ import torch
 
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
+from compiledopt.backends.triton.forms import FORMS
 from compiledopt.backends.triton.proof import WRONG, bits_for, on_device_at, random_rows, remembered, unlike, unlike_bits
 from compiledopt.backends.triton.reducing import AXES, ReducingKernel
 from compiledopt.backends.triton.shaped import Shape, ShapedTables, masks_of, run_on_nothing, shape_of
@@ -45,7 +46,7 @@ def proved(
     """What the kernels do wrong on this device with these kinds and forms of tiles, or None. Asked once per machine."""
     if os.environ.get("TRITON_INTERPRET") == "1":  # no compiler made them, and it takes seconds
         return None
-    of = kernel.source, tuple(masks), SHAPES, FLAT
+    of = kernel.source, tuple(masks), SHAPES, FLAT, FORMS
     return remembered(of, device, lambda: difference(kernel, program, dtypes, masks, device))
 
 

@@ -1,4 +1,4 @@
-"""Launches that native code makes by the driver alone (cpp/launches.cpp): what Triton's own launcher hands to it, which is
+"""Launches that native code makes by the driver alone (cpp/launcher/driver.h): what Triton's own launcher hands to it, which is
 known once that has launched a kernel."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from compiledopt.backends.devices import is_capturing
 
 # (cuLaunchKernel, function, blocks, threads, shared memory, types, values, first of the numbers of a step, rows of them).
 Launch = tuple[int, int, int, int, int, str, tuple[Any, ...], int, int]
-TYPES = {"i32": "i", "fp32": "f", "fp64": "d"}  # of a signature, beside pointers; as launches.cpp has them
+TYPES = {"i32": "i", "fp32": "f", "fp64": "d"}  # of a signature, beside pointers; as driver.h has them
 SIZES = {"P": 8, "i": 4, "f": 4, "d": 8}
 SCRATCH = "PP"  # Triton's own last parameters: memory of all blocks, and of its profiler
 PLAIN = {"num_ctas": 1, "launch_cooperative_grid": False, "launch_pdl": False, "global_scratch_size": 0}

@@ -46,10 +46,10 @@ def proved(
 
 
 def remembered(of: tuple[Any, ...], device: torch.device, find: Callable[[], str | None]) -> str | None:
-    """What `find` says that a kernel does wrong, or None; asked once per kind of device and version of torch. of: what makes
-    the kernel, and what it is tried on."""
+    """What `find` says that a kernel does wrong, or None; asked once per kind of device and versions of torch and triton. of:
+    what makes the kernel, and what it is tried on."""
     place = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
-    name = cache.key("proved", of, place, torch.__version__)
+    name = cache.key("proved", of, place, triton.version())
     content = cache.load(f"{name}.txt")
     if content is None:
         content = (find() or "").encode()

@@ -37,7 +37,6 @@ TILES: dict[int, tuple[Tile, ...]] = {
     0: ((1, 1, 1),),
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
-WARPS = 8
 TEXT = source_of(__name__) + source_of(random.__name__) + BODIES  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
@@ -120,7 +119,6 @@ class ReducingKernel:
     wide: torch.dtype
     scalar: torch.dtype = torch.float64
     extents = 5  # numbers of a tensor: matrices, rows, columns, that of its parameter, and its first element there
-    warps = WARPS
 
     @property
     def launches(self) -> int:

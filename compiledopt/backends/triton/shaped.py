@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from compiledopt.backends.devices import as_numbers, on_device, upload
+from compiledopt.backends.triton.forms import PLAIN, Form, chosen
+from compiledopt.backends.triton.kernels import TritonKernel
 from compiledopt.backends.triton.prepared import Launch
-from compiledopt.backends.triton.reducing import AXES, SLOTS, WARPS, Layout, ReducingKernel, Tile, tiles_of
+from compiledopt.backends.triton.reducing import AXES, SLOTS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind
 from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
@@ -183,10 +185,11 @@ class ShapedTables(Tables):
                 if blocks.shape[0]:
                     known = self.compiled_stages[number]
                     stage = self.stages.stages[number]
-                    launch(stage, known, blocks.shape[0], [*given, blocks, table], (), (mask,), WARPS)
+                    form = _ready.get((stage.source, self.device, mask), PLAIN)
+                    launch(stage, known, blocks.shape[0], [*given, blocks, table], (), (mask,), form.warps, form.most)
 
 
-_ready: set[tuple[str, torch.device, int]] = set()
+_ready: dict[tuple[str, torch.device, int], Form] = {}
 
 
 def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.device) -> None:
@@ -196,6 +199,12 @@ def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.d
     table = torch.zeros(max(1, kernel.columns), dtype=kernel.scalar, device=device)
     for stage, mask in zip(kernel.stages, masks, strict=True):
         if mask and (stage.source, device, mask) not in _ready:
-            with on_device(device):
-                launch(stage, {}, 1, [numbers, numbers, numbers, nothing, table], (), (mask,), WARPS)
-            _ready.add((stage.source, device, mask))
+
+            def run(form: Form, stage: TritonKernel = stage, mask: int = mask) -> tuple[int, int] | None:
+                compiled: dict[Any, Any] = {}
+                with on_device(device):
+                    launch(stage, compiled, 1, [numbers, numbers, numbers, nothing, table], (), (mask,), form.warps, form.most)
+                made = compiled.get((mask,))  # the interpreter makes nothing, and other GPUs have other registers
+                return (made.n_regs, made.n_spills) if made and made.metadata.target.backend == "cuda" else None
+
+            _ready[stage.source, device, mask] = chosen(run)

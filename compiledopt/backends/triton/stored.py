@@ -28,15 +28,12 @@ class StoredProgram:
     values: dict[str, str]
 
 
-_known: dict[Traced, StoredProgram | None] = {}
-
-
 def stored_of(entry: Entry) -> StoredProgram | None:
     """What runs for an entry whose rule is not elementwise and has states in blocks."""
     known = entry.traced
-    if known not in _known:
-        _known[known] = _made(known)
-    found = _known[known]
+    if StoredProgram not in known.made:
+        known.made[StoredProgram] = _made(known)
+    found: StoredProgram | None = known.made[StoredProgram]
     return found if found is not None and _runs(replace(entry, traced=found.inner)) else None
 
 

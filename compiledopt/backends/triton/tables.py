@@ -177,8 +177,10 @@ def launch(
     numbers: Sequence[float],
     constants: tuple[Any, ...],
     warps: int,
+    most: int | None = None,
 ) -> None:
-    """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device.
+    """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device; most: registers of
+    a thread, where it is to keep to them.
 
     From the second launch on without triton.jit, which looks at each argument to find what it compiled; and without what it
     returned, which makes a function for each launch, unless somebody watches launches.
@@ -193,7 +195,8 @@ def launch(
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             made.run(count, 1, 1, stream, made.function, made.packed_metadata, None, None, None, *given)
         return
-    made = kernel.function[(count,)](*tensors, *numbers, *constants, num_warps=warps)
+    options = {"num_warps": warps} if most is None else {"num_warps": warps, "maxnreg": most}
+    made = kernel.function[(count,)](*tensors, *numbers, *constants, **options)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made
 

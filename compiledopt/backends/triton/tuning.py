@@ -47,7 +47,8 @@ def config(
     """
     if device.type != "cuda" or os.environ.get("COMPILEDOPT_TUNE") == "0":
         return candidates[0]
-    name = cache.key("tuned", kernel.source, torch.cuda.get_device_name(device), tuple(candidates), ROUNDS)
+    of = kernel.source, torch.cuda.get_device_name(device), triton.version(), tuple(candidates), ROUNDS
+    name = cache.key("tuned", *of)
     if (name, kernel.source) not in _known:
         content = cache.load(f"{name}.json")
         if content is None:
