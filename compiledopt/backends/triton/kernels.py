@@ -14,7 +14,7 @@ import re
 import subprocess
 import textwrap
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,6 @@ from compiledopt.backends.triton import blocks, bodies, files, random
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import NORM, Node, Program, depends_on
-from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads
@@ -162,21 +161,9 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
     of = "triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT
-    source = kept_source(of, lambda: (rows_source if rows else whole_model_source)(program, dtypes))
+    source = bodies.kept_source(of, lambda: (rows_source if rows else whole_model_source)(program, dtypes))
     block = next(iter(program.blocks), 0)
     return TritonKernel(source, len(program.tensors), len(program.columns), scalar, block, extents_of(program))
-
-
-def kept_source(of: tuple[Any, ...], make: Callable[[], str]) -> str:
-    """What `make` gives, made once. of: all that it is made of. Raises: CompileError."""
-    name = cache.key(*of)
-    content = cache.load(f"{name}.py")
-    if content is not None:
-        STATS.disk_hits += 1
-        return content.decode()
-    source = make()
-    cache.store(f"{name}.py", source.encode())
-    return source
 
 
 def extents_of(program: Program) -> int:

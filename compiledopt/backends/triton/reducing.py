@@ -16,9 +16,9 @@ import torch
 
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import random
-from compiledopt.backends.triton.bodies import KEPT, Body, lowered
+from compiledopt.backends.triton.bodies import KEPT, Body, kept_source, lowered
 from compiledopt.backends.triton.bodies import TEXT as BODIES
-from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, kept_source, missing
+from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
