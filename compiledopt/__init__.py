@@ -47,11 +47,13 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adamg import AdamG
     from compiledopt.algorithms.published.adamod import AdaMod
     from compiledopt.algorithms.published.adamp import SGDP, AdamP
+    from compiledopt.algorithms.published.adams import AdamS
     from compiledopt.algorithms.published.adamuon import AdaMuon
     from compiledopt.algorithms.published.adamw_schedule_free import AdamWScheduleFree
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.adanorm import AdaNorm
     from compiledopt.algorithms.published.adapnm import AdaPNM
+    from compiledopt.algorithms.published.adashift import AdaShift
     from compiledopt.algorithms.published.adasmooth import AdaSmooth
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
@@ -61,6 +63,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
     from compiledopt.algorithms.published.apollo_dqn import ApolloDQN
+    from compiledopt.algorithms.published.avagrad import AvaGrad
     from compiledopt.algorithms.published.bcos import BCOS
     from compiledopt.algorithms.published.came import CAME
     from compiledopt.algorithms.published.conda import Conda
@@ -80,6 +83,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.ftrl import FTRL
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
     from compiledopt.algorithms.published.grams import Grams
+    from compiledopt.algorithms.published.gravity import Gravity
     from compiledopt.algorithms.published.grokadamw import GrokAdamW
     from compiledopt.algorithms.published.grokfast_adamw import GrokFastAdamW
     from compiledopt.algorithms.published.kate import Kate
@@ -92,6 +96,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.mars import MARS
     from compiledopt.algorithms.published.msvag import MSVAG
     from compiledopt.algorithms.published.nadamw import NAdamW
+    from compiledopt.algorithms.published.nero import Nero
     from compiledopt.algorithms.published.normuon import NorMuon
     from compiledopt.algorithms.published.novograd import NovoGrad
     from compiledopt.algorithms.published.padam import PAdam
@@ -161,6 +166,7 @@ __all__ = [
     "AdaMuon",
     "AdaNorm",
     "AdaPNM",
+    "AdaShift",
     "AdaSmooth",
     "Adadelta",
     "Adafactor",
@@ -171,6 +177,7 @@ __all__ = [
     "AdamG",
     "AdamMini",
     "AdamP",
+    "AdamS",
     "AdamW",
     "AdamWScheduleFree",
     "Adamax",
@@ -180,6 +187,7 @@ __all__ = [
     "Amos",
     "Ano",
     "ApolloDQN",
+    "AvaGrad",
     "Combined",
     "Conda",
     "DAdaptAdaGrad",
@@ -196,6 +204,7 @@ __all__ = [
     "Fromage",
     "GaLoreAdamW",
     "Grams",
+    "Gravity",
     "GrokAdamW",
     "GrokFastAdamW",
     "Kate",
@@ -206,6 +215,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "NAdamW",
+    "Nero",
     "NorMuon",
     "NovoGrad",
     "Optimizer",

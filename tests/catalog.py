@@ -324,7 +324,7 @@ def _published(
 ) -> Algorithm:
     """One of the menu. rich: the options of its richest configuration; more: further configurations; known: of Algorithm."""
     ours = getattr(compiledopt, name)
-    labels = {"default": {}, **(more or {}), "maximize": {"maximize": True}, "all": rich}
+    labels = {"default": {}, "maximize": {"maximize": True}, **(more or {}), "all": rich}
     steady = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(ours).parameters else {}
     found = {label: {"lr": lr, **options} for label, options in labels.items()}
     # The same flags as in "all", so that one kernel does for the quick tests.
@@ -492,6 +492,17 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("SGDSaI", {"weight_decay": 0.1, "momentum": 0.8}, more={"no_momentum": {"momentum": 0.0}}, brief=True),
         _published("Aida", {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "K": 3, "xi": 1e-3}, brief=True),
         _published("Rose", {"weight_decay": 0.1}, more={"plain": {"centralize": False, "stabilize": False}}, brief=True),
+        _published("AdaShift", {"keep_num": 3, "betas": (0.8, 0.95), "reduce_func": "mean"}, brief=True),
+        # Each of its steps ends in the form that it keeps.
+        _published("Nero", {"beta": 0.9}, more={"free": {"constraints": False}}, brief=True, moves_without_rate=True),
+        # What it starts from is drawn anew for each; tests/test_published.py has that.
+        _published(
+            "Gravity",
+            {"alpha": 0.0, "beta": 0.8},
+            lr=0.1,
+            more={"default": {"alpha": 0.0}, "maximize": {"alpha": 0.0, "maximize": True}},
+            brief=True,
+        ),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
@@ -500,6 +511,8 @@ PUBLISHED: dict[str, Algorithm] = {
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
+        Algorithm(compiledopt.AdamS, promised={"lr": 0.05, "weight_decay": 0.1}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.AvaGrad, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),

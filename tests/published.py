@@ -892,12 +892,57 @@ def rose(x: Any) -> dict[str, Any]:
     return {"param": theta - x.lr * g / scale.masked_fill(scale == 0, 1.0)}
 
 
+def adashift(x: Any) -> dict[str, Any]:
+    """Algorithm 3, on tensors alone."""
+    n, t = int(x.keep_num), x.step + 1
+    kept = [getattr(x, f"grad_queue_{i}") for i in range(n)]
+    shifted, kept = kept[0] ** 2, [*(each.clone() for each in kept[1:]), x.grad]
+    if x.reduce_func is not None and shifted.numel() > 0:
+        shifted = (shifted.max() if x.reduce_func == "max" else shifted.mean()).reshape(x.exp_avg_sq.shape)
+    v = average(x.betas1, x.exp_avg_sq, shifted) if t > n else x.exp_avg_sq
+    new = {"step": t, "exp_avg_sq": v, **{f"grad_queue_{i}": each for i, each in enumerate(kept)}}
+    if t <= n or x.grad.numel() == 0:
+        return new | {"param": x.param}
+    m = sum(x.betas0**i * g for i, g in enumerate(reversed(kept))) / sum(x.betas0**i for i in range(n))
+    return new | {"param": x.param - x.lr * m / (sqrt(v / (1 - x.betas1 ** (t - n))) + x.eps)}
+
+
+def nero(x: Any) -> dict[str, Any]:
+    """Algorithm 1 with the authors' code, on tensors alone."""
+
+    def turned(p: torch.Tensor) -> torch.Tensor:
+        p = p - p.flatten(1).mean(1).view(-1, *(1,) * (p.ndim - 1))
+        return p / p.flatten(1).norm(dim=1).view(-1, *(1,) * (p.ndim - 1))
+
+    matrix, t = x.dims > 1, x.step + 1
+    constrained = matrix and x.constraints
+    theta = turned(x.param) if constrained and x.first else x.param
+    length = lambda p: p.flatten(1).norm(dim=1).view(-1, *(1,) * (p.ndim - 1)) if matrix else p.abs()  # noqa: E731
+    size = length(theta).mean()
+    scale = where(x.first > 0, size if size > 0 else torch.tensor(0.01), x.scale)
+    v = average(x.beta, x.exp_avg_sq, length(x.grad) ** 2)
+    theta = theta - x.lr * scale * (x.grad / sqrt(v / (1 - x.beta**t))).nan_to_num(0.0)
+    return {"step": t, "scale": scale, "exp_avg_sq": v, "param": turned(theta) if constrained else theta}
+
+
+def gravity(x: Any) -> dict[str, Any]:
+    """Algorithm 1, from normal numbers on."""
+    t, v = x.step + 1, where(x.first > 0, where(x.lr > 0, x.alpha / x.lr, 0) * x.v, x.v)
+    beta, slope = (x.beta * t + 1) / (t + 2), x.grad * most(abs(x.grad))
+    v = average(beta, v, x.grad / (1 + slope**2))
+    return {"step": t, "v": v, "param": x.param - x.lr * v}
+
+
 def per_row(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
 
 
 def single(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros((1,) * param.ndim)
+
+
+def per_neuron(param: torch.Tensor) -> torch.Tensor:
+    return per_row(param) if param.ndim > 1 else torch.zeros_like(param)
 
 
 def of_param(param: torch.Tensor) -> torch.Tensor:
@@ -984,11 +1029,14 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "DualAdam": (dual_adam, {}),
     "AdaSmooth": (adasmooth, {"prev_param": of_param}),
     "A2Grad": (a2grad, {"x_k": of_param}),
-    "TAM": (tam, {"s": no_dimensions}),
+    "TAM": (tam, {"s": single}),
     "ApolloDQN": (apollo_dqn, {}),
-    "SGDSaI": (sgd_sai, {"gsnr": no_dimensions}),
+    "SGDSaI": (sgd_sai, {"gsnr": single}),
     "Aida": (aida, {}),
     "Rose": (rose, {}),
+    "AdaShift": (adashift, {"exp_avg_sq": single}),
+    "Nero": (nero, {"exp_avg_sq": per_neuron, "scale": single}),
+    "Gravity": (gravity, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
 NUMBERS = (

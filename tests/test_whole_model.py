@@ -15,6 +15,8 @@ import compiledopt
 from compiledopt import (
     AdaGC,
     Adai,
+    AdamS,
+    AvaGrad,
     DAdaptAdaGrad,
     DAdaptAdam,
     DAdaptAdan,
@@ -265,6 +267,54 @@ class PlainAdaGC(Plain):
             p.sub_(group["lr"] * (state["m"] / (1 - beta1**t)) / ((state["v"] / (1 - beta2**t)).sqrt() + group["eps"]))
 
 
+class PlainAvaGrad(Plain):
+    """AvaGrad and AvaGradW."""
+
+    options = {"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 0.1, "decoupled": False}
+
+    def update(self, listed):
+        for group in self.param_groups:
+            (beta1, beta2), lr, eps, decay = group["betas"], group["lr"], group["eps"], group["weight_decay"]
+            squares, count = 0.0, 0
+            for p in (p for other, p in listed if other is group):
+                state, grad = self.state[p], p.grad if group["decoupled"] else p.grad + decay * p
+                state["t"] = t = state.get("t", 0) + 1
+                for name in ("m", "v"):
+                    state.setdefault(name, torch.zeros_like(p))
+                state["m"].mul_(beta1).add_(grad, alpha=1 - beta1)
+                root = state["v"].sqrt()
+                if t > 1:
+                    if group["decoupled"]:
+                        p.mul_(1 - lr * decay)
+                    denominator = root / math.sqrt(1 - beta2 ** (t - 1)) + eps
+                    p.addcdiv_(state["m"], denominator, value=-group["scale"] * lr / (1 - beta1**t))
+                state["v"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                squares += float((root / math.sqrt(1 - beta2**t) + eps).pow(-2).sum())
+                count += p.numel()
+            group["scale"] = 1 / math.sqrt(squares / count)
+
+
+class PlainAdamS(Plain):
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": False}
+
+    def update(self, listed):
+        squares = {}
+        for group, p in listed:
+            (beta1, beta2), state = group["betas"], self.state[p]
+            state["t"] = state.get("t", 0) + 1
+            for name in ("m", "v", "largest"):
+                state.setdefault(name, torch.zeros_like(p))
+            state["m"].mul_(beta1).add_(p.grad, alpha=1 - beta1)
+            state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            state["largest"] = torch.maximum(state["largest"], state["v"])
+            squares[p] = state["largest" if group["amsgrad"] else "v"] / (1 - beta2 ** state["t"])
+        mean = math.sqrt(sum(float(one.sum()) for one in squares.values()) / sum(one.numel() for one in squares.values()))
+        for group, p in listed:
+            p.mul_(1 - group["weight_decay"] * group["lr"] / mean)
+            step = group["lr"] / (1 - group["betas"][0] ** self.state[p]["t"])
+            p.addcdiv_(self.state[p]["m"], squares[p].sqrt() + group["eps"], value=-step)
+
+
 class PlainAdai(Plain):
     options = {"lr": 1e-3, "betas": (0.1, 0.99), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False}
 
@@ -291,6 +341,9 @@ class PlainAdai(Plain):
 
 CASES = {
     "AdaGC": (AdaGC, PlainAdaGC, {"lr": 0.02, "warmup_steps": 5, "lambda_abs": 3.0, "lambda_rel": 1.0, "beta": 0.9}),
+    "AdamS-all": (AdamS, PlainAdamS, {"lr": 0.02, "weight_decay": 0.1, "amsgrad": True, "betas": (0.8, 0.95)}),
+    "AvaGrad-all": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 0.05}),
+    "AvaGrad-decoupled": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "decoupled": True}),
     "Adai": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.3, 0.9)}),
     "Adai-decoupled": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "decoupled": True}),
     "Prodigy": (Prodigy, PlainProdigy, {"d0": 1e-3}),
