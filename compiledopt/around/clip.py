@@ -82,8 +82,8 @@ class Clipping:
             for batch in clipped:
                 batch.renew()
 
-    def take(self, squares: Sequence[float]) -> float:
-        """The norm, given the sums of squares that were measured on the host; no batch is renewed."""
+    def take(self, squares: Sequence[Value]) -> float:
+        """The norm, given the sums of squares of all batches that are clipped; none of those is renewed."""
         self._set(norm := self._given(squares), None)
         return as_float(norm)
 
