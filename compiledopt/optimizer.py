@@ -135,7 +135,7 @@ class Optimizer(torch.optim.Optimizer):
             rules = [self.rule_of(group) for group in self.param_groups]
             tensor_scalars(rules, self.param_groups, self.state)
             self._stepper.share(self)
-            self._evaluated = any(group.get("train_mode") is False for group in self.param_groups)
+            self._see_mode()
 
     # ---- rules ----
 
@@ -192,14 +192,11 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("state_dict() within use_ema(): the parameters hold their averages; leave it first")
         packed: StateDict = super().state_dict()
         packed["state"] = {key: values for key, values in packed["state"].items() if values}  # as torch's where there is none
+        groups = packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
         if not self._has_rules:
-            packed["param_groups"] = [around.without_schedule(group) for group in packed["param_groups"]]
             return packed
         rules = [self.rule_of(group) for group in self.param_groups]
-        groups = [
-            own_numbers(around.without_schedule(group), rule) for rule, group in zip(rules, packed["param_groups"], strict=True)
-        ]
-        packed["param_groups"] = groups
+        packed["param_groups"] = [own_numbers(group, rule) for rule, group in zip(rules, groups, strict=True)]
         return packed if precision is None else in_precision(rules, self.param_groups, packed, precision)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -229,18 +226,17 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, /, **by_name: Any) -> float | None:  # type: ignore[misc]
         """Update every parameter that has a gradient.
 
         closure: reevaluates the model and returns the loss; called with gradients enabled. Returns its loss, or None.
         Mutates: the parameters and `state`; never a gradient. An exception leaves them as they were.
         Raises: RuntimeError or TypeError, before any write, where a gradient or a state does not fit its parameter.
         """
-        if closure is None and not is_dynamo_compiling() and self._stepper.steady(self):
+        if closure is None and not by_name and not is_dynamo_compiling() and self._stepper.steady(self):
             return None
-        if type(self).step is not Optimizer.step or not is_observed(self):
-            return self._step(closure)
-        return _observed_step(self) if closure is None else _observed_step(self, closure)
+        take = _observed_step if type(self).step is Optimizer.step and is_observed(self) else Optimizer._step
+        return take(self, *(() if closure is None else (closure,)), **by_name)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
 
@@ -269,10 +265,7 @@ class Optimizer(torch.optim.Optimizer):
             self._zero_grad(set_to_none)
             return
         for param in self._traceable:
-            if set_to_none:
-                param.grad = None
-            elif param.grad is not None:
-                param.grad = torch.zeros_like(param.grad)
+            param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param.grad)
 
     def _zero_grad(self, set_to_none: bool) -> None:
         """torch's range for profilers takes longer than a step of a small model: only where it is seen."""
@@ -301,18 +294,24 @@ class Optimizer(torch.optim.Optimizer):
     def evaluating(self) -> Iterator[None]:
         """`eval` within, and what was before at the end: `with optimizer.evaluating(): evaluate(model)`."""
         was_training = not self._evaluated
-        self.eval()
         try:
+            self.eval()
             yield
         finally:
-            if was_training:
+            if was_training and self._evaluated:
                 self.train()
 
     def _set_mode(self, training: bool) -> None:
         if self._swapped:
             raise RuntimeError("train() or eval() within use_ema(): the parameters hold their averages; leave it first")
         if self._has_rules:
-            self._evaluated = self._stepper.set_mode(self, training)
+            try:
+                self._stepper.set_mode(self, training)
+            finally:  # interrupted after it was done
+                self._see_mode()
+
+    def _see_mode(self) -> None:
+        self._evaluated = any(group.get("train_mode") is False for group in self.param_groups)
 
     def _update(self) -> None:
         self._opt_called = True
@@ -343,9 +342,7 @@ class Optimizer(torch.optim.Optimizer):
         or state_dict within.
         """
         if self._swapped or self._evaluated:
-            raise RuntimeError(
-                "use_ema() within use_ema()" if self._swapped else "use_ema() in eval mode: call train() before it"
-            )
+            raise RuntimeError("use_ema() " + ("within use_ema()" if self._swapped else "in eval mode: call train() before it"))
         with around.swapped(self.param_groups, self.state):
             self._swapped = True
             try:
@@ -397,4 +394,7 @@ class Optimizer(torch.optim.Optimizer):
         return explain(type(self).__name__, rules, self.param_groups, self.state, plan, source)
 
 
+# Who is told of a step, by a hook or an error, is told of the method, and of its arguments as they were given.
+Optimizer._step.__qualname__ = Optimizer.step.__qualname__
+Optimizer.step.__signature__ = inspect.signature(Optimizer._step)  # type: ignore[attr-defined]
 _observed_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

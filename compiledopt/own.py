@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from compiledopt import around
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Bound, check_one_element
+from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Bound, ParamsT, check_one_element
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.options import NOISE, RESERVED, SEED, is_number
 from compiledopt.rules.rule import rule
@@ -19,12 +19,20 @@ Function = Callable[..., Any]
 BOUNDS = {bound.option: bound for bound in (LR, EPS, BETA, MOMENTUM, WEIGHT_DECAY)}
 
 
-@overload
-def define(function: Function, /) -> type[Optimizer]: ...
+class Defined(Optimizer):
+    """What `define` makes. For a type checker it takes any options: no type says which a function has."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, params: ParamsT, *arguments: Any, **options: Any) -> None: ...
 
 
 @overload
-def define(*, name: str | None = None, **declarations: Any) -> Callable[[Function], type[Optimizer]]: ...
+def define(function: Function, /) -> type[Defined]: ...
+
+
+@overload
+def define(*, name: str | None = None, **declarations: Any) -> Callable[[Function], type[Defined]]: ...
 
 
 def define(function: Function | None = None, /, *, name: str | None = None, **declarations: Any) -> Any:
@@ -47,7 +55,7 @@ def define(function: Function | None = None, /, *, name: str | None = None, **de
     return _define(function, name, declarations)
 
 
-def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Optimizer]:
+def _define(function: Function, name: str | None, declarations: Mapping[str, Any]) -> type[Defined]:
     own = rule(**declarations)(with_maximize(function))
     defaults = {name: each for name, each in _defaults(function).items() if name not in own.every}
     if NOISE in own.options:
@@ -79,7 +87,7 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
     def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
         _check_numbers(options, free)
 
-    return type(title, (Optimizer,), {**body, "_check_options": _check_options})
+    return type(title, (Defined,), {**body, "_check_options": _check_options})
 
 
 def _defaults(function: Function) -> dict[str, inspect.Parameter]:

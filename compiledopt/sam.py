@@ -9,6 +9,7 @@ import torch
 
 from compiledopt.arguments import Extras, Unpack
 from compiledopt.combined import Combined
+from compiledopt.interrupts import Whole
 from compiledopt.optimizer import Optimizer, StateDict
 from compiledopt.own import define
 from compiledopt.rules.totals import total
@@ -17,14 +18,11 @@ Closure = Callable[[], Any]
 
 
 @define(name="SAM")
-def _ascend(param, grad, old, *, rho=0.05, adaptive=False):  # type: ignore[no-untyped-def]
+def _Ascent(param, grad, old, *, rho=0.05, adaptive=False):  # type: ignore[no-untyped-def]
     """θ + ρ·g/‖g‖, and θ as it was."""
     weight = param * param if adaptive else 1.0
     length = torch.sqrt(total(weight * grad * grad))
     return param + (rho / (length + 1e-12)) * weight * grad, param
-
-
-_Ascent: Any = _ascend
 
 
 class SAM(Combined):
@@ -72,21 +70,24 @@ class SAM(Combined):
             self._ascent = known = _Ascent([{"params": list(params)} for params, *_ in groups])
         for group, (_, rho, adaptive) in zip(known.param_groups, groups, strict=True):
             group["rho"], group["adaptive"] = rho, adaptive
-        known.step()
-        self._moved = [(param, state["old"]) for param, state in known.state.items() if param.grad is not None]
+        with Whole():
+            known.step()
+            self._moved = [(param, state["old"]) for param, state in known.state.items() if param.grad is not None]
 
     @torch.no_grad()
     def second_step(self) -> None:
         """Come back, and take the step of the gradients that there are now. Mutates: the parameters and the state."""
+        if not self.__dict__.get("_moved"):
+            raise RuntimeError("second_step() of SAM without a first_step() before it")
         self._return()
         super().step()
 
     def _return(self) -> None:
-        moved: list[tuple[torch.Tensor, torch.Tensor]] = self.__dict__.pop("_moved", [])
-        if not moved:
-            raise RuntimeError("second_step() of SAM without a first_step() before it")
-        with torch.no_grad():
-            torch._foreach_copy_([param for param, _ in moved], [old for _, old in moved])
+        """To where the parameters were before `first_step`, if they are not there."""
+        with Whole(), torch.no_grad():
+            moved: list[tuple[torch.Tensor, torch.Tensor]] = self.__dict__.pop("_moved", [])
+            if moved:
+                torch._foreach_copy_([param for param, _ in moved], [old for _, old in moved])
 
     def step(self, closure: Closure | None = None) -> Any:
         """Two evaluations and one update. closure: zeroes the gradients, evaluates the model, goes backward, returns the loss.
@@ -97,14 +98,14 @@ class SAM(Combined):
             raise RuntimeError("SAM needs a closure for its second gradient: step(closure), or first_step() and second_step()")
         with torch.enable_grad():
             loss = closure()
-        self.first_step()
         try:
+            self.first_step()
             with torch.enable_grad():
                 closure()
+            self.second_step()
         except BaseException:
             self._return()
             raise
-        self.second_step()
         return loss
 
     def __getstate__(self) -> StateDict:

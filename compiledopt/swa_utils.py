@@ -13,6 +13,7 @@ from torch.optim import swa_utils as torchs
 from torch.optim.swa_utils import SWALR, update_bn
 
 from compiledopt.around.average import towards
+from compiledopt.interrupts import Whole
 from compiledopt.rules.rule import rule
 from compiledopt.step.averaging import Averages
 from compiledopt.torch_private import watched_by
@@ -123,7 +124,8 @@ class AveragedModel(torchs.AveragedModel):
         """Take `model` into the average. Mutates: the average and `n_averaged`."""
         function = self.multi_avg_fn or self.avg_fn or Averaging(None, multi=True)
         if not isinstance(function, Averaging) or watched_by() is not None or not self._fused(model, function):
-            super().update_parameters(model)
+            with Whole():
+                super().update_parameters(model)
 
     @torch.no_grad()
     def _fused(self, model: Module, function: Averaging) -> bool:
@@ -132,16 +134,18 @@ class AveragedModel(torchs.AveragedModel):
         if len(mine) != len(theirs) or any(a.device != b.device for a, b in zip(mine, theirs, strict=True)):
             return False
         count = int(self.n_averaged)
-        if count == 0:
-            torch._foreach_copy_(mine, theirs)
-        else:
-            averages = self._averages(mine, theirs)
-            if averages.reason is not None or not averages.run(theirs, function.weight(count)):
+        averages = self._averages(mine, theirs) if count else None
+        if averages is not None and averages.reason is not None:
+            return False
+        with Whole():
+            if averages is None:
+                torch._foreach_copy_(mine, theirs)
+            elif not averages.run(theirs, function.weight(count)):
                 return False
-        if not self.use_buffers:
-            for kept, current in zip(self.module.buffers(), model.buffers(), strict=False):
-                kept.copy_(current)
-        self.n_averaged += 1
+            if not self.use_buffers:
+                for kept, current in zip(self.module.buffers(), model.buffers(), strict=False):
+                    kept.copy_(current)
+            self.n_averaged += 1
         return True
 
     def _tensors(self, model: Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -417,14 +417,22 @@ def hooks_are_called_in_order(subject: Subject) -> None:
 
 @contract
 def hooks_are_given_the_arguments(subject: Subject) -> None:
-    """Hooks of a step are given `(optimizer,)` and `{}`, and the closure where there was one."""
+    """Hooks of a step are given `(optimizer,)` and `{}`, and the closure where there was one, as it was given."""
     params, given = subject.params(), []
     optimizer = subject.make(params)
-    closure = [lambda: subject.backward(params)] if subject.needs_closure else []
     for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
         register(lambda opt, args, kwargs: given.append((opt, args, kwargs)))
-    optimizer.step(*closure)
-    assert given == [(optimizer, (optimizer, *closure), {})] * 2
+
+    def closure():
+        return subject.backward(params)
+
+    calls = [((closure,), {}), ((), {"closure": closure})]
+    for args, kwargs in calls if subject.needs_closure else [((), {}), *calls]:
+        optimizer.step(*args, **kwargs)
+        assert given == [(optimizer, (optimizer, *args), kwargs)] * 2
+        given.clear()
+    with pytest.raises(TypeError, match=r"\.step\(\) got an unexpected keyword argument 'loss'"):
+        optimizer.step(loss=closure)
 
 
 @contract
@@ -438,7 +446,7 @@ def a_hook_may_replace_the_arguments(subject: Subject) -> None:
         called.append(1)
         return subject.backward(params)
 
-    with pytest.raises(RuntimeError, match="must return None or a tuple of"):
+    with pytest.raises(RuntimeError, match=r"\.step at 0x[0-9a-f]+> must return None or a tuple of \(new_args, new_kwargs\)"):
         handle = optimizer.register_step_pre_hook(lambda *_: 3)
         subject.step(optimizer, params)
     handle.remove()

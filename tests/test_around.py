@@ -2,8 +2,10 @@
 
 import collections
 import copy
+import gc
 import io
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -14,7 +16,7 @@ from torch.optim import lr_scheduler as torchs
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import compiledopt
-from compiledopt import schedules
+from compiledopt import around, schedules
 from compiledopt.schedules import Schedule
 
 DECAY, MOST, STEPS = 0.9, 1.5, 12
@@ -579,3 +581,17 @@ def test_an_expression_written_anew_is_the_same_schedule():
     assert (schedules.exponential(0.5) * rate)(1) == 0.25
     rate.fill_(4.0)
     assert (schedules.exponential(0.5) * rate)(1) == 2.0
+
+
+@pytest.mark.parametrize("of", [ELEMENTWISE[0], *one_per_kind(lambda one: not one.elementwise and one.rule.dense)], ids=str)
+def test_what_is_made_for_a_schedule_ends_with_it(of):
+    """Another function for each of many optimizers, as in a search, kept a rule and its programs each."""
+    params = parameters(shapes=[(4, 3)])
+    optimizer = of.ours(params, lr=Schedule(lambda step: 0.1 / (step + 1)))
+    run(optimizer, params, Gradients(), range(4))
+    group = optimizer.param_groups[0]
+    made = weakref.ref(around.derived(optimizer.rule_of(group), group))
+    assert made().programs
+    del optimizer, group
+    gc.collect()
+    assert made() is None

@@ -31,6 +31,7 @@ from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
 from compiledopt.rules.rule import Rule
+from compiledopt.rules.schedule import Schedule
 from compiledopt.rules.traced import Traced, traced
 
 __all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
@@ -44,7 +45,6 @@ TRANSFORMATIONS += [Averaged(), Grokfast(), Centralized(), Clipped(), Skipping()
 SCALED = LossScaled()  # around all of them, where a GradScaler set its numbers on the optimizer
 
 Wanted = tuple[Hashable | None, ...]  # of each transformation, and of storage
-_derived: dict[tuple[Rule, Wanted, Hashable, bool], Rule] = {}
 
 
 def options() -> list[str]:
@@ -70,28 +70,29 @@ def wanted(rule: Rule, group: Mapping[str, Any]) -> Wanted:
 def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: torch.Tensor | None = None) -> Rule:
     """The rule with what the group asks for around it; one object for one choice. param: one whose values are kept as the
     group asks; without it, what is said of the rule is what holds for all of the group's."""
-    asked = tuple(one.wanted(rule, group) for one in TRANSFORMATIONS)
-    kept = None if param is None else storage.kept(_around(rule, asked), group, param)
-    key = (rule, asked, kept, scaled)
-    if key not in _derived:
-        made = _around(rule, asked)
+    made = _around(rule, tuple(one.wanted(rule, group) for one in TRANSFORMATIONS))
+    kept = None if param is None else storage.kept(made, group, param)
+    known, key = made.derived.setdefault(made, {}), (kept, scaled)
+    if key not in known:
         in_blocks = kept is not None and kept.has_blocks
         made = SCALED.derive(made, True) if scaled and in_blocks else made
         made = made if kept is None else storage.keep_apart(made, kept)
         if scaled:
             made = SCALED.hold_codes(made) if in_blocks else SCALED.derive(made, True)
-        _derived[key] = made
-    return _derived[key]
+        known[key] = made
+    return known[key]
 
 
 def _around(rule: Rule, asked: Wanted) -> Rule:
-    key = (rule, asked, None, False)
-    if key not in _derived:
+    schedule = next((answer for answer in asked if isinstance(answer, Schedule)), None)
+    known = rule.derived.setdefault(rule if schedule is None else schedule, {})
+    key = tuple(answer for answer in asked if answer is not schedule) if schedule is not None else asked
+    if key not in known:
         made = rule
         for transformation, answer in zip(TRANSFORMATIONS, asked, strict=True):
             made = made if answer is None else transformation.derive(made, answer)
-        _derived[key] = made
-    return _derived[key]
+        known[key] = made
+    return known[key]
 
 
 class Programs:

@@ -36,11 +36,12 @@ class ScheduledRate(Transformation):
         counts = "step" in (*rule.scalars, *rule.shared)
         at = rule.states.index("step") if counts else len(rule.states)
         options = tuple(name for name in rule.options if name != "lr")
+        rate = wanted.function  # not the schedule, with which what is derived ends
 
         def scheduled(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
             step = states[at]
             own = states if counts else states[:-1]
-            new = results(rule, param, grad, own, {**options, "lr": wanted.function(step)})
+            new = results(rule, param, grad, own, {**options, "lr": rate(step)})
             return new if counts else (*new, step + 1)
 
         made = replace(rule, function=scheduled, options=options)

@@ -47,24 +47,20 @@ class MatrixProgram:
     whole: Program  # both, with the function's result as an input, and what it is given as an output
 
 
-_known: dict[tuple[Traced, Variant | str, str], MatrixProgram | str] = {}
-_crossings: dict[tuple[Traced, str], Crossing] = {}
-
-
 def matrix_program(traced: Traced, param: torch.Tensor, device: str | None = None) -> MatrixProgram | str:
     """What to run for a parameter like this one, or the reason why that cannot be. device: the kind, where not the
     parameter's."""
     device = device or param.device.type
     if traced.elementwise or traced.rule.shared or traced.rule.lists or traced.rule.every:
         return traced.reason or f"{traced.rule.name} is elementwise"
-    if (traced, device) not in _crossings:
-        _crossings[traced, device] = Crossing(traced, device)
-    crossing = _crossings[traced, device]
+    crossing = traced.made.get((Crossing, device))
+    if crossing is None:
+        crossing = traced.made[Crossing, device] = Crossing(traced, device)
     variant = crossing.traced.variant(param)
-    key = (traced, variant, device)
-    if key not in _known:
-        _known[key] = variant if isinstance(variant, str) else crossing.cut(variant)
-    return _known[key]
+    key = (MatrixProgram, variant, device)
+    if key not in traced.made:
+        traced.made[key] = variant if isinstance(variant, str) else crossing.cut(variant)
+    return traced.made[key]  # type: ignore[no-any-return]
 
 
 class Crossing:
@@ -94,9 +90,6 @@ class Crossing:
     def cut(self, variant: Variant) -> MatrixProgram | str:
         if variant.fed or variant.order >> OUTER:
             return f"{self.rule.name} reduces into a 0-dim state, or over all but the first dimensions"
-        if variant.program.is_random or variant.program.blocks:
-            what = "reads random bits" if variant.program.is_random else "has states in blocks"
-            return f"{self.rule.name} {what} beside a function of whole matrices"
         if variant.measures:
             return f"{self.rule.name} sums over all parameters beside a function of whole matrices"
         program = variant.program
@@ -140,7 +133,8 @@ class Crossing:
             static=self.rule.static & read,
             added=self.rule.added & {*states},
         )
-        made = Variant(rule, Program(self.rule.name, inputs, outputs), numbers, variant.order)
+        sizes = {name: size for name, size in program.sizes.items() if name in names}
+        made = Variant(rule, Program(self.rule.name, inputs, outputs, sizes=sizes), numbers, variant.order)
         return Part(rule, states, self.reason, self.group, made)
 
 
@@ -162,7 +156,7 @@ def _told(program: Program, function: str, first: set[str]) -> Program:
     order = sorted(program.outputs, key=lambda name: (name not in first, name == MATRIX, name == "param"))
     outputs = {name: again(program.outputs[name]) for name in order}
     home = Node("input", (), False, MATRIX)
-    return Program(program.rule, (*map(again, program.inputs), home), outputs)
+    return Program(program.rule, (*map(again, program.inputs), home), outputs, sizes=program.sizes)
 
 
 def _after(program: Program) -> set[str]:

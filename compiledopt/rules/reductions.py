@@ -9,9 +9,10 @@ Inductor on the whole of such a rule was tried: Adafactor on a matrix of 1000 ×
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -86,12 +87,14 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """columns: how many numbers are known before; numbers: how many there are in all; buffers: the axes of each."""
+    """columns: how many numbers are known before; numbers: how many there are in all; buffers: the axes of each; made: what
+    backends made of them."""
 
     sweeps: tuple[Pass, ...]
     columns: int
     numbers: int
     buffers: tuple[int, ...]
+    made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_flat(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from compiledopt.rules.noise import counted
 from compiledopt.rules.options import NOISE, RESERVED, STEP, Read, as_float, read, truthy
@@ -81,6 +82,7 @@ class Rule:
     packed: likewise of those that have two elements to a byte.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
     apart: the rule as three, where its states are kept in blocks.
+    derived: rules that were made of it, by the object, beside itself, with which they end; programs: what was traced of it.
 
     Four options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
@@ -110,6 +112,8 @@ class Rule:
     lists: Mapping[str, Count] = field(default_factory=dict)
     never_negative: frozenset[str] = frozenset()
     apart: Apart | None = None
+    derived: WeakKeyDictionary[Any, dict[Hashable, Rule]] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+    programs: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -30,8 +30,6 @@ from compiledopt.rules.scalar_part import Measurement, ScalarPart, measurements
 from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
-
-_traced: dict[tuple[Rule, tuple[Any, ...]], Traced] = {}
 
 
 class Runnable:
@@ -80,6 +78,7 @@ class Traced(Runnable):
     """A rule under one choice of its flags: its program, and what is derived from that, each derived once.
 
     A rule that is not elementwise has no program, and `reason` says why; where it reduces, it has variants instead.
+    made: what backends made of it.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class Traced(Runnable):
     ) -> None:
         self.rule = rule
         self.reason = reason
+        self.made: dict[Hashable, Any] = {}
         self.state_names = tuple(name for name in present if name not in rule.scalars and name not in rule.shared)
         self.scalar_names = tuple(name for name in present if name in rule.scalars)
         self.makers = {name: maker for name in self.state_names if (maker := rule.maker(name)) is not None}
@@ -233,12 +233,12 @@ class Traced(Runnable):
 
 def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
-    key = (rule, rule.read(group).flags)
-    if key not in _traced:
+    flags = rule.read(group).flags
+    if flags not in rule.programs:
         with timed("seconds_tracing"):
-            _traced[key] = _trace(rule, group)
+            rule.programs[flags] = _trace(rule, group)
         STATS.programs_traced += 1
-    return _traced[key]
+    return rule.programs[flags]  # type: ignore[no-any-return]
 
 
 def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:

@@ -10,6 +10,7 @@ import torch
 
 from compiledopt.around.average import exchange
 from compiledopt.backends.eager.given import number, operand
+from compiledopt.interrupts import Whole
 from compiledopt.rules.rule import Rule
 
 MODE = "train_mode"  # of a group whose rule says how a parameter is evaluated: as schedulefree has it
@@ -25,26 +26,26 @@ def give_modes(rules: Sequence[Rule], groups: Sequence[Group]) -> None:
         group.setdefault(MODE, known)
 
 
-def is_evaluated(groups: Sequence[Mapping[str, Any]]) -> bool:
-    return any(group.get(MODE) is False for group in groups)
-
-
 @torch.no_grad()
 def set_mode(rules: Sequence[Rule], groups: Sequence[Group], state: Mapping[Any, Any], training: bool) -> None:
     """Let parameters be what is trained, or what is evaluated. One without states is the same in both.
 
     Mutates: the parameters, or the parameter and a state, exchanged; the groups' mode.
     """
-    for rule, group in zip(rules, groups, strict=True):
-        if rule.evaluated is None or bool(group[MODE]) is training:
-            continue
-        for param in dict.fromkeys(group["params"]):
-            if isinstance(rule.evaluated, str):
-                if rule.evaluated in state.get(param, {}):
-                    exchange(param, state[param][rule.evaluated])
-            else:
-                _convert(rule.evaluated[training], param, state.get(param, {}), group)
-        group[MODE] = training
+    with Whole():
+        for rule, group in zip(rules, groups, strict=True):
+            if rule.evaluated is None or bool(group[MODE]) is training:
+                continue
+            for param in dict.fromkeys(group["params"]):
+                _let_be(rule.evaluated, param, state.get(param, {}), group, training)
+            group[MODE] = training
+
+
+def _let_be(evaluated: Any, param: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any], training: bool) -> None:
+    if not isinstance(evaluated, str):
+        _convert(evaluated[training], param, state, group)
+    elif evaluated in state:
+        exchange(param, state[evaluated])
 
 
 def _convert(function: Callable[..., Any], param: torch.Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> None:

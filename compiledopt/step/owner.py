@@ -11,6 +11,7 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Batch
+from compiledopt.interrupts import Whole
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import give_modes
 from compiledopt.step.totals import give_shared
@@ -63,6 +64,10 @@ class Owner:
         if self.scaling is not None:
             step.update(self.scaling.on(device))
         return step
+
+    def writing(self) -> Whole:
+        """What is entered before the first write of a step, and left after the last."""
+        return Whole()
 
     def count(self, batches: Sequence[Batch]) -> None:
         """A step was taken: groups whose rule has work that is not due at each count them. Mutates: their counts."""

@@ -162,12 +162,13 @@ class Plan:
 
     def run(self) -> bool:
         """Check every tensor, then update. False, with nothing written: the plan must be made again."""
-        if not self.shards.parameters:
-            return self._run()
-        try:
-            return self.shards.read_gradients() and self._run()
-        finally:
-            self.shards.drop_gradients()
+        with self.owner.writing():
+            if not self.shards.parameters:
+                return self._run()
+            try:
+                return self.shards.read_gradients() and self._run()
+            finally:
+                self.shards.drop_gradients()
 
     def _run(self) -> bool:
         for number, batches in enumerate(self.rounds):

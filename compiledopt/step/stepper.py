@@ -10,7 +10,7 @@ import torch
 from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
 from compiledopt.rules.rule import Rule
-from compiledopt.step.evaluating import is_evaluated, set_mode
+from compiledopt.step.evaluating import set_mode
 from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
 from compiledopt.step.owner import Owner, Turn, share
 from compiledopt.step.plan import Plan
@@ -187,13 +187,11 @@ class Stepper:
         """Give the groups what stands in them beside options: states that parameters share, counts, the mode."""
         share(optimizer)
 
-    def set_mode(self, optimizer: Stepped, training: bool) -> bool:
-        """Let the parameters be what is trained, or what is evaluated; whether they are the latter now."""
+    def set_mode(self, optimizer: Stepped, training: bool) -> None:
+        """Let the parameters be what is trained, or what is evaluated."""
         self.steady = never
-        set_mode(
-            [optimizer.rule_of(group) for group in optimizer.param_groups], optimizer.param_groups, optimizer.state, training
-        )
-        return is_evaluated(optimizer.param_groups)
+        rules = [optimizer.rule_of(group) for group in optimizer.param_groups]
+        set_mode(rules, optimizer.param_groups, optimizer.state, training)
 
     def supports_loss_scale(self, optimizer: Stepped) -> bool:
         return supports_loss_scale(optimizer)

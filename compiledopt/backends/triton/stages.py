@@ -163,10 +163,7 @@ class Stages:
         return found
 
 
-_known: dict[Passes, Stages] = {}
-
-
 def stages_of(passes: Passes) -> Stages:
-    if passes not in _known:
-        _known[passes] = Stages(passes)
-    return _known[passes]
+    if Stages not in passes.made:
+        passes.made[Stages] = Stages(passes)
+    return passes.made[Stages]  # type: ignore[no-any-return]
