@@ -74,6 +74,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
     from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
+    from compiledopt.algorithms.published.distributed_shampoo import DistributedShampoo
     from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.dual_adam import DualAdam
     from compiledopt.algorithms.published.exadam import EXAdam
@@ -198,6 +199,7 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "DistributedShampoo",
     "DoG",
     "DualAdam",
     "EXAdam",

@@ -34,6 +34,7 @@ PUBLISHED = {
     "RACS": "racs",
     "SPlus": "splus",
     "DoG": "dog",
+    "DistributedShampoo": "distributed_shampoo",
     "Lion": "lion",
     "Prodigy": "prodigy",
     "AdaBound": "adabound",
@@ -195,7 +196,7 @@ ALIASES |= {
     "apollo": "apolloadamw",
     "fira": "firaadamw",
     "galore": "galoreadamw",
-    "scalableshampoo": "shampoo",
+    "scalableshampoo": "distributedshampoo",
     "signsgd": "signum",
 }
 ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
@@ -203,7 +204,7 @@ SPELLED += [*ALIASES]
 _IN_BACKWARD = (
     "updates each parameter within backward, so that no gradient is kept; make one optimizer per parameter, and call "
 )
-_IN_BACKWARD += "its step in register_post_accumulate_grad_hook"
+_IN_BACKWARD += "its step in register_post_accumulate_grad_hook, as docs/training-loop.md does"
 _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
 _WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"

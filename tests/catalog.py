@@ -341,7 +341,12 @@ PUBLISHED: dict[str, Algorithm] = {
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
         _published(
-            "AdaGO", {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True}, lr=0.05, more={"least": {"eps": 0.02}}, brief=True
+            "AdaGO",
+            {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True},
+            lr=0.05,
+            more={"least": {"eps": 0.02}},
+            brief=True,
+            moves_without_rate=True,  # by eps at least
         ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
         _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
@@ -418,13 +423,13 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
             more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
         ),
-        _published("RACS", {"weight_decay": 0.1, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
+        _published("RACS", {"weight_decay": 0.01, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
         _published(
             "Scion",
-            {"momentum": 0.1, "scale": 2.0},
+            {"momentum": 0.1, "scale": 2.0, "unconstrained": True},
             more={
                 "plain": {},
-                "free": {"momentum": 0.1, "unconstrained": True},
+                "within": {"momentum": 0.1, "scale": 2.0},
                 "narrow": {"norm": "Spectral", "norm_kwargs": {"max": True, "normalized": False, "steps": 3}},
                 "signs": {"norm": "Sign", "momentum": 0.1, "scale": 50.0},
                 "columns": {"norm": "ColNorm", "norm_kwargs": {"normalized": True}, "scale": 50.0},
@@ -534,6 +539,7 @@ MATRICES: dict[str, Algorithm] = {
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.DistributedShampoo, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
