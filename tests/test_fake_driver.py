@@ -249,6 +249,8 @@ def test_the_driver_brings_pointers(launches, driver, options):
         assert tables.pointers[::operands].tolist() == [param.data_ptr() for param in params]
         return taken(optimizer) - before, driver.copies()
 
+    update, brought = tables.update, []
+    tables.update = lambda *contents: brought.append(contents[0]) or update(*contents)
     step(0)
     assert step(1) == (1, 1) and step(1) == (1, 0) and step(0) == (1, 1)
     assert step(1, refused=True) == (1, 0), "Python brings them"
@@ -259,6 +261,9 @@ def test_the_driver_brings_pointers(launches, driver, options):
     for which in (0, 1, 0, 1):
         step(which)
     assert step(2) == (1, 1)
+    (last,) = [which for which, grads in enumerate(sets) if grads[0].data_ptr() in memoryview(brought[-1]).cast("q").tolist()]
+    optimizer._stepper.steady = steadying.never
+    step(last)  # where gradients lie that Python brought last, and native code exchanged since
 
 
 def test_a_driver_that_refuses_in_the_midst(launches, driver):
