@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adopt import ADOPT
     from compiledopt.algorithms.published.aggmo import AggMo
     from compiledopt.algorithms.published.aida import Aida
+    from compiledopt.algorithms.published.alig import AliG
     from compiledopt.algorithms.published.amos import Amos
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
     from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
+    from compiledopt.algorithms.published.distributed_shampoo import DistributedShampoo
     from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.dual_adam import DualAdam
     from compiledopt.algorithms.published.exadam import EXAdam
@@ -184,6 +186,7 @@ __all__ = [
     "Adan",
     "AggMo",
     "Aida",
+    "AliG",
     "Amos",
     "Ano",
     "ApolloDQN",
@@ -196,6 +199,7 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "DistributedShampoo",
     "DoG",
     "DualAdam",
     "EXAdam",

@@ -341,7 +341,12 @@ PUBLISHED: dict[str, Algorithm] = {
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
         ),
         _published(
-            "AdaGO", {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True}, lr=0.05, more={"least": {"eps": 0.02}}, brief=True
+            "AdaGO",
+            {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True},
+            lr=0.05,
+            more={"least": {"eps": 0.02}},
+            brief=True,
+            moves_without_rate=True,  # by eps at least
         ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
         _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
@@ -418,13 +423,13 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
             more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
         ),
-        _published("RACS", {"weight_decay": 0.1, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
+        _published("RACS", {"weight_decay": 0.01, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
         _published(
             "Scion",
-            {"momentum": 0.1, "scale": 2.0},
+            {"momentum": 0.1, "scale": 2.0, "unconstrained": True},
             more={
                 "plain": {},
-                "free": {"momentum": 0.1, "unconstrained": True},
+                "within": {"momentum": 0.1, "scale": 2.0},
                 "narrow": {"norm": "Spectral", "norm_kwargs": {"max": True, "normalized": False, "steps": 3}},
                 "signs": {"norm": "Sign", "momentum": 0.1, "scale": 50.0},
                 "columns": {"norm": "ColNorm", "norm_kwargs": {"normalized": True}, "scale": 50.0},
@@ -512,6 +517,7 @@ WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.AdamS, promised={"lr": 0.05, "weight_decay": 0.1}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.AliG, promised={"lr": 0.05, "momentum": 0.5, "loss": 1.0}, brief=True),
         Algorithm(compiledopt.AvaGrad, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
@@ -533,6 +539,7 @@ MATRICES: dict[str, Algorithm] = {
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.DistributedShampoo, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),

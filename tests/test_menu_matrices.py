@@ -221,6 +221,60 @@ def splus(params, group, state, steps):
             s["average"] = s["a"] / (1 - group["ema_rate"] ** t)
 
 
+def distributed_shampoo(params, group, state, steps):
+    """facebookresearch/optimizers, block by block, with what its blocks at an end have."""
+    (beta1, beta2), most, kind = group["betas"], group["max_preconditioner_dim"], group["graft_type"]
+    beta3 = beta1 if group["beta3"] == -1 else group["beta3"]
+    frequency, start = group["precondition_frequency"], group["start_preconditioning_step"]
+    start = frequency if start == -1 else start
+    corrected = group["use_bias_correction"]
+
+    def bias(beta, t):
+        return 1 - beta**t if corrected and beta < 1 else 1.0
+
+    def cut(x):
+        if group["use_merge_dims"]:
+            sizes = [1]
+            for n in x.shape:
+                sizes = [*sizes[:-1], sizes[-1] * n] if sizes[-1] * n <= most else [*sizes, n]
+            x = x.view([n for n in sizes if n > 1])
+        pieces = [x]
+        for d in range(x.ndim):
+            pieces = [each for one in pieces for each in one.split(most, d)]
+        return pieces
+
+    for step in range(steps):
+        yield step
+        for p in params:
+            t, s, decay = (
+                step + 1,
+                state.setdefault(p, {"m": torch.zeros_like(p), "V": torch.zeros_like(p)}),
+                group["weight_decay"],
+            )
+            g = p.grad if group["use_decoupled_weight_decay"] else p.grad + decay * p
+            mean = (beta3 * s["m"] + (1 - beta3) * g) / (1 - beta3 * beta1 ** (t - 1) if corrected else 1.0)
+            s["m"] = beta1 * s["m"] + (1 - beta1) * g
+            beta = {"adagrad": 1.0}.get(kind, group["grafting_beta2"])
+            s["V"] = beta * s["V"] + (1 - beta if beta < 1 else 1.0) * g**2
+            size = 1 - beta**t if kind == "adam" else 1.0
+            graft = mean if kind in (None, "sgd") else mean / ((s["V"] / size).sqrt() + group["grafting_epsilon"])
+            update = torch.zeros_like(p)
+            parts = zip(*(cut(x) for x in (update, g, mean, graft)), strict=True)
+            for number, (u, own, m, other) in enumerate(parts):
+                mine = s.setdefault(number, {"L": [0.0] * u.ndim, "root": [None] * u.ndim})
+                for d in range(u.ndim):
+                    mine["L"][d] = beta2 * mine["L"][d] + (1 - beta2 if beta2 < 1 else 1.0) * products(own, d)
+                    if t == start or (t > start and t % frequency == 0):
+                        values, vectors = torch.linalg.eigh(mine["L"][d] / bias(beta2, t))
+                        power = (values.clamp(min=0) + group["epsilon"]) ** (-1 / (2 * u.ndim))
+                        mine["root"][d] = vectors * power @ vectors.T
+                found = times(m, mine["root"])
+                if kind is not None:
+                    found = other if t < start else found * other.norm() / (found.norm() + 1e-16)
+                u.copy_(found)
+            p.sub_(group["lr"] * update + (group["lr"] * decay * p if group["use_decoupled_weight_decay"] else 0.0))
+
+
 def apollo(params, group, state, steps):
     """zhuhanqing/APOLLO, with our random numbers, which have no other definition."""
     for step in range(steps):
@@ -293,7 +347,7 @@ def kron(params, group, state, steps):
 
 
 LOOPS = {"Kron": kron, "SOAP": soap, "Shampoo": shampoo, "GaLoreAdamW": galore, "APOLLOAdamW": apollo}
-LOOPS |= {"Conda": conda, "FiraAdamW": fira, "SPlus": splus}
+LOOPS |= {"DistributedShampoo": distributed_shampoo, "Conda": conda, "FiraAdamW": fira, "SPlus": splus}
 PROJECTED = [(12, 12), (9,), (5, 12), (12, 5), (12, 5), (2, 3, 4)]
 OPTIONS = {
     "Kron": [
@@ -324,6 +378,15 @@ OPTIONS = {
     ],
 }
 OPTIONS |= {
+    "DistributedShampoo": [
+        {"lr": 0.02, "betas": (0.9, 0.95), "graft_type": "adam", "max_preconditioner_dim": 12, "precondition_frequency": 5}
+        | {"start_preconditioning_step": 7, "weight_decay": 0.1, "beta3": 0.8},
+        {"lr": 0.1, "epsilon": 1e-6},
+        {"lr": 0.1, "epsilon": 1e-4, "graft_type": "sgd", "max_preconditioner_dim": 7, "weight_decay": 0.1, "betas": (0.0, 0.9)}
+        | {"use_decoupled_weight_decay": False, "use_bias_correction": False, "use_merge_dims": False},
+        {"lr": 0.1, "graft_type": "adagrad", "precondition_frequency": 3, "max_preconditioner_dim": 12},
+        {"lr": 0.02, "graft_type": "rmsprop", "epsilon": 1e-6, "max_preconditioner_dim": 5, "betas": (0.9, 0.95)},
+    ],
     "Conda": [
         {"lr": 0.02, "update_proj_gap": 7, "scale": 0.5, "weight_decay": 0.1},
         {"lr": 0.02, "proj_type": None, "correct_bias": False},
@@ -343,7 +406,7 @@ CASES = [(name, number) for name, several in OPTIONS.items() for number in range
 
 
 # Which have a factor for the dimension of a vector too, so that vectors are not left to the plain algorithm and compiled.
-FACTORS_OF_VECTORS = {"Kron": "Q", "Shampoo": "pre_cond"}
+FACTORS_OF_VECTORS = {"DistributedShampoo": "factor_matrices", "Kron": "Q", "Shampoo": "pre_cond"}
 PROJECTING = [name for name, one in MATRICES.items() if one.takes("rank")]
 
 
@@ -520,6 +583,7 @@ def test_krons_factors_are_due_ever_less():
         ("Shampoo", {"matrix_eps": 0.0}, "Invalid matrix_eps value: 0.0"),
         ("GaLoreAdamW", {"proj_type": "middle"}, "Invalid proj_type value: 'middle'"),
         ("GaLoreAdamW", {"rank": 0}, "Invalid rank value: 0"),
+        ("DistributedShampoo", {"graft_type": "lamb"}, "Invalid graft_type value: 'lamb'"),
         ("Kron", {"memory_save_mode": "some"}, "Invalid memory_save_mode value: 'some'"),
         ("APOLLOAdamW", {"scale_type": "row"}, "Invalid scale_type value: 'row'"),
     ],

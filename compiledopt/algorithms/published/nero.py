@@ -79,5 +79,5 @@ class Nero(Optimizer):
         """Add a group, whose matrices are given the form that they keep, where it has constraints. Mutates: its parameters."""
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
-            if self.param_groups[-1]["constraints"] and param.dim() > 1 and param.numel() > 0:
+            if self.param_groups[-1]["constraints"] and param.dim() > 1 and param.numel() > 0 and not param.is_complex():
                 param.copy_(formed(param))
