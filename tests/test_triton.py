@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalog import CASES, CATALOG, one_per_kind
+from catalog import CASES, CATALOG, MENU, one_per_kind
 from helpers import parameters
 
 import compiledopt
@@ -158,6 +158,23 @@ def test_ptx(case, dtype, arch):
         assert built.spills <= 16 and built.registers <= 80
 
 
+MENUS = [one for one in MENU.values() if one.rule is not None and one.elementwise and not one.sparse_only]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", MENUS, ids=str)
+def test_ptx_of_the_menu(one):
+    """As above, of all that torch lacks: float32 for sm_90."""
+    param = torch.nn.Parameter(torch.empty(64, 64, device="meta"))
+    group = one.ours([param], **one.promised).param_groups[0]
+    program = traced(around.derived(one.rule, group, param=param), group).program
+    kernel = triton.kernel(program, [torch.float32] * len(program.tensors))
+    loads, stores = loads_and_stores(kernel.source)
+    built = triton.build_for(kernel, 90)
+    assert (built.vector_loads, built.vector_stores) == (2 * loads, 2 * stores) and loads >= 2 and stores >= 1
+    assert built.spills <= 16 and built.registers <= 128
+
+
 AMD = ("hip", "gfx942", 64)  # of an MI300
 
 
@@ -286,6 +303,17 @@ def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
     scales = 4 * (2 + 2) / 32 if "int8" in name else 0.0
     assert told["bytes_per_element"] == sum(moved) + SCALES.get(name, scales)
     assert vectors is None or (told["vector_loads"], told["vector_stores"]) == vectors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kernels"), [("Muon", 6), ("LAMB", 5)])
+def test_explain_of_values_that_rules_of_other_kinds_keep(name, kernels, capsys):
+    """A launch that decodes and one that encodes, of codes alone; random bits take no memory and spill nothing."""
+    command = ["explain", name, "--device", "cuda", "--arch", "sm_90", "--dtype", "bfloat16", "--json", "--source"]
+    assert __main__.main([*command, "--option", 'state_dtype="int8"', "--option", 'rounding="stochastic"']) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == kernels and told["spills"] == 0 and told["registers"] <= 168
+    assert "key_of(" in told["source"] and told["vector_loads"] > 0 and told["vector_stores"] > 0
 
 
 @pytest.mark.parametrize(
