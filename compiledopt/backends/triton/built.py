@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.gathered import strange_frame
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.forms import Form, chosen
@@ -41,6 +42,8 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ..
     decode, inner, encode = (None, entry, None) if stored is None else stored_parts(entry, stored)
     variant, matrices = inner.traced.variant(inner.param), program_of(inner)
     if not isinstance(variant, str):
+        if (reason := strange_frame(known, variant)) is not None:
+            raise CompileError(reason)
         made = Made(variant.program, [], [], [])
     elif matrices is None:
         raise CompileError(f"{known.reason}: {variant}")
