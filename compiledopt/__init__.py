@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adopt import ADOPT
     from compiledopt.algorithms.published.aggmo import AggMo
     from compiledopt.algorithms.published.aida import Aida
+    from compiledopt.algorithms.published.alig import AliG
     from compiledopt.algorithms.published.amos import Amos
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
@@ -185,6 +186,7 @@ __all__ = [
     "Adan",
     "AggMo",
     "Aida",
+    "AliG",
     "Amos",
     "Ano",
     "ApolloDQN",

@@ -95,6 +95,7 @@ PUBLISHED = {
     "SophiaH": "sophia_h",
     "StableSPAM": "stable_spam",
     "Yogi": "yogi",
+    "AliG": "alig",
     "AvaGrad": "avagrad",
     "AdamS": "adams",
     "AdaShift": "adashift",
@@ -207,7 +208,7 @@ _IN_BACKWARD += "its step in register_post_accumulate_grad_hook, as docs/trainin
 _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
 _WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
-_THE_LOSS = "takes the loss into its update, which a step here is not given; 'prodigy' and 'dog' find a rate without it"
+_THE_LOSS = "changes its rate by averages of the loss; 'alig' takes the loss, and 'prodigy' and 'dog' find a rate without it"
 _MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
@@ -228,7 +229,7 @@ REFUSED = {
     # Of pytorch_optimizer.
     "spectralsphere": _WITH_DEFINE,
     **dict.fromkeys(("alice", "sara"), _ITS_RANK),
-    **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
+    **dict.fromkeys(("emofact", "emolynx", "emonavi"), _THE_LOSS),
     "adalite": "has no paper; 'adafactor' and 'came' keep a second moment by its rows and columns too",
     "adamwsn": "keeps one second moment for some elements of a matrix; 'adammini' keeps one for each row",
     "adatam": "is TAM's momentum over the root of Adam's second moment, without its corrections; 'tam' is here",

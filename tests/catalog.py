@@ -517,6 +517,7 @@ WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.AdamS, promised={"lr": 0.05, "weight_decay": 0.1}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.AliG, promised={"lr": 0.05, "momentum": 0.5, "loss": 1.0}, brief=True),
         Algorithm(compiledopt.AvaGrad, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),

@@ -16,6 +16,7 @@ from compiledopt import (
     AdaGC,
     Adai,
     AdamS,
+    AliG,
     AvaGrad,
     DAdaptAdaGrad,
     DAdaptAdam,
@@ -294,6 +295,19 @@ class PlainAvaGrad(Plain):
             group["scale"] = 1 / math.sqrt(squares / count)
 
 
+class PlainAliG(Plain):
+    options = {"lr": 0.1, "momentum": 0.0, "eps": 1e-5, "adjusted_momentum": False, "loss": 1.0}
+
+    def update(self, listed):
+        square = sum(float(p.grad.square().sum()) for _, p in listed)
+        for group, p in listed:
+            size, momentum = min(group["loss"] / (square + group["eps"]), group["lr"]), group["momentum"]
+            m = self.state[p].setdefault("m", torch.zeros_like(p))
+            p.sub_(p.grad, alpha=size)
+            m.mul_(momentum).sub_(p.grad, alpha=1.0 if group["adjusted_momentum"] else size)
+            p.add_(m, alpha=momentum * (size if group["adjusted_momentum"] else 1.0))
+
+
 class PlainAdamS(Plain):
     options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": False}
 
@@ -342,6 +356,8 @@ class PlainAdai(Plain):
 CASES = {
     "AdaGC": (AdaGC, PlainAdaGC, {"lr": 0.02, "warmup_steps": 5, "lambda_abs": 3.0, "lambda_rel": 1.0, "beta": 0.9}),
     "AdamS-all": (AdamS, PlainAdamS, {"lr": 0.02, "weight_decay": 0.1, "amsgrad": True, "betas": (0.8, 0.95)}),
+    "AliG-all": (AliG, PlainAliG, {"loss": 90.0, "momentum": 0.8}),
+    "AliG-adjusted": (AliG, PlainAliG, {"loss": 30.0, "momentum": 0.5, "adjusted_momentum": True}),
     "AvaGrad-all": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 0.05}),
     "AvaGrad-decoupled": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "decoupled": True}),
     "Adai": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.3, 0.9)}),
@@ -606,6 +622,34 @@ PROMISES = [
 @pytest.mark.parametrize(("promise", "name"), PROMISES, ids=lambda one: getattr(one, "__name__", one))
 def test_promises(promise, name):
     promise(Subject(WHOLE_MODEL[name], ours=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_closure_tells_the_loss(executor):
+    """It is read at the step that it was returned to, hooks run once, and without one there is an error."""
+    params, plain = parameters(shapes=[(4, 3), (5,)]), parameters(shapes=[(4, 3), (5,)])
+    optimizer, reference = AliG(params, momentum=0.5, **EXECUTORS[executor]), PlainAliG(plain, momentum=0.5)
+    with pytest.raises(RuntimeError, match="needs the loss: step"):
+        optimizer.step()
+    seen = []
+    optimizer.register_step_post_hook(lambda one, given, by_name: seen.append(one.param_groups[0]["loss"]))
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = sum((param - 3).square().sum() for param in params)
+        loss.backward()
+        return loss
+
+    for step in range(6):
+        loss = optimizer.step(closure)
+        for param in plain:
+            param.grad = 2 * (param.detach() - 3)
+        reference.param_groups[0]["loss"] = loss.item()
+        reference.step()
+        assert seen == [*seen[:step], loss.item()]
+    effect = rms(flat(plain) - flat(parameters(shapes=[(4, 3), (5,)])))
+    assert effect > 0.1 and rms(flat(params) - flat(plain)) <= 1e-5 * effect and optimizer.executor == executor
 
 
 def test_what_is_refused():
