@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from compiledopt.backends.once import values_once
+from compiledopt.depth import deep
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
@@ -180,10 +181,12 @@ def _lower(
     context: Callable[[], AbstractContextManager[None]],
 ) -> Lowered:
     try:
-        with context():
+        with deep(), context():
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
-        raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+        raise CompileError(
+            f"Inductor of torch {torch.__version__} could not lower {program.rule}: {type(error).__name__}: {error}"
+        ) from error
     if not definitions:
         raise CompileError(f"{program.rule} computes nothing: it returns what it was given")
     if len(definitions) != 1 or len(calls) != 1:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.author import NotElementwise
+from compiledopt.depth import deep
+from compiledopt.rules.author import LateTotal, NotElementwise
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -201,6 +202,8 @@ class Traced(Runnable):
             frame = Frame(max(dims, 1), among, order == COLUMN_AFTER_COLUMN and not among)
             try:
                 made = self._seen_in(Shape(frame, dtype, known), order, among)
+            except LateTotal:
+                raise
             except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
                 reasons.append(str(error))
                 continue
@@ -235,7 +238,7 @@ def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
     flags = rule.read(group).flags
     if flags not in rule.programs:
-        with timed("seconds_tracing"):
+        with timed("seconds_tracing"), deep():
             rule.programs[flags] = _trace(rule, group)
         STATS.programs_traced += 1
     return rule.programs[flags]  # type: ignore[no-any-return]
