@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adabelief import AdaBelief
     from compiledopt.algorithms.published.adabound import AdaBound
     from compiledopt.algorithms.published.adagc import AdaGC
+    from compiledopt.algorithms.published.adago import AdaGO
     from compiledopt.algorithms.published.adahessian import AdaHessian
     from compiledopt.algorithms.published.adai import Adai
     from compiledopt.algorithms.published.adam_atan2 import AdamAtan2
@@ -46,33 +47,45 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.adamg import AdamG
     from compiledopt.algorithms.published.adamod import AdaMod
     from compiledopt.algorithms.published.adamp import SGDP, AdamP
+    from compiledopt.algorithms.published.adams import AdamS
     from compiledopt.algorithms.published.adamuon import AdaMuon
     from compiledopt.algorithms.published.adamw_schedule_free import AdamWScheduleFree
     from compiledopt.algorithms.published.adan import Adan
     from compiledopt.algorithms.published.adanorm import AdaNorm
     from compiledopt.algorithms.published.adapnm import AdaPNM
+    from compiledopt.algorithms.published.adashift import AdaShift
     from compiledopt.algorithms.published.adasmooth import AdaSmooth
     from compiledopt.algorithms.published.ademamix import AdEMAMix
     from compiledopt.algorithms.published.adopt import ADOPT
     from compiledopt.algorithms.published.aggmo import AggMo
     from compiledopt.algorithms.published.aida import Aida
+    from compiledopt.algorithms.published.alig import AliG
     from compiledopt.algorithms.published.amos import Amos
     from compiledopt.algorithms.published.ano import Ano
     from compiledopt.algorithms.published.apollo_adamw import APOLLOAdamW
     from compiledopt.algorithms.published.apollo_dqn import ApolloDQN
+    from compiledopt.algorithms.published.avagrad import AvaGrad
     from compiledopt.algorithms.published.bcos import BCOS
     from compiledopt.algorithms.published.came import CAME
+    from compiledopt.algorithms.published.conda import Conda
+    from compiledopt.algorithms.published.dadapt_adagrad import DAdaptAdaGrad
     from compiledopt.algorithms.published.dadapt_adam import DAdaptAdam
+    from compiledopt.algorithms.published.dadapt_adan import DAdaptAdan
+    from compiledopt.algorithms.published.dadapt_lion import DAdaptLion
+    from compiledopt.algorithms.published.dadapt_sgd import DAdaptSGD
     from compiledopt.algorithms.published.diffgrad import DiffGrad
+    from compiledopt.algorithms.published.distributed_shampoo import DistributedShampoo
     from compiledopt.algorithms.published.dog import DoG
     from compiledopt.algorithms.published.dual_adam import DualAdam
     from compiledopt.algorithms.published.exadam import EXAdam
     from compiledopt.algorithms.published.fadam import FAdam
+    from compiledopt.algorithms.published.fira_adamw import FiraAdamW
     from compiledopt.algorithms.published.focus import FOCUS
     from compiledopt.algorithms.published.fromage import Fromage
     from compiledopt.algorithms.published.ftrl import FTRL
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
     from compiledopt.algorithms.published.grams import Grams
+    from compiledopt.algorithms.published.gravity import Gravity
     from compiledopt.algorithms.published.grokadamw import GrokAdamW
     from compiledopt.algorithms.published.grokfast_adamw import GrokFastAdamW
     from compiledopt.algorithms.published.kate import Kate
@@ -85,6 +98,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.mars import MARS
     from compiledopt.algorithms.published.msvag import MSVAG
     from compiledopt.algorithms.published.nadamw import NAdamW
+    from compiledopt.algorithms.published.nero import Nero
     from compiledopt.algorithms.published.normuon import NorMuon
     from compiledopt.algorithms.published.novograd import NovoGrad
     from compiledopt.algorithms.published.padam import PAdam
@@ -93,9 +107,11 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.prodigy import Prodigy
     from compiledopt.algorithms.published.qhadam import QHAdam
     from compiledopt.algorithms.published.qhm import QHM
+    from compiledopt.algorithms.published.racs import RACS
     from compiledopt.algorithms.published.radam_schedule_free import RAdamScheduleFree
     from compiledopt.algorithms.published.rmsprop_tf import RMSpropTF
     from compiledopt.algorithms.published.rose import Rose
+    from compiledopt.algorithms.published.scion import Scion
     from compiledopt.algorithms.published.sgd_sai import SGDSaI
     from compiledopt.algorithms.published.sgd_schedule_free import SGDScheduleFree
     from compiledopt.algorithms.published.sgdw import SGDW
@@ -106,6 +122,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.soap import SOAP
     from compiledopt.algorithms.published.sophia import SophiaG
     from compiledopt.algorithms.published.sophia_h import SophiaH
+    from compiledopt.algorithms.published.splus import SPlus
     from compiledopt.algorithms.published.stable_adamw import StableAdamW
     from compiledopt.algorithms.published.stable_spam import StableSPAM
     from compiledopt.algorithms.published.tam import TAM
@@ -129,6 +146,7 @@ __all__ = [
     "PID",
     "PNM",
     "QHM",
+    "RACS",
     "SAM",
     "SGD",
     "SGDP",
@@ -144,11 +162,13 @@ __all__ = [
     "AdaBelief",
     "AdaBound",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
     "AdaNorm",
     "AdaPNM",
+    "AdaShift",
     "AdaSmooth",
     "Adadelta",
     "Adafactor",
@@ -159,25 +179,36 @@ __all__ = [
     "AdamG",
     "AdamMini",
     "AdamP",
+    "AdamS",
     "AdamW",
     "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "AggMo",
     "Aida",
+    "AliG",
     "Amos",
     "Ano",
     "ApolloDQN",
+    "AvaGrad",
     "Combined",
+    "Conda",
+    "DAdaptAdaGrad",
     "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
+    "DistributedShampoo",
     "DoG",
     "DualAdam",
     "EXAdam",
     "FAdam",
+    "FiraAdamW",
     "Fromage",
     "GaLoreAdamW",
     "Grams",
+    "Gravity",
     "GrokAdamW",
     "GrokFastAdamW",
     "Kate",
@@ -188,6 +219,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "NAdamW",
+    "Nero",
     "NorMuon",
     "NovoGrad",
     "Optimizer",
@@ -202,6 +234,8 @@ __all__ = [
     "Rprop",
     "SGDSaI",
     "SGDScheduleFree",
+    "SPlus",
+    "Scion",
     "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",

@@ -23,7 +23,18 @@ PUBLISHED = {
     "AdaBelief": "adabelief",
     "AdamWScheduleFree": "adamw_schedule_free",
     "DAdaptAdam": "dadapt_adam",
+    "AdaGO": "adago",
+    "DAdaptAdaGrad": "dadapt_adagrad",
+    "DAdaptAdan": "dadapt_adan",
+    "DAdaptLion": "dadapt_lion",
+    "DAdaptSGD": "dadapt_sgd",
+    "Scion": "scion",
+    "Conda": "conda",
+    "FiraAdamW": "fira_adamw",
+    "RACS": "racs",
+    "SPlus": "splus",
     "DoG": "dog",
+    "DistributedShampoo": "distributed_shampoo",
     "Lion": "lion",
     "Prodigy": "prodigy",
     "AdaBound": "adabound",
@@ -84,6 +95,12 @@ PUBLISHED = {
     "SophiaH": "sophia_h",
     "StableSPAM": "stable_spam",
     "Yogi": "yogi",
+    "AliG": "alig",
+    "AvaGrad": "avagrad",
+    "AdamS": "adams",
+    "AdaShift": "adashift",
+    "Nero": "nero",
+    "Gravity": "gravity",
     "A2Grad": "a2grad",
     "TAM": "tam",
     "ApolloDQN": "apollo_dqn",
@@ -175,18 +192,23 @@ SPELLED += [f"adamw_{end}" for end in ("torch", "torch_fused", "torch_8bit", "bn
 SPELLED += [f"rmsprop_bnb{bits}" for bits in ("", "_8bit", "_32bit")] + ["ademamix_8bit", "lion_8bit", "lion_32bit"]
 ALIASES = {"stable_adamw": "stableadamw"}
 # Names of pytorch_optimizer.
-ALIASES |= {"apollo": "apolloadamw", "galore": "galoreadamw", "scalableshampoo": "shampoo", "signsgd": "signum"}
+ALIASES |= {
+    "apollo": "apolloadamw",
+    "fira": "firaadamw",
+    "galore": "galoreadamw",
+    "scalableshampoo": "distributedshampoo",
+    "signsgd": "signum",
+}
 ALIASES |= {f"schedulefree{name}": f"{name}schedulefree" for name in ("adamw", "radam", "sgd")}
 SPELLED += [*ALIASES]
 _IN_BACKWARD = (
     "updates each parameter within backward, so that no gradient is kept; make one optimizer per parameter, and call "
 )
-_IN_BACKWARD += "its step in register_post_accumulate_grad_hook"
+_IN_BACKWARD += "its step in register_post_accumulate_grad_hook, as docs/training-loop.md does"
 _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
 _WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
-_THE_LOSS = "takes the loss into its update, which a step here is not given; 'prodigy' and 'dog' find a rate without it"
-_FOUND = "finds its rate by D-Adaptation; 'dadaptadam' and its successor 'prodigy' are here"
+_THE_LOSS = "changes its rate by averages of the loss; 'alig' takes the loss, and 'prodigy' and 'dog' find a rate without it"
 _MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
 # Names of others for which there is nothing here: why, and what instead.
 REFUSED = {
@@ -205,21 +227,24 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    **dict.fromkeys(("adago", "adalite", "adams", "adamwsn", "adashift", "adatam"), _WITH_DEFINE),
-    **dict.fromkeys(("avagrad", "gravity", "magma", "nero"), _WITH_DEFINE),
-    **dict.fromkeys(("scion", "scionlight", "spectralsphere", "splus", "srmm"), _WITH_DEFINE),
-    **dict.fromkeys(("alice", "conda", "fira", "racs", "sara"), _ITS_RANK),
-    **dict.fromkeys(("alig", "emofact", "emolynx", "emonavi"), _THE_LOSS),
-    **dict.fromkeys(("dadaptadagrad", "dadaptadan", "dadaptlion", "dadaptsgd"), _FOUND),
+    "spectralsphere": _WITH_DEFINE,
+    **dict.fromkeys(("alice", "sara"), _ITS_RANK),
+    **dict.fromkeys(("emofact", "emolynx", "emonavi"), _THE_LOSS),
+    "adalite": "has no paper; 'adafactor' and 'came' keep a second moment by its rows and columns too",
+    "adamwsn": "keeps one second moment for some elements of a matrix; 'adammini' keeps one for each row",
+    "adatam": "is TAM's momentum over the root of Adam's second moment, without its corrections; 'tam' is here",
     "bsam": "perturbs the parameters before the gradient is taken; compiledopt.SAM does so around any optimizer",
     "dash": "solves for the roots of Shampoo's matrices in blocks; 'shampoo' takes them by eigenvalues",
     "demo": "sends parts of the momentum between processes, in the place of gradients",
     "distributedmuon": "is Muon over shards, which 'muon' is where parameters are sharded",
     "flashadamw": "is create_optimizer('adamw', params, state_dtype='int8', rounding='split') here",
     "lorarite": _MODULES,
+    "magma": "draws one random number for each parameter and step, and the noise of a rule here is each element's own",
+    "scionlight": "keeps its momentum in p.grad, never zeroed, and a step here writes no gradient; 'scion' has a state for it",
     "muonclip": f"is 'muon' and a clip of the attention's weights: it {_MODULES}",
     "ranger21": "is AdamW with eight additions; clipping, centralization and schedules stand around any rule here",
     "spam": "has masks of parameters that move, drawn anew now and then; its successor 'stablespam' is here",
+    "srmm": "averages parameters from zero on, so that its first step takes a part of them; ema_decay averages them here",
     "swats": "changes from Adam to SGD where one number of the run says so; make the other optimizer there",
     "ranger": "is Lookahead around RAdam: create_optimizer('lookahead_radam', params, gradient_centralization=True)",
 }

@@ -1,8 +1,9 @@
 """What ptxas makes of the kernels of every algorithm, on any machine: python perf/kernels.py [--arch 80 90] [--save]
 
 A row for each kernel of a step: registers, bytes spilled, vector loads and stores, and how many blocks, warps and elements a
-processor holds at once. Those of elementwise rules for rows of scalars as arguments, and in a table; those of rules that reduce
-and multiply for a matrix of 1024 × 1024, and for a vector. All of it is the same at every run, whatever else the machine does.
+processor holds at once. Those of elementwise rules are for one row of scalars as arguments, and of float32 for a few and for a
+table too; those of rules that reduce and multiply for a matrix of 1024 × 1024, and for a vector. All of it is the same at every
+run, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def kernels(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]
     kernel = kernel_of(known, dtypes)
     assert isinstance(kernel, triton.TritonKernel)
     block, warps = candidates_for(kernel, dtypes)[0]
-    for which, count in (("one row", 1), ("few rows", triton.FEW), ("table", 0)):
+    ways = (("one row", 1), ("few rows", triton.FEW), ("table", 0))
+    for which, count in ways if dtype is torch.float32 else ways[:1]:
         yield which, block, warps, triton.build_for(kernel, arch, block, warps, count)
 
 

@@ -324,7 +324,7 @@ def _published(
 ) -> Algorithm:
     """One of the menu. rich: the options of its richest configuration; more: further configurations; known: of Algorithm."""
     ours = getattr(compiledopt, name)
-    labels = {"default": {}, **(more or {}), "maximize": {"maximize": True}, "all": rich}
+    labels = {"default": {}, "maximize": {"maximize": True}, **(more or {}), "all": rich}
     steady = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(ours).parameters else {}
     found = {label: {"lr": lr, **options} for label, options in labels.items()}
     # The same flags as in "all", so that one kernel does for the quick tests.
@@ -339,6 +339,14 @@ PUBLISHED: dict[str, Algorithm] = {
             "ADOPT",
             {"weight_decay": 0.1, "decoupled": True, "betas": (0.8, 0.99), "clip_exp": 0.25},
             more={"unclipped": {"clip_exp": None, "weight_decay": 0.1}},
+        ),
+        _published(
+            "AdaGO",
+            {"weight_decay": 0.1, "gamma": 3.0, "nesterov": True},
+            lr=0.05,
+            more={"least": {"eps": 0.02}},
+            brief=True,
+            moves_without_rate=True,  # by eps at least
         ),
         _published("AdaMuon", {"weight_decay": 0.1, "ns_steps": 3}),
         _published("AdamAtan2", {"weight_decay": 0.1, "a": 1.1, "b": 0.9}),
@@ -415,6 +423,22 @@ PUBLISHED: dict[str, Algorithm] = {
             {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True},
             more={"dampened": {"momentum": 0.9, "dampening": 0.3}},
         ),
+        _published("RACS", {"weight_decay": 0.01, "beta": 0.8, "gamma": 1.001}, lr=0.5, brief=True),
+        _published(
+            "Scion",
+            {"momentum": 0.1, "scale": 2.0, "unconstrained": True},
+            more={
+                "plain": {},
+                "within": {"momentum": 0.1, "scale": 2.0},
+                "narrow": {"norm": "Spectral", "norm_kwargs": {"max": True, "normalized": False, "steps": 3}},
+                "signs": {"norm": "Sign", "momentum": 0.1, "scale": 50.0},
+                "columns": {"norm": "ColNorm", "norm_kwargs": {"normalized": True}, "scale": 50.0},
+                "tokens": {"norm": "ColNorm", "norm_kwargs": {"transpose": True}, "momentum": 0.1},
+                "rows": {"norm": "RowNorm", "scale": 50.0, "momentum": 0.5},
+                "lengths": {"norm": "RowNorm", "norm_kwargs": {"normalized": False, "transpose": True}},
+            },
+            brief=True,
+        ),
         _published("Signum", {"weight_decay": 0.1, "momentum": 0.7}, more={"no_momentum": {"momentum": 0.0}}),
         _published("StableAdamW", {"weight_decay": 0.1}),
         _published("Tiger", {"weight_decay": 0.1}),
@@ -473,6 +497,17 @@ PUBLISHED: dict[str, Algorithm] = {
         _published("SGDSaI", {"weight_decay": 0.1, "momentum": 0.8}, more={"no_momentum": {"momentum": 0.0}}, brief=True),
         _published("Aida", {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "K": 3, "xi": 1e-3}, brief=True),
         _published("Rose", {"weight_decay": 0.1}, more={"plain": {"centralize": False, "stabilize": False}}, brief=True),
+        _published("AdaShift", {"keep_num": 3, "betas": (0.8, 0.95), "reduce_func": "mean"}, brief=True),
+        # Each of its steps ends in the form that it keeps.
+        _published("Nero", {"beta": 0.9}, more={"free": {"constraints": False}}, brief=True, moves_without_rate=True),
+        # What it starts from is drawn anew for each; tests/test_published.py has that.
+        _published(
+            "Gravity",
+            {"alpha": 0.0, "beta": 0.8},
+            lr=0.1,
+            more={"default": {"alpha": 0.0}, "maximize": {"alpha": 0.0, "maximize": True}},
+            brief=True,
+        ),
         _published("Yogi", {"weight_decay": 0.1}, more={"coupled": {"weight_decay": 0.1, "weight_decouple": False}}),
     )
 }
@@ -481,10 +516,17 @@ PUBLISHED: dict[str, Algorithm] = {
 WHOLE_MODEL: dict[str, Algorithm] = {
     one.name: one
     for one in (
+        Algorithm(compiledopt.AdamS, promised={"lr": 0.05, "weight_decay": 0.1}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.AliG, promised={"lr": 0.05, "momentum": 0.5, "loss": 1.0}, brief=True),
+        Algorithm(compiledopt.AvaGrad, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.AdaGC, promised={"lr": 0.05, "warmup_steps": 3}, steady={"weight_decay": 0.0}),
         Algorithm(compiledopt.Adai, promised={"lr": 0.05}),
         Algorithm(compiledopt.AdamWScheduleFree),
+        Algorithm(compiledopt.DAdaptAdaGrad, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DAdaptAdam, promised={"d0": 1e-2}),
+        Algorithm(compiledopt.DAdaptAdan, promised={"d0": 1e-2}, steady={"weight_decay": 0.0}, brief=True),
+        Algorithm(compiledopt.DAdaptLion, promised={"d0": 1e-2}, brief=True),
+        Algorithm(compiledopt.DAdaptSGD, promised={"d0": 1e-2}, brief=True),
         Algorithm(compiledopt.DoG, promised={"reps_rel": 1e-2}),
         Algorithm(compiledopt.Prodigy, promised={"d0": 1e-2}),
         Algorithm(compiledopt.RAdamScheduleFree),
@@ -496,9 +538,13 @@ MATRICES: dict[str, Algorithm] = {
     one.name: one
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
+        Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.DistributedShampoo, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
         Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),
+        Algorithm(compiledopt.SPlus, promised={"lr": 0.5}, brief=True),
         Algorithm(compiledopt.Shampoo, promised={"lr": 0.05}),
     )
 }

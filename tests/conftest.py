@@ -63,3 +63,15 @@ def seeded():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def proved(request, monkeypatch):
+    """In Triton's interpreter, by default, kernels prove themselves in the tests of that alone; the others compare them with
+    the for-loop anyway. In the slow run every kernel does."""
+    hurried = os.environ.get("TRITON_INTERPRET") == "1" and request.config.option.markexpr == "not slow"
+    if hurried and "prove" not in request.node.name:
+        from compiledopt.backends.triton import norm, passes_ready, proof
+
+        for module in (norm, passes_ready, proof):
+            monkeypatch.setattr(module, "remembered", lambda of, device, find: None)

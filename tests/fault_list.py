@@ -609,7 +609,7 @@ fault(
 fault(
     "around:norm-stays-scaled",
     "loss_scale.py",
-    'options["grad_norm"] = options["grad_norm"] * share',
+    "options[NORM] = options[NORM] * share",
     "pass",
     "test_around.py::test_clipping_under_a_scaler[True]",
 )
@@ -623,8 +623,8 @@ fault(
 fault(
     "around:average-beyond-one",
     "average.py",
-    "not 0.0 <= decay <= 1.0:",
-    "not 0.0 <= decay:",
+    "lambda value: 0.0 <= value <= 1.0",
+    "lambda value: 0.0 <= value",
     "test_around.py::test_what_cannot_be",
 )
 fault(
@@ -1804,6 +1804,27 @@ fault(
     "key=lambda place: not active[place]",
     "key=lambda place: active[place]",
     "interpreted_matrices.py::test_replays[Muon]",
+)
+fault(
+    "matrices:blocks-that-nobody-knows-of",
+    "rules/matrix_program.py",
+    "Program(self.rule.name, inputs, outputs, sizes=sizes)",
+    "Program(self.rule.name, inputs, outputs)",
+    "test_passes_in_blocks.py::test_kernels_around_products",
+)
+fault(
+    "matrices:codes-are-not-decoded",
+    "backends/triton/stored.py",
+    "for part in (self.decode, self.inner, self.encode):",
+    "for part in (self.inner, self.encode):",
+    "interpreted_matrices.py::test_states_that_are_kept_in_other_ways",
+)
+fault(
+    "triton:bits-of-another-step",
+    "backends/triton/reducing.py",
+    "{sweep.columns[n]}",
+    "{n}",
+    "interpreted_reductions.py::test_random_bits_are_those_of_the_for_loop",
 )
 fault(
     "matrices:state-written-before-it-is-read",

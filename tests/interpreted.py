@@ -359,7 +359,7 @@ def test_what_a_kernel_proves(fault):
     assert wrong is None if fault is None else "not what the for-loop computes" in wrong
 
 
-def test_a_kernel_that_computes_something_else(monkeypatch, tmp_path):
+def test_a_kernel_that_does_not_prove_itself(monkeypatch, tmp_path):
     """Another executor, with the reason, which is remembered over processes."""
     asked = []
     monkeypatch.setattr(proof, "difference", lambda *_: asked.append(1) or "3 elements of param")

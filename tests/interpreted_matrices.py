@@ -21,6 +21,7 @@ from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import norm, shaped, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
+from compiledopt.backends.triton.stored import StoredBatch
 from compiledopt.rules import matrix_program
 
 round_to_nearest()
@@ -33,8 +34,7 @@ NAMES = [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns
 def multiplying_in(monkeypatch, dtype):
     """For programs that are made from here on."""
     monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
-    for name in ("_known", "_crossings"):
-        monkeypatch.setattr(matrix_program, name, {})
+    monkeypatch.setattr(matrix_program, "Crossing", type("Crossing", (matrix_program.Crossing,), {}))  # by which they are kept
 
 
 def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, tolerance=None, **more):
@@ -115,6 +115,83 @@ def test_with_what_stands_around(capturable, monkeypatch):
     check("Muon", torch.float32, capturable, shapes=SHAPES[:4], **more)
 
 
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view:
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+KEPT = {
+    "int8": {"state_dtype": "int8"},
+    "int4 and uint8": {"state_dtype": {"momentum_buffer": "int4", "v_buffer": "uint8"}},
+    "dynamic8": {"state_dtype": "dynamic8"},
+    "int8 and stochastic": {"state_dtype": "int8", "rounding": "stochastic"},
+    "bits alone": {"state_dtype": "bfloat16", "rounding": "stochastic"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "capturable"),
+    [
+        ("Muon", "int8 and stochastic", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("Muon", "dynamic8", False),
+                ("Muon", "bits alone", True),
+                ("AdaMuon", "int8", False),
+                ("AdaMuon", "int4 and uint8", True),
+                ("NorMuon", "int8 and stochastic", False),
+                ("NorMuon", "bits alone", False),
+            )
+        ),
+    ],
+)
+def test_states_that_are_kept_in_other_ways(name, kept, capturable, monkeypatch):
+    """Codes and random bits are those of the for-loop, but for one in some where products are added up in another order; in
+    several waves, by the launches that explain tells of."""
+    multiplying_in(monkeypatch, torch.float32)
+    launched, launch = [], tables.launch
+    for module in (tables, shaped, capturables, norm):
+        monkeypatch.setattr(module, "launch", lambda *given: launched.append(1) or launch(*given))
+    monkeypatch.setattr(waves, "WAVE", waves.WAVE if capturable else 12_000)
+    dtype = HALF if "rounding" in KEPT[kept] else SINGLE
+    more = {**KEPT[kept], "min_quantized_numel": 0, "lr": 0.05}
+    if isinstance(more["state_dtype"], dict) and name != "AdaMuon":
+        more["state_dtype"] = {"momentum_buffer": "int4"}
+    models = [parameters(dtype, [(20, 256), (9, 525), (20, 256)]) for _ in range(2)]
+    start, made = flat(models[0]), getattr(compiledopt, name)
+    expected = made(models[0], foreach=False, **more)
+    optimizer = made(models[1], compiled=True, capturable=capturable, **more)
+    for step in range(3):
+        for one, params in ((expected, models[0]), (optimizer, models[1])):
+            run(one, params, Gradients(dtype, skip=step == 1), range(step, step + 1))
+    launched.clear()
+    with monkeypatch.context() as patch, Operations() as operations:
+        unwatched(patch)
+        optimizer.step()
+    expected.step()
+    (batch,) = optimizer._plan.batches
+    assert type(batch) is (MatrixBatch if kept == "bits alone" else StoredBatch) and optimizer.executor == "compiled"
+    assert len(batch.waves) == (1 if capturable else 2 if name != "AdaMuon" or kept == "bits alone" else 3)
+    products = [one for one in operations.found if one.split("::")[1].startswith(("bmm", "baddbmm"))]
+    told = optimizer._explanation()
+    assert told.launches_per_step - len(launched) - len(products) == len(products) // 3, "and as many copies as there are bmm"
+    effect = rms(flat(models[0]) - start)
+    assert effect > 1e-3 and rms(flat(models[1]) - flat(models[0])) <= (0.05 if dtype is HALF else 0.01) * effect
+    for p, q in zip(*models, strict=True):
+        assert list(expected.state[p]) == list(optimizer.state[q])
+        for state, value in expected.state[p].items():
+            found = optimizer.state[q][state]
+            assert found.dtype is value.dtype and found.shape == value.shape
+            assert value.is_floating_point() or (found != value).float().mean() <= 0.02
+
+
 def test_waves_are_as_one(monkeypatch):
     """The same bits, whatever is in memory together, and what is reserved does not grow with the model."""
     multiplying_in(monkeypatch, torch.float32)
@@ -129,17 +206,6 @@ def test_waves_are_as_one(monkeypatch):
     (one, count, large, norm_of_one), (many, several, small, norm_of_many) = found
     assert torch.equal(one, many) and count == 1 and several == 5 and small < large / 2
     torch.testing.assert_close(norm_of_one, norm_of_many, rtol=1e-12, atol=0)
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not function.is_view:
-            self.found.append(function.name())
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from catalog import CATALOG, MENU
 from helpers import Gradients, flat, parameters, rms, run
+from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
@@ -19,6 +20,8 @@ from compiledopt.backends.triton.shaped import masks_of
 from compiledopt.rules.program import OUTER
 from compiledopt.rules.traced import traced
 
+round_to_nearest()
+HALF = torch.bfloat16
 # Small matrices, a stack of them, one column, one row, vectors, none, 0-dim: tiles of every form, and ragged at their ends.
 SMALL = [(40, 50), (301,), (3, 4, 3, 3), (7, 1), (0,), ()]
 # Several tiles along each axis, in every form of tile, so that partial sums are added up.
@@ -64,7 +67,7 @@ def check(name, dtype, capturable, shapes, turned=False, **more):
     kind = capturables.CapturableBatch if capturable else batches.TritonBatch
     assert optimizer.executor == "compiled" and all(type(batch) is kind for batch in optimizer._plan.batches)
     effect, difference = rms(flat(models[0]) - start), rms(flat(models[1]) - flat(models[0]))
-    # The interpreter cuts bfloat16 off where the for-loop rounds: half a unit in the last place apart at each step.
+    # A value near the middle between two may be rounded to the other at each step.
     cut = 3 * 2**-8 * rms(flat(models[0])) if dtype is torch.bfloat16 else 0.0
     assert effect > 1e-2 and difference <= {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.0) * effect + cut
     for p, q in zip(*models, strict=True):
@@ -187,6 +190,44 @@ def test_every_tile_is_the_best_of_some_shape():
         assert found == set(forms), axes
 
 
+REDUCING = [one for one in {**CATALOG, **MENU}.values() if one.rule is not None and one.reduces]
+BITS = {"rounding": "stochastic", "state_dtype": "bfloat16"}
+
+
+def has_kernels(one):
+    """Whether it neither sums over all parameters nor has lists of states or 0-dim ones that follow from tensors: such are for
+    the CPU alone."""
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (3,))[: 1 + one.takes_vectors]]
+    group = one.ours(params, **one.promised).param_groups[0]
+    variants = [traced(one.rule, group).variant(param) for param in params]
+    return not any(isinstance(v, str) or v.fed or v.measures or v.order >> OUTER for v in variants)
+
+
+@pytest.mark.parametrize(
+    ("one", "dtype", "capturable"),
+    [
+        pytest.param(one, dtype, capturable, marks=() if (str(one), dtype) == ("LAMB", HALF) else pytest.mark.slow)
+        for one in REDUCING
+        for dtype, capturable in ((torch.float32, False), (HALF, True))
+        if has_kernels(one) and (dtype is HALF or str(one) == "LAMB")
+    ],
+    ids=str,
+)
+def test_random_bits_are_those_of_the_for_loop(one, dtype, capturable):
+    """By other bits every second element is rounded otherwise; by these, those that float32 makes in another last place."""
+    shapes = [(20, 30), (6, 20), *([(70,)] if one.takes_vectors else [])]
+    found = []
+    for seed, flags in ((3, {"foreach": False}), (3, {"compiled": True, "capturable": capturable}), (4, {"foreach": False})):
+        params = parameters(dtype, shapes)
+        optimizer = one.ours(params, **one.promised, **BITS, seed=seed, **flags)
+        run(optimizer, params, Gradients(dtype, skip=True), range(3))
+        rounded = [v for p, state in optimizer.state.items() for v in (p, *state.values()) if v.shape == p.shape]
+        found.append(flat(value for value in rounded if value.dtype is HALF))
+        assert optimizer.executor == ("compiled" if "compiled" in flags else "for-loop")
+    expected, mine, others = found
+    assert (mine != expected).double().mean() <= 0.02 and (others != expected).double().mean() >= 0.2
+
+
 def passes_of(make, dtype, shape, **options):
     """What passes_ready.difference is asked of a rule: with all forms of tiles that it knows tensors of."""
     param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
@@ -216,7 +257,17 @@ def test_a_kernel_with_a_fault_does_not_prove_itself(wrong, monkeypatch):
     assert "are not what the for-loop computes" in passes_ready.difference(faulty, *given)
 
 
-REDUCING = [one for one in {**CATALOG, **MENU}.values() if one.rule is not None and one.reduces]
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [None, "tl.load(layout + 4)", "tl.load(layout + 4 + 1)"])
+def test_random_bits_prove_themselves(wrong, monkeypatch):
+    """With the number of another parameter, or from another element on, the bits are others."""
+    monkeypatch.setattr(passes_ready, "SHAPES", passes_ready.SHAPES[:2])
+    kernel, *given = passes_of(Lamb, HALF, (40, 50), rounding="stochastic")
+    sources = [stage.source if wrong is None else stage.source.replace(wrong, "tl.load(layout)") for stage in kernel.stages]
+    assert wrong is None or sources != [stage.source for stage in kernel.stages]
+    kernel = replace(kernel, stages=tuple(replace(s, source=source) for s, source in zip(kernel.stages, sources, strict=True)))
+    found = passes_ready.difference(kernel, *given)
+    assert found is None if wrong is None else "but rounded otherwise" in found
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_against_the_for_loop(name, capturable):
 
 FAULTS = {
     "key": ("tl.load(lengths + tensor * 4 + 2)", "tl.load(lengths + 2)"),
-    "place": ("tl.load(lengths + tensor * 4 + 3)", "tl.load(lengths + 3)"),
+    "place": ("tl.load(lengths + tensor * 4 + 2 + 1)", "tl.load(lengths + 3)"),
     "row": ("x0 = b // many * row + at", "x0 = b * 32 + across"),
     "scale": ("tl.max(size0, 1, keep_dims=True)", "tl.max(size0)"),
     "ragged end": ("(row == xnumel) & (xnumel % 32 == 0)", "(row == xnumel)"),
@@ -207,14 +207,12 @@ def shortened(param, grad, *, lr=0.1, noise):
 
 
 def test_noise_is_the_for_loops():
-    """Of rules that are elementwise; where a rule reduces too, torch's operators make it, with the reason."""
-    reference, mine = model(torch.float32), model(torch.float32)
-    start, made = flat(reference), compiledopt.define(noisy)
-    for optimizer, params in ((made(reference, foreach=False), reference), (made(mine, compiled=True), mine)):
-        for step in range(2):
-            grads_for(params, step, skip=False)
-            optimizer.step()
-    assert rms(flat(reference) - start) > 0.01 and (flat(mine) - flat(reference)).abs().max() <= 1e-6
-    grads_for(mine, 0, skip=False)
-    with pytest.warns(UserWarning, match="reduces and reads random bits, and there is no Triton kernel for that"):
-        compiledopt.define(shortened)(mine).step()
+    """Of rules that are elementwise, and of those that reduce."""
+    for rule in (noisy, shortened):
+        reference, mine = model(torch.float32)[-3:], model(torch.float32)[-3:]
+        start, made = flat(reference), compiledopt.define(rule)
+        for optimizer, params in ((made(reference, foreach=False), reference), (made(mine, compiled=True), mine)):
+            for step in range(2):
+                grads_for(params, step, skip=False)
+                optimizer.step()
+        assert rms(flat(reference) - start) > 0.01 and (flat(mine) - flat(reference)).abs().max() <= 1e-6

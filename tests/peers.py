@@ -93,10 +93,15 @@ THEIRS = {
     "SimplifiedAdEMAMix": (COLLECTION, "SimplifiedAdEMAMix", {"weight_decouple": True}),
     "AccSGD": (COLLECTION, "AccSGD", {}),
     "AdaSmooth": (COLLECTION, "AdaSmooth", {"weight_decouple": False}),
+    "AdaShift": (COLLECTION, "AdaShift", {}),
+    "AdamS": (COLLECTION, "AdamS", {"weight_decouple": True}),
+    "AvaGrad": (COLLECTION, "AvaGrad", {"weight_decouple": False}),
     "Aida": (COLLECTION, "Aida", {}),
     "DualAdam": (COLLECTION, "DualAdam", {"weight_decouple": True}),
     "FOCUS": (COLLECTION, "FOCUS", {}),
+    "Gravity": (COLLECTION, "Gravity", {}),
     "MSVAG": (COLLECTION, "MSVAG", {}),
+    "Nero": (COLLECTION, "Nero", {}),
     "Rose": (COLLECTION, "ROSE", {"weight_decouple": True}),
     "VSGD": (COLLECTION, "VSGD", {}),
     "Yogi": (COLLECTION, "Yogi", {}),
@@ -110,7 +115,8 @@ SPELLED = {
     "QHAdam": {"decouple_weight_decay": "weight_decouple"},
 }
 # The authors' defaults, where the package of the comparison has others.
-OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "PID": {"momentum"}, "QHM": {"momentum", "nu"}, "SGDP": {"lr"}}
+OTHER_DEFAULTS = {"AdEMAMix": {"alpha"}, "AdaShift": {"reduce_func"}, "Gravity": {"lr"}, "PID": {"momentum"}}
+OTHER_DEFAULTS |= {"QHM": {"momentum", "nu"}, "SGDP": {"lr"}}
 
 
 def class_of(name: str) -> Any:
@@ -124,6 +130,8 @@ def theirs(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
     options = {SPELLED.get(name, {}).get(key, key): value for key, value in options.items()}
     for key in OTHER_DEFAULTS.get(name, ()):
         options.setdefault(key, inspect.signature(getattr(compiledopt, name)).parameters[key].default)
+    if name == "AdaShift":
+        options["reduce_func"] = {"max": torch.max, "mean": torch.mean, None: None}[options["reduce_func"]]
     if name == "CAME":
         more["eps1"], more["eps2"] = options.pop("eps", (1e-30, 1e-16))
     if "foreach" not in inspect.signature(class_of(name)).parameters:

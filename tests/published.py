@@ -403,6 +403,54 @@ def normuon(x: Any) -> dict[str, Any]:
     return {"momentum_buffer": b, "second_momentum_buffer": v, "param": x.param - x.lr * (u + x.weight_decay * x.param)}
 
 
+def adago(x: Any) -> dict[str, Any]:
+    """Algorithm 1; v is kept as its square."""
+    b, o = muon_direction(x)
+    n = min(x.grad.norm(), x.gamma)
+    square = where(x.first > 0, x.v**2, x.v_sq) + n**2
+    decay = x.lr * x.weight_decay * x.param
+    return {"momentum_buffer": b, "v_sq": square, "param": x.param - decay - max(x.eps, x.lr * n / square.sqrt()) * o}
+
+
+def racs(x: Any) -> dict[str, Any]:
+    """Algorithm 1: five steps of equation 16 from q = 1."""
+    q = torch.ones(x.grad.size(0), 1, dtype=x.grad.dtype)
+    for _ in range(5):
+        s = (x.grad.T**2 @ q) / q.square().sum()
+        q = (x.grad**2 @ s) / s.square().sum()
+    s, q = average(x.beta, x.s, s.T), average(x.beta, x.q, q)
+    u = x.grad / (sqrt(s * q) + x.eps)
+    eta = where(x.first > 0, 1.0, x.gamma / largest(u.norm() / x.phi, x.gamma))
+    theta = x.param - x.lr * x.weight_decay * x.param - x.lr * eta * x.alpha * u
+    return {"s": s, "q": q, "phi": (eta * u.norm()).reshape(1, 1), "param": theta}
+
+
+def scion(x: Any) -> dict[str, Any]:
+    """Algorithm 2 of the paper with the authors' norms."""
+    b = (1 - x.momentum) * x.momentum_buffer + x.momentum * x.grad
+    kwargs = dict(x.group["norm_kwargs"] or {})
+    norm, steps = x.group["norm"], kwargs.get("steps", 5)
+    if norm == "Auto":
+        norm = {0: "BiasRMS", 1: "BiasRMS", 2: "Spectral"}.get(b.ndim, "SpectralConv")
+    g = b.T if kwargs.get("transpose", False) else b
+    if norm == "BiasRMS":
+        u = g / (g.square().mean().sqrt() + 1e-8)
+    elif norm == "Sign":
+        u = g.sign() / (g.size(1) if kwargs.get("normalized", True) else 1)
+    elif norm == "ColNorm":
+        rms = g.norm(dim=0, keepdim=True) / g.size(0) ** 0.5
+        u = g / (rms * (g.size(1) if kwargs.get("normalized", False) else 1) + 1e-8)
+    elif norm == "RowNorm":
+        u = g / (g.norm(dim=-1, keepdim=True) * (g.size(-1) ** 0.5 if kwargs.get("normalized", True) else 1) + 1e-8)
+    else:
+        size = (g.size(0) / g.size(1) if kwargs.get("normalized", True) else g.size(0)) ** 0.5
+        size = max(1.0, size) if kwargs.get("max", False) else size
+        u = size / math.prod(g.shape[2:]) * newton_schulz(g.reshape(len(g), -1), steps).reshape(g.shape)
+    u = u.T if kwargs.get("transpose", False) else u
+    kept = 1.0 if x.unconstrained else 1 - x.lr
+    return {"momentum_buffer": b, "param": kept * x.param - x.lr * x.scale * u}
+
+
 def without_radial_part(x: Any, u: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Equation 12 for each row, else for the whole: as the authors' code, on views of tensors alone."""
     if x.param.ndim > 1:
@@ -844,12 +892,57 @@ def rose(x: Any) -> dict[str, Any]:
     return {"param": theta - x.lr * g / scale.masked_fill(scale == 0, 1.0)}
 
 
+def adashift(x: Any) -> dict[str, Any]:
+    """Algorithm 3, on tensors alone."""
+    n, t = int(x.keep_num), x.step + 1
+    kept = [getattr(x, f"grad_queue_{i}") for i in range(n)]
+    shifted, kept = kept[0] ** 2, [*(each.clone() for each in kept[1:]), x.grad]
+    if x.reduce_func is not None and shifted.numel() > 0:
+        shifted = (shifted.max() if x.reduce_func == "max" else shifted.mean()).reshape(x.exp_avg_sq.shape)
+    v = average(x.betas1, x.exp_avg_sq, shifted) if t > n else x.exp_avg_sq
+    new = {"step": t, "exp_avg_sq": v, **{f"grad_queue_{i}": each for i, each in enumerate(kept)}}
+    if t <= n or x.grad.numel() == 0:
+        return new | {"param": x.param}
+    m = sum(x.betas0**i * g for i, g in enumerate(reversed(kept))) / sum(x.betas0**i for i in range(n))
+    return new | {"param": x.param - x.lr * m / (sqrt(v / (1 - x.betas1 ** (t - n))) + x.eps)}
+
+
+def nero(x: Any) -> dict[str, Any]:
+    """Algorithm 1 with the authors' code, on tensors alone."""
+
+    def turned(p: torch.Tensor) -> torch.Tensor:
+        p = p - p.flatten(1).mean(1).view(-1, *(1,) * (p.ndim - 1))
+        return p / p.flatten(1).norm(dim=1).view(-1, *(1,) * (p.ndim - 1))
+
+    matrix, t = x.dims > 1, x.step + 1
+    constrained = matrix and x.constraints
+    theta = turned(x.param) if constrained and x.first else x.param
+    length = lambda p: p.flatten(1).norm(dim=1).view(-1, *(1,) * (p.ndim - 1)) if matrix else p.abs()  # noqa: E731
+    size = length(theta).mean()
+    scale = where(x.first > 0, size if size > 0 else torch.tensor(0.01), x.scale)
+    v = average(x.beta, x.exp_avg_sq, length(x.grad) ** 2)
+    theta = theta - x.lr * scale * (x.grad / sqrt(v / (1 - x.beta**t))).nan_to_num(0.0)
+    return {"step": t, "scale": scale, "exp_avg_sq": v, "param": turned(theta) if constrained else theta}
+
+
+def gravity(x: Any) -> dict[str, Any]:
+    """Algorithm 1, from normal numbers on."""
+    t, v = x.step + 1, where(x.first > 0, where(x.lr > 0, x.alpha / x.lr, 0) * x.v, x.v)
+    beta, slope = (x.beta * t + 1) / (t + 2), x.grad * most(abs(x.grad))
+    v = average(beta, v, x.grad / (1 + slope**2))
+    return {"step": t, "v": v, "param": x.param - x.lr * v}
+
+
 def per_row(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros(param.size(0) if param.ndim > 1 else 1, *(1,) * (param.ndim - 1))
 
 
 def single(param: torch.Tensor) -> torch.Tensor:
     return torch.zeros((1,) * param.ndim)
+
+
+def per_neuron(param: torch.Tensor) -> torch.Tensor:
+    return per_row(param) if param.ndim > 1 else torch.zeros_like(param)
 
 
 def of_param(param: torch.Tensor) -> torch.Tensor:
@@ -871,6 +964,7 @@ def along(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 # {class: (the update, {state: what it starts from: the name of an option, or a function of the parameter}, its 0-dim states)}
 PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "ADOPT": (adopt, {}),
+    "AdaGO": (adago, {"v_sq": single}),
     "AdaMuon": (adamuon, {}),
     "AdamAtan2": (adam_atan2, {}),
     "AdamMini": (adam_mini, {"vmean": per_row}),
@@ -901,6 +995,8 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "QHAdam": (qhadam, {}),
     "RMSpropTF": (rmsprop_tf, {"square_avg": 1.0}),
     "SGDW": (sgdw, {}),
+    "RACS": (racs, {"s": column, "q": row, "phi": single}),
+    "Scion": (scion, {}),
     "Signum": (signum, {}),
     "StableAdamW": (stable_adamw, {}),
     "Tiger": (tiger, {}),
@@ -933,11 +1029,14 @@ PAPERS: dict[str, tuple[Callable[[Any], dict[str, Any]], Mapping[str, Any]]] = {
     "DualAdam": (dual_adam, {}),
     "AdaSmooth": (adasmooth, {"prev_param": of_param}),
     "A2Grad": (a2grad, {"x_k": of_param}),
-    "TAM": (tam, {"s": no_dimensions}),
+    "TAM": (tam, {"s": single}),
     "ApolloDQN": (apollo_dqn, {}),
-    "SGDSaI": (sgd_sai, {"gsnr": no_dimensions}),
+    "SGDSaI": (sgd_sai, {"gsnr": single}),
     "Aida": (aida, {}),
     "Rose": (rose, {}),
+    "AdaShift": (adashift, {"exp_avg_sq": single}),
+    "Nero": (nero, {"exp_avg_sq": per_neuron, "scale": single}),
+    "Gravity": (gravity, {}),
     "Yogi": (yogi, {"exp_avg": "initial_accumulator", "exp_avg_sq": "initial_accumulator"}),
 }
 NUMBERS = (

@@ -11,6 +11,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 
 import compiledopt
 from compiledopt import SGD, AdamW, Combined, Muon, hidden_matrices, schedules
+from compiledopt.step import steady
 
 SHAPES = [(12, 8), (8, 6), (7,), (3, 5), (2,)]
 EAGER = {"compiled": {}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
@@ -47,6 +48,31 @@ def test_the_same_as_its_parts(executor):
     assert [group["algorithm"] for group in optimizer.param_groups] == ["Muon", "AdamW", "AdamW"]
     assert set(optimizer.executor.split(" + ")) == {executor, "foreach" if executor == "compiled" else executor}
     assert optimizer.explain().startswith("Combined: ") and isinstance(optimizer, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize(("matrices", "others"), [(True, True), (True, False), (False, True)])
+def test_a_clipped_step_is_one_native_call_beside_the_matrices(matrices, others):
+    """With the bits of steps that Python takes: other bounds, absent gradients and some that are not clipped among them."""
+    found = []
+    for native in (True, False):
+        params = params_of()
+        optimizer = Combined(*parts(params))
+        for group in optimizer.param_groups:
+            group["max_grad_norm"] = 1.5 if (matrices if group["algorithm"] == "Muon" else others) else None
+        for step in range(10):
+            Gradients().set(params, step)
+            params[0].grad = None if step == 7 else params[0].grad
+            for param in params if step == 8 else ():
+                param.grad *= 1e-3
+            if step == 6:
+                for group in optimizer.param_groups:
+                    group["max_grad_norm"] = 0.5 if group["max_grad_norm"] else None
+            optimizer._stepper.steady = optimizer._stepper.steady if native else steady.never
+            optimizer.step()
+            found.append((flat(params), optimizer.grad_norm))
+        if native:
+            assert optimizer._stepper.steady.__self__.steps() >= 4
+    assert same(found[:10], found[10:]) and rms(found[9][0] - flat(params_of())) > 1e-3
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -9,6 +9,7 @@ from catalog import EXECUTORS
 from expressions import POINTWISE, REDUCING, REFUSED, SIZES
 
 import compiledopt
+from compiledopt.stats import STATS
 
 F = torch.nn.functional
 TOGETHER = 12  # expressions of one kernel
@@ -53,8 +54,9 @@ def check(expressions, executor, shape=SHAPE, dtype=torch.float32):
     param = torch.nn.Parameter(p.clone())
     param.grad = g.clone()
     optimizer = optimizer([param], **EXECUTORS[executor])
+    before = STATS.kernels_with_torch_headers
     optimizer.step()
-    assert optimizer.executor == executor
+    assert optimizer.executor == executor and STATS.kernels_with_torch_headers == before
     for state, expression in zip(states, expressions, strict=True):
         found, wanted = optimizer.state[param][state], expected(expression, p, g)
         torch.testing.assert_close(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from catalog import MATRICES
+from catalog import MATRICES, with_slow
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
@@ -127,6 +127,154 @@ def galore(params, group, state, steps):
             p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * u).mul_(1 - group["lr"] * group["weight_decay"])
 
 
+def projection(g, s, kind):
+    """(what is multiplied by from the left, from the right, with 1 where nothing is; the dimensions that are projected)."""
+    tall = g.shape[0] >= g.shape[1]
+    right = kind in ("right", "full", "std" if tall else "reverse_std")
+    left = kind in ("left", "full", "reverse_std" if tall else "std")
+    a = s["left"] if left else torch.eye(len(g), dtype=WIDE)
+    b = s["right"] if right else torch.eye(g.shape[1], dtype=WIDE)
+    return a, b, (0, 1) if left and right else 1 if right else 0
+
+
+def fira(params, group, state, steps):
+    """xichen-fy/Fira: the projector's scale stands before what is taken from the gradient too."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s, r, alpha = p.grad, state.setdefault(p, {}), group["rank"], group["alpha"]
+            decay = 1 - group["lr"] * group["weight_decay"]
+            if p.ndim != 2:
+                u, size = adam(s, g, group["betas"], group["eps"], step + 1)
+                p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * u).mul_(decay)
+                continue
+            if not s or step % group["update_proj_gap"] == 0:
+                u, _, vh = torch.linalg.svd(g, full_matrices=False)
+                s["left"], s["right"] = u[:, :r], vh[:r]
+            tall, kind = p.shape[0] >= p.shape[1], group["proj_type"]
+            right = kind in ("right", "full", "std" if tall else "reverse_std")
+            left = kind in ("left", "full", "reverse_std" if tall else "std")
+            a, b = (
+                s["left"] if left else torch.eye(len(g), dtype=WIDE),
+                s["right"] if right else torch.eye(g.shape[1], dtype=WIDE),
+            )
+            low = a.T @ g @ b.T
+            u, size = adam(s, low, group["betas"], group["eps"], step + 1)
+            dim = (0, 1) if left and right else 1 if right else 0
+            rest = (g - alpha * a @ low @ b) * u.norm(dim=dim, keepdim=True) / (low.norm(dim=dim, keepdim=True) + 1e-8)
+            if "norm" in s:
+                rest = rest / (max(rest.norm() / (s["norm"] + 1e-8), 1.01) / 1.01)
+            s["norm"] = rest.norm()
+            p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * (alpha * a @ u @ b + rest)).mul_(decay)
+
+
+def conda(params, group, state, steps):
+    """jie040109/Conda: the projector is the momentum's, and of full rank."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            (beta1, beta2), g, s, t = group["betas"], p.grad, state.setdefault(p, {"m": 0.0, "v": 0.0}), step + 1
+            s["m"] = beta1 * s["m"] + (1 - beta1) * g
+            whole = p.ndim != 2 or group["proj_type"] is None
+            a = b = None
+            if not whole:
+                if "left" not in s or step % group["update_proj_gap"] == 0:
+                    s["left"], _, s["right"] = torch.linalg.svd(s["m"], full_matrices=False)
+                tall, kind = p.shape[0] >= p.shape[1], group["proj_type"]
+                b = (
+                    s["right"]
+                    if kind in ("right", "full", "std" if tall else "reverse_std")
+                    else torch.eye(g.shape[1], dtype=WIDE)
+                )
+                a = s["left"] if kind in ("left", "full", "reverse_std" if tall else "std") else torch.eye(len(g), dtype=WIDE)
+            low, mean = (g, s["m"]) if whole else (a.T @ g @ b.T, a.T @ s["m"] @ b.T)
+            s["v"] = beta2 * s["v"] + (1 - beta2) * low**2
+            u = mean / (s["v"].sqrt() + group["eps"])
+            u = u if whole else group["scale"] * a @ u @ b
+            size = math.sqrt(1 - beta2**t) / (1 - beta1**t) if group["correct_bias"] else 1.0
+            p.sub_(group["lr"] * size * u).mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def splus(params, group, state, steps):
+    """kvfrans/splus, with its average as it is evaluated."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s, t = p.grad, state.setdefault(p, {}), step + 1
+            short = [n <= group["max_dim"] for n in p.shape]
+            if not s:
+                s.update(m=torch.zeros_like(p), a=torch.zeros_like(p), Q=None)
+                s["L"] = [torch.zeros(n, n, dtype=WIDE) if ok else None for n, ok in zip(p.shape, short, strict=True)]
+            size = group["lr"] * (2 / sum(p.shape) if p.ndim == 2 and all(short) else group["nonstandard_constant"])
+            s["m"] = group["b1"] * s["m"] + (1 - group["b1"]) * g
+            u = s["m"].sign() if s["Q"] is None else times(times(s["m"], s["Q"]).sign(), transposed(s["Q"]))
+            if p.ndim == 2:
+                new = [
+                    None if x is None else group["b2"] * x + (1 - group["b2"]) * products(g, d) for d, x in enumerate(s["L"])
+                ]
+                s["L"] = new
+                if t == 1 or t % group["inverse_every"] == 0:
+                    s["Q"] = [None if x is None else torch.linalg.eigh(x).eigenvectors for x in new]
+            p.sub_(size * u)
+            s["a"] = group["ema_rate"] * s["a"] + (1 - group["ema_rate"]) * p
+            p.mul_(1 - size * group["weight_decay"])
+            s["average"] = s["a"] / (1 - group["ema_rate"] ** t)
+
+
+def distributed_shampoo(params, group, state, steps):
+    """facebookresearch/optimizers, block by block, with what its blocks at an end have."""
+    (beta1, beta2), most, kind = group["betas"], group["max_preconditioner_dim"], group["graft_type"]
+    beta3 = beta1 if group["beta3"] == -1 else group["beta3"]
+    frequency, start = group["precondition_frequency"], group["start_preconditioning_step"]
+    start = frequency if start == -1 else start
+    corrected = group["use_bias_correction"]
+
+    def bias(beta, t):
+        return 1 - beta**t if corrected and beta < 1 else 1.0
+
+    def cut(x):
+        if group["use_merge_dims"]:
+            sizes = [1]
+            for n in x.shape:
+                sizes = [*sizes[:-1], sizes[-1] * n] if sizes[-1] * n <= most else [*sizes, n]
+            x = x.view([n for n in sizes if n > 1])
+        pieces = [x]
+        for d in range(x.ndim):
+            pieces = [each for one in pieces for each in one.split(most, d)]
+        return pieces
+
+    for step in range(steps):
+        yield step
+        for p in params:
+            t, s, decay = (
+                step + 1,
+                state.setdefault(p, {"m": torch.zeros_like(p), "V": torch.zeros_like(p)}),
+                group["weight_decay"],
+            )
+            g = p.grad if group["use_decoupled_weight_decay"] else p.grad + decay * p
+            mean = (beta3 * s["m"] + (1 - beta3) * g) / (1 - beta3 * beta1 ** (t - 1) if corrected else 1.0)
+            s["m"] = beta1 * s["m"] + (1 - beta1) * g
+            beta = {"adagrad": 1.0}.get(kind, group["grafting_beta2"])
+            s["V"] = beta * s["V"] + (1 - beta if beta < 1 else 1.0) * g**2
+            size = 1 - beta**t if kind == "adam" else 1.0
+            graft = mean if kind in (None, "sgd") else mean / ((s["V"] / size).sqrt() + group["grafting_epsilon"])
+            update = torch.zeros_like(p)
+            parts = zip(*(cut(x) for x in (update, g, mean, graft)), strict=True)
+            for number, (u, own, m, other) in enumerate(parts):
+                mine = s.setdefault(number, {"L": [0.0] * u.ndim, "root": [None] * u.ndim})
+                for d in range(u.ndim):
+                    mine["L"][d] = beta2 * mine["L"][d] + (1 - beta2 if beta2 < 1 else 1.0) * products(own, d)
+                    if t == start or (t > start and t % frequency == 0):
+                        values, vectors = torch.linalg.eigh(mine["L"][d] / bias(beta2, t))
+                        power = (values.clamp(min=0) + group["epsilon"]) ** (-1 / (2 * u.ndim))
+                        mine["root"][d] = vectors * power @ vectors.T
+                found = times(m, mine["root"])
+                if kind is not None:
+                    found = other if t < start else found * other.norm() / (found.norm() + 1e-16)
+                u.copy_(found)
+            p.sub_(group["lr"] * update + (group["lr"] * decay * p if group["use_decoupled_weight_decay"] else 0.0))
+
+
 def apollo(params, group, state, steps):
     """zhuhanqing/APOLLO, with our random numbers, which have no other definition."""
     for step in range(steps):
@@ -199,6 +347,7 @@ def kron(params, group, state, steps):
 
 
 LOOPS = {"Kron": kron, "SOAP": soap, "Shampoo": shampoo, "GaLoreAdamW": galore, "APOLLOAdamW": apollo}
+LOOPS |= {"DistributedShampoo": distributed_shampoo, "Conda": conda, "FiraAdamW": fira, "SPlus": splus}
 PROJECTED = [(12, 12), (9,), (5, 12), (12, 5), (12, 5), (2, 3, 4)]
 OPTIONS = {
     "Kron": [
@@ -228,12 +377,40 @@ OPTIONS = {
         {"lr": 0.02, "rank": 1, "scale": 16.0, "scale_type": "tensor", "weight_decay": 0.1},
     ],
 }
+OPTIONS |= {
+    "DistributedShampoo": [
+        {"lr": 0.02, "betas": (0.9, 0.95), "graft_type": "adam", "max_preconditioner_dim": 12, "precondition_frequency": 5}
+        | {"start_preconditioning_step": 7, "weight_decay": 0.1, "beta3": 0.8},
+        {"lr": 0.1, "epsilon": 1e-6},
+        {"lr": 0.1, "epsilon": 1e-4, "graft_type": "sgd", "max_preconditioner_dim": 7, "weight_decay": 0.1, "betas": (0.0, 0.9)}
+        | {"use_decoupled_weight_decay": False, "use_bias_correction": False, "use_merge_dims": False},
+        {"lr": 0.1, "graft_type": "adagrad", "precondition_frequency": 3, "max_preconditioner_dim": 12},
+        {"lr": 0.02, "graft_type": "rmsprop", "epsilon": 1e-6, "max_preconditioner_dim": 5, "betas": (0.9, 0.95)},
+    ],
+    "Conda": [
+        {"lr": 0.02, "update_proj_gap": 7, "scale": 0.5, "weight_decay": 0.1},
+        {"lr": 0.02, "proj_type": None, "correct_bias": False},
+        *({"lr": 0.02, "update_proj_gap": 7, "proj_type": kind} for kind in ("reverse_std", "left", "right", "full")),
+    ],
+    "FiraAdamW": [
+        {"lr": 0.02, "rank": 3, "update_proj_gap": 7, "alpha": 0.25, "weight_decay": 0.1},
+        {"lr": 0.02, "rank": 3, "proj_type": "full", "correct_bias": False},
+        *({"lr": 0.02, "rank": 3, "update_proj_gap": 7, "proj_type": kind} for kind in ("reverse_std", "left", "right")),
+    ],
+    "SPlus": [
+        {"lr": 0.2, "inverse_every": 4, "b2": 0.9, "ema_rate": 0.9, "weight_decay": 0.1, "nonstandard_constant": 0.05},
+        {"lr": 2.0, "max_dim": 5},
+    ],
+}
 CASES = [(name, number) for name, several in OPTIONS.items() for number in range(len(several))]
 
 
 # Which have a factor for the dimension of a vector too, so that vectors are not left to the plain algorithm and compiled.
-FACTORS_OF_VECTORS = {"Kron": "Q", "Shampoo": "pre_cond"}
+FACTORS_OF_VECTORS = {"DistributedShampoo": "factor_matrices", "Kron": "Q", "Shampoo": "pre_cond"}
 PROJECTING = [name for name, one in MATRICES.items() if one.takes("rank")]
+
+
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * MATRICES[name].brief) for name in LOOPS]
 
 
 def shapes_of(name):
@@ -244,7 +421,7 @@ def made(name, params, number=0, **more):
     return getattr(compiledopt, name)(params, **{**OPTIONS[name][number], **more})
 
 
-@pytest.mark.parametrize(("name", "number"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] > 1)) for case in CASES])
+@pytest.mark.parametrize(("name", "number"), with_slow(CASES, lambda name, number: number < 2 - MATRICES[name].brief))
 def test_fifty_steps_are_the_authors(name, number):
     mine, theirs = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
     start, gradients = flat(mine), Gradients(WIDE)
@@ -274,7 +451,7 @@ def test_every_executor_does_the_same(name):
         assert rms(found[0] - start) > 1e-3 and rms(other - found[0]) <= 1e-9 * rms(found[0] - start)
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_parameters_keep_wide_matrices(name):
     params = parameters(torch.bfloat16, shapes_of(name))
     start = flat(params)
@@ -286,7 +463,7 @@ def test_half_parameters_keep_wide_matrices(name):
 
 
 @pytest.mark.parametrize("way", ["file", "deepcopy"])
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_goes_on_as_it_was(name, way):
     params = parameters(torch.float32, shapes_of(name))
     optimizer = made(name, params, compiled=False)
@@ -306,7 +483,7 @@ def test_it_goes_on_as_it_was(name, way):
 
 
 @pytest.mark.parametrize("kind", ["nan", pytest.param("zero", marks=pytest.mark.slow), "one row"])
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_stops_a_step(name, kind):
     """Singular products, and NaN, for which LAPACK raises: a step is whole, and other parameters do not see it."""
     params, others = parameters(WIDE, shapes_of(name)), parameters(WIDE, shapes_of(name))
@@ -335,7 +512,7 @@ def test_long_dimensions_have_no_matrix():
         assert torch.isfinite(flat(params)).all()
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_without_elements_and_what_stands_around(name):
     """Empty ones are left as they are; clipping and caution reach matrices too."""
     params = parameters(WIDE, [(0,), (0, 5), (3, 0), (6, 4)])
@@ -406,6 +583,7 @@ def test_krons_factors_are_due_ever_less():
         ("Shampoo", {"matrix_eps": 0.0}, "Invalid matrix_eps value: 0.0"),
         ("GaLoreAdamW", {"proj_type": "middle"}, "Invalid proj_type value: 'middle'"),
         ("GaLoreAdamW", {"rank": 0}, "Invalid rank value: 0"),
+        ("DistributedShampoo", {"graft_type": "lamb"}, "Invalid graft_type value: 'lamb'"),
         ("Kron", {"memory_save_mode": "some"}, "Invalid memory_save_mode value: 'some'"),
         ("APOLLOAdamW", {"scale_type": "row"}, "Invalid scale_type value: 'row'"),
     ],
@@ -440,3 +618,53 @@ def test_options_that_shape_states_stay(name, options, later):
     assert same(snapshot(optimizer), before)
     optimizer.param_groups[0].update(options or {name: optimizer.defaults[name] for name in later})
     optimizer.step()
+
+
+def test_scion_begins_in_its_balls_and_knows_its_norms():
+    def norms(p):
+        return p.norm(dim=0), p.norm(dim=1)
+
+    shapes = [(40, 30), (6, 5, 3, 2), (9,)]
+    params = parameters(WIDE, shapes)
+    compiledopt.Scion(params, scale=3.0).init()
+    assert torch.allclose(torch.linalg.svdvals(params[0].detach()), torch.tensor(3.0 * math.sqrt(4 / 3), dtype=WIDE))
+    places = params[1].detach().permute(2, 3, 0, 1)
+    assert torch.allclose(torch.linalg.svdvals(places), torch.tensor(3.0 * math.sqrt(6 / 5) / 6, dtype=WIDE))
+    assert not params[2].any()
+    for norm, kwargs, found in (
+        ("Sign", {}, lambda p: (p.abs() * 30).flatten()),
+        ("ColNorm", {}, lambda p: norms(p)[0] / math.sqrt(40)),
+        ("RowNorm", {"normalized": False}, lambda p: norms(p)[1]),
+        ("Spectral", {"max": True, "normalized": False}, lambda p: torch.linalg.svdvals(p) / math.sqrt(40)),
+    ):
+        (param,) = parameters(WIDE, shapes[:1])
+        optimizer = compiledopt.Scion([param], norm=norm, norm_kwargs=kwargs, foreach=False)
+        optimizer.init()
+        assert torch.allclose(found(param.detach()), torch.ones(1, dtype=WIDE), atol=1e-6) and rms(param) > 0.01
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["norm_kwargs"] = kwargs  # as the authors' package has it
+        optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["norm_kwargs"] == tuple(sorted(kwargs.items()))
+        run(optimizer, [param], Gradients(WIDE), range(1))
+    for shape, options, words in (
+        ((3, 2), {"norm": "Frobenius"}, "one of Auto, SpectralConv"),
+        ((3, 2), {"norm": "Sign", "norm_kwargs": {"steps": 3}}, "takes normalized, zero_init in norm_kwargs, and not 'steps'"),
+        ((3,), {"norm": "Spectral"}, "for parameters of 2 dimensions, got one of shape \\(3,\\)"),
+        ((3, 2), {"norm": "SpectralConv"}, "at least 3 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compiledopt.Scion(parameters(shapes=[shape]), **options)
+
+
+def test_splus_is_evaluated_at_its_average():
+    params, theirs = parameters(WIDE, SHAPES), parameters(WIDE, SHAPES)
+    optimizer, state, gradients = made("SPlus", params, foreach=False), {}, Gradients(WIDE)
+    with torch.no_grad():
+        for step in splus(theirs, optimizer.param_groups[0], state, 9):
+            gradients.set(theirs, step)
+    run(optimizer, params, gradients, range(9))
+    trained, average = flat(params), flat([state[p]["average"] for p in theirs])
+    with optimizer.evaluating():
+        found = flat(params)
+    assert rms(average - trained) > 1e-3 and rms(found - average) <= 1e-9 * rms(average - trained)
+    assert same(trained, flat(params))

@@ -15,6 +15,8 @@ SAID = {
     "GaLoreAdamW": ("exp_avg_sq", {"update_proj_gap": 2}),
     "SOAP": ("exp_avg_sq", {"precondition_frequency": 2}),
     "StableAdamW": ("exp_avg_sq", {}),
+    "AdaSmooth": ("exp_avg_sq", {}),
+    "VSGD": ("bhg", {}),
 }
 
 

@@ -9,6 +9,7 @@ from helpers import Gradients, copies, flat, parameters, rms, run, same, snapsho
 from test_passes import Lamb
 
 import compiledopt
+from compiledopt.backends.cpp.matrices import HostMatrices
 
 # Rows that are whole blocks and that are not, many to a tile and several tiles long, one column, convolutions.
 SHAPES = [(64, 128), (67, 75), (3, 5001), (5000, 1), (12, 8, 7, 9), (70, 1000), (9,)]
@@ -122,6 +123,42 @@ def test_what_does_not_lie_in_rows_is_said():
     with pytest.warns(UserWarning, match="lamb reduces, its states are in blocks of a row, and a parameter does not lie"):
         run(optimizer, params, Gradients(), range(2))
     assert optimizer.executor == "foreach"
+
+
+# ---- around products of matrices ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "dtype"),
+    [
+        (compiledopt.Muon, {"state_dtype": "int8", "rounding": "stochastic"}, torch.bfloat16),
+        pytest.param(
+            compiledopt.AdaMuon,
+            {"state_dtype": {"momentum_buffer": "int4", "v_buffer": "uint4"}},
+            torch.float32,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(compiledopt.NorMuon, {"state_dtype": "dynamic8"}, torch.float32, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_around_products(kind, kept, dtype):
+    """Codes and random bits of the for-loop, from the passes before the products and after them; of a matrix that lies column
+    after column from torch's operators."""
+    shapes = [(64, 128), (67, 75), (64, 128), (3, 501)]
+    start, made, models = flat(parameters(dtype, shapes)), [], [parameters(dtype, shapes) for _ in range(2)]
+    for params, how in zip(models, ({"foreach": False}, {}), strict=True):
+        made.append(kind(params, lr=0.05, **kept, **ALL, **how))
+        run(made[-1], params, Gradients(dtype, skip=True), range(3))
+    assert [type(batch) for batch in made[1]._plan.batches] == [HostMatrices]
+    effect = rms(flat(models[0]) - start)
+    assert effect > 1e-3 and rms(flat(models[1]) - flat(models[0])) <= 1e-3 * effect
+    for ours, theirs in zip(models[1], models[0], strict=True):
+        for name, value in made[0].state[theirs].items():
+            assert value.is_floating_point() or (made[1].state[ours][name] != value).double().mean() < 0.01, name
+    turned = [torch.nn.Parameter(torch.ones(64, 128).mT)]
+    optimizer = kind(turned, **{**kept, **ALL})
+    run(optimizer, turned, Gradients(), range(2))
+    assert optimizer.executor == "foreach" and HostMatrices not in map(type, optimizer._plan.batches)
 
 
 # ---- sums over all parameters ----

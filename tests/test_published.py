@@ -27,21 +27,19 @@ SLOW = pytest.mark.slow
 
 
 # Rules that no kernel is made of, and why.
-EAGER = {
-    "AdaMuon": "products of matrices",
-    "NorMuon": "products of matrices",
-}
+EAGER = {name: "products of matrices" for name, one in PUBLISHED.items() if not (one.elementwise or one.reduces)}
 RUNS = [(case, executor, dtype) for case in CASES for executor in EXECUTORS for dtype in DTYPES[:2]]
 RUNS = [run for run in RUNS if run[0].algorithm not in EAGER or run[1] != "compiled"]
 RUNS = [run for run in RUNS if not run[0].of.brief or run[0].label == "all" or run[2] is torch.float32]
-MATRICES = {"AdaMuon": [(40, 50), (30, 20)], "NorMuon": [(40, 50), (30, 20)]}
+MATRICES = {name: [(40, 50), (30, 20)] for name in (*EAGER, "RACS")}
 
 
 def of(case, dtype=torch.float32):
     """Parameters that the algorithm takes."""
     few = [(40, 50), (301,)]  # each number of dimensions has kernels of its own where a rule reduces
     shapes = MATRICES.get(case.algorithm, SHAPES if case.of.elementwise else few)
-    return parameters(dtype, shapes)
+    others = [(301,), (), (6, 4, 3, 2)] if case.algorithm == "Scion" and "norm" not in case.kwargs() else []
+    return parameters(dtype, [*shapes, *others])
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +63,16 @@ CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
 # Of which the paper's update is written on tensors alone, and what in it is no symbol of sympy's.
 ON_TENSORS = {
     **EAGER,
+    "RACS": "a sum of squares over rows or columns",
     "AdamP": "a parameter's size",
     "AggMo": "a place in a list",
     "Amos": "a parameter's size",
     "Ano": "a root that is real for β₂ ≥ 1/2 alone",
     "MSVAG": "a bound of the first step, which ours does without",
+    "AdaShift": "a place in a list",
     "Aida": "sums of what is scaled",
     "ApolloDQN": "a norm of order 4, and branches on numbers",
+    "Nero": "rows of what follows from rows",
     "Rose": "the least element, and a mean of rows",
     "SGDP": "a parameter's size",
     "SGDSaI": "a parameter's size",
@@ -142,10 +143,43 @@ def test_the_rule_is_the_papers(case):
         test_formula.prove(found[name], expected[name], symbols)
 
 
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), 0.1 * compiledopt.schedules.constant(1.0), 0.0], ids=str)
+def test_a_body_is_thrown(lr):
+    """Gravity's first velocity: of torch's generator, with a deviation of α / γ, and none where there is no rate."""
+    for options in ({"compiled": True}, {"foreach": False}):
+        torch.manual_seed(3)
+        params = [torch.nn.Parameter(torch.zeros(30, 40)) for _ in range(2)]
+        optimizer = compiledopt.Gravity(params, lr=lr, alpha=0.5, beta=0.8, **options)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        torch.manual_seed(3)
+        for param in params:
+            drawn = torch.randn(30, 40) * (0.0 if isinstance(lr, float) and lr == 0 else 0.5)
+            torch.testing.assert_close(param.detach(), -(0.8 + 1) / 3 * drawn)
+
+
+def test_nero_gives_parameters_their_form_when_it_is_made():
+    """And when a group is added; a row of one element, or of equal ones, stays."""
+    params = parameters(shapes=[(4, 5), (7,), (3, 1), (2, 3, 2, 2)])
+    before = [param.detach().clone() for param in params]
+    optimizer = compiledopt.Nero([{"params": params[:3]}])
+    optimizer.add_param_group({"params": params[3:]})
+    for param in (params[0], params[3]):
+        rows = param.detach().flatten(1)
+        torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    assert torch.equal(params[1], before[1]) and torch.equal(params[2], before[2])
+    free = copies(before)
+    compiledopt.Nero(free, constraints=False)
+    assert all(torch.equal(one, two) for one, two in zip(free, before, strict=True))
+
+
 # ---- what all optimizers promise ----
 
 MADE, FORM = "states_are_made", "states_have_the_form_of_torchs"
 QUICK = ("states_go_through_a_file", FORM)
+LATE = ("groups_have_options_of_their_own", "groups_can_be_added", "empty_parameters_are_no_hindrance")
 ZEROS, OWN = "nothing_happens_for_zeros", "groups_have_options_of_their_own"
 # (promise, name): why it is none of theirs. In the second a group has the rate 0.
 BROKEN = {
@@ -154,6 +188,9 @@ BROKEN = {
     (ZEROS, "Amos"): "extra_l2 is a decay",
     (OWN, "Amos"): "extra_l2 is a decay that no rate scales",
     (ZEROS, "FTRL"): "parameters are made anew of its sums",
+    **dict.fromkeys([(each, "AdaShift") for each in LATE], "it moves nothing until it has kept as many gradients as it wants"),
+    ("a_closure_is_called_with_gradients_enabled", "Nero"): "it gives parameters another form when it is made",
+    (ZEROS, "Nero"): "each step ends in the form that parameters keep",
     (MADE, "Rose"): "it keeps nothing",
     (FORM, "Rose"): "it keeps nothing",
     (OWN, "FTRL"): "it divides by its rate, which may not be 0",

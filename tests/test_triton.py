@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalog import CASES, CATALOG, one_per_kind
+from catalog import CASES, CATALOG, MENU, one_per_kind
 from helpers import parameters
 
 import compiledopt
@@ -156,6 +156,23 @@ def test_ptx(case, dtype, arch):
         assert (built.vector_loads, built.vector_stores) == (vectors * loads, vectors * stores)
         # Six blocks of 128 threads on a processor at least. To have a seventh, ptxas stores four words of the longest rule.
         assert built.spills <= 16 and built.registers <= 80
+
+
+MENUS = [one for one in MENU.values() if one.rule is not None and one.elementwise and not one.sparse_only]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", MENUS, ids=str)
+def test_ptx_of_the_menu(one):
+    """As above, of all that torch lacks: float32 for sm_90."""
+    param = torch.nn.Parameter(torch.empty(64, 64, device="meta"))
+    group = one.ours([param], **one.promised).param_groups[0]
+    program = traced(around.derived(one.rule, group, param=param), group).program
+    kernel = triton.kernel(program, [torch.float32] * len(program.tensors))
+    loads, stores = loads_and_stores(kernel.source)
+    built = triton.build_for(kernel, 90)
+    assert (built.vector_loads, built.vector_stores) == (2 * loads, 2 * stores) and loads >= 2 and stores >= 1
+    assert built.spills <= 16 and built.registers <= 128
 
 
 AMD = ("hip", "gfx942", 64)  # of an MI300

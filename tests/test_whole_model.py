@@ -7,12 +7,27 @@ import warnings
 
 import pytest
 import torch
-from catalog import EXECUTORS, WHOLE_MODEL
+from catalog import EXECUTORS, WHOLE_MODEL, with_slow
 from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
 import compiledopt
-from compiledopt import AdaGC, Adai, DAdaptAdam, DoG, Prodigy, schedules, total
+from compiledopt import (
+    AdaGC,
+    Adai,
+    AdamS,
+    AliG,
+    AvaGrad,
+    DAdaptAdaGrad,
+    DAdaptAdam,
+    DAdaptAdan,
+    DAdaptLion,
+    DAdaptSGD,
+    DoG,
+    Prodigy,
+    schedules,
+    total,
+)
 from compiledopt.rules.trace import TraceError
 
 STEPS = 50
@@ -106,6 +121,107 @@ class PlainDAdaptAdam(Plain):
             p.sub_(self.state[p]["exp_avg"] / (self.state[p]["exp_avg_sq"].sqrt() + group["eps"]))
 
 
+class PlainDAdaptAdaGrad(Plain):
+    options = {"lr": 1.0, "momentum": 0.0, "eps": 1e-6, "weight_decay": 0.0, "d0": 1e-6, "growth_rate": math.inf}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d, self.squares, self.weighted, self.length = lead["d0"], 0.0, 0.0, 0.0
+        dlr = self.d * lead["lr"]
+        for group, p in listed:
+            grad, state = p.grad + group["weight_decay"] * p, self.state[p]
+            state.setdefault("s", torch.zeros_like(p))
+            state.setdefault("a", torch.full_like(p, 1e-6))
+            self.weighted -= float((state["s"] ** 2 / (state["a"].sqrt() + group["eps"])).sum())
+            self.length -= float(state["s"].abs().sum())
+            state["a"] += grad**2
+            state["s"] += dlr * grad
+            denominator = state["a"].sqrt() + group["eps"]
+            self.weighted += float((state["s"] ** 2 / denominator).sum())
+            self.length += float(state["s"].abs().sum())
+            self.squares += dlr**2 * float((grad**2 / denominator).sum())
+        self.d = max(self.d, min((self.weighted - self.squares) / self.length, self.d * lead["growth_rate"]))
+        for group, p in listed:
+            state = self.state[p]
+            p.lerp_(self.start[p] - state["s"] / (state["a"].sqrt() + group["eps"]), 1 - group["momentum"])
+
+
+class PlainDAdaptSGD(Plain):
+    options = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "d0": 1e-6, "growth_rate": math.inf}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d, self.numerator = lead["d0"], 0.0
+            self.g0 = math.sqrt(sum(float(p.grad.square().sum()) for group, p in listed if group["lr"] > 0))
+        squares = 0.0
+        for group, p in listed:
+            grad, state, dlr = p.grad + group["weight_decay"] * p, self.state[p], self.d * group["lr"] / self.g0
+            state.setdefault("s", torch.zeros_like(p))
+            self.numerator += dlr * float((grad * state["s"]).sum())
+            state["s"] += dlr * grad
+            squares += float(state["s"].square().sum())
+        self.d = max(self.d, min(2 * self.numerator / math.sqrt(squares), self.d * lead["growth_rate"]))
+        for group, p in listed:
+            p.lerp_(self.start[p] - self.state[p]["s"], 1 - group["momentum"])
+
+
+class PlainDAdaptLion(Plain):
+    options = {"lr": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0, "d0": 1e-6}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d, self.numerator = lead["d0"], 0.0
+        (beta1, beta2), root = lead["betas"], math.sqrt(lead["betas"][1])
+        change = length = 0.0
+        for group, p in listed:
+            state, dlr = self.state[p], self.d * group["lr"]
+            for name in ("m", "s"):
+                state.setdefault(name, torch.zeros_like(p))
+            p.mul_(1 - dlr * group["weight_decay"])
+            u = (beta1 * state["m"] + (1 - beta1) * p.grad).sign()
+            p.sub_(dlr * u)
+            state["m"].mul_(beta2).add_(p.grad, alpha=(1 - beta2) * dlr)
+            change += dlr * float((u * state["s"]).sum())
+            state["s"].mul_(root).add_(u, alpha=(1 - root) * dlr)
+            length += float(state["s"].abs().sum())
+        self.numerator = root * self.numerator + (1 - root) * change
+        self.d = max(self.d, self.numerator / ((1 - root) * length))
+
+
+class PlainDAdaptAdan(Plain):
+    options = {"lr": 1.0, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.02, "no_prox": False}
+    options |= {"d0": 1e-6, "growth_rate": math.inf}
+
+    def update(self, listed):
+        lead = self.param_groups[0]
+        if self.k == 0:
+            self.d, self.weighted = lead["d0"], 0.0
+        (beta1, beta2, beta3), dlr = lead["betas"], self.d * lead["lr"]
+        squares = sks = length = 0.0
+        for group, p in listed:
+            state = self.state[p]
+            for name in ("m", "n", "v", "s"):
+                state.setdefault(name, torch.zeros_like(p))
+            change = p.grad - state.get("last", p.grad)
+            state["m"].mul_(beta1).add_(p.grad, alpha=dlr * (1 - beta1))
+            state["n"].mul_(beta2).add_(change, alpha=dlr * (1 - beta2))
+            state["v"].mul_(beta3).add_((p.grad + beta2 * change) ** 2, alpha=1 - beta3)
+            state["s"].mul_(beta3).add_(p.grad, alpha=dlr * (1 - beta3))
+            state["last"], denominator = p.grad.clone(), state["v"].sqrt() + group["eps"]
+            squares += float((p.grad**2 / denominator).sum())
+            sks += float((state["s"] ** 2 / denominator).sum())
+            length += float(state["s"].abs().sum())
+        self.weighted = beta3 * self.weighted + squares * dlr**2 * (1 - beta3)
+        self.d = max(self.d, min((sks / (1 - beta3) - self.weighted) / length, self.d * lead["growth_rate"]))
+        for group, p in listed:
+            state, decay = self.state[p], dlr * group["weight_decay"]
+            u = (state["m"] + beta2 * state["n"]) / (state["v"].sqrt() + group["eps"])
+            p.copy_((1 - decay) * p - u if group["no_prox"] else (p - u) / (1 + decay))
+
+
 class PlainDoG(Plain):
     options = {"reps_rel": 1e-6, "lr": 1.0, "weight_decay": 0.0, "eps": 1e-8, "init_eta": None}
 
@@ -151,6 +267,67 @@ class PlainAdaGC(Plain):
             p.sub_(group["lr"] * (state["m"] / (1 - beta1**t)) / ((state["v"] / (1 - beta2**t)).sqrt() + group["eps"]))
 
 
+class PlainAvaGrad(Plain):
+    """AvaGrad and AvaGradW."""
+
+    options = {"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 0.1, "decoupled": False}
+
+    def update(self, listed):
+        for group in self.param_groups:
+            (beta1, beta2), lr, eps, decay = group["betas"], group["lr"], group["eps"], group["weight_decay"]
+            squares, count = 0.0, 0
+            for p in (p for other, p in listed if other is group):
+                state, grad = self.state[p], p.grad if group["decoupled"] else p.grad + decay * p
+                state["t"] = t = state.get("t", 0) + 1
+                for name in ("m", "v"):
+                    state.setdefault(name, torch.zeros_like(p))
+                state["m"].mul_(beta1).add_(grad, alpha=1 - beta1)
+                root = state["v"].sqrt()
+                if t > 1:
+                    if group["decoupled"]:
+                        p.mul_(1 - lr * decay)
+                    denominator = root / math.sqrt(1 - beta2 ** (t - 1)) + eps
+                    p.addcdiv_(state["m"], denominator, value=-group["scale"] * lr / (1 - beta1**t))
+                state["v"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                squares += float((root / math.sqrt(1 - beta2**t) + eps).pow(-2).sum())
+                count += p.numel()
+            group["scale"] = 1 / math.sqrt(squares / count)
+
+
+class PlainAliG(Plain):
+    options = {"lr": 0.1, "momentum": 0.0, "eps": 1e-5, "adjusted_momentum": False, "loss": 1.0}
+
+    def update(self, listed):
+        square = sum(float(p.grad.square().sum()) for _, p in listed)
+        for group, p in listed:
+            size, momentum = min(group["loss"] / (square + group["eps"]), group["lr"]), group["momentum"]
+            m = self.state[p].setdefault("m", torch.zeros_like(p))
+            p.sub_(p.grad, alpha=size)
+            m.mul_(momentum).sub_(p.grad, alpha=1.0 if group["adjusted_momentum"] else size)
+            p.add_(m, alpha=momentum * (size if group["adjusted_momentum"] else 1.0))
+
+
+class PlainAdamS(Plain):
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": False}
+
+    def update(self, listed):
+        squares = {}
+        for group, p in listed:
+            (beta1, beta2), state = group["betas"], self.state[p]
+            state["t"] = state.get("t", 0) + 1
+            for name in ("m", "v", "largest"):
+                state.setdefault(name, torch.zeros_like(p))
+            state["m"].mul_(beta1).add_(p.grad, alpha=1 - beta1)
+            state["v"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            state["largest"] = torch.maximum(state["largest"], state["v"])
+            squares[p] = state["largest" if group["amsgrad"] else "v"] / (1 - beta2 ** state["t"])
+        mean = math.sqrt(sum(float(one.sum()) for one in squares.values()) / sum(one.numel() for one in squares.values()))
+        for group, p in listed:
+            p.mul_(1 - group["weight_decay"] * group["lr"] / mean)
+            step = group["lr"] / (1 - group["betas"][0] ** self.state[p]["t"])
+            p.addcdiv_(self.state[p]["m"], squares[p].sqrt() + group["eps"], value=-step)
+
+
 class PlainAdai(Plain):
     options = {"lr": 1e-3, "betas": (0.1, 0.99), "eps": 1e-3, "weight_decay": 0.0, "decoupled": False}
 
@@ -177,6 +354,11 @@ class PlainAdai(Plain):
 
 CASES = {
     "AdaGC": (AdaGC, PlainAdaGC, {"lr": 0.02, "warmup_steps": 5, "lambda_abs": 3.0, "lambda_rel": 1.0, "beta": 0.9}),
+    "AdamS-all": (AdamS, PlainAdamS, {"lr": 0.02, "weight_decay": 0.1, "amsgrad": True, "betas": (0.8, 0.95)}),
+    "AliG-all": (AliG, PlainAliG, {"loss": 90.0, "momentum": 0.8}),
+    "AliG-adjusted": (AliG, PlainAliG, {"loss": 30.0, "momentum": 0.5, "adjusted_momentum": True}),
+    "AvaGrad-all": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 0.05}),
+    "AvaGrad-decoupled": (AvaGrad, PlainAvaGrad, {"lr": 0.2, "weight_decay": 0.1, "decoupled": True}),
     "Adai": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.3, 0.9)}),
     "Adai-decoupled": (Adai, PlainAdai, {"lr": 0.05, "weight_decay": 0.1, "decoupled": True}),
     "Prodigy": (Prodigy, PlainProdigy, {"d0": 1e-3}),
@@ -200,9 +382,32 @@ CASES = {
     ),
     "DAdaptAdam": (DAdaptAdam, PlainDAdaptAdam, {"d0": 1e-3}),
     "DAdaptAdam-all": (DAdaptAdam, PlainDAdaptAdam, {"d0": 1e-3, "weight_decay": 0.1, "decouple": True, "growth_rate": 1.2}),
+    "DAdaptAdaGrad": (DAdaptAdaGrad, PlainDAdaptAdaGrad, {"d0": 1e-2}),
+    "DAdaptAdaGrad-all": (
+        DAdaptAdaGrad,
+        PlainDAdaptAdaGrad,
+        {"lr": 1.5, "d0": 1e-2, "momentum": 0.5, "weight_decay": 0.1, "growth_rate": 1.2},
+    ),
+    "DAdaptSGD": (DAdaptSGD, PlainDAdaptSGD, {"d0": 1e-2}),
+    "DAdaptSGD-all": (
+        DAdaptSGD,
+        PlainDAdaptSGD,
+        {"lr": 1.5, "d0": 1e-2, "momentum": 0.5, "weight_decay": 0.1, "growth_rate": 1.2},
+    ),
+    "DAdaptLion": (DAdaptLion, PlainDAdaptLion, {"d0": 1e-3}),
+    "DAdaptLion-all": (DAdaptLion, PlainDAdaptLion, {"lr": 1.5, "d0": 1e-3, "weight_decay": 0.1, "betas": (0.8, 0.95)}),
+    "DAdaptAdan": (DAdaptAdan, PlainDAdaptAdan, {"d0": 1e-3}),
+    "DAdaptAdan-all": (
+        DAdaptAdan,
+        PlainDAdaptAdan,
+        {"lr": 1.5, "d0": 1e-3, "weight_decay": 0.1, "no_prox": True, "growth_rate": 1.2, "betas": (0.9, 0.8, 0.95)},
+    ),
     "DoG": (DoG, PlainDoG, {"reps_rel": 1e-2}),
     "DoG-all": (DoG, PlainDoG, {"lr": 0.7, "weight_decay": 0.1, "init_eta": 1e-3}),
 }
+
+
+FROZEN = ("Prodigy-all", "DAdaptSGD-all", "DAdaptLion-all")  # whose second group has lr 0, and counts for nothing
 
 
 def in_groups(params, **second):
@@ -220,12 +425,17 @@ def descend(optimizer, params, steps, start=0):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", [name if "-" not in name else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
-@pytest.mark.parametrize("executor", EXECUTORS)
+def quick(name, executor):
+    """Of those that are brief the richest, without a kernel."""
+    ours, _, rich = name.partition("-")
+    return bool(rich) and executor == "for-loop" if WHOLE_MODEL[ours].brief else not rich
+
+
+@pytest.mark.parametrize(("name", "executor"), with_slow([(name, one) for name in CASES for one in EXECUTORS], quick))
 def test_against_the_authors(name, executor):
     ours, plain, options = CASES[name]
     start, mine, theirs = parameters(torch.float64), parameters(torch.float64), parameters(torch.float64)
-    second = {"lr": 0.0} if name == "Prodigy-all" else {}
+    second = {"lr": 0.0} if name in FROZEN else {}
     optimizer, reference = (
         ours(in_groups(mine, **second), **options, **EXECUTORS[executor]),
         plain(in_groups(theirs, **second), **options),
@@ -411,6 +621,34 @@ PROMISES = [
 @pytest.mark.parametrize(("promise", "name"), PROMISES, ids=lambda one: getattr(one, "__name__", one))
 def test_promises(promise, name):
     promise(Subject(WHOLE_MODEL[name], ours=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_closure_tells_the_loss(executor):
+    """It is read at the step that it was returned to, hooks run once, and without one there is an error."""
+    params, plain = parameters(shapes=[(4, 3), (5,)]), parameters(shapes=[(4, 3), (5,)])
+    optimizer, reference = AliG(params, momentum=0.5, **EXECUTORS[executor]), PlainAliG(plain, momentum=0.5)
+    with pytest.raises(RuntimeError, match="needs the loss: step"):
+        optimizer.step()
+    seen = []
+    optimizer.register_step_post_hook(lambda one, given, by_name: seen.append(one.param_groups[0]["loss"]))
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = sum((param - 3).square().sum() for param in params)
+        loss.backward()
+        return loss
+
+    for step in range(6):
+        loss = optimizer.step(closure)
+        for param in plain:
+            param.grad = 2 * (param.detach() - 3)
+        reference.param_groups[0]["loss"] = loss.item()
+        reference.step()
+        assert seen == [*seen[:step], loss.item()]
+    effect = rms(flat(plain) - flat(parameters(shapes=[(4, 3), (5,)])))
+    assert effect > 0.1 and rms(flat(params) - flat(plain)) <= 1e-5 * effect and optimizer.executor == executor
 
 
 def test_what_is_refused():

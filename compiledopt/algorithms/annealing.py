@@ -1,4 +1,4 @@
-"""At which steps work is due that is wanted ever less."""
+"""At which steps work is due: that is wanted ever less, or from some step on."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def is_due(step: int, group: Mapping[str, Any]) -> bool:
         return bool(step % math.ceil(1 / probability) == 0)
     due, last = _annealed()
     return due[step - 1] if step <= SETTLED else (step - last) % math.ceil(1 / LOWEST) == 0
+
+
+def _start(group: Mapping[str, Any]) -> int:
+    start = int(group["start_preconditioning_step"])
+    return int(group["precondition_frequency"]) if start == -1 else start
+
+
+def is_early(step: int, group: Mapping[str, Any]) -> bool:
+    """Whether a step of a group, counted from 1, is before its first with roots."""
+    return step < _start(group)
+
+
+def is_due_from_start(step: int, group: Mapping[str, Any]) -> bool:
+    """Whether roots are due at a step of a group, counted from 1."""
+    start = _start(group)
+    return step == start or (step > start and step % int(group["precondition_frequency"]) == 0)

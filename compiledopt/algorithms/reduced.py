@@ -27,6 +27,13 @@ def over_rest(tensor: Any, reduction: str) -> Any:
     return getattr(tensor, reduction)(dim=tuple(range(min(1, max(tensor.ndim - 1, 0)), tensor.ndim)), keepdim=True)
 
 
+def balanced(param: Any) -> Any:
+    """Each row with a mean of 0 and a length of 1, but for one whose elements are all alike."""
+    apart = param - over_rest(param, "mean")
+    length = over_rest(apart * apart, "sum").sqrt()
+    return torch.where(length > 0, apart / torch.where(length > 0, length, 1.0), param)
+
+
 def over_all(tensor: Any, reduction: str) -> Any:
     """A reduction over all dimensions, which are kept with size 1."""
     return getattr(tensor, reduction)(dim=tuple(range(tensor.ndim)), keepdim=True)

@@ -15,11 +15,11 @@ def finite_or_zero(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite, matrix, 0.0), finite
 
 
-def inverse_root(matrix: Tensor, root: int, eps: Any) -> Tensor:
-    """matrix^(−1/root) of a positive matrix, whose eigenvalues are eps at least; NaN where it is not finite."""
+def inverse_root(matrix: Tensor, root: int, eps: Any, more: Any = 0.0) -> Tensor:
+    """(matrix + more)^(−1/root) of a positive matrix, whose eigenvalues are eps at least; NaN where it is not finite."""
     usable, finite = finite_or_zero(matrix)
     values, vectors = torch.linalg.eigh(usable)
-    scaled = vectors * values.clamp_min(eps).pow(-1.0 / root).unsqueeze(-2)
+    scaled = vectors * (values + more).clamp_min(eps).pow(-1.0 / root).unsqueeze(-2)
     return torch.where(finite, scaled @ vectors.mT, torch.nan)
 
 

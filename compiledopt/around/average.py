@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.around.transformation import Transformation, asked, check_one_element, named, results
+from compiledopt.around.transformation import Transformation, asked, check_number, named, results
 from compiledopt.interrupts import Whole
 from compiledopt.rules.ops import apply
 from compiledopt.rules.rule import Rule
@@ -33,9 +33,8 @@ class Averaged(Transformation):
         if not asked(rule, group, EMA):
             return
         decay = group[EMA]
-        check_one_element(decay, EMA)
-        if decay is True or not 0.0 <= decay <= 1.0:
-            raise ValueError(f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
+        words = f"Invalid decay value {decay} provided. Please provide a value in [0,1] range."
+        check_number(decay, EMA, lambda value: 0.0 <= value <= 1.0, words)
         if rule is not None and not rule.elementwise:
             raise ValueError(
                 f"{EMA} is for rules that are elementwise, {rule.name} is not; use compiledopt.swa_utils.AveragedModel"

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from compiledopt.around.transformation import Transformation, asked, check_one_element, named, results
+from compiledopt.around.transformation import Transformation, asked, check_number, named, results
 from compiledopt.backends.batch import Batch, Value
 from compiledopt.backends.registry import compiled_for
 from compiledopt.rules.ops import apply
 from compiledopt.rules.options import as_float
+from compiledopt.rules.program import NORM
 from compiledopt.rules.rule import Rule
 
 CLIP = "max_grad_norm"
@@ -26,7 +27,7 @@ class Clipped(Transformation):
 
     option = CLIP
     described = "clip the gradients, as they are read, to this norm over all of them; `optimizer.grad_norm` is the norm"
-    letters = {CLIP: "G", "grad_norm": "N"}
+    letters = {CLIP: "G", NORM: "N"}
 
     def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
         return asked(rule, group, CLIP) or None
@@ -34,16 +35,15 @@ class Clipped(Transformation):
     def check(self, rule: Rule | None, group: Mapping[str, Any]) -> None:
         super().check(rule, group)
         if asked(rule, group, CLIP):
-            check_one_element(group[CLIP], CLIP)
-            if group[CLIP] is True or not group[CLIP] >= 0.0:
-                raise ValueError(f"Invalid {CLIP} value: {group[CLIP]}; it must be a number >= 0")
+            words = f"Invalid {CLIP} value: {group[CLIP]}; it must be a number >= 0"
+            check_number(group[CLIP], CLIP, lambda norm: norm >= 0.0, words)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def clipped(param: Any, grad: Any, *states: Any, max_grad_norm: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:
             share = max_grad_norm / (grad_norm + 1e-6)
             return results(rule, param, grad * apply("where", share > 1.0, 1.0, share), states, options)
 
-        options = (*rule.options, CLIP, "grad_norm")
+        options = (*rule.options, CLIP, NORM)
         return named(replace(rule, function=clipped, options=options, dense_alone=(*rule.dense_alone, CLIP)), rule)
 
 
@@ -67,7 +67,7 @@ class Clipping:
             with torch.inference_mode(False):  # later steps write to it
                 if not on_host:
                     self.places[device] = torch.zeros(2, dtype=torch.float64, device=device)
-            self.given[device] = {"grad_norm": 0.0 if on_host else self.places[device][1]}
+            self.given[device] = {NORM: 0.0 if on_host else self.places[device][1]}
         return self.given[device]
 
     def measure(self, batches: Sequence[Batch], grad_scale: torch.Tensor | None, again: bool = False) -> None:
@@ -82,8 +82,8 @@ class Clipping:
             for batch in clipped:
                 batch.renew()
 
-    def take(self, squares: Sequence[float]) -> float:
-        """The norm, given the sums of squares that were measured on the host; no batch is renewed."""
+    def take(self, squares: Sequence[Value]) -> float:
+        """The norm, given the sums of squares of all batches that are clipped; none of those is renewed."""
         self._set(norm := self._given(squares), None)
         return as_float(norm)
 
@@ -94,15 +94,15 @@ class Clipping:
         ((device, place),) = self.places.items()
         places = [(number == 0, number == len(clipped) - 1) for number in range(len(clipped))]
         done = all(batch.measure_into(place, *each) for batch, each in zip(clipped, places, strict=True))
-        return self.given[device]["grad_norm"] if done else None
+        return self.given[device][NORM] if done else None
 
     def _given(self, squares: Sequence[Value]) -> Value:
         norm = _root(squares)
         for device, given in self.given.items():
-            if isinstance(given["grad_norm"], float):
-                given["grad_norm"] = as_float(norm)
+            if isinstance(given[NORM], float):
+                given[NORM] = as_float(norm)
             else:
-                given["grad_norm"].copy_(_on(norm, device))
+                given[NORM].copy_(_on(norm, device))
         return norm
 
     def _set(self, norm: Value, grad_scale: torch.Tensor | None) -> None:

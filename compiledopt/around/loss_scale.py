@@ -10,6 +10,7 @@ import torch
 
 from compiledopt.around.transformation import Transformation, named, results
 from compiledopt.rules.ops import apply
+from compiledopt.rules.program import NORM
 from compiledopt.rules.rule import Rule
 
 SCALE, FOUND = "grad_scale", "found_inf"
@@ -24,8 +25,8 @@ class LossScaled(Transformation):
     def derive(self, rule: Rule, wanted: Any) -> Rule:
         def scaled(param: Any, grad: Any, *states: Any, grad_scale: Any, found_inf: Any, **options: Any) -> tuple[Any, ...]:
             share = 1.0 / grad_scale
-            if "grad_norm" in options:
-                options["grad_norm"] = options["grad_norm"] * share
+            if NORM in options:
+                options[NORM] = options[NORM] * share
             new = results(rule, param, grad * share, states, options)
             kept = zip((param, *states), new, strict=True)
             return tuple(_unless(found_inf, old, value) for old, value in kept)
@@ -60,7 +61,7 @@ class Scaling:
     def on(self, device: torch.device) -> dict[str, torch.Tensor]:
         if device not in self.values:
             with torch.inference_mode(False):  # later steps write to them
-                made = {name: torch.ones((), dtype=torch.float32, device=device) for name in ("grad_scale", "found_inf")}
+                made = {name: torch.ones((), dtype=torch.float32, device=device) for name in (SCALE, FOUND)}
             self.values[device] = made
             self.set(*self.last)
         return self.values[device]
@@ -69,7 +70,7 @@ class Scaling:
         """Take over the scaler's tensors, without waiting for them."""
         self.last = (grad_scale, found_inf)
         for values in self.values.values():
-            for name, value, without in (("grad_scale", grad_scale, 1.0), ("found_inf", found_inf, 0.0)):
+            for name, value, without in ((SCALE, grad_scale, 1.0), (FOUND, found_inf, 0.0)):
                 if value is None:
                     values[name].fill_(without)
                 else:

@@ -10,6 +10,7 @@ import torch
 
 from compiledopt.around.transformation import Transformation, asked, check_dense, check_flag, named, results
 from compiledopt.rules.ops import apply
+from compiledopt.rules.program import NORM
 from compiledopt.rules.rule import Rule
 
 SKIP, COUNT, WAITING = "skip_nonfinite", "skipped", "first_waits"
@@ -23,7 +24,7 @@ class Skipping(Transformation):
 
     option = SKIP
     described = "True leaves a step out where the norm over all gradients is not finite; `optimizer.skipped` counts those"
-    letters = {COUNT: "n_skipped", "grad_norm": "N"}
+    letters = {COUNT: "n_skipped", NORM: "N"}
 
     def wanted(self, rule: Rule, group: Mapping[str, Any]) -> Hashable | None:
         return asked(rule, group, SKIP) or None
@@ -37,13 +38,13 @@ class Skipping(Transformation):
                 raise ValueError(f"{SKIP} is not for rules that share states or work every k steps, as {rule.name} does")
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:
-        clips, waits = "grad_norm" in rule.options, "first" in rule.options
+        clips, waits = NORM in rule.options, "first" in rule.options
         own = len(rule.states)
 
         def skipping(param: Any, grad: Any, *states: Any, grad_norm: Any, **options: Any) -> tuple[Any, ...]:
             finite = apply("isfinite", grad_norm)
             if clips:
-                options["grad_norm"] = grad_norm
+                options[NORM] = grad_norm
             if waits:
                 options["first"] = first = apply("maximum", options["first"], states[own + 1])
             new = results(rule, param, grad, states[:own], options)
@@ -57,7 +58,7 @@ class Skipping(Transformation):
             rule,
             function=skipping,
             states=(*rule.states, *more),
-            options=rule.options if clips else (*rule.options, "grad_norm"),
+            options=rule.options if clips else (*rule.options, NORM),
             scalars=rule.scalars | {*more},
             added=rule.added | {*more},
             dense_alone=(*rule.dense_alone, SKIP),

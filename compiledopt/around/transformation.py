@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +78,13 @@ def check_reducing(rule: Rule | None, name: str) -> None:
         raise ValueError(
             f"{name} is not for rules whose parameters share a state, as {rule.name}: it reduces over each of them"
         )
+
+
+def check_number(value: Any, name: str, is_inside: Callable[[Any], Any], words: str) -> None:
+    """Refuse a flag, a tensor of several elements, and a number outside of its bounds. Raises: ValueError, with these words."""
+    check_one_element(value, name)
+    if isinstance(value, bool) or not is_inside(value):
+        raise ValueError(words)
 
 
 def check_one_element(value: Any, name: str) -> None:

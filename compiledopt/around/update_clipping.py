@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from compiledopt.around.transformation import Transformation, asked, check_one_element, check_reducing, named
+from compiledopt.around.transformation import Transformation, asked, check_number, check_reducing, named
 from compiledopt.around.update import taken_apart
 from compiledopt.rules.ops import apply
 from compiledopt.rules.rule import Rule
@@ -28,9 +28,8 @@ class UpdateClipped(Transformation):
     def check(self, rule: Rule | None, group: Mapping[str, Any]) -> None:
         super().check(rule, group)
         if asked(rule, group, MOST):
-            check_one_element(group[MOST], MOST)
-            if group[MOST] is True or not group[MOST] > 0.0:
-                raise ValueError(f"Invalid {MOST} value: {group[MOST]}; it must be a number > 0, and Adafactor's is 1.0")
+            words = f"Invalid {MOST} value: {group[MOST]}; it must be a number > 0, and Adafactor's is 1.0"
+            check_number(group[MOST], MOST, lambda most: most > 0.0, words)
             check_reducing(rule, MOST)
 
     def derive(self, rule: Rule, wanted: Any) -> Rule:

@@ -146,6 +146,22 @@ class MatrixWave(Wave):
             entry.first = entry.first and not active
 
 
+def in_stacks(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of one shape and order in memory side by side."""
+    return sorted(entries, key=lambda entry: (tuple(entry.param.shape), order_of(entry.param)))
+
+
+@ordinary
+def reserve(pieces: Sequence[Sequence[Entry]], program: MatrixProgram) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for the largest of the waves, and for the largest stack of any."""
+    own = max(sum(padded(entry.param.numel()) for entry in piece) for piece in pieces)
+    stacks = [(kind, len(list(members))) for piece in pieces for kind, members in groupby(piece, _kind)]
+    more = max(Stack.room(kind, count, program.function) for kind, count in stacks)
+    device = pieces[0][0].param.device
+    first, second = (torch.zeros(size, dtype=program.dtype, device=device) for size in (own, more))
+    return first, second
+
+
 class MatrixBatch(WavedBatch):
     """Of a rule that has a function of whole matrices. most: elements of a wave, WAVE where it is None."""
 
@@ -154,20 +170,11 @@ class MatrixBatch(WavedBatch):
 
     def __init__(self, entries: list[Entry], context: Context, program: MatrixProgram, make: MakeBatch) -> None:
         """make: of the entries of a program, what runs it."""
-        super().__init__(sorted(entries, key=lambda entry: (tuple(entry.param.shape), order_of(entry.param))), context)
+        super().__init__(in_stacks(entries), context)
         cuts = waves([entry.param.numel() for entry in self.entries], self.most)
         pieces = [self.entries[begin:end] for begin, end in cuts]
-        self.memory = self._reserve(pieces, program)
+        self.memory = reserve(pieces, program)
         self.waves = [self.wave(piece, context, program, make, *self.memory) for piece in pieces]
-
-    @ordinary
-    def _reserve(self, pieces: Sequence[Sequence[Entry]], program: MatrixProgram) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for the largest of the waves, and for the largest stack of any."""
-        own = max(sum(padded(entry.param.numel()) for entry in piece) for piece in pieces)
-        stacks = [(kind, len(list(members))) for piece in pieces for kind, members in groupby(piece, _kind)]
-        more = max(Stack.room(kind, count, program.function) for kind, count in stacks)
-        first, second = (torch.zeros(size, dtype=program.dtype, device=self.device) for size in (own, more))
-        return first, second
 
 
 # ---- what is told of it ----

@@ -22,6 +22,11 @@ def padded(count: int) -> int:
     return -(-count // UNIT) * UNIT
 
 
+def share(values: int) -> int:
+    """Elements of parameters in a wave that keeps so many values for each: of all values there are as many as in any other."""
+    return WAVE // values
+
+
 def waves(sizes: Sequence[int], most: int | None = None) -> list[tuple[int, int]]:
     """(begin, end) of neighbours that go together, none of them with more than `most` (WAVE) elements, but for one alone."""
     found, begin, taken = [], 0, 0

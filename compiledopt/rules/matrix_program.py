@@ -90,9 +90,6 @@ class Crossing:
     def cut(self, variant: Variant) -> MatrixProgram | str:
         if variant.fed or variant.order >> OUTER:
             return f"{self.rule.name} reduces into a 0-dim state, or over all but the first dimensions"
-        if variant.program.is_random or variant.program.blocks:
-            what = "reads random bits" if variant.program.is_random else "has states in blocks"
-            return f"{self.rule.name} {what} beside a function of whole matrices"
         if variant.measures:
             return f"{self.rule.name} sums over all parameters beside a function of whole matrices"
         program = variant.program
@@ -136,7 +133,8 @@ class Crossing:
             static=self.rule.static & read,
             added=self.rule.added & {*states},
         )
-        made = Variant(rule, Program(self.rule.name, inputs, outputs), numbers, variant.order)
+        sizes = {name: size for name, size in program.sizes.items() if name in names}
+        made = Variant(rule, Program(self.rule.name, inputs, outputs, sizes=sizes), numbers, variant.order)
         return Part(rule, states, self.reason, self.group, made)
 
 
@@ -158,7 +156,7 @@ def _told(program: Program, function: str, first: set[str]) -> Program:
     order = sorted(program.outputs, key=lambda name: (name not in first, name == MATRIX, name == "param"))
     outputs = {name: again(program.outputs[name]) for name in order}
     home = Node("input", (), False, MATRIX)
-    return Program(program.rule, (*map(again, program.inputs), home), outputs)
+    return Program(program.rule, (*map(again, program.inputs), home), outputs, sizes=program.sizes)
 
 
 def _after(program: Program) -> set[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from compiledopt.around import Clipping
 from compiledopt.backends.batch import Batch, Standing, Steady
 from compiledopt.interrupts import Whole
 from compiledopt.step.plan import Plan
@@ -66,10 +67,18 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     standing = Standing(native, owner.rules, plan.rules, owner.groups, *lists, attributes, modules, empty)
     if (clipping := owner.clipping) is not None:
         measure = partial(owner.measure, list(plan.batches), again=False)
-        norm = None if others else clipping.take
+        norm = partial(_norm, clipping, [batch for batch in others if batch.is_clipped])
         standing = replace(standing, measure=measure, in_place=clipping.is_in_place, norm=norm)
     taken = make(standing)
     return Beside(taken, plan, others).step if others and taken is not None else taken
+
+
+def _norm(clipping: Clipping, others: list[Batch], squares: list[float]) -> float:
+    """The norm, given the sums of squares of the batches that are native; the others know it then."""
+    norm = clipping.take([*squares, *(batch.squares() for batch in others)])
+    for batch in others:
+        batch.renew()
+    return norm
 
 
 class Beside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.directions import adam_direction, moved
+from compiledopt.algorithms.growth import GROWTH, limiter
 from compiledopt.algorithms.low_rank import OF_RANK, left, moment, norm, right
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, is_tall, length, projected, random
@@ -12,8 +13,6 @@ from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.random import key
 from compiledopt.rules.rule import PLACE, rule
-
-GROWTH = 1.01  # of the update's norm from one step to the next, at most: Fira's limiter
 
 
 @rule(
@@ -70,9 +69,9 @@ def apollo_adamw(
         dims = (0, 1) if scale_type == "tensor" else (1,) if is_tall(param) else (0,)
         update = grad * (length(update, dims) / (length(low, dims) + 1e-8))
         size = length(update, (0, 1))
-        limiter = size.new_ones(1, 1) if first else (size / (scaled_grad + 1e-8)).clamp_min(GROWTH) / GROWTH
-        param = moved(param, update, kept=kept, size=kept * corrected * scale.sqrt() / limiter)[0]
-        scaled_grad = size / limiter
+        bound = size.new_ones(1, 1) if first else limiter(size, scaled_grad, GROWTH)
+        param = moved(param, update, kept=kept, size=kept * corrected * scale.sqrt() / bound)[0]
+        scaled_grad = size / bound
     return param, step + 1, number, random_left, random_right, exp_avg, exp_avg_sq, scaled_grad
 
 

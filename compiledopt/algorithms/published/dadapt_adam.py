@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from compiledopt.algorithms.d_adaptation import D0, averaged_distance
 from compiledopt.algorithms.parts import with_either_decay, with_maximize
-from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
+from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-from compiledopt.rules.totals import total
 
 
 @rule(shared=("d", "gsq_weighted"), initial={"d": "d0"}, branches=("weight_decay",))
@@ -21,11 +21,9 @@ def dadapt_adam(
     exp_avg = betas[0] * exp_avg + step * (1 - betas[0]) * grad
     exp_avg_sq = betas[1] * exp_avg_sq + (1 - betas[1]) * grad * grad
     denominator = torch.sqrt(exp_avg_sq) + eps
-    s = betas[1] * s + step * (1 - betas[1]) * grad
-    gsq_weighted = betas[1] * gsq_weighted + total(grad * grad / denominator) * step**2 * (1 - betas[1])
-    weighted, length = total(s * s / denominator), total(torch.abs(s))
-    guess = torch.where(length > 0, (weighted / (1 - betas[1]) - gsq_weighted) / length, d)
-    d = torch.maximum(d, torch.minimum(guess, d * growth_rate))
+    s, gsq_weighted, d = averaged_distance(
+        grad, s, denominator, gsq_weighted, d, step=step, beta=betas[1], growth_rate=growth_rate
+    )
     return param - exp_avg / denominator, s, exp_avg, exp_avg_sq, d, gsq_weighted
 
 
@@ -48,7 +46,7 @@ class DAdaptAdam(Optimizer):
     """
 
     rule = dadapt_adam
-    bounds = (*BOUNDS, Bound("d0", "Invalid d0 value", above=0.0, least=None))
+    bounds = (*BOUNDS, D0)
 
     def __init__(
         self,

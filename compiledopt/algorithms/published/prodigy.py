@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from compiledopt.algorithms.d_adaptation import D0, check_rates
 from compiledopt.algorithms.parts import with_either_decay, with_maximize
-from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack, at_start
+from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
@@ -63,7 +64,7 @@ class Prodigy(Optimizer):
     """
 
     rule = prodigy
-    bounds = (*BOUNDS, Bound("d0", "Invalid d0 value", above=0.0, least=None))
+    bounds = (*BOUNDS, D0)
 
     def __init__(
         self,
@@ -91,7 +92,4 @@ class Prodigy(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        first, lr = (float(at_start(one["lr"])) for one in (self.param_groups[0], group))
-        if lr not in (first, 0.0):
-            words = "Setting different lr values in different parameter groups is only supported for values of 0"
-            raise ValueError(f"{words}, got {lr} beside {first}")
+        check_rates(self.param_groups, group)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 
 from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import one_number, over_all
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule(scalars=("gsnr",), optional={"momentum_buffer": "momentum"}, elementwise=False)
+@rule(initial={"gsnr": one_number}, optional={"momentum_buffer": "momentum"}, elementwise=False)
 @with_maximize
 def sgd_sai(param, grad, gsnr, momentum_buffer, *, first, lr, momentum, weight_decay, eps):
     count = param.numel()
-    apart = grad - grad.mean()
-    deviation = ((apart * apart).sum() / (count - 1)) ** 0.5  # no number for one element, and so not above 0
-    ratio = torch.where(deviation > 0, grad.norm() / (deviation + eps), count**0.5)
+    apart = grad - over_all(grad, "mean")
+    deviation = (over_all(apart * apart, "sum") / (count - 1)) ** 0.5  # no number for one element, and so not above 0
+    ratio = torch.where(deviation > 0, over_all(grad * grad, "sum").sqrt() / (deviation + eps), count**0.5)
     gsnr, update = torch.where(first > 0, ratio, gsnr), grad
     if momentum_buffer is not None:
         momentum_buffer = update = torch.where(first > 0, grad, momentum * momentum_buffer + (1 - momentum) * grad)
@@ -29,7 +30,8 @@ class SGDSaI(Optimizer):
         at first  s = ‖g‖ / (σ(g) + ε),  σ the standard deviation of its elements;  m ← μ·m + (1 − μ)·g (m ← g at first)
         θ ← (1 − γ·λ)·θ − γ·s·m
 
-    State: `momentum_buffer` (m), like the parameter, where momentum is not 0; `gsnr` (s), 0-dim.
+    State: `momentum_buffer` (m), like the parameter, where momentum is not 0; `gsnr` (s), one number with
+        the parameter's dimensions.
     Good for: transformers with half of AdamW's state: vision transformers, language models, LoRAs, diffusion models.
     Start: lr 1e-2, momentum 0.9, weight_decay 1e-2.
     Names: those of the authors' package (AnonymousAlethiometer/SGD_SaI), where it is `SGD_sai`.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from compiledopt.algorithms.parts import with_maximize
+from compiledopt.algorithms.reduced import one_number, over_all
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-@rule(scalars=("s",), elementwise=False)
+@rule(initial={"s": one_number}, elementwise=False)
 @with_maximize
 def tam(param, grad, s, momentum_buffer, *, lr, momentum, decay_rate, weight_decay, eps):
-    length = grad.norm() * momentum_buffer.norm()
-    cosine = torch.where(length > 0, (grad * momentum_buffer).sum() / torch.where(length > 0, length, 1.0), 0.0)
+    length = over_all(grad * grad, "sum").sqrt() * over_all(momentum_buffer * momentum_buffer, "sum").sqrt()
+    cosine = torch.where(length > 0, over_all(grad * momentum_buffer, "sum") / torch.where(length > 0, length, 1.0), 0.0)
     s = decay_rate * s + (1 - decay_rate) * cosine
     momentum_buffer = momentum * momentum_buffer + ((1 + s) / 2 + eps) * grad
     return param * (1 - lr * weight_decay) - lr * momentum_buffer, s, momentum_buffer
@@ -26,7 +27,7 @@ class TAM(Optimizer):
         s ← ρ·s + (1 − ρ)·cos(m, g);  m ← μ·m + ((1 + s) / 2 + ε)·g;  θ ← (1 − γ·λ)·θ − γ·m
 
     decay_rate (ρ): float.
-    State: `momentum_buffer` (m), like the parameter; `s`, 0-dim.
+    State: `momentum_buffer` (m), like the parameter; `s`, one number with the parameter's dimensions.
     Good for: what SGD with momentum trains, where data change in the course of a run.
     Start: lr twice SGD's with momentum, momentum 0.9, decay_rate 0.9.
     Names: pytorch_optimizer's without `weight_decouple`.

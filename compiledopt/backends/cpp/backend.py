@@ -10,7 +10,7 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
 from compiledopt.backends.cpp import kernels, reducing
 from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
-from compiledopt.backends.distributed import is_distributed, local
+from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of, operand_dtypes, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
@@ -41,9 +41,7 @@ class CppBackend(GatheredBackend):
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         runs, dtypes = entry.runs, operand_dtypes(entry)
-        if isinstance(runs, Variant) and runs.program.blocks and not local(entry.param).is_contiguous():
-            return f"{runs.rule.name} reduces, its states are in blocks of a row, and a parameter does not lie row after row"
-        if (reason := too_many(entry)) is not None:
+        if (reason := too_many(entry) or reducing.lies_otherwise(runs, entry.param)) is not None:
             return reason
         try:
             if runs.is_clipped:

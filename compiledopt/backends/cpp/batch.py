@@ -35,10 +35,14 @@ class CppBatch(GatheredBatch):
     """The parameters of one bucket, updated by one C++ kernel."""
 
     def _plan(self) -> Any:
-        self.kernel = kernels.kernel(self.traced.program, kernel_dtypes(self.dtypes))
         if self.is_clipped:
-            self.squared = squares_kernel(self.dtypes[1].to_real())
+            self.squared = squares_kernel(self.dtypes[GRAD].to_real())
         self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
+        return self._kernel_plan()
+
+    def _kernel_plan(self) -> Any:
+        """Take the kernel, and make the native gather."""
+        self.kernel = kernels.kernel(self.traced.program, kernel_dtypes(self.dtypes))
         return self._native_plan(self.kernel.address, self.dtypes)
 
     @property

@@ -260,6 +260,7 @@ def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
     full = source.replace(prefix(), "#include <torch/csrc/inductor/cpp_prefix.h>\n")
     include = Path(torch.__file__).parent / "include"
     flags = [f if not f.startswith("-std") else "-std=c++20" for f in _kernel_flags()]
+    STATS.kernels_with_torch_headers += 1
     try:
         return build(name, full, [*flags, "-DPLAIN", f"-I{include}", f"-I{include}/torch/csrc/api/include"])
     except PassingCompileError:

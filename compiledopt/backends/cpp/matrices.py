@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from compiledopt.backends.batch import Batch, Context, Description, Entry, Value
-from compiledopt.backends.cpp.reducing import ReducingBatch, kernel
+from compiledopt.backends.cpp.reducing import ReducingBatch, kernel, lies_otherwise
 from compiledopt.backends.gathered import bucket_of, operand_dtypes, relay, too_many
 from compiledopt.backends.matrices import MatrixBatch, MatrixWave, matrix_parts, products, program_of, told
 from compiledopt.errors import CompileError
@@ -60,7 +60,7 @@ def refusal(entry: Entry) -> str | None:
     program = program_of(entry)
     assert program is not None
     for part in matrix_parts(entry, program):
-        if (reason := too_many(part)) is not None:
+        if (reason := too_many(part) or lies_otherwise(part.runs, part.param)) is not None:
             return reason
         try:
             kernel(part.runs, operand_dtypes(part))  # type: ignore[arg-type]

@@ -68,3 +68,5 @@ template <class T, class F> static inline T convert(F value) {
 // One condition, not a nest of them: g++ 12 gave up on a loop with two of the nested ones, and Rprop took 10 times as long.
 template <class T> static inline T max_propagate_nan(T a, T b) { return !(a <= b) & !(b != b) ? a : b; }
 template <class T> static inline T min_propagate_nan(T a, T b) { return !(a >= b) & !(b != b) ? a : b; }
+static inline float mod(float a, float b) { return std::fmod(a, b); }
+static inline double mod(double a, double b) { return std::fmod(a, b); }

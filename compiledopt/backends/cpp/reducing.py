@@ -8,17 +8,25 @@ from array import array
 import torch
 
 from compiledopt.backends.cpp import kernels as cpp
-from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
+from compiledopt.backends.cpp.batch import CppBatch
+from compiledopt.backends.distributed import local
 from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.rules.program import REDUCTIONS
-from compiledopt.rules.traced import Variant
+from compiledopt.rules.traced import Traced, Variant
 
 
 def kernel(variant: Variant, dtypes: tuple[torch.dtype, ...]) -> cpp.Kernel:
     """The functions of a variant's passes. Raises: CompileError."""
     cpp.passes_driver()
     return cpp.passes_kernel(variant.passes, kernel_dtypes(dtypes))
+
+
+def lies_otherwise(runs: Traced | Variant, param: torch.Tensor) -> str | None:
+    """Why passes over blocks of rows do not go over a parameter as it lies in memory, or None."""
+    if not isinstance(runs, Variant) or not runs.program.blocks or local(param).is_contiguous():
+        return None
+    return f"{runs.rule.name} reduces, its states are in blocks of a row, and a parameter does not lie row after row"
 
 
 def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.Kernel) -> array[int]:
@@ -50,10 +58,7 @@ def passes(rule: array[int]) -> tuple[int, int, int, int, bytes]:
 class ReducingBatch(CppBatch):
     """Parameters that share a variant of a rule and dtypes."""
 
-    def _plan(self) -> object:
+    def _kernel_plan(self) -> object:
         assert isinstance(self.traced, Variant)
         self.kernel = kernel(self.traced, self.dtypes)
-        if self.is_clipped:
-            self.squared = squares_kernel(self.dtypes[1])
-        self.summing = [totals_kernel(measure, self.dtypes) for measure in self.traced.measures]
         return self._native_plan(0, self.dtypes, passes=passes(described(self.traced, self.dtypes, self.kernel)))

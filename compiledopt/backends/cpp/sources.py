@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -105,6 +106,7 @@ def _body(
     lines = [line for line in body.splitlines() if not any(word in line for word in dropped)]
     lines = [line.replace("#pragma GCC ivdep", "INDEPENDENT") for line in lines]
     lines = [line.replace(" kernel(", f" kernel{suffix}(") for line in lines]
+    lines = [re.sub(r"std::is_signed_v<(\w+)>", r"std::is_signed<\1>::value", line) for line in lines]  # of C++17
     if ("place", 0) in lowered.arguments:
         lines = draws.as_argument(lines, lowered.arguments.index(("place", 0)))
     return lines, list(lowered.arguments), lowered.types

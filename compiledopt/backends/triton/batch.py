@@ -20,7 +20,7 @@ from compiledopt.backends.triton.steady import steady
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.errors import CompileError
 from compiledopt.rules.options import as_float
-from compiledopt.rules.program import depends_on, value_of
+from compiledopt.rules.program import NORM, depends_on, value_of
 
 
 class TritonBatch(GatheredBatch):
@@ -89,7 +89,7 @@ class TritonBatch(GatheredBatch):
         return 1
 
     def _extents(self, lengths: bytes) -> bytes:
-        extents = {1: lambda: lengths, 3: self.native.shapes, 4: self.native.extents}[self.triton.extents]
+        extents = {1: lambda: lengths, 4: self.native.extents, 5: self.native.shapes}[self.triton.extents]
         return extents()  # type: ignore[no-any-return]
 
     def measure_into(self, place: torch.Tensor, first: bool, last: bool) -> bool:
@@ -131,7 +131,7 @@ class TritonBatch(GatheredBatch):
 
     def _step_numbers(self) -> Mapping[str, Any]:
         """The host does not know the norm, so it fills in another."""
-        return {**self.context.step, "grad_norm": 1.0} if self.is_clipped else self.context.step
+        return {**self.context.step, NORM: 1.0} if self.is_clipped else self.context.step
 
     def _columns(self) -> Scalars:
         """What the kernel reads of the table: a few rows, or all of them on the device."""
@@ -149,10 +149,10 @@ class TritonBatch(GatheredBatch):
     def _clip(self, table: torch.Tensor) -> None:
         """Put what depends on the norm, which only the device knows, into its column."""
         for column, node in enumerate(self.traced.program.columns):
-            if depends_on(node, "grad_norm"):
+            if depends_on(node, NORM):
                 bounds = self._bounds()
-                norm = self.context.step["grad_norm"]
-                given = {"max_grad_norm": upload(bounds, self.device, torch.float64), "grad_norm": norm}
+                norm = self.context.step[NORM]
+                given = {"max_grad_norm": upload(bounds, self.device, torch.float64), NORM: norm}
                 table[:, column].copy_(value_of(node, given), non_blocking=True)
 
     def _run(self) -> None:

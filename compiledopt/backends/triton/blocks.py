@@ -17,7 +17,7 @@ from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton.bodies import KEPT, NAMES, Body, lowered
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import MARKED
-from compiledopt.rules.program import BLOCKS, PACKED, Program
+from compiledopt.rules.program import BLOCKS, PACKED, Program, node_args
 
 MOST = 512  # elements of a block: fewer than a block of threads has
 
@@ -115,9 +115,12 @@ class _Writer:
         lines = [PLACES.format(block=self.block)]
         smaller = {size for size in self._scale_sizes() if size != self.block}
         lines += [SMALLER.format(size=size, many=self.block // size, block=self.block) for size in sorted(smaller)]
+        read = {arg for node in self.program.nodes for arg in node_args(node)} | {*self.program.outputs.values()}
         for index, node in enumerate(self.program.tensors):
             if node.axes == PACKED:
-                lines += [template.format(**self._packed(index)) for template in (BYTES, UNPACK)]
+                lines += [template.format(**self._packed(index)) for template in (BYTES, UNPACK)[: 1 + (node in read)]]
+            elif node not in read:
+                continue
             elif node.axes == BLOCKS:
                 lines += self._read_scale(index, self.program.sizes[node.name])
             else:

@@ -4,10 +4,12 @@ values come from."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from compiledopt.backends import cache
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import Program
@@ -17,6 +19,18 @@ TEXT = source_of(__name__)  # of which kernels in the cache are made
 NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 CODES = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}  # of storage/
 KEPT = NAMES | CODES  # what tensors hold
+
+
+def kept_source(of: tuple[Any, ...], make: Callable[[], str]) -> str:
+    """What `make` gives, made once. of: all that it is made of. Raises: CompileError."""
+    name = cache.key(*of)
+    content = cache.load(f"{name}.py")
+    if content is not None:
+        STATS.disk_hits += 1
+        return content.decode()
+    source = make()
+    cache.store(f"{name}.py", source.encode())
+    return source
 
 
 def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.FunctionDef, tuple[tuple[str, int], ...]]:

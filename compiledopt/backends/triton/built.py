@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from compiledopt.backends.matrices import products, told
+from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.forms import Form, chosen
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import masks_of, shape_of
+from compiledopt.backends.triton.stored import inner_parts, moved_alone, stored_of, stored_parts
 from compiledopt.errors import CompileError
-from compiledopt.rules.matrix_program import matrix_program
 from compiledopt.rules.program import ELEMENTS, Program
-from compiledopt.rules.traced import Traced, Variant
+from compiledopt.rules.traced import Traced
 
 
 @dataclass
@@ -35,29 +36,39 @@ class Made:
 def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
     """Of a rule that reduces or multiplies matrices, for parameters of a shape, on a GPU that need not be there. arch: 80, 90,
     and so on. Raises: CompileError."""
-    example = torch.empty(shape, dtype=dtype, device="meta")
-    variant, matrices = known.variant(example), matrix_program(known, example, "cuda")
-    if isinstance(variant, str) and isinstance(matrices, str):
+    entry = Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
+    stored = stored_of(entry)
+    decode, inner, encode = (None, entry, None) if stored is None else stored_parts(entry, stored)
+    variant, matrices = inner.traced.variant(inner.param), program_of(inner)
+    if not isinstance(variant, str):
+        made = Made(variant.program, [], [], [])
+    elif matrices is None:
         raise CompileError(f"{known.reason}: {variant}")
-    if isinstance(variant, str):
-        assert not isinstance(matrices, str)
-        parts: Sequence[tuple[Traced, Variant]] = [(part, part.only) for part in (matrices.before, matrices.after)]
+    else:
         _, calls = products(matrices, [shape])
         made = Made(matrices.whole, [], [], [], products=told(matrices, calls))
         made.calls = sum(sum(each.values()) for each in calls.values())
-    else:
-        parts, made = [(known, variant)], Made(variant.program, [], [], [])
-    for part, runs in parts:
-        dtypes = (dtype, dtype, *part.dtypes_of(example).values())
-        kernel = kernel_of(runs, dtypes)
-        assert not isinstance(kernel, triton.TritonKernel)
-        masks = masks_of(kernel, [shape_of(example, runs.order)])
-        made.built += [_best(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
-        made.sources += [stage.source for stage in kernel.stages]
-        moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
-        made.moved += sum(dtypes[int(index)].itemsize for index in moved)
-        made.programs = [*made.programs, runs.program]
+    for part in (decode, *inner_parts(inner), encode):
+        if part is not None:
+            _add(made, part, arch)
     return made
+
+
+def _add(made: Made, part: Entry, arch: int) -> None:
+    """One program more. Mutates: made."""
+    runs, dtypes = part.runs, part.dtypes()
+    kernel = kernel_of(runs, dtypes)
+    made.programs = [*made.programs, runs.program]
+    if isinstance(kernel, triton.TritonKernel):
+        made.built.append(triton.build_for(kernel, arch))
+        made.sources.append(kernel.source)
+        made.moved += sum(moved_alone(part))
+        return
+    masks = masks_of(kernel, [shape_of(part.param, runs.order)])
+    made.built += [_best(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
+    made.sources += [stage.source for stage in kernel.stages]
+    moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
+    made.moved += sum(dtypes[int(index)].itemsize for index in moved)
 
 
 def _best(stage: triton.TritonKernel, arch: int, mask: int) -> triton.Built:

@@ -27,7 +27,6 @@ from compiledopt.backends.triton import blocks, bodies, files, random
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import NORM, Node, Program, depends_on
-from compiledopt.stats import STATS
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads
@@ -161,14 +160,8 @@ def _find(program: Program, dtypes: Sequence[torch.dtype], rows: bool) -> Triton
     if (reason := missing()) is not None:
         raise CompileError(reason)
     scalar = compute_dtype(dtypes)
-    name = cache.key("triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT)
-    content = cache.load(f"{name}.py")
-    if content is None:
-        source = (rows_source if rows else whole_model_source)(program, dtypes)
-        cache.store(f"{name}.py", source.encode())
-    else:
-        STATS.disk_hits += 1
-        source = content.decode()
+    of = "triton", program.kernel_text, [str(dtype) for dtype in dtypes], rows, TEXT
+    source = bodies.kept_source(of, lambda: (rows_source if rows else whole_model_source)(program, dtypes))
     block = next(iter(program.blocks), 0)
     return TritonKernel(source, len(program.tensors), len(program.columns), scalar, block, extents_of(program))
 
@@ -213,7 +206,9 @@ def framed(program: Program, dtypes: Sequence[torch.dtype], used: Sequence[int],
     types = {index: f"tl.pointer_type(tl.{bodies.KEPT[dtypes[index]]})" for index in used}
     addresses = [f"    a{i} = tl.load(pointers + tensor * {len(program.tensors)} + {i})" for i in used]
     given = _scalars(count, measured, scalar) if count else []
-    given += random.place(program, f"tl.{NAMES[compute_dtype(dtypes)]}") if program.is_random else []
+    if program.is_random:
+        wide = f"tl.{NAMES[compute_dtype(dtypes)]}"
+        given += ["    " + line for line in random.place(program, "s{}".format, wide, "lengths + tensor * 4 + 2", "[1]")]
     width = extents_of(program)
     extents = ["    xnumel = tl.load(lengths + tensor" + (f" * {width})" if width > 1 else ")")]
     extents += [f"    row = tl.load(lengths + tensor * {width} + 1)"] if block else []

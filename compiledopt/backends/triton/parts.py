@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from compiledopt.backends.batch import Batch, Context, Entry
-from compiledopt.backends.matrices import MatrixBatch, matrix_parts, program_of
-from compiledopt.backends.triton.stored import StoredBatch, stored_of, stored_parts
+from compiledopt.backends.matrices import MatrixBatch, program_of
+from compiledopt.backends.triton.stored import StoredBatch, inner_parts, stored_of, stored_parts
 from compiledopt.backends.waves import MakeBatch
 
 
@@ -17,15 +17,17 @@ def several_of(entry: Entry) -> Hashable | None:
 
 def parts_of(entry: Entry) -> tuple[Entry, ...]:
     """An entry for each of the programs that run for it, one after the other."""
-    matrices, stored = program_of(entry), stored_of(entry)
-    if stored is not None:
-        return stored_parts(entry, stored)
-    return (entry,) if matrices is None else matrix_parts(entry, matrices)
+    stored = stored_of(entry)
+    if stored is None:
+        return inner_parts(entry)
+    decode, inner, encode = stored_parts(entry, stored)
+    return (decode, *inner_parts(inner), encode)
 
 
 def batch_of(entries: list[Entry], context: Context, make: MakeBatch) -> Batch:
     """make: of the entries of one program, what runs it."""
-    matrices, stored = program_of(entries[0]), stored_of(entries[0])
+    stored = stored_of(entries[0])
     if stored is not None:
         return StoredBatch(entries, context, stored, make)
+    matrices = program_of(entries[0])
     return make(entries, context) if matrices is None else MatrixBatch(entries, context, matrices, make)

@@ -3,6 +3,7 @@ in the forms of tiles that it needs, so that nothing is compiled for that."""
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
 from compiledopt.backends.triton.forms import FORMS
-from compiledopt.backends.triton.proof import WRONG, on_device_at, remembered, unlike
+from compiledopt.backends.triton.proof import WRONG, bits_for, on_device_at, random_rows, remembered, unlike, unlike_bits
 from compiledopt.backends.triton.reducing import AXES, ReducingKernel
 from compiledopt.backends.triton.shaped import Shape, ShapedTables, masks_of, run_on_nothing, shape_of
 from compiledopt.errors import CompileError
@@ -59,29 +60,40 @@ def difference(
     if not shapes:  # a form that none of these has: the first will do, and is compiled
         shapes, masks = [every[0]], masks_of(kernel, every[:1])
     generator = torch.Generator().manual_seed(0)
-    rows = 0.25 + 0.5 * torch.rand(len(shapes), max(1, kernel.columns), generator=generator, device="cpu")
-    rows = rows.to(kernel.scalar)
+    rows = random_rows(program, kernel.columns, len(shapes), generator).to(kernel.scalar)
     before = [_values(program, dtypes, shape, generator) for shape in shapes]
     after = [
         [on_device_at(value.reshape(-1), number % 2 * OFF, device) for value in values] for number, values in enumerate(before)
     ]
     tables = ShapedTables(kernel, device)
-    sizes = [number for shape in shapes for number in (*shape, 0)]
+    sizes = [size for number, shape in enumerate(shapes) for size in (*shape, *_place(number))]
     numbers = ([one.data_ptr() for values in after for one in values], sizes, range(len(shapes)))
     tables.update(*(array("q", each).tobytes() for each in numbers))
     tables.laid.masks = list(masks)
     tables.run(tables.fill(rows[:, : kernel.columns].reshape(-1).tolist()))
-    for shape, old, new, row in zip(shapes, before, after, rows, strict=True):
-        given = [value.double() for value in old]
-        results = dict(
-            zip(program.tensor_outputs, evaluate(program, given, list(row.double()[: kernel.columns]), None), strict=True)
-        )
+    for number, (shape, old, new, row) in enumerate(zip(shapes, before, after, rows, strict=True)):
+        results = _expected(program, number, shape, old, row[: kernel.columns])
         for node, start, found in zip(program.tensors, old, new, strict=True):
             many, rows_of, columns_of = start.shape  # of what varies along fewer axes, one of all that are alike
-            wanted = results.get(node.name, start.double())[:many, :rows_of, :columns_of]
-            if (wrong := unlike(node.name, found.cpu().view(start.shape), wanted, start.dtype)) is not None:
+            wanted, found = results.get(node.name, start.double())[:many, :rows_of, :columns_of], found.cpu().view(start.shape)
+            wrong = unlike(node.name, found, wanted, start.dtype) or unlike_bits(program, node.name, found, wanted)
+            if wrong is not None:
                 return f"a tensor of {' × '.join(map(str, shape))}: {wrong}"
     return None
+
+
+def _place(number: int) -> tuple[int, int]:
+    """Which parameter one of the tensors is, and which of its elements comes first."""
+    return number + 3, 11 * number
+
+
+def _expected(
+    program: Program, number: int, shape: Shape, before: Sequence[torch.Tensor], row: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    of, first = _place(number)
+    element = torch.arange(math.prod(shape), dtype=torch.int32, device="cpu").view(*shape) + first
+    found = evaluate(program, [value.double() for value in before], list(row.double()), None, bits_for(of, element))
+    return dict(zip(program.tensor_outputs, found, strict=True))
 
 
 def _has_forms(masks: Sequence[int], own: Sequence[int]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from compiledopt.backends import cache
 from compiledopt.backends.blocks import Blocks, scales_of
 from compiledopt.backends.devices import ordinary
-from compiledopt.backends.inductor import evaluate
+from compiledopt.backends.inductor import Bits, evaluate
 from compiledopt.backends.keys import seed_and_step
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.tables import Tables
@@ -64,7 +64,8 @@ def difference(
     """Compare with the program by torch's operators in float64: with a table of scalars, with few rows and with one; each as
     Triton launches it, and as the driver does alone, where it is asked for that."""
     generator = torch.Generator().manual_seed(0)
-    rows, every = _rows(kernel, program, generator), [_Case(number, program, kernel.block) for number in range(len(ROWS))]
+    rows = random_rows(program, kernel.columns, len(ROWS), generator).to(kernel.scalar)
+    every = [_Case(number, program, kernel.block) for number in range(len(ROWS))]
     ways = (("table", every, ROWS), ("few", every[SHORT:], ROWS[SHORT:]), ("one", every, (0,) * len(ROWS)))
     compiled: dict[Any, Any] = {}
     for (way, cases, of), by_driver in product(ways, (False, True)):
@@ -88,13 +89,18 @@ def difference(
     return None
 
 
-def _rows(kernel: triton.TritonKernel, program: Program, generator: torch.Generator) -> torch.Tensor:
+def random_rows(program: Program, columns: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """Rows of scalars; what makes the key of random bits is whole numbers."""
-    rows = 0.25 + 0.5 * torch.rand(len(ROWS), max(1, kernel.columns), generator=generator, device="cpu")
+    rows = 0.25 + 0.5 * torch.rand(count, max(1, columns), generator=generator, device="cpu")
     for column in seed_and_step(program) if program.is_random else ():
         if isinstance(column, int):
-            rows[:, column] = torch.randint(1, 1000, (len(ROWS),), generator=generator, device="cpu").float()
-    return rows.to(kernel.scalar)
+            rows[:, column] = torch.randint(1, 1000, (count,), generator=generator, device="cpu").float()
+    return rows
+
+
+def bits_for(number: int, element: torch.Tensor) -> Bits:
+    """The random bits of these elements of a parameter."""
+    return lambda seed, step: bits_at(key(seed.long(), step.long(), torch.tensor(number, device="cpu")), element)
 
 
 class _Case:
@@ -134,11 +140,9 @@ class _Case:
             found = new.cpu()
             if node.axes == PACKED:  # code by code
                 found, wanted = self._codes(node, found), self._codes(node, wanted.to(old.dtype)).double()
-            if (told := unlike(node.name, found, wanted, old.dtype)) is not None:
+            told = unlike(node.name, found, wanted, old.dtype) or unlike_bits(self.program, node.name, found, wanted)
+            if told is not None:
                 return told
-            count = int((new.cpu() != wanted.to(old.dtype)).sum()) if self._rounds(old.dtype) else 0
-            if count > 1 + len(wanted) // OTHERWISE:
-                return f"{count} elements of {node.name} are not what the for-loop computes, but rounded otherwise"
         return None
 
     def _packed(self, node: Node, codes: torch.Tensor) -> torch.Tensor:
@@ -151,28 +155,23 @@ class _Case:
         assert self.cut is not None
         return self.cut.back(self.cut.into(packed, PACKED, node.name), ELEMENTS).reshape(-1)
 
-    def _rounds(self, dtype: torch.dtype) -> bool:
-        """Whether values may be rounded with random bits."""
-        return self.program.is_random and dtype in (torch.bfloat16, torch.float16)
-
     def _expected(self, before: Sequence[torch.Tensor], row: torch.Tensor) -> list[torch.Tensor]:
         tensors, cut = list(before), self.cut
         if cut is not None:
             given = zip(tensors, self.program.tensors, strict=True)
             tensors = [cut.into(value, node.axes, node.name) for value, node in given]
         tensors = [value.double() for value in tensors]
-        found = evaluate(self.program, tensors, list(row.double()), None, self._bits)
+        found = evaluate(self.program, tensors, list(row.double()), None, self._bits())
         if cut is not None:
             axes = {node.name: node.axes for node in self.program.tensors}
             written = zip(found, self.program.tensor_outputs, strict=True)
             found = [cut.back(value, axes[name], name) for value, name in written]
         return [value.reshape(-1) for value in found]
 
-    def _bits(self, seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        number, first = (torch.tensor(value, device="cpu") for value in self.extents[2:])
-        element = torch.arange(self.length, dtype=torch.int32, device="cpu") + first.to(torch.int32)
-        element = element if self.cut is None else self.cut.into(element, ELEMENTS)
-        return bits_at(key(seed.long(), step.long(), number), element)
+    def _bits(self) -> Bits:
+        number, first = self.extents[2:]
+        element = torch.arange(self.length, dtype=torch.int32, device="cpu") + first
+        return bits_for(number, element if self.cut is None else self.cut.into(element, ELEMENTS))
 
 
 def unlike(name: str, found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> str | None:
@@ -186,6 +185,16 @@ def unlike(name: str, found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dt
     if (count := int(wrong.sum())) <= (-(-len(wrong) // SOME[dtype]) if dtype in SOME else 0):
         return None
     return f"{count} elements of {name} are not what the for-loop computes, by up to {float(apart.max()):.3g}"
+
+
+def unlike_bits(program: Program, name: str, found: torch.Tensor, wanted: torch.Tensor) -> str | None:
+    """How results that may be rounded with random bits differ from what the for-loop computes, if by other bits."""
+    if not program.is_random or found.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    count = int((found != wanted.to(found.dtype)).sum())
+    if count <= 1 + wanted.numel() // OTHERWISE:
+        return None
+    return f"{count} elements of {name} are not what the for-loop computes, but rounded otherwise"
 
 
 def on_device_at(value: torch.Tensor, offset: int, device: torch.device) -> torch.Tensor:

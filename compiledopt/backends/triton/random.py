@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import signature
 
 from compiledopt.backends import keys
@@ -23,12 +24,10 @@ def key_source() -> str:
     return "\n".join([*lines, ""])
 
 
-def place(program: Program, scalar: str) -> list[str]:
-    """Lines after which place0 is where a tensor begins in its parameter, and place1 and place2 are its key. scalar: the dtype
-    of the columns, which may be numbers of Python's under the interpreter."""
-    numbers = [f"s{n}" if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program)]
-    seed, step = (f"tl.full([1], {number}, {scalar}).to(tl.int64)" for number in numbers)
-    return [
-        f"    place1, place2 = key_of({seed}, {step}, tl.load(lengths + tensor * 4 + 2))",
-        "    place0 = tl.load(lengths + tensor * 4 + 3).to(tl.int32)",
-    ]
+def place(program: Program, column: Callable[[int], str], scalar: str, where: str, shape: str) -> list[str]:
+    """Lines after which place0 is where a tensor begins in its parameter, and place1 and place2 are its key. column: what has
+    the value of one, which may be a number of Python's under the interpreter; scalar: the dtype to hold it in; where: the
+    address of the parameter's number, which that of the tensor's first element follows; shape: of one element of a tile."""
+    values = [column(n) if isinstance(n, int) else repr(n) for n in keys.seed_and_step(program)]
+    seed, step = (f"tl.full({shape}, {value}, {scalar}).to(tl.int64)" for value in values)
+    return [f"place1, place2 = key_of({seed}, {step}, tl.load({where}))", f"place0 = tl.load({where} + 1).to(tl.int32)"]

@@ -10,21 +10,20 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
-from compiledopt.backends import cache
 from compiledopt.backends.inductor import compute_dtype
-from compiledopt.backends.triton.bodies import KEPT, Body, lowered
+from compiledopt.backends.triton import random
+from compiledopt.backends.triton.bodies import KEPT, Body, kept_source, lowered
 from compiledopt.backends.triton.bodies import TEXT as BODIES
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, ROWS
-from compiledopt.rules.reductions import SLOT, TENSOR, TILE, Passes
-from compiledopt.stats import STATS
+from compiledopt.rules.reductions import SLOT, TENSOR, TILE, Pass, Passes
 
 AXES = (MATRICES, ROWS, COLUMNS)
 Tile = tuple[int, int, int]  # of matrices, rows and columns
@@ -38,7 +37,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
     0: ((1, 1, 1),),
 }
 VECTORS = ((1, 32, 128), (1, 1, 4096))  # tiles with rows long enough for vector loads
-TEXT = source_of(__name__)  # of which kernels in the cache are made
+TEXT = source_of(__name__) + source_of(random.__name__) + BODIES  # of which kernels in the cache are made
 MOST_TOGETHER = 1024  # partial sums that are added up at once, for each result
 START = {"sum": "0.0", "mean": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}
 JOIN = {"sum": "{} + {}", "mean": "{} + {}", "amax": "larger({}, {})", "amin": "smaller({}, {})"}
@@ -69,7 +68,7 @@ def kind{number}(pointers, layout, table, index, BM: tl.constexpr, BR: tl.conste
     columns = tl.load(layout + 2)
     if ALIGNED:
         columns = tl.multiple_of(columns, {alignment})
-    slots = tl.load(layout + 3).to(tl.pointer_type(tl.float64))
+    slots = tl.load(layout + {slots}).to(tl.pointer_type(tl.float64))
 {body}
 """
 STAGE = """
@@ -82,12 +81,14 @@ def whole_model(pointers, layout, rows, blocks, table, KINDS: tl.constexpr):
     layout += tensor * {width}
     table += tl.load(rows + tensor) * {columns}
 """
+SLOTS, NUMBER, BUFFERS = 3, 4, 6  # of a row of the table of layouts, as Layout says
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row of the table of layouts holds: a tensor's matrices, rows and columns, where its slots and buffers are, and
-    for each reduction where its partial sums are and how many each result has."""
+    """What a row of the table of layouts holds: a tensor's matrices, rows and columns, where its slots are, the number of its
+    parameter and which of that one's elements comes first, where its buffers are, and for each reduction where its partial sums
+    are and how many each result has."""
 
     passes: Passes
 
@@ -96,14 +97,14 @@ class Layout:
         return [(s, i) for s, sweep in enumerate(self.passes.sweeps) for i in range(len(sweep.reductions))]
 
     def buffer(self, index: int) -> int:
-        return 4 + index
+        return BUFFERS + index
 
     def partial(self, reduced: tuple[int, int]) -> int:
-        return 4 + len(self.passes.buffers) + 2 * self.reductions.index(reduced)
+        return BUFFERS + len(self.passes.buffers) + 2 * self.reductions.index(reduced)
 
     @property
     def width(self) -> int:
-        return 4 + len(self.passes.buffers) + 2 * len(self.reductions)
+        return BUFFERS + len(self.passes.buffers) + 2 * len(self.reductions)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class ReducingKernel:
     columns: int
     wide: torch.dtype
     scalar: torch.dtype = torch.float64
-    extents = 3  # numbers of a tensor: matrices, rows, columns
+    extents = 5  # numbers of a tensor: matrices, rows, columns, that of its parameter, and its first element there
 
     @property
     def launches(self) -> int:
@@ -154,13 +155,8 @@ def _made(passes: Passes, dtypes: tuple[torch.dtype, ...]) -> ReducingKernel:
     kinds = tuple(map(tuple, stages_of(passes).stages))
     writer, stages = _Writer(passes, dtypes), []
     for number, members in enumerate(kinds):
-        name = cache.key("triton stage", passes.text, [str(d) for d in dtypes], number, TEXT, BODIES)
-        content = cache.load(f"{name}.py")
-        source = content.decode() if content else writer.stage(members)
-        if content is None:
-            cache.store(f"{name}.py", source.encode())
-        else:
-            STATS.disk_hits += 1
+        of = "triton stage", passes.text, [str(dtype) for dtype in dtypes], number, TEXT
+        source = kept_source(of, partial(writer.stage, members))
         stages.append(TritonKernel(source, len(dtypes), passes.columns, torch.float64))
     return ReducingKernel(passes, tuple(stages), kinds, len(dtypes), passes.columns, compute_dtype(dtypes))
 
@@ -184,8 +180,9 @@ class _Writer:
         for number, kind in enumerate(kinds):
             lines = self._combine(kind) if kind.combined else self._sweep(kind)
             body = textwrap.indent("\n".join(lines), "    ")
-            functions.append(KIND.format(number=number, alignment=self.unit, body=body))
-        text = "\n".join(functions)
+            functions.append(KIND.format(number=number, alignment=self.unit, slots=SLOTS, body=body))
+        key = random.key_source() if any("key_of(" in function for function in functions) else ""
+        text = "\n".join([key, *functions])
         text += STAGE.format(operands=len(self.dtypes), width=self.layout.width, columns=self.passes.columns)
         text += textwrap.indent("\n".join(self._dispatch(kinds)), "    ") + "\n"
         return HEAD.format(imports=imports_of(text)) + text
@@ -241,7 +238,7 @@ class _Writer:
         kinds = dict(zip([argument.arg for argument in function.args.args], arguments, strict=False))
         body = Body(kinds, f"x{s}_", f"v{s}_", f"w{s}_", f"n{s}_")
         statements = [line for statement in function.body if (line := body.line(statement)) is not None]
-        lines: list[str] = []
+        lines = self._place(sweep, kind.axes) if sweep.program.is_random else []
         for k in sorted(body.read):
             operand = sweep.operands[k]
             lines += self._read(f"v{s}_{k}", operand.kind, operand.index, operand.axes, kind, made)
@@ -257,6 +254,13 @@ class _Writer:
             elif operand.kind != TILE:
                 lines.append(self._store(operand.kind, operand.index, operand.axes, name))
         return lines
+
+    def _place(self, sweep: Pass, axes: int) -> list[str]:
+        """Where the elements of a tile are in their parameter, and the key of its random bits."""
+        lines = random.place(
+            sweep.program, lambda n: f"tl.load(table + {sweep.columns[n]})", "tl.float64", f"layout + {NUMBER}", "[1, 1, 1]"
+        )
+        return [f"x0 = i{axes}", *lines]
 
     def _dtype(self, kind: int) -> str:
         return "tl.float64" if kind == SLOT else self.wide

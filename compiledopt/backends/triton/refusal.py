@@ -23,9 +23,8 @@ def refusal_of(entry: Entry, group: Mapping[str, Any], there: bool) -> str | Non
         return reason
     if runs.measures or runs.rule.shared:
         return f"{runs.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
-    if not entry.traced.elementwise and (runs.program.is_random or runs.program.blocks):
-        what = "reads random bits" if runs.program.is_random else "has states in blocks"
-        return f"{runs.rule.name} reduces and {what}, and there is no Triton kernel for that"
+    if not entry.traced.elementwise and runs.program.blocks:
+        return f"{runs.rule.name} reduces and has states in blocks, and there is no Triton kernel for that"
     if runs.program.blocks and not local(param).is_contiguous():
         return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
     try:

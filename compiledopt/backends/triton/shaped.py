@@ -13,7 +13,7 @@ from compiledopt.backends.devices import as_numbers, on_device, upload
 from compiledopt.backends.triton.forms import PLAIN, Form, chosen
 from compiledopt.backends.triton.kernels import TritonKernel
 from compiledopt.backends.triton.prepared import Launch
-from compiledopt.backends.triton.reducing import AXES, Layout, ReducingKernel, Tile, tiles_of
+from compiledopt.backends.triton.reducing import AXES, SLOTS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind
 from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
@@ -22,6 +22,7 @@ UNIT = 16  # elements: what is kept begins on multiples of so many
 MORE = 1.25  # times the fewest blocks, for tiles with vector loads
 
 Shape = Sequence[int]  # matrices, rows, columns
+Size = Sequence[int]  # the same, the number of the parameter, and the place of the tensor's first element there
 Prove = Callable[[Sequence[int]], None] | None
 
 
@@ -87,12 +88,13 @@ class Room:
         return start
 
 
-def laid_out(kernel: ReducingKernel, shapes: Sequence[Shape], device: torch.device) -> Laid:
+def laid_out(kernel: ReducingKernel, sizes: Sequence[Size], device: torch.device) -> Laid:
     passes, layout, room = kernel.passes, Layout(kernel.passes), Room()
+    shapes, own = [size[:3] for size in sizes], [size[3:] for size in sizes]
     numbers = max(1, passes.numbers - passes.columns)
     rows = []
     for tensor, shape in enumerate(shapes):
-        row = [*shape, tensor * numbers]
+        row = [*shape, tensor * numbers, *own[tensor]]
         row += [room.take(_size(axes, shape)) for axes in passes.buffers]
         for s, i in layout.reductions:
             sweep = passes.sweeps[s]
@@ -103,9 +105,9 @@ def laid_out(kernel: ReducingKernel, shapes: Sequence[Shape], device: torch.devi
         rows.append(row)
     slots = torch.zeros(numbers * len(shapes), dtype=torch.float64, device=device)
     memory = torch.zeros(room.taken, dtype=kernel.wide, device=device)
-    places = [4 + k for k in range(len(passes.buffers))] + [layout.partial(reduced) for reduced in layout.reductions]
+    places = [layout.buffer(k) for k in range(len(passes.buffers))] + [layout.partial(one) for one in layout.reductions]
     for row in rows:
-        row[3] = slots.data_ptr() + 8 * row[3]
+        row[SLOTS] = slots.data_ptr() + 8 * row[SLOTS]
         for place in places:
             row[place] = memory.data_ptr() + memory.element_size() * row[place]
     table = upload(array("q", [value for row in rows for value in row]).tobytes(), device)
@@ -147,8 +149,7 @@ class ShapedTables(Tables):
         self.compiled_stages: list[dict[Any, Any]] = [{} for _ in kernel.stages]
 
     def _arrange(self, sizes: bytes) -> Any:
-        numbers = as_numbers(sizes).view(-1, 4)[:, :3].tolist()  # the last is for blocks
-        laid = laid_out(self.stages, numbers, self.device)
+        laid = laid_out(self.stages, as_numbers(sizes).view(-1, self.stages.extents).tolist(), self.device)
         run_on_nothing(self.stages, laid.masks, self.device)
         if self.prove is not None:
             self.prove(laid.masks)

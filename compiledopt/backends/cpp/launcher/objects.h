@@ -64,6 +64,12 @@ class Owned {
 Owned none() { return Owned::share(Py_None); }
 Owned truth(bool value) { return Owned::share(value ? Py_True : Py_False); }
 
+Owned floats_of(const std::vector<double>& values) {
+  Owned list = Owned::checked(PyList_New(values.size()));
+  for (size_t i = 0; i < values.size(); ++i) PyList_SET_ITEM(list.get(), i, Owned::checked(PyFloat_FromDouble(values[i])).release());
+  return list;
+}
+
 void require(bool done) {
   if (!done) throw PythonError();
 }

@@ -85,10 +85,7 @@ Owned plan_sums(Plan& plan, PyObject* args) {
   }
   std::vector<double> totals;
   run_long(plan, [&] { totals = sums_over_parameters(plan, wanted, threads); });
-  Owned list = Owned::checked(PyList_New(totals.size()));
-  for (size_t i = 0; i < totals.size(); ++i)
-    PyList_SET_ITEM(list.get(), i, Owned::checked(PyFloat_FromDouble(totals[i])).release());
-  return list;
+  return floats_of(totals);
 }
 
 // (index of the entry, its scalar states) for each entry that has a gradient, after a gather.
@@ -143,15 +140,14 @@ Owned plan_extents(Plan& plan, PyObject*) {
   return bytes_of(extents);
 }
 
-// For a launch in passes elsewhere: (matrices, rows, columns), as they lie in memory, and how many elements no block reaches
-// across, of the entries in `tables`.
+// For a launch in passes elsewhere: (matrices, rows, columns), as they lie in memory, number and offset, of the entries in `tables`.
 Owned plan_shapes(Plan& plan, PyObject*) {
   require_stage(plan, kSeen, "shapes");
   std::vector<int64_t> shapes;
   for (int64_t i = 0; i < plan.count(); ++i) {
     if (!plan.has_gradient(i)) continue;
     const Shape shape = shape_of(plan, i);
-    shapes.insert(shapes.end(), {shape.matrices, shape.rows, shape.columns, shape.row});
+    shapes.insert(shapes.end(), {shape.matrices, shape.rows, shape.columns, plan.places[i].number, plan.places[i].offset});
   }
   return bytes_of(shapes);
 }
@@ -341,7 +337,7 @@ PyMethodDef plan_methods[] = {
      "tables() -> pointers, lengths, rows, pointers of 0-dim states, of the last gather"},
     {"extents", plan_method<plan_extents>, METH_NOARGS,
      "extents() -> (length, what no block reaches across, number, offset) of each entry in tables()"},
-    {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns, elements that no block reaches across) of each entry in tables()"},
+    {"shapes", plan_method<plan_shapes>, METH_NOARGS, "shapes() -> (matrices, rows, columns, number, offset) of each entry in tables()"},
     {"commit", plan_method<plan_commit>, METH_O, "commit(table): the 0-dim states and version counters, after a launch elsewhere"},
     {"sums", plan_method<plan_sums>, METH_VARARGS,
      "sums(kernel, operands, count, columns or None, width, threads) -> for each row, what the kernel sums of its parameters"},

@@ -116,9 +116,7 @@ void clip(Steady& steady, int threads) {
     wanted.kernel = part.squares, wanted.reads = 1, wanted.operands[0] = kGrad;
     run_long(*part.plan, [&] { squares.push_back(sums_over_parameters(*part.plan, wanted, threads)[0]); });
   }
-  const Owned given = Owned::checked(PyList_New(squares.size()));
-  for (size_t i = 0; i < squares.size(); ++i)
-    PyList_SET_ITEM(given.get(), i, Owned::checked(PyFloat_FromDouble(squares[i])).release());
+  const Owned given = floats_of(squares);
   const Busy busy(steady);
   const Owned found = Owned::checked(PyObject_CallOneArg(steady.norm.get(), given.get()));
   const double norm = PyFloat_AsDouble(found.get());
