@@ -41,6 +41,8 @@ typedef struct {
 } Seen;
 int launches = 0;
 int refused = 0;  // launches that are not Triton's fail from this one on
+int copies = 0;   // to the device
+int copies_refused = 0;
 Seen seen[MOST];
 
 // What a cubin says of the parameters of its only kernel: EIATTR_KPARAM_INFO (4, 0x17, 12 bytes: index, ordinal and offset, and
@@ -105,6 +107,12 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
 CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdeviceptr pointer) {
   memcpy(data, &pointer, sizeof pointer);
+  return CUDA_SUCCESS;
+}
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
+  if (copies_refused) return CUDA_ERROR_INVALID_CONTEXT;
+  ++copies;
+  memcpy((void *)to, from, bytes);
   return CUDA_SUCCESS;
 }
 static CUresult launched(Seen one, CUfunction function, void **params) {
@@ -180,6 +188,17 @@ def seen() -> list[Seen]:
     copies = [Seen.from_buffer_copy(one) for one in found]
     count.value = 0
     return copies
+
+
+def copies() -> int:
+    """To the device, since the last call."""
+    count = ctypes.c_int.in_dll(_load(), "copies")
+    found, count.value = count.value, 0
+    return found
+
+
+def refuse_copies(refused: bool) -> None:
+    ctypes.c_int.in_dll(_load(), "copies_refused").value = refused
 
 
 def refuse(refused: int) -> None:

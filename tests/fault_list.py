@@ -826,7 +826,14 @@ fault("cpp:number-not-read", "changes.h", "numbers[number] = is, ++changes;", "(
 FAKE = "test_fake_driver.py"
 BROUGHT = f"{FAKE}::test_tables_are_brought_once"
 fault("triton:tables-not-brought", "part.h", " && found == elsewhere.there;", ";", BROUGHT)
-fault("triton:pointers-not-brought", "part.h", "(same && pointers == elsewhere.pointers_there)", "(same)", BROUGHT)
+fault("triton:pointers-not-brought", "part.h", "elsewhere.moved = true;", "elsewhere.moved = false;", BROUGHT)
+fault(
+    "triton:pointers-lent-and-known",
+    "triton/tables.py",
+    'self.lent, self.known = True, (b"", *self.known[1:])',
+    "self.lent = False",
+    f"{FAKE}::test_the_driver_brings_pointers",
+)
 fault(
     "triton:passes-not-proved",
     "passes_ready.py",
@@ -859,7 +866,7 @@ ALONE, REFUSED = f"{FAKE}::test_the_driver_is_given_what_triton_gives_it", f"{FA
 ANOTHER, OTHERS = f"{FAKE}::test_another_device_or_stream", f"{FAKE}::test_a_kernel_of_other_parameters_is_left_to_triton"
 fault("triton:numbers-as-they-were", "part.h", "if (one.rows) one.take(found);", "", f"{ALONE}[plain]")
 fault("triton:rows-not-filled", "part.h", "hand_over(elsewhere.fill);", "", f"{ALONE}[5 groups]")
-fault("triton:norm-not-launched", "step.h", "!std::all_of(parts.begin(), parts.end(), measured)", "false", f"{ALONE}[clipped]")
+fault("triton:norm-not-launched", "step.h", "!(all(pointed) && all(measured))", "false", f"{ALONE}[clipped]")
 fault("triton:not-restored", "step.h", "if (early) restore(steady, done);", "", f"{REFUSED}[{{}}]")
 fault("triton:stream-not-seen", "driver.h", "if (is != stream) return false;", "", f"{ANOTHER}[stream]")
 fault("triton:device-not-seen", "driver.h", "if (!same) return false;", "", f"{ANOTHER}[device]")

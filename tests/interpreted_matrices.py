@@ -270,6 +270,31 @@ def test_replays(name, monkeypatch):
     assert effect > 0.01 and rms(flat(mine) - flat(reference)) <= 1e-3 * effect
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kernels"), [("Muon", 6), ("LAMB", 5)])
+def test_replays_of_what_is_kept_in_other_ways(name, kernels, monkeypatch):
+    """Random bits follow the step on the device, and codes are written where the graph found them; after a checkpoint too."""
+    multiplying_in(monkeypatch, torch.float32)
+    found = []
+    for replayed in (False, True):
+        params = parameters(HALF, [(9, 300)])
+        options = {"lr": 0.05, "compiled": True, "capturable": True, **KEPT["int8 and stochastic"]}
+        optimizer = getattr(compiledopt, name)(params, **options, min_quantized_numel=0)
+        run(optimizer, params, Gradients(HALF), range(2))
+        saved = copy.deepcopy(optimizer.state_dict())
+        optimizer = getattr(compiledopt, name)(params, **options, min_quantized_numel=0)
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+        with monkeypatch.context() as patch:
+            if replayed:
+                with capture(patch) as graph:
+                    optimizer.step()
+        for _ in range(2):
+            graph.replay() if replayed else optimizer.step()
+        found.append([[param, *optimizer.state[param].values()] for param in params])
+    assert same(*found) and optimizer.executor == "compiled" and optimizer._explanation().kernels == kernels
+
+
 def test_states_checkpoints_and_copies(monkeypatch):
     """States have nothing of the stacks; what is put in the place of one is read; a copy goes on by itself."""
     multiplying_in(monkeypatch, torch.float32)

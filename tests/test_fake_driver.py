@@ -78,9 +78,9 @@ def test_launches_of_a_steady_step(launches, options, expected):
     assert steady[-1] == (5, 128)
 
 
-def test_tables_are_brought_once(launches, monkeypatch):
-    """Nothing but the launch remains where nothing changed; other gradients are pointed to, in the same native step, and all is
-    brought where a parameter moved."""
+def test_tables_are_brought_once(launches, driver, monkeypatch):
+    """Nothing but the launch remains where nothing changed; other gradients are pointed to by the driver, in the same native
+    step, and all is brought where a parameter moved."""
     optimizer, brought = compiledopt.AdamW(params := model(), compiled=True), []
     for name in ("update", "point"):
         plain = getattr(tables.Tables, name)
@@ -89,8 +89,9 @@ def test_tables_are_brought_once(launches, monkeypatch):
     def steps_and_brings(*names):
         steps = taken(optimizer)
         brought.clear()
+        driver.copies()
         optimizer.step()
-        assert taken(optimizer) == steps + 1 and brought == list(names)
+        assert taken(optimizer) == steps + 1 and brought + ["copy"] * driver.copies() == list(names)
         (batch,) = optimizer._stepper.plan.batches
         states = ([optimizer.state[param][name] for name in ("exp_avg", "exp_avg_sq")] for param in params)
         there = [tensor.data_ptr() for param, own in zip(params, states, strict=True) for tensor in (param, param.grad, *own)]
@@ -100,13 +101,13 @@ def test_tables_are_brought_once(launches, monkeypatch):
         optimizer.step()
     steps_and_brings()
     params[2].grad = torch.ones_like(params[2])
-    steps_and_brings("point")
+    steps_and_brings("copy")
     params[1].grad = torch.ones_like(params[1])
     params[2].data = torch.ones_like(params[2])
     steps_and_brings("update")
     steps_and_brings()
     params[0].grad = torch.ones_like(params[0])
-    steps_and_brings("point")
+    steps_and_brings("copy")
     optimizer.param_groups[0]["lr"] = 0.5
     steps_and_brings()  # the rate is an argument of the kernel
 
@@ -223,6 +224,46 @@ def test_each_launch_has_the_form_that_was_chosen(launches, driver, monkeypatch)
             driver.seen()
             optimizer.step()
             assert {one.threads for one in driver.seen()} == {32 * form.warps}
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True, "max_grad_norm": 1.0}], ids=str)
+def test_the_driver_brings_pointers(launches, driver, options):
+    """Where gradients lie elsewhere, without Python; what is where a kernel finds it is right after each kind of step, with
+    gradients that lie where some did before too."""
+    optimizer = steadied(compiledopt.AdamW(model(), compiled=True, **options))
+    params, tables = optimizer.param_groups[0]["params"], optimizer._plan.batches[0].tables
+    sets = [[torch.ones(64) for _ in params] for _ in range(3)]
+
+    def step(which, refused=False):
+        for param, grad in zip(params, sets[which], strict=True):
+            param.grad = grad
+        before, _ = taken(optimizer), driver.copies()
+        driver.refuse_copies(refused)
+        try:
+            optimizer.step()
+        finally:
+            driver.refuse_copies(False)
+        batch = optimizer._plan.batches[0]
+        operands = batch.triton.operands
+        assert batch.tables is tables and tables.pointers[1::operands].tolist() == [grad.data_ptr() for grad in sets[which]]
+        assert tables.pointers[::operands].tolist() == [param.data_ptr() for param in params]
+        return taken(optimizer) - before, driver.copies()
+
+    update, brought = tables.update, []
+    tables.update = lambda *contents: brought.append(contents[0]) or update(*contents)
+    step(0)
+    assert step(1) == (1, 1) and step(1) == (1, 0) and step(0) == (1, 1)
+    assert step(1, refused=True) == (1, 0), "Python brings them"
+    assert step(2) == (1, 1)
+    optimizer._stepper.steady = steadying.never
+    step(1)  # from Python, which had brought these itself
+    optimizer.param_groups[0]["lr"] = 0.5
+    for which in (0, 1, 0, 1):
+        step(which)
+    assert step(2) == (1, 1)
+    (last,) = [which for which, grads in enumerate(sets) if grads[0].data_ptr() in memoryview(brought[-1]).cast("q").tolist()]
+    optimizer._stepper.steady = steadying.never
+    step(last)  # where gradients lie that Python brought last, and native code exchanged since
 
 
 def test_a_driver_that_refuses_in_the_midst(launches, driver):

@@ -305,6 +305,17 @@ def test_explain_of_values_that_are_kept_in_other_ways(name, arch, capsys):
     assert vectors is None or (told["vector_loads"], told["vector_stores"]) == vectors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kernels"), [("Muon", 6), ("LAMB", 5)])
+def test_explain_of_values_that_rules_of_other_kinds_keep(name, kernels, capsys):
+    """A launch that decodes and one that encodes, of codes alone; random bits take no memory and spill nothing."""
+    command = ["explain", name, "--device", "cuda", "--arch", "sm_90", "--dtype", "bfloat16", "--json", "--source"]
+    assert __main__.main([*command, "--option", 'state_dtype="int8"', "--option", 'rounding="stochastic"']) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == kernels and told["spills"] == 0 and told["registers"] <= 168
+    assert "key_of(" in told["source"] and told["vector_loads"] > 0 and told["vector_stores"] > 0
+
+
 @pytest.mark.parametrize(
     ("name", "arch", "kernels"),
     [

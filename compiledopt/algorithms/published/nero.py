@@ -30,7 +30,10 @@ def formed(param: Tensor) -> Tensor:
 def nero(param, grad, step, exp_avg_sq, scale, *, first, lr, beta, constraints):
     step = step + 1
     rows, square = param.ndim > 1, grad * grad
-    size = over_all(over_rest(param * param, "sum").sqrt() if rows else abs(param), "mean")
+    if rows and constraints:
+        size = torch.ones_like(scale)
+    else:
+        size = over_all(over_rest(param * param, "sum").sqrt() if rows else abs(param), "mean")
     scale = torch.where(first > 0, torch.where(size > 0, size, 0.01), scale)
     exp_avg_sq = beta * exp_avg_sq + (1 - beta) * (over_rest(square, "sum") if rows else square)
     root = (exp_avg_sq / (1 - beta**step)).sqrt()
@@ -42,7 +45,7 @@ class Nero(Optimizer):
     """Nero: each neuron turns by the same angle at every step; its weights have a mean of 0 and a length of 1.
 
         v ← β·v + (1 − β)·‖g‖²;  θ ← θ − γ·s·g / √v̂   with  v̂ = v / (1 − βᵗ),  for each row of θ
-        θ ← θ − mean θ;  θ ← θ / ‖θ‖,  for each row;  s = mean ‖θ‖ over the rows at first, 0.01 where that is 0
+        θ ← θ − mean θ;  θ ← θ / ‖θ‖,  for each row;  s = mean ‖θ‖ over the rows at first, 1 here; 0.01 where it is 0
 
     beta (β): float. constraints: False leaves out the second line. The elements of a vector are neurons of their own, and free.
     The constraints hold from when the optimizer is made: that writes the parameters.

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import re
+from array import array
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 
-from compiledopt.backends.devices import is_capturing
+from compiledopt.backends.devices import is_capturing, upload
 
 # (cuLaunchKernel, function, blocks, threads, shared memory, types, values, first of the numbers of a step, rows of them).
 Launch = tuple[int, int, int, int, int, str, tuple[Any, ...], int, int]
@@ -24,13 +25,28 @@ PARAMETER = re.compile(r"\.param\s+\.[a-z]+(\d+)\s[^,)]*_param_\d+")
 
 
 @cache
-def driver() -> int | None:
-    """The address of cuLaunchKernel, or None where there is no driver of CUDA."""
+def driver(name: str = "cuLaunchKernel") -> int | None:
+    """The address of a function of CUDA's driver, or None where there is none."""
     try:
-        function = ctypes.CDLL("libcuda.so.1").cuLaunchKernel
+        function = getattr(ctypes.CDLL("libcuda.so.1"), name)
     except (OSError, AttributeError):
         return None
     return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def copying(device: torch.device) -> int | None:
+    """The address of what copies to the device, asynchronously, and was found to; None where that is not known."""
+    call, where = driver("cuMemcpyHtoDAsync_v2"), current(device)
+    return None if call is None or where is None or not _copies(call, device, where[3]) else call
+
+
+@lru_cache
+def _copies(call: int, device: torch.device, stream: int) -> bool:
+    """Whether the driver copies as it should, tried once on a stream: a wrong pointer would be no error."""
+    numbers, there = array("q", range(1, 65)), upload(bytes(8 * 64), device)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)(call)
+    done = function(there.data_ptr(), numbers.buffer_info()[0], 8 * len(numbers), stream)
+    return done == 0 and there.tolist() == numbers.tolist()
 
 
 def types_of(made: Any) -> str | None:

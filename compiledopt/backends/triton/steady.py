@@ -29,13 +29,13 @@ def steady(standing: Standing) -> Steady | None:
 
 
 def prepared(batch: Any) -> Any:
-    """A step of the driver alone: (whether `fill` is asked, where it goes, what comes before all launches, launches); None
-    where that is not known now, False where it cannot be."""
+    """A step of the driver alone: (whether `fill` is asked, where it goes, what comes before all launches, launches, what
+    copies pointers); None where that is not known now, False where it cannot be."""
     before, launches = batch.prepared_norm(), batch.prepared_launches()
     if before is None or launches is None:
         return False
     where = current(batch.device) if launches else None
-    return None if where is None else (batch.fills(), where, before, launches)
+    return None if where is None else (batch.fills(), where, before, launches, batch.tables.lend())
 
 
 def _never() -> bool:

@@ -15,7 +15,7 @@ import torch
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.devices import Streams, as_numbers, on_device, ordinary, reserved, upload
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.prepared import Launch, current, launch_of
+from compiledopt.backends.triton.prepared import Launch, copying, current, launch_of
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
 Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or few rows, one after the other
@@ -45,6 +45,15 @@ class Tables:
         self.compiled: dict[Any, Any] = {}  # what triton.jit gave for one row, for a few, and for a table
         self.none: Sequence[float] = [0.0] * (triton.FEW * kernel.columns)  # in the place of rows
         self.changes = 0
+        self.lent = False  # whether native code writes pointers to where they are: what is there is not known here
+
+    def lend(self) -> tuple[int, int] | None:
+        """(the driver's function that copies, where the pointers are) for who brings others; None where a graph reads them."""
+        function = None if self.kept else copying(self.device)
+        if function is None:
+            return None
+        self.lent, self.known = True, (b"", *self.known[1:])
+        return function, self.pointers.data_ptr()
 
     @ordinary
     def update(self, *contents: bytes) -> None:
@@ -54,8 +63,12 @@ class Tables:
         """
         if 8 * self.reserve.numel() != len(contents[0]):
             self.reserve = reserved(len(contents[0]) // 8, self.device)
+        if self.lent and contents[0] and 8 * self.pointers.numel() == len(contents[0]):
+            self._write(bytearray(contents[0]))
+            contents = (b"", *contents[1:])
         if contents == self.known:
             return
+        self.lent = self.lent and not contents[0]
         old = (self.pointers, self.lengths, self.rows)
         same = [content == known for content, known in zip(contents, self.known, strict=True)]
         tables = [t if is_same else upload(c, self.device) for t, c, is_same in zip(old, contents, same, strict=True)]
@@ -70,13 +83,17 @@ class Tables:
         """Bring the pointers alone; the rest is as at the last call of `update`. Whether they are where they were: no graph
         reads them there. Asked where no mode is on."""
         if self.kept:
-            self.pointers = upload(bytes(pointers), self.device)
+            self.pointers, self.lent = upload(bytes(pointers), self.device), False
             self.changes += 1
         else:
-            fresh = torch.frombuffer(pointers, dtype=torch.int64)
-            self.pointers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
-        self.known = (bytes(pointers), *self.known[1:])
+            self._write(pointers)
+        self.known = (b"" if self.lent else bytes(pointers), *self.known[1:])
         return not self.kept
+
+    def _write(self, pointers: bytearray) -> None:
+        """Write pointers to where those before are."""
+        fresh = torch.frombuffer(pointers, dtype=torch.int64)
+        self.pointers.copy_(fresh if self.device.type == "cpu" else fresh.pin_memory(), non_blocking=True)
 
     def _arrange(self, sizes: bytes) -> Any:
         """What depends on the sizes alone."""

@@ -75,6 +75,33 @@ Launch launch_of(PyObject* described, int columns) {
   return made;
 }
 
+// cuMemcpyHtoDAsync: where to, where from, bytes, stream. What is not pinned is read before it returns.
+using CopyToDevice = int (*)(uint64_t, const void*, size_t, void*);
+
+// Where a table of pointers is, and what copies to it; or nothing.
+struct Copy {
+  CopyToDevice call = nullptr;
+  uint64_t to = 0;
+
+  // Whether the driver took it; as of a launch.
+  bool run(const std::vector<int64_t>& values, uint64_t stream) const {
+    if (!call) return false;
+    PyThreadState* const state = PyEval_SaveThread();
+    const int error = call(to, values.data(), values.size() * sizeof(int64_t), reinterpret_cast<void*>(stream));
+    PyEval_RestoreThread(state);
+    return error == 0;
+  }
+};
+
+// (address of cuMemcpyHtoDAsync, where to), or None.
+Copy copy_of(PyObject* described) {
+  unsigned long long call, to;
+  if (described == Py_None) return {};
+  if (!PyTuple_Check(described)) fail(PyExc_TypeError, "a copy is described by a tuple");
+  require(PyArg_ParseTuple(described, "KK", &call, &to));
+  return {reinterpret_cast<CopyToDevice>(call), to};
+}
+
 // Where the driver launches, as it was when Python said what to launch: the current device and stream; and who watches launches.
 struct Current {
   struct Watcher {

@@ -29,7 +29,7 @@ template <class F>
 void run_tiles(const Plan& plan, int64_t i, int64_t begin, int64_t end, const int* operands, int count, bool writes, int64_t* room, F&& kernel) {
   const TensorImpl* const param = plan.found(i).param();
   const Strides strides{param->sizes().data(), param->strides().data(), param->dim()};
-  const int64_t row = row_of(param), rows = plan.tile_rows(param), columns = plan.tile_columns(rows), most = rows * columns;
+  const int64_t row = row_of(param), rows = plan.tile_rows(param), columns = plan.tile_columns(rows, row), most = rows * columns;
   const auto own = [&](int k) { return reinterpret_cast<char*>(room + most * (1 + k)); };
   const auto is_own = [&](int k) { return plan.axes[operands[k]] == kElements; };
   int64_t first = -1, known = 0;  // the columns whose offsets are known: all rows have the same
@@ -59,7 +59,7 @@ void run_blocks(const Plan& plan, const Rows& table, size_t i, int64_t begin, in
   const TensorImpl* const param = plan.found(i).param();
   const int64_t length = plan.starts[i + 1] - plan.starts[i], row = row_of(param), block = plan.block;
   const bool in_order = param->is_contiguous(), flat = in_order && (row % block == 0 || row == length);
-  const int64_t unit = flat ? std::max(kAlignment, block) : row * (in_order ? 1 : plan.tile_rows(param));
+  const int64_t unit = flat ? std::max(kAlignment, block) : row * (in_order || plan.tile_rows(param) == 1 ? 1 : kShareRows);
   const auto edge = [&](int64_t at) { return std::min((at + unit - 1) / unit * unit, length); };
   begin = edge(begin), end = edge(end);
   if (begin >= end) return;

@@ -35,6 +35,8 @@ struct Elsewhere {
   int bound = -1;        // of the groups' numbers, one that tables depend on
   // For the driver, while `is_prepared`.
   bool is_prepared = false, asks = true, fills = false;
+  bool moved = false;  // whether the kernel's table lacks `pointers_there` still
+  Copy copy;
   Current current;
   std::vector<Launch> before, launches;  // what must be done between preparing and launching; and the batch's
 
@@ -82,7 +84,7 @@ struct Part {
 
   // False: Python must take the step. All that a kernel's tables are made of is looked at, and every shape with it; where the
   // device has the scalars, the numbers of the groups too.
-  bool brought(const std::vector<Group>& all) {
+  bool brought(const std::vector<Group>& all, bool by_driver) {
     std::vector<int64_t>&found = elsewhere.found, &pointers = elsewhere.pointers;
     found.clear(), pointers.clear();
     int64_t changes = 0;
@@ -109,19 +111,40 @@ struct Part {
       found.insert(found.end(), sizes.begin(), sizes.end());
     }
     const bool same = elsewhere.changes == changes && found == elsewhere.there;
-    if (same && pointers == elsewhere.pointers_there) return true;
+    if (same) {
+      if (pointers == elsewhere.pointers_there) return true;
+      elsewhere.pointers_there.swap(pointers);
+      elsewhere.moved = true;
+      if (!by_driver || !elsewhere.copy.call) point();
+      return true;
+    }
     elsewhere.changes = -1;
-    const auto* const bytes = reinterpret_cast<const char*>(pointers.data());
-    const Owned given = same ? Owned::checked(PyByteArray_FromStringAndSize(bytes, pointers.size() * sizeof(int64_t))) : Owned();
-    const Owned done = Owned::checked(same ? PyObject_CallOneArg(elsewhere.point.get(), given.get())
-                                            : PyObject_CallNoArgs(elsewhere.bring.get()));
+    const Owned done = Owned::checked(PyObject_CallNoArgs(elsewhere.bring.get()));
     calls_python = true;
     if (done.get() == Py_False) return false;
     elsewhere.is_prepared &= done.get() == Py_True;  // else what launches are given lies elsewhere now
     elsewhere.there.swap(found);
     elsewhere.pointers_there.swap(pointers);
+    elsewhere.moved = false;
     elsewhere.changes = changes;
     return true;
+  }
+
+  // Lets Python bring the pointers.
+  void point() {
+    const std::vector<int64_t>& pointers = elsewhere.pointers_there;
+    const auto* const bytes = reinterpret_cast<const char*>(pointers.data());
+    const Owned given = Owned::checked(PyByteArray_FromStringAndSize(bytes, pointers.size() * sizeof(int64_t)));
+    const Owned done = Owned::checked(PyObject_CallOneArg(elsewhere.point.get(), given.get()));
+    calls_python = true;
+    elsewhere.is_prepared &= done.get() == Py_True;
+    elsewhere.moved = false;
+  }
+
+  // Whether the driver brought them, where they moved.
+  bool pointed() {
+    elsewhere.moved = elsewhere.moved && !elsewhere.copy.run(elsewhere.pointers_there, elsewhere.current.stream);
+    return !elsewhere.moved;
   }
 
   void hand_over(const Owned& taker) const {
@@ -137,19 +160,20 @@ struct Part {
     return elsewhere.is_prepared && elsewhere.current.is_as_before();
   }
 
-  // Asks Python what the driver is to launch: (fills, current, before, launches); None where that is not known now, False where it
-  // will not be.
+  // Asks Python what the driver is to launch: (fills, current, before, launches, copy); None where that is not known now, False where
+  // it will not be.
   void prepare() {
     const Owned described = Owned::checked(PyObject_CallNoArgs(elsewhere.prepare.get()));
     calls_python = true;
     elsewhere.asks = described.get() != Py_False;
     if (described.get() == Py_None || described.get() == Py_False) return;
     int fills;
-    PyObject *current, *before, *launches;
+    PyObject *current, *before, *launches, *copy;
     if (!PyTuple_Check(described.get())) fail(PyExc_TypeError, "launches are described by a tuple");
-    require(PyArg_ParseTuple(described.get(), "pOO!O!", &fills, &current, &PyList_Type, &before, &PyList_Type, &launches));
+    require(PyArg_ParseTuple(described.get(), "pOO!O!O", &fills, &current, &PyList_Type, &before, &PyList_Type, &launches, &copy));
     elsewhere.fills = fills;
     elsewhere.current = current_of(current);
+    elsewhere.copy = copy_of(copy);
     elsewhere.before.clear(), elsewhere.launches.clear();
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(before); ++i)
       elsewhere.before.push_back(launch_of(PyList_GET_ITEM(before, i), plan->columns));

@@ -115,8 +115,11 @@ struct Plan {
   int width() const { return columns + 2 * scalar_states; }  // of a row of the table
   int64_t count() const { return static_cast<int64_t>(entries.size()); }
   int64_t elements() const { return starts.back(); }
-  // Columns of a tile, and its rows. Where rows follow each other in memory, one.
-  int64_t tile_columns(int64_t rows) const { return (kTileElements / rows + block - 1) / block * block; }
+  // Columns of a tile, and its rows. Where rows follow each other in memory, one: whole where it fits, as of a convolution, so that
+  // where its elements lie is known of all rows.
+  int64_t tile_columns(int64_t rows, int64_t row) const {
+    return (std::min(row, kTileElements / rows) + block - 1) / block * block;
+  }
   int64_t tile_rows(const TensorImpl* param) const {
     const auto strides = param->strides();
     return *std::max_element(strides.begin(), strides.end()) == strides[0] ? 1 : kTileRows;
@@ -124,7 +127,8 @@ struct Plan {
   int64_t* room_of(int64_t thread) const { return const_cast<int64_t*>(room.data()) + thread * room_each; }
   // Takes it, before anything is written.
   void make_room_for_tiles(int64_t threads) {
-    const int64_t most = std::max(tile_columns(1), kTileRows * tile_columns(kTileRows)), words = most * operands;
+    const int64_t most = std::max(tile_columns(1, kTileElements), kTileRows * tile_columns(kTileRows, kTileElements));
+    const int64_t words = most * operands;
     room_each = most + words;  // offsets, and values of at most 8 bytes
     if (static_cast<int64_t>(room.size()) < threads * room_each) room.resize(threads * room_each);
   }

@@ -87,8 +87,10 @@ int threads_for(const Steady& steady, bool gathered) {
 
 // What Python does between preparing and launching, where the driver is not enough.
 void hand_to_python(Steady& steady) {
-  for (Part& part : steady.parts)
+  for (Part& part : steady.parts) {
+    if (part.elsewhere && part.elsewhere.moved) part.point();
     if (part.elsewhere) part.hand_over(part.elsewhere.take);
+  }
   if (steady.measure.get()) Owned::checked(PyObject_CallNoArgs(steady.measure.get()));
 }
 
@@ -140,7 +142,7 @@ int prepare(Steady& steady) {
     const Rows rows = part.rows();
     const int own = has_many_entries(part) ? threads : 1;
     if (gather_all(*part.plan, {on_host ? &rows : nullptr, nullptr}, own) != kReady || !part.has_same_shapes()) return 0;
-    if (part.elsewhere && !part.brought(steady.groups)) return 0;
+    if (part.elsewhere && !part.brought(steady.groups, steady.by_driver)) return 0;
     if (steady.by_driver && !part.elsewhere.is_prepared) steady.by_driver = part.goes_by_driver();
     if (steady.by_driver) part.number();
   }
@@ -187,8 +189,10 @@ void launch_elsewhere(Steady& steady) {
   for (size_t i = 0; i < parts.size() && early; ++i) commit_all(*parts[i].plan, parts[i].rows());
   size_t done = 0;
   try {
+    const auto pointed = [](Part& one) { return one.pointed(); };
     const auto measured = [](Part& one) { return run(one.elsewhere.before, one.elsewhere.current) == one.elsewhere.before.size(); };
-    if (steady.by_driver && !std::all_of(parts.begin(), parts.end(), measured)) {
+    const auto all = [&](auto done) { return std::all_of(parts.begin(), parts.end(), done); };
+    if (steady.by_driver && !(all(pointed) && all(measured))) {
       steady.by_driver = false;
       hand_to_python(steady);
     }

@@ -6,9 +6,11 @@
 
 namespace {
 
-constexpr int64_t kTileElements = 4096;  // what a rule reads and writes of so many stays in the first two caches
-constexpr int64_t kTileRows = 16;        // where neighbours in memory are of different rows: a line of the cache, of float32
-constexpr int64_t kMostDims = 64;        // as in torch
+constexpr int64_t kTileElements = 1 << 14;  // what a rule reads and writes of so many stays in the second cache
+// Where neighbours in memory are of different rows: a column after the other is read, and each begins another page of memory.
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kShareRows = 64;  // of those, so that threads meet at whole lines of the cache, of bytes
+constexpr int64_t kMostDims = 64;   // as in torch
 
 // How the elements of a parameter lie in memory: its first dimension is that of the rows.
 struct Strides {
@@ -49,15 +51,28 @@ template <class F> void for_each_tile(int64_t begin, int64_t end, int64_t row, i
   }
 }
 
+// Each value is where nothing else is: without that said, bytes might be anything, the numbers of these loops among them.
+template <class T, bool back> void move_row(T* __restrict whole, T* __restrict own, const int64_t* __restrict offsets, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t begin = 0; begin < count; begin += line) {
+    if (!back) __builtin_prefetch(whole + count + begin);
+    for (int64_t c = begin; c < std::min(begin + line, count); ++c) back ? whole[offsets[c]] = own[c] : own[c] = whole[offsets[c]];
+  }
+}
+
+template <class T, bool back>
+void move_rows(T* __restrict whole, T* __restrict own, const int64_t* __restrict offsets, int64_t count, int64_t rows, int64_t stride) {
+  for (int64_t c = 0; c < count; ++c)
+    for (int64_t r = 0; r < rows; ++r) {
+      T &there = whole[r * stride + offsets[c]], &here = own[r * count + c];
+      back ? there = here : here = there;
+    }
+}
+
 template <class T, bool back> void move_elements(const Tile& tile, T* whole, T* own, int64_t row_stride, const int64_t* offsets) {
-  const auto move = [&](int64_t r, int64_t c) {
-    T &there = whole[r * row_stride + offsets[c]], &here = own[r * tile.columns + c];
-    back ? there = here : here = there;
-  };
   whole += tile.first_row * row_stride;
-  for (int64_t c = 0; tile.rows > 1 && c < tile.columns; ++c)
-    for (int64_t r = 0; r < tile.rows; ++r) move(r, c);
-  for (int64_t c = 0; tile.rows == 1 && c < tile.columns; ++c) move(0, c);
+  if (tile.rows == 1) return move_row<T, back>(whole, own, offsets, tile.columns);
+  move_rows<T, back>(whole, own, offsets, tile.columns, tile.rows, row_stride);
 }
 
 // Between a tensor and a tile of one's own, whose rows lie one after the other.
