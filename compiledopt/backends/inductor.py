@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from compiledopt.backends.once import values_once
-from compiledopt.depth import deep
 from compiledopt.errors import CompileError
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import OPS, Op
@@ -181,7 +180,7 @@ def _lower(
     context: Callable[[], AbstractContextManager[None]],
 ) -> Lowered:
     try:
-        with deep(), context():
+        with context():
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
         raise CompileError(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from compiledopt.depth import deep
 from compiledopt.rules.author import LateTotal, NotElementwise
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
@@ -238,7 +237,7 @@ def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
     """The program of `rule` under the options of `group`. Raises: TraceError where the rule cannot be traced."""
     flags = rule.read(group).flags
     if flags not in rule.programs:
-        with timed("seconds_tracing"), deep():
+        with timed("seconds_tracing"):
             rule.programs[flags] = _trace(rule, group)
         STATS.programs_traced += 1
     return rule.programs[flags]  # type: ignore[no-any-return]
