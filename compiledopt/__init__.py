@@ -83,6 +83,7 @@ if TYPE_CHECKING:  # the others of menu.PUBLISHED are imported when they are ask
     from compiledopt.algorithms.published.focus import FOCUS
     from compiledopt.algorithms.published.fromage import Fromage
     from compiledopt.algorithms.published.ftrl import FTRL
+    from compiledopt.algorithms.published.galore_adafactor import GaLoreAdafactor
     from compiledopt.algorithms.published.galore_adamw import GaLoreAdamW
     from compiledopt.algorithms.published.grams import Grams
     from compiledopt.algorithms.published.gravity import Gravity
@@ -206,6 +207,7 @@ __all__ = [
     "FAdam",
     "FiraAdamW",
     "Fromage",
+    "GaLoreAdafactor",
     "GaLoreAdamW",
     "Grams",
     "Gravity",

@@ -46,6 +46,7 @@ PUBLISHED = {
     "Adan": "adan",
     "CAME": "came",
     "DiffGrad": "diffgrad",
+    "GaLoreAdafactor": "galore_adafactor",
     "GaLoreAdamW": "galore_adamw",
     "Grams": "grams",
     "GrokAdamW": "grokadamw",
@@ -123,6 +124,7 @@ _NESTEROV = {"momentum": 0.9, "nesterov": True}
 # Names of timm and Transformers that are a class with options. Numbers that only timm chooses otherwise stay the class's own.
 VARIANTS: dict[str, Entry] = {
     "apollo_adamw": ("APOLLOAdamW", {}),
+    "galore_adafactor": ("GaLoreAdafactor", {"scale_parameter": False}),
     "galore_adamw": ("GaLoreAdamW", {}),
     "adabelief": ("AdaBelief", {"rectify": False}),
     "adamp": ("AdamP", {"wd_ratio": 0.01, "nesterov": True}),
@@ -220,9 +222,8 @@ REFUSED = {
     "apollo_adamw_layerwise": _IN_BACKWARD,
     "cadafactorbv": "has a momentum in half precision and a decay of its own; 'cadafactor' is torch's, cautious",
     "cadafactorbvc": "has a momentum in half precision and a decay of its own; 'cadafactor' is torch's, cautious",
-    "galore_adafactor": _LOW_RANK,
     "galore_adafactor_layerwise": _IN_BACKWARD,
-    "galore_adamw_8bit": "keeps moments of a projected gradient in 8 bits; 'galore_adamw' keeps those as they are",
+    "galore_adamw_8bit": "keeps moments of a projected gradient in blocks, which follow a parameter's shape here",
     "galore_adamw_8bit_layerwise": _IN_BACKWARD,
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,

@@ -539,8 +539,9 @@ MATRICES: dict[str, Algorithm] = {
     for one in (
         Algorithm(compiledopt.APOLLOAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Conda, promised={"lr": 0.05}, brief=True),
-        Algorithm(compiledopt.DistributedShampoo, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.DistributedShampoo, promised={"lr": 0.05, "epsilon": 1e-3}, brief=True),
         Algorithm(compiledopt.FiraAdamW, promised={"lr": 0.05}, brief=True),
+        Algorithm(compiledopt.GaLoreAdafactor, promised={"lr": 0.05}, brief=True),
         Algorithm(compiledopt.GaLoreAdamW, promised={"lr": 0.05}),
         Algorithm(compiledopt.Kron, promised={"lr": 0.05}),
         Algorithm(compiledopt.SOAP, promised={"lr": 0.05}),

@@ -168,6 +168,34 @@ def fira(params, group, state, steps):
             p.sub_(group["lr"] * (size if group["correct_bias"] else 1.0) * (alpha * a @ u @ b + rest)).mul_(decay)
 
 
+def galore_adafactor(params, group, state, steps):
+    """galore_torch's Adafactor, with lr given."""
+    for step in range(steps):
+        yield step
+        for p in params:
+            g, s, r, t = p.grad, state.setdefault(p, {}), group["rank"], step + 1
+            if p.ndim == 2 and (not s or step % group["update_proj_gap"] == 0):
+                u, _, vh = torch.linalg.svd(g, full_matrices=False)
+                s["left"], s["right"] = u[:, :r], vh[:r]
+            a, b, _ = projection(g, s, group["proj_type"]) if p.ndim == 2 else (None, None, None)
+            low = g if p.ndim != 2 else a.T @ g @ b.T
+            size = group["lr"] * (max(group["eps"][1], p.norm().item() / p.numel() ** 0.5) if group["scale_parameter"] else 1.0)
+            new, square = t ** group["decay_rate"], low**2 + group["eps"][0]
+            if low.ndim < 2:
+                s["v"] = (1 - new) * s.get("v", 0.0) + new * square
+                u = low / s["v"].sqrt()
+            else:
+                s["r"] = (1 - new) * s.get("r", 0.0) + new * square.mean(-1)
+                s["c"] = (1 - new) * s.get("c", 0.0) + new * square.mean(-2)
+                rows = s["r"] / s["r"].mean(-1, keepdim=True)
+                u = low / (rows.unsqueeze(-1) * s["c"].unsqueeze(-2)).sqrt()
+            u = size * u / max(1.0, u.norm().item() / u.numel() ** 0.5 / group["clip_threshold"])
+            if group["beta1"] is not None:
+                u = s["m"] = group["beta1"] * s.get("m", 0.0) + (1 - group["beta1"]) * u
+            u = u if p.ndim != 2 else group["scale"] * a @ u @ b
+            p.sub_(u + group["weight_decay"] * size * p)
+
+
 def conda(params, group, state, steps):
     """jie040109/Conda: the projector is the momentum's, and of full rank."""
     for step in range(steps):
@@ -347,7 +375,8 @@ def kron(params, group, state, steps):
 
 
 LOOPS = {"Kron": kron, "SOAP": soap, "Shampoo": shampoo, "GaLoreAdamW": galore, "APOLLOAdamW": apollo}
-LOOPS |= {"DistributedShampoo": distributed_shampoo, "Conda": conda, "FiraAdamW": fira, "SPlus": splus}
+LOOPS |= {"Conda": conda, "DistributedShampoo": distributed_shampoo, "FiraAdamW": fira, "GaLoreAdafactor": galore_adafactor}
+LOOPS |= {"SPlus": splus}
 PROJECTED = [(12, 12), (9,), (5, 12), (12, 5), (12, 5), (2, 3, 4)]
 OPTIONS = {
     "Kron": [
@@ -378,6 +407,11 @@ OPTIONS = {
     ],
 }
 OPTIONS |= {
+    "GaLoreAdafactor": [
+        {"lr": 0.05, "rank": 3, "update_proj_gap": 7, "beta1": 0.8, "weight_decay": 0.1, "clip_threshold": 0.8},
+        {"lr": 0.05, "rank": 3, "proj_type": "full", "scale_parameter": False, "decay_rate": -0.5, "eps": (1e-3, 1e-3)},
+        {"lr": 0.05, "rank": 3, "proj_type": "reverse_std", "scale": 1.0, "eps": (1e-30, 2.0)},
+    ],
     "DistributedShampoo": [
         {"lr": 0.02, "betas": (0.9, 0.95), "graft_type": "adam", "max_preconditioner_dim": 12, "precondition_frequency": 5}
         | {"start_preconditioning_step": 7, "weight_decay": 0.1, "beta3": 0.8},

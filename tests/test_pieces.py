@@ -95,12 +95,17 @@ def trained(name, shapes=((24, 16), (24, 16), (16, 24), (9, 9)), steps=7, dtype=
     return flat(params)
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * {**catalog.CATALOG, **catalog.MENU}[name].brief) for name in MATRICES],
+)
 def test_with_kernels_and_without(name):
+    promised = catalog.MATRICES[name].promised if name in catalog.MATRICES else {}
+    options = {option: value for option, value in promised.items() if option != "lr"}
     start, found, plain = (
         flat(parameters(shapes=[(24, 16), (24, 16), (16, 24), (9, 9)])),
-        trained(name),
-        trained(name, foreach=True),
+        trained(name, **options),
+        trained(name, **options, foreach=True),
     )
     assert rms(plain - start) > 1e-3
     assert (found - plain).abs().max() <= (2e-2 if "uon" in name else 1e-3) * rms(plain - start)  # Muon's products round

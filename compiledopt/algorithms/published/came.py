@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from compiledopt.algorithms.factored import inverse_root, scaled
 from compiledopt.algorithms.parts import with_maximize
-from compiledopt.algorithms.reduced import factor, root_mean_square, unfactored
+from compiledopt.algorithms.reduced import factor, unfactored
 from compiledopt.arguments import BETA, LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
-
-
-def _inverse_root(row: Any, col: Any) -> Any:
-    return (row / row.mean(-2, keepdim=True)).rsqrt() * col.rsqrt()
 
 
 @rule(
@@ -45,22 +40,16 @@ def came(
     weight_decay,
 ):
     beta1, beta2, beta3 = betas
-    square = grad * grad + eps[0]
-    if exp_avg_sq is None:
-        exp_avg_sq_row = exp_avg_sq_row.lerp(square.mean(-1, keepdim=True), 1 - beta2)
-        exp_avg_sq_col = exp_avg_sq_col.lerp(square.mean(-2, keepdim=True), 1 - beta2)
-        update = _inverse_root(exp_avg_sq_row, exp_avg_sq_col) * grad
-    else:
-        exp_avg_sq = exp_avg_sq.lerp(square, 1 - beta2)
-        update = exp_avg_sq.rsqrt() * grad
-    update = update / (root_mean_square(update) / clip_threshold).clamp_min(1.0)
+    update, exp_avg_sq_row, exp_avg_sq_col, exp_avg_sq = scaled(
+        grad, exp_avg_sq_row, exp_avg_sq_col, exp_avg_sq, new=1 - beta2, tiny=eps[0], most=clip_threshold
+    )
     exp_avg = exp_avg.lerp(update, 1 - beta1)
     step_along = exp_avg
     if exp_avg_sq is None:
         instability = (update - exp_avg) * (update - exp_avg) + eps[1]
         exp_avg_res_row = exp_avg_res_row.lerp(instability.mean(-1, keepdim=True), 1 - beta3)
         exp_avg_res_col = exp_avg_res_col.lerp(instability.mean(-2, keepdim=True), 1 - beta3)
-        step_along = _inverse_root(exp_avg_res_row, exp_avg_res_col) * exp_avg
+        step_along = inverse_root(exp_avg_res_row, exp_avg_res_col) * exp_avg
     states = (exp_avg, exp_avg_sq_row, exp_avg_sq_col, exp_avg_res_row, exp_avg_res_col, exp_avg_sq)
     return param * (1 - lr * weight_decay) - lr * step_along, step + 1, *states
 

@@ -220,6 +220,8 @@ class Tape(TorchFunctionMode, Played):
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor:
         found: Tensor = self._alone(lambda: torch.addmm(total, left, right))
         numbers = {"beta": self._number(beta), "alpha": self._number(alpha)}
+        if any(isinstance(one, Seen) for one in numbers.values()):
+            raise NotTaped("a factor of a sum with a product that follows from tensors")
         self.calls.append(Call(None, tuple(map(self._seen, (total, left, right))), numbers, (self._new(found),)))
         return found
 
