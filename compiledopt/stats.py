@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from compiledopt.depth import deep
+
 
 @dataclass
 class Stats:
@@ -38,8 +40,10 @@ def compile_stats() -> dict[str, float]:
 
 @contextmanager
 def timed(field: str) -> Iterator[None]:
+    """Of tracing, lowering and compiling, which get room on Python's stack besides."""
     start = time.perf_counter()
     try:
-        yield
+        with deep():
+            yield
     finally:
         setattr(STATS, field, getattr(STATS, field) + time.perf_counter() - start)

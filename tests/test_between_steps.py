@@ -314,6 +314,37 @@ def test_the_parent_of_dataloader_workers(context):
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_parameters_cast_between_steps(dtype, executor):
+    """As `model.to(dtype)` does: states stay in float32, and torch's Adam refuses."""
+    params, twins, refused = (parameters(shapes=SHAPES) for _ in range(3))
+    optimizer = compiledopt.AdamW(params, lr=0.1, **EXECUTORS[executor])
+    twin, other = torch.optim.AdamW(twins, lr=0.1, foreach=False), torch.optim.AdamW(refused, lr=0.1, foreach=False)
+    for steps in (range(3), range(3, 6)):
+        for step in steps:
+            Gradients().set(params, step)
+            Gradients().set(refused, step)
+            for one, param in zip(twins, params, strict=True):
+                one.grad = param.grad.float()
+            optimizer.step()
+            twin.step()
+            if steps[0]:
+                for one in twins:
+                    one.data = one.data.to(dtype).float()
+                with pytest.raises(RuntimeError, match="expected dtype"):
+                    other.step()
+            else:
+                other.step()
+        for param in (*params, *refused):
+            param.data = param.data.to(dtype)
+        for one in twins:
+            one.data = one.data.to(dtype).float()
+    moved = rms(flat(params) - flat(parameters(shapes=SHAPES)))
+    assert moved > 0.1 and rms(flat(params) - flat(twins)) <= 0.01 * moved
+    assert all(optimizer.state[param]["exp_avg"].dtype == torch.float32 for param in params)
+
+
 def test_functional_call_loop():
     """Parameters outside of the module, used through torch.func."""
     net = torch.nn.Linear(4, 3)

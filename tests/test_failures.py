@@ -1,6 +1,8 @@
 """Whatever raises leaves parameters, gradients and states as they were, bit for bit."""
 
 import gc
+import inspect
+import sys
 import weakref
 
 import pytest
@@ -204,3 +206,22 @@ def test_versions_tell_autograd_of_the_write():
     assert all(value._version > before[0][name] for name, value in state.items()) and grad._version == before[1]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_step_that_is_called_from_deep_down():
+    """What is traced and lowered there takes more of Python's stack than a step."""
+
+    def halves(param, grad, *, lr=0.1):
+        return param - lr * grad * 0.5
+
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = compiledopt.define(halves)([param], compiled=True)
+    param.grad = torch.ones(3)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 80)
+    try:
+        optimizer.step()
+        assert sys.getrecursionlimit() < before
+    finally:
+        sys.setrecursionlimit(before)
+    assert param.tolist() == [0.949999988079071] * 3

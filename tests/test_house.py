@@ -31,7 +31,7 @@ ROOMS = [
     "optimizer",
 ]
 ROOMS += ["arguments", "explain_gpu", "explain", "step", "around", "storage", "backends", "rules", "stats", "errors", "version"]
-ROOMS += ["files", "interrupts", "torch_private"]
+ROOMS += ["files", "depth", "interrupts", "torch_private"]
 PRIVATE = ("torch._inductor", "torch._dynamo", "torch._guards", "torch._subclasses", "torch.fx", "torch._dispatch")
 MOST = 10  # of the package's modules that one may import
 

@@ -28,7 +28,6 @@ from compiledopt import (
     schedules,
     total,
 )
-from compiledopt.errors import CompileError
 from compiledopt.rules.trace import TraceError
 
 STEPS = 50
@@ -778,15 +777,14 @@ def test_a_total_of_what_is_reduced_is_refused():
     def odd(param, grad, *, lr=0.1):
         return param - lr * grad / total(grad * grad.norm())
 
-    param = torch.nn.Parameter(torch.ones(3))
-    param.grad = torch.ones(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(TraceError, match=r"total\(...\) is for rules of pointwise"):
-            compiledopt.define(odd)([param]).step()
-    with pytest.raises(CompileError, match=r"total\(...\) of what follows from a sum over the parameter"):
-        compiledopt.define(odd)([param], compiled=True).step()
-    assert param.tolist() == [1.0, 1.0, 1.0]
+    param = torch.nn.Parameter(torch.ones(3, 2))
+    param.grad = torch.ones(3, 2)
+    for executor in ({}, *EXECUTORS.values()):
+        with pytest.raises(TraceError, match=r"total\(...\) of what follows from a sum over the parameter"):
+            compiledopt.define(odd)([param], **executor).step()
+        with pytest.raises(TraceError, match=r"from a mean over the parameter.*leave out gradient_centralization"):
+            compiledopt.Adai([param], gradient_centralization=True, **executor).step()
+    assert param.tolist() == [[1.0, 1.0]] * 3
 
 
 def test_totals_of_other_dimensions_that_are_called_the_same():

@@ -183,7 +183,9 @@ def _lower(
         with context():
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
-        raise CompileError(f"Inductor of torch {torch.__version__} could not lower {program.rule}: {error!r}") from error
+        raise CompileError(
+            f"Inductor of torch {torch.__version__} could not lower {program.rule}: {type(error).__name__}: {error}"
+        ) from error
     if not definitions:
         raise CompileError(f"{program.rule} computes nothing: it returns what it was given")
     if len(definitions) != 1 or len(calls) != 1:

@@ -14,6 +14,10 @@ class TraceError(TypeError):
     """A rule does what a rule must not; the message names its line and the mend."""
 
 
+class LateTotal(TraceError):
+    """A rule sums over all parameters what is not known before the update: nobody can run that."""
+
+
 class NotElementwise(TraceError):
     """A rule uses an operation that is not pointwise: no fault, but no kernel either."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from compiledopt.rules.author import NotElementwise, TraceError, author_line, not_compiled
+from compiledopt.rules.author import LateTotal, NotElementwise, TraceError, author_line, not_compiled
 from compiledopt.rules.composed import COMPOSED, RANDOM, SCALES
 from compiledopt.rules.ops import CUBE_ROOT, OPS, Op
 from compiledopt.rules.options import NOISE, RESERVED, SEED, STEP, is_number, truthy
@@ -66,9 +66,10 @@ class Tracer(Reducer):
     def total(self, value: Symbol, over: str) -> Symbol:
         """The sum of a value over all parameters: a number that is known before the update (rules/totals.py)."""
         if self.frame is not None and (strange := _reduced_in(value.node)) is not None:
-            raise TraceError(
+            raise LateTotal(
                 f"{author_line()}: total(...) of what follows from {strange}; sums over all parameters are taken before a rule "
-                "reduces over its own: write one of param, grad, states of the parameter's shape and numbers"
+                "reduces over its own: write one of param, grad, states of the parameter's shape and numbers, and leave out "
+                "gradient_centralization, which takes a mean of the gradient"
             )
         if value.node.scalar:  # once for each element
             value = self.apply("where", (self.param == self.param, value, value), {})

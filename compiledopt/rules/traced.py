@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.rules.author import NotElementwise
+from compiledopt.rules.author import LateTotal, NotElementwise
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
@@ -201,6 +201,8 @@ class Traced(Runnable):
             frame = Frame(max(dims, 1), among, order == COLUMN_AFTER_COLUMN and not among)
             try:
                 made = self._seen_in(Shape(frame, dtype, known), order, among)
+            except LateTotal:
+                raise
             except (TypeError, AttributeError, ValueError) as error:  # TraceError among them: what a rule says to symbols
                 reasons.append(str(error))
                 continue
