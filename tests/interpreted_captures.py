@@ -131,6 +131,27 @@ def test_two_steps_in_one_capture(monkeypatch):
     near(mine, reference)
 
 
+def test_two_steps_of_one_capture_with_gradients_of_their_own(monkeypatch):
+    """As a graph of several training steps has them."""
+    expected, reference, optimizer, mine = pair(lr=0.05)
+    step_both((expected, optimizer), (reference, mine), 0)
+    gradients = []
+    with capture(monkeypatch) as graph:
+        for _ in range(2):
+            for param in mine:
+                param.grad = torch.empty_like(param)
+            gradients.append([param.grad for param in mine])
+            optimizer.step()
+    for number in (1, 3):
+        for later, own in enumerate(gradients):
+            one_step(expected, reference, 0.05, number + later)
+            for param, gradient in zip(mine, own, strict=True):
+                param.grad = gradient
+            kept(mine, number + later)
+        graph.replay()
+        near(mine, reference)
+
+
 def refused(monkeypatch, optimizer, words):
     before = snapshot(optimizer)
     with pytest.raises(RuntimeError, match=words), capture(monkeypatch) as graph:

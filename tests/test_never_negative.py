@@ -42,7 +42,10 @@ def test_what_is_said_of_a_state_is_so_and_its_root_is_kept(name):
     assert 0 < rms(flat(found) - flat(wanted)) < 0.1 * moved > 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name, one in MATRICES.items() if not (one.takes("rank") or one.takes("proj_type"))])
+SQUARE = [one for one in MATRICES.values() if not (one.takes("rank") or one.takes("proj_type"))]
+
+
+@pytest.mark.parametrize("name", [pytest.param(one.name, marks=[pytest.mark.slow] * one.brief) for one in SQUARE])
 def test_matrices_of_dimensions_are_no_codes_in_square_parameters_either(name):
     """They have the shape of a square parameter by chance; and what is kept how is told before there is a step."""
     made = getattr(compiledopt, name)([torch.nn.Parameter(torch.ones(64, 64))], state_dtype="int8")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,32 @@ def test_what_dies_costs_its_own_row(tmp_path, monkeypatch, capfd):
     assert "hangs ended the process: it took 1 s" in told
     nothing = [sys.executable, "-I", "-c", "raise SystemExit(9)"]
     assert supervised.supervise(nothing, tmp_path / "none", time.monotonic() + 1000, patience=1.0) == 1
+
+
+SUPERVISING = """
+import sys, time
+from pathlib import Path
+place, directory, *command = sys.argv[1:]
+sys.path.insert(0, directory)
+import supervised
+supervised.supervise([sys.executable, "-I", "-c", *command], Path(place), time.monotonic() + 100, 100.0)
+"""
+
+
+def test_who_is_ended_ends_what_it_began(tmp_path):
+    """Else it would measure on beside the next run."""
+    began = tmp_path / "began"
+    child = f"import os, time; open({str(began)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-I", "-c", SUPERVISING, str(tmp_path / "journal"), str(PERF), child])
+    while not (began.exists() and began.read_text()):
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    end = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.kill(int(began.read_text()), 0)
+            time.sleep(0.02)
 
 
 def test_a_device_that_is_lost_ends_the_process(gpu, tmp_path, monkeypatch):

@@ -269,6 +269,8 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
     assert __main__.main(["explain", "Shampoo", "--device", "cuda"]) == 1
+    assert __main__.main(["explain", "AdaNorm", "--device", "cuda"]) == 1
+    assert "reduces into a 0-dim state, which is compiled for the CPU alone" in capsys.readouterr().err
 
 
 STORED = {

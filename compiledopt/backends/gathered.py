@@ -83,6 +83,14 @@ def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any]
                 state[name] = state[name].to(param.device)
 
 
+def strange_frame(traced: Traced, variant: Variant) -> str | None:
+    """Why only a backend that `takes_any_frame` has passes for a variant, or None."""
+    if not (variant.fed or variant.order >> OUTER):
+        return None
+    what = "into a 0-dim state" if variant.fed else "over all but the first dimensions"
+    return f"{traced.rule.name} reduces {what}, which is compiled for the CPU alone"
+
+
 class GatheredBackend(Backend):
     """What the backends share whose batches gather natively."""
 
@@ -103,10 +111,8 @@ class GatheredBackend(Backend):
         traced = entry.traced
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
-            if not self.takes_any_frame and (variant.order >> OUTER or variant.fed):
-                what = "into a 0-dim state" if variant.fed else "over all but the first dimensions"
-                return f"{traced.rule.name} reduces {what}, which is compiled for the CPU alone"
-            return self.objection_to_passes(entry, group)
+            found = None if self.takes_any_frame else strange_frame(traced, variant)
+            return found or self.objection_to_passes(entry, group)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 
     def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:

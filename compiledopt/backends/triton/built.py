@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from compiledopt.backends.batch import Choice, Entry
+from compiledopt.backends.gathered import strange_frame
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.forms import Form, chosen
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shaped import masks_of, shape_of
+from compiledopt.backends.triton.shaped import best_for, masks_of, shape_of
 from compiledopt.backends.triton.stored import inner_parts, moved_alone, stored_of, stored_parts
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import ELEMENTS, Program
@@ -41,6 +41,8 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ..
     decode, inner, encode = (None, entry, None) if stored is None else stored_parts(entry, stored)
     variant, matrices = inner.traced.variant(inner.param), program_of(inner)
     if not isinstance(variant, str):
+        if (reason := strange_frame(known, variant)) is not None:
+            raise CompileError(reason)
         made = Made(variant.program, [], [], [])
     elif matrices is None:
         raise CompileError(f"{known.reason}: {variant}")
@@ -65,18 +67,7 @@ def _add(made: Made, part: Entry, arch: int) -> None:
         made.moved += sum(moved_alone(part))
         return
     masks = masks_of(kernel, [shape_of(part.param, runs.order)])
-    made.built += [_best(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
+    made.built += [best_for(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
     made.sources += [stage.source for stage in kernel.stages]
     moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
     made.moved += sum(dtypes[int(index)].itemsize for index in moved)
-
-
-def _best(stage: triton.TritonKernel, arch: int, mask: int) -> triton.Built:
-    """A launch in the form that is chosen for it. Raises: CompileError."""
-    found: dict[Form, triton.Built] = {}
-
-    def compiled(form: Form) -> tuple[int, int]:
-        found[form] = triton.build_for(stage, arch, warps=form.warps, kinds=mask, most=form.most)
-        return found[form].registers, found[form].spills
-
-    return found[chosen(compiled)]

@@ -11,7 +11,7 @@ import torch
 
 from compiledopt.backends.devices import as_numbers, on_device, upload
 from compiledopt.backends.triton.forms import PLAIN, Form, chosen
-from compiledopt.backends.triton.kernels import TritonKernel
+from compiledopt.backends.triton.kernels import Built, TritonKernel, build_for
 from compiledopt.backends.triton.prepared import Launch
 from compiledopt.backends.triton.reducing import AXES, SLOTS, Layout, ReducingKernel, Tile, tiles_of
 from compiledopt.backends.triton.stages import Kind
@@ -208,3 +208,14 @@ def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.d
                 return (made.n_regs, made.n_spills) if made and made.metadata.target.backend == "cuda" else None
 
             _ready[stage.source, device, mask] = chosen(run)
+
+
+def best_for(stage: TritonKernel, arch: int, mask: int) -> Built:
+    """A launch for a GPU that need not be there, in the form that is chosen for it. Raises: CompileError."""
+    found: dict[Form, Built] = {}
+
+    def compiled(form: Form) -> tuple[int, int]:
+        found[form] = build_for(stage, arch, warps=form.warps, kinds=mask, most=form.most)
+        return found[form].registers, found[form].spills
+
+    return found[chosen(compiled)]

@@ -18,6 +18,7 @@ from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.prepared import Launch, copying, current, launch_of
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
+STEPS = 16  # of one capture that may have gradients of their own
 Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or few rows, one after the other
 
 
@@ -38,7 +39,7 @@ class Tables:
         self.pointers = self.lengths = self.rows = self.blocks = upload(b"", device)
         self.numbers = upload([], device, kernel.scalar)
         self.filled: Sequence[float] = ()  # what `numbers` holds
-        self.reserve = upload(b"", torch.device("cpu"))
+        self.reserve = reserved(0, torch.device("cpu")).view(0, 0)  # pinned rows, for the pointers of graphs
         self.captured: dict[bytes, torch.Tensor] = {}  # the reserves that graphs copy their pointers from
         self.kept: list[Any] = []  # what captured graphs read
         self.streams = Streams(device)
@@ -61,8 +62,8 @@ class Tables:
 
         What is on the device is noted last: out of memory on the way, the tables are those of the last call, and known as such.
         """
-        if 8 * self.reserve.numel() != len(contents[0]):
-            self.reserve = reserved(len(contents[0]) // 8, self.device)
+        if 8 * self.reserve.numel() != STEPS * len(contents[0]):
+            self.reserve = reserved(STEPS * len(contents[0]) // 8, self.device).view(STEPS, len(contents[0]) // 8)
         if self.lent and contents[0] and 8 * self.pointers.numel() == len(contents[0]):
             self._write(bytearray(contents[0]))
             contents = (b"", *contents[1:])
@@ -139,8 +140,8 @@ class Tables:
         table = self.pointers
         if pointers != self.known[0]:
             if pointers not in self.captured:
-                self.reserve.copy_(as_numbers(pointers))
-                self.captured[pointers], self.reserve = self.reserve, upload(b"", torch.device("cpu"))
+                self.captured[pointers] = self.reserve[0].copy_(as_numbers(pointers))
+                self.reserve = self.reserve[1:]
             table = torch.empty(len(pointers) // 8, dtype=torch.int64, device=self.device)
             table.copy_(self.captured[pointers], non_blocking=True)
         self.kept.append((table, self.read_by_graphs()))
@@ -148,7 +149,8 @@ class Tables:
 
     def unfit(self, pointers: bytes, lengths: bytes) -> bool:
         """Whether a capture would need other tables than those on the device."""
-        there = pointers == self.known[0] or pointers in self.captured or 8 * self.reserve.numel() == len(pointers)
+        has_room = len(self.reserve) > 0 and 8 * self.reserve.shape[1] == len(pointers)
+        there = pointers == self.known[0] or pointers in self.captured or has_room
         return not there or lengths != self.known[1]
 
     def run(self, scalars: Scalars, pointers: torch.Tensor | None = None) -> None:
