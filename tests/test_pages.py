@@ -81,6 +81,7 @@ def step_with(name, feature):
     return target.detach() - before
 
 
+@pytest.mark.filterwarnings("ignore:.*such rules are not compiled with capturable=True:UserWarning")  # and are said so
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("name", algorithms())
 def test_the_table_is_true(name, feature):
