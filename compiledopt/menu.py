@@ -208,7 +208,6 @@ _IN_BACKWARD = (
 )
 _IN_BACKWARD += "its step in register_post_accumulate_grad_hook, as docs/training-loop.md does"
 _LOW_RANK = "keeps other states than AdamW's of a projected gradient; 'galore_adamw' and 'apollo_adamw' are here"
-_WITH_DEFINE = "is not here; one function makes it with compiledopt.define, as docs/write-your-own.md shows"
 _ITS_RANK = f"{_LOW_RANK}, and compiledopt.define makes others"
 _THE_LOSS = "changes its rate by averages of the loss; 'alig' takes the loss, and 'prodigy' and 'dog' find a rate without it"
 _MODULES = "wants to know the modules behind the parameters, and an optimizer here is given parameters"
@@ -228,8 +227,9 @@ REFUSED = {
     "galore_adamw_layerwise": _IN_BACKWARD,
     "lomo": _IN_BACKWARD,
     # Of pytorch_optimizer.
-    "spectralsphere": _WITH_DEFINE,
-    **dict.fromkeys(("alice", "sara"), _ITS_RANK),
+    "alice": _ITS_RANK,
+    "sara": "is AdamW on those weights alone that were small at first, a mask that compiledopt.define has as a state",
+    "spectralsphere": "keeps matrices on a sphere, by a search that lasts as long as the data want; 'scion' keeps them in the ball",
     **dict.fromkeys(("emofact", "emolynx", "emonavi"), _THE_LOSS),
     "adalite": "has no paper; 'adafactor' and 'came' keep a second moment by its rows and columns too",
     "adamwsn": "keeps one second moment for some elements of a matrix; 'adammini' keeps one for each row",
