@@ -229,7 +229,7 @@ REFUSED = {
     # Of pytorch_optimizer.
     "alice": _ITS_RANK,
     "sara": "is AdamW on those weights alone that were small at first, a mask that compiledopt.define has as a state",
-    "spectralsphere": "keeps matrices on a sphere, by a search that lasts as long as the data want; 'scion' keeps them in the ball",
+    "spectralsphere": "keeps matrices on a sphere, by a search as long as the data want it; 'scion' keeps them in a ball",
     **dict.fromkeys(("emofact", "emolynx", "emonavi"), _THE_LOSS),
     "adalite": "has no paper; 'adafactor' and 'came' keep a second moment by its rows and columns too",
     "adamwsn": "keeps one second moment for some elements of a matrix; 'adammini' keeps one for each row",
