@@ -180,6 +180,7 @@ def test_jit_trace_records_the_update():
     torch.testing.assert_close(traced(torch.full((3,), 2.0), torch.full((3,), 5.0)), torch.full((3,), 1.5))
 
 
+@pytest.mark.filterwarnings("ignore:.*such rules are not compiled with capturable=True:UserWarning")  # and are said so
 @pytest.mark.parametrize("more", [{}, {"foreach": True}, {"foreach": False}, {"capturable": True}], ids=str)
 @pytest.mark.parametrize("of", DENSE)
 def test_another_default_device(of, more):

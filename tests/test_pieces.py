@@ -298,11 +298,10 @@ def test_where_kernels_around_products_cannot_be(monkeypatch):
     """The rule is called, in what stacks there are."""
     shapes = [(24, 16), (24, 16), (9, 9)]
     plain = trained("Muon", shapes, foreach=True)
-    for options in ({"capturable": True}, {"state_dtype": "int8", "min_quantized_numel": 1}):
-        params = parameters(shapes=shapes)
-        optimizer = compiledopt.Muon(params, lr=0.01, **options)
-        run(optimizer, params, Gradients(), range(2))
-        assert all(type(batch) is PiecedBatch for batch in optimizer._plan.batches), options
+    params = parameters(shapes=shapes)
+    optimizer = compiledopt.Muon(params, lr=0.01, capturable=True)
+    run(optimizer, params, Gradients(), range(2))
+    assert all(type(batch) is PiecedBatch for batch in optimizer._plan.batches)
 
     def refused(*_):
         raise CompileError("there is a hole in the kernel")
