@@ -234,6 +234,7 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("file", INTERPRETED)
 def test_much_in_the_interpreter(file):
     run_in_the_interpreter("slow", file)
