@@ -585,8 +585,15 @@ def test_a_group_that_is_added_shares_what_is_the_models():
     optimizer.param_groups[1]["d"] = 0.5
     descend(optimizer, params, 2, start=10)
     assert [group["d"].item() for group in optimizer.param_groups] == [optimizer.param_groups[0]["d_max"].item()] * 2
-    with pytest.raises(ValueError, match="different lr values"):
-        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.3})
+
+
+@pytest.mark.parametrize("name", ["DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD", "Prodigy"])
+def test_one_distance_has_one_rate(name):
+    params = parameters()
+    optimizer = getattr(compiledopt, name)([{"params": params[:1]}, {"params": params[1:2], "lr": 0.0}], lr=1.0)
+    with pytest.raises(ValueError, match=r"different lr values .* got 0.3 beside 1.0"):
+        optimizer.add_param_group({"params": params[2:], "lr": 0.3})
+    assert len(optimizer.param_groups) == 2
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, averaged_distance
+from compiledopt.algorithms.d_adaptation import D0, averaged_distance, check_rates
 from compiledopt.algorithms.parts import with_either_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -41,6 +43,7 @@ class DAdaptAdam(Optimizer):
     Good for: a first run without a search for the rate; Prodigy grows its guess faster.
     Start: lr 1.
     Names: those of the authors' package (dadaptation).
+    Raises: ValueError for groups with different lr; 0 freezes one.
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733.
     Deviations from dadaptation: nothing is logged; d stays where all gradients were zero so far, as NaN there.
     """
@@ -67,3 +70,7 @@ class DAdaptAdam(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_rates(self.param_groups, group)
