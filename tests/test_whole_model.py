@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from catalog import EXECUTORS, WHOLE_MODEL, with_slow
+from catalog import EXECUTORS, MENU, WHOLE_MODEL, with_slow
 from contract import CONTRACTS, Subject
 from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
 
@@ -587,7 +587,7 @@ def test_a_group_that_is_added_shares_what_is_the_models():
     assert [group["d"].item() for group in optimizer.param_groups] == [optimizer.param_groups[0]["d_max"].item()] * 2
 
 
-@pytest.mark.parametrize("name", ["DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD", "Prodigy"])
+@pytest.mark.parametrize("name", [name for name, of in MENU.items() if "d0" in of.promised])
 def test_one_distance_has_one_rate(name):
     params = parameters()
     optimizer = getattr(compiledopt, name)([{"params": params[:1]}, {"params": params[1:2], "lr": 0.0}], lr=1.0)
