@@ -181,7 +181,8 @@ def equated(node):
     return [node.left, *node.comparators] if all(isinstance(op, ast.Eq) for op in node.ops) else []
 
 
-LISTING = [*TESTS, *sorted((ROOT.parent / "perf").glob("*.py")), *sorted((ROOT.parent / "docs").glob("*.py"))]
+BESIDE = Path(__file__).parent.parent  # the checkout, wherever the package is installed
+LISTING = [*TESTS, *sorted((BESIDE / "perf").glob("*.py")), *sorted((BESIDE / "docs").glob("*.py"))]
 
 
 @pytest.mark.parametrize("path", LISTING, ids=lambda path: path.stem)
