@@ -27,6 +27,12 @@ SIDES = {
 }
 
 
+def check_side(proj_type: str | None, optional: bool = False) -> None:
+    """optional: whether None is one too. Raises: ValueError where there is no such side."""
+    if proj_type not in SIDES and not (optional and proj_type is None):
+        raise ValueError(f"Invalid proj_type value: {proj_type!r}; it is {'None or ' * optional}one of {', '.join(SIDES)}")
+
+
 def _ranks(param: Tensor, options: dict[str, Any]) -> tuple[int | None, int | None]:
     """The ranks of the projections from the left and from the right; None where there is none."""
     rank = options["rank"]
@@ -61,5 +67,4 @@ def moment(param: Tensor, options: dict[str, Any]) -> Tensor:
 
 def norm(param: Tensor, options: dict[str, Any]) -> Tensor | None:
     """One number of a parameter that is projected."""
-    projected = options["rank"] is not None and param.ndim == 2
-    return torch.zeros(1, 1, dtype=wide(param), device=param.device) if projected else None
+    return param.new_zeros(1, 1, dtype=wide(param)) if options["rank"] is not None and param.ndim == 2 else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.full_rank import of_full_rank, scaled
-from compiledopt.algorithms.low_rank import SIDES, left, moment, right
+from compiledopt.algorithms.low_rank import check_side, left, moment, right
 from compiledopt.algorithms.muon import averaged
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, moved_by, projected, singular_vectors
@@ -108,6 +108,5 @@ class Conda(Optimizer):
         super().__init__(params, locals())
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if group["proj_type"] is not None and group["proj_type"] not in SIDES:
-            raise ValueError(f"Invalid proj_type value: {group['proj_type']!r}; it is None or one of {', '.join(SIDES)}")
+        check_side(group["proj_type"], optional=True)
         super()._check_group(group)

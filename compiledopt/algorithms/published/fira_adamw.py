@@ -6,7 +6,7 @@ from typing import Any
 
 from compiledopt.algorithms.directions import adam_direction, moved
 from compiledopt.algorithms.growth import GROWTH, limiter
-from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, norm, right
+from compiledopt.algorithms.low_rank import OF_RANK, check_side, left, moment, norm, right
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, length, projected, singular_vectors, spread
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
@@ -113,6 +113,5 @@ class FiraAdamW(Optimizer):
         super().__init__(params, locals())
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if group["proj_type"] not in SIDES:
-            raise ValueError(f"Invalid proj_type value: {group['proj_type']!r}; it is one of {', '.join(SIDES)}")
+        check_side(group["proj_type"])
         super()._check_group(group)

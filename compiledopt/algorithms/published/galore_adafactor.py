@@ -6,7 +6,7 @@ from typing import Any
 
 from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.factored import columns, of_vectors, rows, scaled
-from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, right
+from compiledopt.algorithms.low_rank import OF_RANK, check_side, left, moment, right
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import moved_by, projected, singular_vectors
 from compiledopt.algorithms.reduced import root_mean_square
@@ -115,6 +115,5 @@ class GaLoreAdafactor(Optimizer):
         super().__init__(params, locals())
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if group["proj_type"] not in SIDES:
-            raise ValueError(f"Invalid proj_type value: {group['proj_type']!r}; it is one of {', '.join(SIDES)}")
+        check_side(group["proj_type"])
         super()._check_group(group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiledopt.algorithms.directions import adam_direction
-from compiledopt.algorithms.low_rank import OF_RANK, SIDES, left, moment, right
+from compiledopt.algorithms.low_rank import OF_RANK, check_side, left, moment, right
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.projections import bias_corrected, moved_by, projected, singular_vectors
 from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
@@ -103,6 +103,5 @@ class GaLoreAdamW(Optimizer):
         super().__init__(params, locals())
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if group["proj_type"] not in SIDES:
-            raise ValueError(f"Invalid proj_type value: {group['proj_type']!r}; it is one of {', '.join(SIDES)}")
+        check_side(group["proj_type"])
         super()._check_group(group)
