@@ -12,6 +12,7 @@ import torch
 from published import written
 
 import compiledopt
+from compiledopt import around
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import traced
 
@@ -107,7 +108,8 @@ class Algorithm:
         if self.rule is None or not self.rule.dense or self.rule.every:
             return False
         param = torch.nn.Parameter(torch.ones(2, 3))
-        found = traced(self.rule, self.ours([param], **self.promised).param_groups[0])
+        group = self.ours([param], **self.promised).param_groups[0]
+        found = traced(around.derived(self.rule, group), group)  # which has the elements of lists as states
         return not found.elementwise and not isinstance(found.variant(param), str)
 
     @property

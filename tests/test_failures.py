@@ -225,3 +225,17 @@ def test_a_step_that_is_called_from_deep_down():
     finally:
         sys.setrecursionlimit(before)
     assert param.tolist() == [0.949999988079071] * 3
+
+
+@pytest.mark.parametrize("mode", ["foreach", "for-loop"])
+def test_numbers_beyond_float32_are_infinite(mode):
+    """As in kernels, and no error of torch's after some parameters were written."""
+    for kind, options, grad in (("AdamW", {"lr": 1e39}, 1.0), ("AdaNorm", {"lr": 1e39}, 1.0), ("StableSPAM", {}, 1e30)):
+        params = [torch.nn.Parameter(torch.full((3,), 2.0)) for _ in range(2)]
+        optimizer = getattr(compiledopt, kind)(params, **options, **MODES[mode])
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.full((3,), grad)
+            optimizer.step()
+        assert kind == "StableSPAM" or not any(param.isfinite().any() for param in params)
+    assert all(optimizer.state[param]["v_norm_t"] == torch.inf for param in params)

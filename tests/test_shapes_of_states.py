@@ -187,3 +187,35 @@ def test_states_made_of_the_parameter_and_the_options(executor):
     again = Anchored([torch.nn.Parameter(torch.ones(3))])
     again.load_state_dict(optimizer.state_dict())
     assert next(iter(again.state.values()))["count"].dtype == torch.float64
+
+
+@compiledopt.define(initial={"extra": lambda param: torch.zeros_like(param) if param.dim() > 1 else None})
+def SumsOfMatrices(param, grad, exp_avg, extra, *, lr=0.1):
+    """Elementwise, with a state that vectors lack."""
+    exp_avg = exp_avg.lerp(grad, 0.1)
+    extra = None if extra is None else extra + grad
+    return param - lr * (exp_avg if extra is None else exp_avg + extra), exp_avg, extra
+
+
+@compiledopt.define(initial={"count": lambda param: param.new_zeros((1,) * param.dim())})
+def Counted(param, grad, count, *, lr=0.1):
+    """Elementwise, with a state of one number."""
+    return param - lr * grad * (count + 1), count + 1
+
+
+@pytest.mark.parametrize("executor", ["compiled", "foreach"])
+def test_states_of_an_elementwise_rule_that_are_not_like_every_parameter(executor):
+    params = parameters()
+    start = copies(params)
+    optimizers = [kind(params, lr=0.5, **EXECUTORS[executor]) for kind in (SumsOfMatrices, Counted)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    for optimizer in optimizers * 2:
+        optimizer.step()
+        assert optimizer.executor == executor
+    first, second = optimizers
+    for param, before in zip(params, start, strict=True):
+        has = param.dim() > 1
+        moved = 0.5 * ((0.1 + 0.19) + (1 + 2) * has + (1 + 2))
+        torch.testing.assert_close(param.detach(), before.detach() - moved)
+        assert list(first.state[param]) == ["exp_avg", *["extra"] * has] and second.state[param]["count"] == 2

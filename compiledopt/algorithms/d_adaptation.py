@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from compiledopt.arguments import Bound, at_start
+from compiledopt.optimizer import Optimizer
 from compiledopt.rules.totals import total
 
 D0 = Bound("d0", "Invalid d0 value", above=0.0, least=None)
@@ -36,9 +36,13 @@ def averaged_distance(
     return s, gsq_weighted, grown(d, guessed(distance, total(torch.abs(s)), d), growth_rate)
 
 
-def check_rates(groups: Sequence[Mapping[str, Any]], group: Mapping[str, Any]) -> None:
-    """Refuse a group with a rate of its own, which one distance cannot have. Raises: ValueError in the authors' words."""
-    first, lr = (float(at_start(one["lr"])) for one in (groups[0], group))
-    if lr not in (first, 0.0):
-        words = "Setting different lr values in different parameter groups is only supported for values of 0"
-        raise ValueError(f"{words}, got {lr} beside {first}")
+class OneRate(Optimizer):
+    """One distance for the whole model, so that its groups have one rate, or 0."""
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises: ValueError in the authors' words."""
+        super()._check_group(group)
+        first, lr = (float(at_start(one["lr"])) for one in (self.param_groups[0], group))
+        if lr not in (first, 0.0):
+            words = "Setting different lr values in different parameter groups is only supported for values of 0"
+            raise ValueError(f"{words}, got {lr} beside {first}")

@@ -15,8 +15,7 @@ from compiledopt.around.transformation import Transformation, asked, check_numbe
 from compiledopt.backends.batch import Batch, Value
 from compiledopt.backends.registry import compiled_for
 from compiledopt.rules.ops import apply
-from compiledopt.rules.options import as_float
-from compiledopt.rules.program import NORM
+from compiledopt.rules.options import NORM, as_float
 from compiledopt.rules.rule import Rule
 
 CLIP = "max_grad_norm"

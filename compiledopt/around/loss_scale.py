@@ -10,10 +10,8 @@ import torch
 
 from compiledopt.around.transformation import Transformation, named, results
 from compiledopt.rules.ops import apply
-from compiledopt.rules.program import NORM
+from compiledopt.rules.options import FOUND, NORM, SCALE
 from compiledopt.rules.rule import Rule
-
-SCALE, FOUND = "grad_scale", "found_inf"
 
 
 class LossScaled(Transformation):

@@ -10,7 +10,7 @@ import torch
 
 from compiledopt.around.transformation import Transformation, asked, check_dense, check_flag, named, results
 from compiledopt.rules.ops import apply
-from compiledopt.rules.program import NORM
+from compiledopt.rules.options import NORM
 from compiledopt.rules.rule import Rule
 
 SKIP, COUNT, WAITING = "skip_nonfinite", "skipped", "first_waits"

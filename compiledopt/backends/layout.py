@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,17 @@ NOT_DENSE = "a parameter is not dense in memory"
 HALF = (torch.float16, torch.bfloat16)
 IN_BYTES = (torch.float8_e4m3fn,)
 FLOATING = (torch.float64, torch.float32, *HALF)  # that kernels are made for
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+def held(value: float, dtype: torch.dtype) -> float:
+    """A number as torch's operations on this dtype can take it: one that is beyond float32 they refuse to convert, which would
+    be in the middle of an update, and kernels take for infinite."""
+    if dtype is torch.float64 or -LARGEST <= value <= LARGEST or math.isnan(value):
+        return value
+    return math.copysign(math.inf, value)
 
 
 def is_sparse(grad: torch.Tensor | None) -> bool:

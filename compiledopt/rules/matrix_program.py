@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from compiledopt.rules.author import TraceError
 from compiledopt.rules.products import WholeMatrices
 from compiledopt.rules.program import OUTER, Node, Program, depends_on, sources
-from compiledopt.rules.rule import Rule
+from compiledopt.rules.rule import Initial, Rule
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced, Variant
 
@@ -121,7 +122,7 @@ class Crossing:
         outputs |= {name: program.outputs[name] if name in scalars else known[name] for name in numbers}
         states = tuple(name for name in (*self.rule.states, MATRIX) if name in names)
         read = {name.split("[")[0] for name in names}
-        initial = {name: start for name, start in self.rule.initial.items() if name in states}
+        initial = {name: self._start(name, start) for name, start in self.rule.initial.items() if name in states}
         rule = replace(
             self.rule,
             states=states,
@@ -136,6 +137,11 @@ class Crossing:
         sizes = {name: size for name, size in program.sizes.items() if name in names}
         made = Variant(rule, Program(self.rule.name, inputs, outputs, sizes=sizes), numbers, variant.order)
         return Part(rule, states, self.reason, self.group, made)
+
+    def _start(self, name: str, start: Initial) -> Initial:
+        """What a state starts from: a part has not all of the options that a function may read."""
+        maker = self.rule.maker(name)
+        return start if maker is None else partial(maker, group=self.group)
 
 
 def _matrix(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

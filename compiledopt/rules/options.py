@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 # Options that do not come from the group: what a step knows of itself, and of the parameter.
-STEP_NUMBERS = ("grad_norm", "grad_scale", "found_inf")
+NORM = "grad_norm"  # of all gradients
+SCALE, FOUND = "grad_scale", "found_inf"  # of GradScaler: what losses were multiplied by, and whether that overflowed
+STEP_NUMBERS = (NORM, SCALE, FOUND)
 NOISE, SEED, STEP = "noise", "seed", "step"  # random numbers, and the option and the state that they follow from
 RESERVED = ("first", "dtype", NOISE, *STEP_NUMBERS)
 

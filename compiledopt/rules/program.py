@@ -32,7 +32,6 @@ ANY_ORDER, ROW_AFTER_ROW, COLUMN_AFTER_COLUMN = range(3)
 # Shifted by so many bits: how many dimensions, from the first, make up a row each, where not the last two are rows and columns.
 OUTER = 2
 REDUCTIONS = ("sum", "mean", "amax", "amin")
-NORM = "grad_norm"  # of all gradients: the number of the step that rules which are clipped read
 GIVEN = ("input", "total")  # what a program does not compute
 # Numbers of the parameter, as inputs: how many elements it has, and, followed by [i], one of its sizes.
 SIZES = ("param.numel", "param.shape")

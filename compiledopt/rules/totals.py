@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import TraceError, author_line
-from compiledopt.rules.program import NORM, SIZES, Argument, Node, Program, node_args
+from compiledopt.rules.options import NORM
+from compiledopt.rules.program import SIZES, Argument, Node, Program, node_args
 from compiledopt.rules.symbol import Symbol
 
 SCOPES = ("model", "group")

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import LateTotal, NotElementwise
-from compiledopt.rules.options import truthy
+from compiledopt.rules.options import NORM, truthy
 from compiledopt.rules.program import (
     ANY_ORDER,
     COLUMN_AFTER_COLUMN,
     COLUMNS,
     ELEMENTS,
     MATRICES,
-    NORM,
     OUTER,
     ROW_AFTER_ROW,
     Program,
@@ -30,6 +29,10 @@ from compiledopt.rules.scalar_part import Measurement, ScalarPart, measurements
 from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
+
+
+# What a rule says to symbols, or to tensors of other shapes than it is for.
+REFUSALS = (TypeError, AttributeError, ValueError, IndexError, RuntimeError)
 
 
 class Runnable:
@@ -246,8 +249,11 @@ def traced(rule: Rule, group: Mapping[str, Any]) -> Traced:
 def _trace(rule: Rule, group: Mapping[str, Any]) -> Traced:
     present, reason = rule.states_for(group), f"{rule.name} is declared with elementwise=False"
     if rule.elementwise:
+        other = next((name for name in present if not _is_like_param(rule, name, group)), None)
         try:
-            return Traced(rule, present, trace(rule, group), "", dict(group))
+            if other is None:
+                return Traced(rule, present, trace(rule, group), "", dict(group))
+            reason = f"not every parameter has a state {other!r} of its own shape"
         except NotElementwise as error:
             reason = str(error)
     program = None if rule.elementwise else _pointwise(rule, group, present)
@@ -262,7 +268,7 @@ def _pointwise(rule: Rule, group: Mapping[str, Any], present: Sequence[str]) -> 
     try:
         program = trace(rule, group)
         return program if all(_is_like_param(rule, name, group) for name in present) else None
-    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):  # what a rule says to symbols, or to other shapes
+    except REFUSALS:
         return None
 
 
@@ -271,9 +277,14 @@ def _is_like_param(rule: Rule, state: str, group: Mapping[str, Any]) -> bool:
     maker = rule.maker(state)
     if maker is None or state in rule.in_blocks or state in rule.packed:
         return True
-    probes = [torch.empty(shape, device="meta") for shape in ((2,), (2, 3), (2, 3, 4))]
-    made = [maker(probe, group) for probe in probes]
-    return all(one is not None and one.shape == probe.shape for one, probe in zip(made, probes, strict=True))
+    for shape in ((2,), (2, 3), (2, 3, 4)):
+        try:
+            made = maker(torch.empty(shape, device="meta"), group)
+        except REFUSALS:  # it is for parameters of other dimensions
+            continue
+        if made is None or made.shape != shape:
+            return False
+    return True
 
 
 def _without_value(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compiledopt.algorithms.directions import moved
@@ -17,17 +16,17 @@ from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
-def _sum(param: Tensor) -> Tensor:
+def _sum(param: Tensor, options: Any) -> Tensor:
     """One number, which a half type cannot add to for long."""
-    return param.new_zeros((1,) * param.dim(), dtype=wide(param))
+    return param.new_full((1,) * param.dim(), float(options["v"]) ** 2, dtype=wide(param))
 
 
 @rule(static=("ns_steps",), initial={"v_sq": _sum}, elementwise=False, never_negative=("v_sq",))
 @with_maximize
-def adago(param, grad, momentum_buffer, v_sq, *, lr, weight_decay, momentum, gamma, eps, v, nesterov, ns_steps, first):
+def adago(param, grad, momentum_buffer, v_sq, *, lr, weight_decay, momentum, gamma, eps, v, nesterov, ns_steps):
     momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, COEFFICIENTS, ns_steps, 1e-7)
     length = over_all(grad.to(v_sq.dtype) * grad, "sum").sqrt().clamp_max(gamma)
-    v_sq = torch.where(first > 0, v * v, v_sq) + length * length
+    v_sq = v_sq + length * length
     size = (lr * length / v_sq.sqrt()).clamp_min(eps)
     return moved(param, update, kept=1 - lr * weight_decay, size=size)[0], momentum_buffer, v_sq
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, check_rates, grown, guessed
+from compiledopt.algorithms.d_adaptation import D0, OneRate, grown, guessed
 from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 
@@ -39,7 +36,7 @@ def dadapt_adagrad(
     return param, alphak, sk, x0, d, gsq_weighted, sksq_weighted, skl1
 
 
-class DAdaptAdaGrad(Optimizer):
+class DAdaptAdaGrad(OneRate):
     """D-Adapt-AdaGrad: AdaGrad by dual averaging that finds its own rate, from a lower bound of the distance to the solution.
 
         η = d·γ;  a ← a + g²;  s ← s + η·g;  w = √a + ε;  r ← r + Σ η²·g²/w
@@ -78,7 +75,3 @@ class DAdaptAdaGrad(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

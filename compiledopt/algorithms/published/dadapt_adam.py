@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, averaged_distance, check_rates
+from compiledopt.algorithms.d_adaptation import D0, OneRate, averaged_distance
 from compiledopt.algorithms.parts import with_either_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
@@ -29,7 +26,7 @@ def dadapt_adam(
     return param - exp_avg / denominator, s, exp_avg, exp_avg_sq, d, gsq_weighted
 
 
-class DAdaptAdam(Optimizer):
+class DAdaptAdam(OneRate):
     """D-Adapt-Adam: Adam that finds its own rate, from a lower bound of the distance to the solution.
 
         η = d·γ;  m ← β₁·m + (1 − β₁)·η·g;  v ← β₂·v + (1 − β₂)·g²;  s ← β₂·s + (1 − β₂)·η·g;  w = √v + ε
@@ -70,7 +67,3 @@ class DAdaptAdam(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

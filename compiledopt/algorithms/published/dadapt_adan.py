@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, averaged_distance, check_rates
+from compiledopt.algorithms.d_adaptation import D0, OneRate, averaged_distance
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BETA, BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
 
@@ -34,7 +31,7 @@ def dadapt_adan(
     return param, s, exp_avg, exp_avg_diff, exp_avg_sq, grad, d, gsq_weighted
 
 
-class DAdaptAdan(Optimizer):
+class DAdaptAdan(OneRate):
     """D-Adapt-Adan: Adan that finds its own rate, from a lower bound of the distance to the solution.
 
         η = d·γ;  Δ = g − the last g;  m ← β₁·m + (1 − β₁)·η·g;  n ← β₂·n + (1 − β₂)·η·Δ;  v ← β₃·v + (1 − β₃)·(g + β₂·Δ)²
@@ -75,7 +72,3 @@ class DAdaptAdan(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, check_rates, guessed
+from compiledopt.algorithms.d_adaptation import D0, OneRate, guessed
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 
@@ -27,7 +24,7 @@ def dadapt_lion(param, grad, exp_avg, s, d, numerator_weighted, *, lr, betas, we
     return param, exp_avg, s, d, numerator_weighted
 
 
-class DAdaptLion(Optimizer):
+class DAdaptLion(OneRate):
     """D-Adapt-Lion: Lion that finds its own rate, from a lower bound of the distance to the solution.
 
         η = d·γ;  u = sign(β₁·m + (1 − β₁)·g);  m ← β₂·m + (1 − β₂)·η·g;  β = √β₂
@@ -64,7 +61,3 @@ class DAdaptLion(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, check_rates, grown, guessed
+from compiledopt.algorithms.d_adaptation import D0, OneRate, grown, guessed
 from compiledopt.algorithms.parts import with_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 
@@ -35,7 +32,7 @@ def dadapt_sgd(param, grad, s, x0, d, numerator_weighted, g0_norm, *, lr, moment
     return param, s, x0, d, numerator_weighted, g0_norm
 
 
-class DAdaptSGD(Optimizer):
+class DAdaptSGD(OneRate):
     """D-Adapt-SGD: SGD by dual averaging that finds its own rate, from a lower bound of the distance to the solution.
 
         η = d·γ / ‖g₀‖;  r ← r + η·Σ g·s;  s ← s + η·g;  d̂ = 2·r / ‖s‖,  sums and norms over all parameters
@@ -74,7 +71,3 @@ class DAdaptSGD(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

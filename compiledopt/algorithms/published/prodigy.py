@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from compiledopt.algorithms.d_adaptation import D0, check_rates
+from compiledopt.algorithms.d_adaptation import D0, OneRate
 from compiledopt.algorithms.parts import with_either_decay, with_maximize
 from compiledopt.arguments import BOUNDS, Extras, LearningRate, ParamsT, Unpack
-from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 from compiledopt.rules.totals import total
 
@@ -41,7 +38,7 @@ def prodigy(
     return param - step * exp_avg / (torch.sqrt(exp_avg_sq) + d * eps), s, p0, exp_avg, exp_avg_sq, d, d_max, d_numerator, k
 
 
-class Prodigy(Optimizer):
+class Prodigy(OneRate):
     """Prodigy: Adam that finds its own rate, from how far the parameters have come along the gradients.
 
         η = d·γ;  r ← β₃·r + Σ (d/d₀)·η·g·(p₀ − θ);  s ← β₃·s + (d/d₀)·η·g,  sums over all parameters
@@ -89,7 +86,3 @@ class Prodigy(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_rates(self.param_groups, group)

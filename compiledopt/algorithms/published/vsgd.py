@@ -17,8 +17,8 @@ def vsgd(param, grad, step, mug, bg, bhg, *, ghattg, ps, tau1, tau2, lr, weight_
     shape, prior = 2 * ps + 1 + 1e-4, 2 * ps
     of_drift = torch.where(step > 1, bg / shape, prior / (shape - 1))
     of_noise = torch.where(step > 1, bhg / shape, ghattg * prior / (shape - 1))
-    both = of_drift + of_noise
-    mean, variance = (of_drift * grad + of_noise * mug) / both, of_drift * of_noise / both
+    share = of_drift / (of_drift + of_noise)  # a product of the two is too large long before they are
+    mean, variance = mug + share * (grad - mug), share * of_noise
     bg = bg.lerp(prior + variance + (mean - mug) * (mean - mug), step**-tau1)
     bhg = bhg.lerp(ghattg * prior + variance + (grad - mean) * (grad - mean), step**-tau2)
     size = lr / ((mean * mean + variance).sqrt() + eps)

@@ -9,7 +9,7 @@ import torch
 
 from compiledopt.backends.batch import Standing, Steady, spread_of
 from compiledopt.backends.cpp.kernels import launcher
-from compiledopt.rules.program import NORM
+from compiledopt.rules.options import NORM
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_lines
 

@@ -16,7 +16,7 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.backends.inductor import Bits, compute_dtype, evaluate
-from compiledopt.backends.layout import HALF, as_real, is_sparse
+from compiledopt.backends.layout import HALF, as_real, held, is_sparse
 from compiledopt.rules.scalar_part import Measurement
 
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
@@ -27,6 +27,7 @@ class Row:
 
     def __init__(self, entry: Entry, values: tuple[float, ...], dtypes: Sequence[torch.dtype]) -> None:
         self.traced, self.group, self.first, self.values = entry.traced, entry.group, entry.first, values
+        self.dtype = entry.param.dtype.to_real()
         self.compute = compute_in([dtype.to_real() for dtype in dtypes])
         self.entries: list[Entry] = []
         self.grads: list[torch.Tensor] = []
@@ -80,7 +81,8 @@ class Row:
 
     def evaluate(self, context: Context) -> None:
         row = (float(self.first), *self.values, *self.sizes)
-        self.columns, self.fresh = self.traced.scalars(context.numbers[self.group], context.step, row)
+        columns, self.fresh = self.traced.scalars(context.numbers[self.group], context.step, row)
+        self.columns = [held(value, self.dtype) for value in columns]
 
     def tensors(self) -> list[list[torch.Tensor]]:
         """The operands as lists, in the program's order; complex ones as two reals."""
@@ -93,7 +95,7 @@ class Row:
             entry.first = False
         for name, value in zip(self.traced.scalar_names, self.fresh, strict=True):
             for state in self.dicts:
-                state[name].fill_(value)
+                state[name].fill_(held(value, state[name].dtype))
         single = any(self.dicts[0][name].dtype == torch.float32 for name in self.traced.scalar_names)
         self.values = tuple(array("f", self.fresh)) if single else tuple(self.fresh)
         self.first = False

@@ -27,8 +27,8 @@ from compiledopt.backends.eager.in_place import InPlace, Met, as_number, is_same
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut
 from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.eager.trial import can_stack, try_rule, without_data
-from compiledopt.backends.layout import HALF, is_dense
-from compiledopt.rules.options import NOISE, SEED
+from compiledopt.backends.layout import HALF, held, is_dense
+from compiledopt.rules.options import NOISE, NORM, SEED
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
 
@@ -84,8 +84,8 @@ class Stack:
 
     def read_measured(self, context: Context) -> None:
         """Read the numbers that follow from the gradients of all parameters."""
-        if "grad_norm" in self.given:
-            self.given["grad_norm"] = context.step["grad_norm"]
+        if NORM in self.given:
+            self.given[NORM] = context.step[NORM]
         self.totals = tuple(number(context.number(self.entries[0].group, name)) for name in self.asked)
 
     def _make(self) -> None:
@@ -243,7 +243,7 @@ class Stack:
             if name in self.alike and values[0].device.type == "cpu":
                 value = values[0].item()
                 for home in homes:
-                    home.fill_(value)
+                    home.fill_(held(value, home.dtype))
             else:
                 put_back(homes, values)
 
@@ -264,7 +264,7 @@ class Stack:
                 numbers[name] = as_number(value)
         for name, value in tape.play(columns, numbers).items():
             for home in self.homes[name][begin:end]:
-                home.fill_(value)
+                home.fill_(held(value, home.dtype))
 
     def _apart(self, entries: Sequence[Entry], columns: Mapping[str, list[torch.Tensor]]) -> list[str]:
         """What need not be stacked. On a GPU one product of stacks is faster than its parts."""

@@ -19,8 +19,8 @@ from compiledopt.backends.triton.readiness import FIRST, tables_for
 from compiledopt.backends.triton.steady import steady
 from compiledopt.backends.triton.tables import Scalars
 from compiledopt.errors import CompileError
-from compiledopt.rules.options import as_float
-from compiledopt.rules.program import NORM, depends_on, value_of
+from compiledopt.rules.options import NORM, as_float
+from compiledopt.rules.program import depends_on, value_of
 
 
 class TritonBatch(GatheredBatch):

@@ -20,13 +20,13 @@ from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.readiness import FIRST, AnyKernel, made_ready
 from compiledopt.backends.triton.tables import alone, launch
-from compiledopt.rules.options import as_float
-from compiledopt.rules.program import NORM, Program, scalar_program
+from compiledopt.rules.options import FOUND, NORM, SCALE, as_float
+from compiledopt.rules.program import Program, scalar_program
 from compiledopt.rules.traced import Traced, Variant
 
 ROWS, WARPS = 128, 4  # rows per block of the scalar kernel
 # What the library keeps on the device itself, beside the numbers of the groups: around/clip.py and around/loss_scale.py.
-KEPT = {NORM: torch.float64, "grad_scale": torch.float32, "found_inf": torch.float32}
+KEPT = {NORM: torch.float64, SCALE: torch.float32, FOUND: torch.float32}
 Key = tuple[Any, ...]
 
 

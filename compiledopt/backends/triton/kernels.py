@@ -26,7 +26,8 @@ from compiledopt.backends.inductor import compute_dtype
 from compiledopt.backends.triton import blocks, bodies, files, random
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
-from compiledopt.rules.program import NORM, Node, Program, depends_on
+from compiledopt.rules.options import NORM
+from compiledopt.rules.program import Node, Program, depends_on
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a length: what vector loads and stores need
 PART = 256  # elements: two for each of 128 threads

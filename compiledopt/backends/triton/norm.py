@@ -16,7 +16,8 @@ from compiledopt.backends.triton.proof import LENGTHS, OFFSETS, WRONG, on_device
 from compiledopt.backends.triton.readiness import AnyKernel, made_ready
 from compiledopt.backends.triton.tables import alone, cut, launch
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import NORM, Argument, Node, Program, value_of
+from compiledopt.rules.options import NORM
+from compiledopt.rules.program import Argument, Node, Program, value_of
 from compiledopt.rules.traced import Traced, Variant
 
 BLOCK, WARPS = 4096, 8

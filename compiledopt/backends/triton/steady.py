@@ -11,7 +11,7 @@ from compiledopt.backends.batch import Standing, Steady
 from compiledopt.backends.cpp.steady import Numbers, assembled, is_on_host, part
 from compiledopt.backends.triton.norm import BOUND
 from compiledopt.backends.triton.prepared import current
-from compiledopt.rules.program import NORM
+from compiledopt.rules.options import NORM
 
 NOTHING = (0, (), (), (), ())  # a scalar part that is the device's
 
