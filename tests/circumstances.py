@@ -620,9 +620,8 @@ def faults(one: Algorithm, check: Check) -> list[str]:
         with mock.patch("compiledopt.algorithms.muon.product_dtype", return_value=torch.float64):
             found += list(check(one))
     except Exception as error:
-        found.append(
-            f"check failed: {type(error).__name__}: {str(error)[:300]}\n{''.join(traceback.format_tb(error.__traceback__)[-3:])}"
-        )
+        last = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        found.append(f"{type(error).__name__}: {str(error)[:300]}\n{last}")
     return list(dict.fromkeys(found))
 
 

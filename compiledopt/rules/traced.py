@@ -30,7 +30,6 @@ from compiledopt.rules.trace import trace
 from compiledopt.rules.views import Frame, View
 from compiledopt.stats import STATS, timed
 
-
 # What a rule says to symbols, or to tensors of other shapes than it is for.
 REFUSALS = (TypeError, AttributeError, ValueError, IndexError, RuntimeError)
 
