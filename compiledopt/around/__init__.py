@@ -30,12 +30,25 @@ from compiledopt.around.schedule import (
 from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
+from compiledopt.rules.options import NORM
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 from compiledopt.rules.traced import Traced, traced
 
-__all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "averages", "check", "complete", "count", "derived"]
-__all__ += ["described", "due", "letters", "options", "reading", "schedule_groups", "schedule_of", "swapped", "tell_ended"]
+__all__ = ["Clipping", "Ended", "Programs", "Scaling", "adopt_groups", "asks_for_norm", "averages", "check", "complete"]
+__all__ += [
+    "count",
+    "derived",
+    "described",
+    "due",
+    "letters",
+    "options",
+    "reading",
+    "schedule_groups",
+    "schedule_of",
+    "swapped",
+    "tell_ended",
+]
 __all__ += ["skipped", "take_over", "wanted", "without_schedule"]
 
 # In the order in which they are put around, the first next to the rule: what is last sees the gradient first, and has the last
@@ -81,6 +94,11 @@ def derived(rule: Rule, group: Mapping[str, Any], scaled: bool = False, param: t
             made = SCALED.hold_codes(made) if in_blocks else SCALED.derive(made, True)
         known[key] = made
     return known[key]
+
+
+def asks_for_norm(rule: Rule, group: Mapping[str, Any]) -> bool:
+    """Whether what stands around the rule asks for the norm over all gradients."""
+    return NORM in derived(rule, group).options
 
 
 def _around(rule: Rule, asked: Wanted) -> Rule:

@@ -9,7 +9,6 @@ import torch
 
 from compiledopt import around
 from compiledopt.backends.batch import Batch, Entry, Steady
-from compiledopt.rules.options import NORM
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import set_mode
 from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
@@ -135,7 +134,7 @@ class Stepper:
 
     def _is_clipped(self, optimizer: Stepped) -> bool:
         groups = optimizer.param_groups
-        return any(NORM in around.derived(optimizer.rule_of(group), group).options for group in groups)
+        return any(around.asks_for_norm(optimizer.rule_of(group), group) for group in groups)
 
     # ---- torch.amp.GradScaler ----
 
