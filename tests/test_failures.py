@@ -239,3 +239,16 @@ def test_numbers_beyond_float32_are_infinite(mode):
             optimizer.step()
         assert kind == "StableSPAM" or not any(param.isfinite().any() for param in params)
     assert all(optimizer.state[param]["v_norm_t"] == torch.inf for param in params)
+
+
+def test_rows_of_a_rule_that_is_not_elementwise_are_refused():
+    """It had updated the states of all rows."""
+
+    @compiledopt.define(sparse="rows")
+    def Averaged(param, grad, total, *, lr=0.1):
+        return param - lr * grad * (total + 1).mean(), total + 1
+
+    param = torch.nn.Parameter(torch.ones(4, 3))
+    param.grad = torch.eye(4, 3).to_sparse(1)
+    with pytest.raises(RuntimeError, match=r"sparse='rows' updates the rows alone .* not a pointwise"):
+        Averaged([param]).step()

@@ -28,6 +28,9 @@ def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owne
     check_layout(traced.rule, param, grad, owner)
     if traced.measures and is_sparse(grad):
         raise RuntimeError(f"{owner} does not support sparse gradients: it sums over all parameters")
+    if is_sparse(grad) and traced.rule.sparse == "rows" and not traced.elementwise:
+        words = f"{owner} does not support sparse gradients, of which sparse='rows' updates the rows alone that they touch"
+        raise RuntimeError(f"{words}: {traced.reason}")
     if param.is_complex() and not traced.elementwise:
         named = [f" with `{name}`" for name in traced.rule.dense_alone if traced.rule.elementwise]
         raise RuntimeError(f"{owner} does not support complex parameters{''.join(named[:1])}")
