@@ -55,8 +55,8 @@ class AdaShift(Optimizer):
     Start: lr as SGD's with momentum over the largest gradient, or with None as Adam's; n 10.
     Names: pytorch_optimizer's; reduce_func is a name here.
     Source: Zhou et al. 2019, arXiv:1810.00143.
-    Deviations from the authors' code (TensorFlow): by the order of its assignments m there has the newest gradient twice, and not
-        the oldest.
+    Deviations from the authors' code (TensorFlow): the order of its assignments brings the newest gradient into m twice, and
+        the oldest not at all.
     Deviations from pytorch_optimizer: m is computed of the gradients that are kept, and is no state; all of these move by one
         place at a step.
     """
