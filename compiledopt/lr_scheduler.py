@@ -223,7 +223,13 @@ class OneCycleLR(_Cycling, torchs.OneCycleLR):
             (phase["end_step"], float(values[phase[f"start_{kind}"]]), float(values[phase[f"end_{kind}"]]))  # type: ignore[literal-required]
             for phase in self._schedule_phases
         )
-        return schedules.in_phases(phases, self._anneal_func_type == "cos", self.total_steps)
+        return schedules.in_phases(phases, self._is_cosine, self.total_steps)
+
+    @property
+    def _is_cosine(self) -> bool:
+        """A scheduler of torch before 2.0 has the function itself in the place of its name."""
+        held = self.__dict__
+        return "cos" in (held.get("_anneal_func_type") or held["anneal_func"].__name__)
 
     def schedule(self, group: int = 0) -> Schedule:
         """The rate of a group as a pure function of the step; after the last one it stays where it is."""

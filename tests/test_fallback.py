@@ -215,6 +215,10 @@ def test_meta_parameters_step():
     with pytest.warns(UserWarning, match="there is no compiled executor for meta"):
         optimizer.step()
     assert optimizer.state[param]["exp_avg"].is_meta
+    words = "`fused=True` requires all the params to be floating point Tensors of supported devices"  # torch's
+    for module in (compiledopt, torch.optim):
+        with pytest.raises(RuntimeError, match=words):
+            module.AdamW([param], fused=True).step()
 
 
 class Wrapped(torch.Tensor):

@@ -313,6 +313,20 @@ def test_warnings_and_the_end_of_one_cycle():
         walk(optimizer, scheduler, 1)
 
 
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+def test_one_cycle_of_an_older_torch(strategy):
+    """torch before 2.0 kept the function of the annealing, and no name."""
+    rates = []
+    for module in (ours, torchs):
+        optimizer = make_optimizer()
+        scheduler = module.OneCycleLR(optimizer, 0.1, total_steps=10, anneal_strategy=strategy)
+        del scheduler._anneal_func_type
+        annealing = getattr(torchs.OneCycleLR, f"_annealing_{strategy}")
+        scheduler.load_state_dict(scheduler.state_dict() | {"anneal_func": annealing})
+        rates.append(walk(optimizer, scheduler, 9))
+    assert_equal(*rates, exact=False)
+
+
 def test_what_torch_divides_by_zero():
     optimizer = make_optimizer()
     scheduler = ours.ConstantLR(optimizer, factor=0.0, total_iters=2)

@@ -82,5 +82,13 @@ def eager_choice(device: torch.device, reason: str, fallback: bool = False) -> C
     return Choice("foreach" if accelerator else "for-loop", reason, fallback=fallback)
 
 
+def without_executor(choice: Choice, param: torch.Tensor) -> str:
+    """Why a parameter on a device that no backend serves is not compiled: in torch's words where `fused` asks for it."""
+    reason = f"there is no compiled executor for {param.device.type}"
+    if choice.reason != "fused=True":
+        return reason
+    return f"{reason}; `fused=True` requires all the params to be floating point Tensors of supported devices"
+
+
 def refused(choice: Choice, reason: str) -> CompileError:
     return CompileError(f"{choice.reason} cannot be had: {reason}. Leave {choice.reason.split('=')[0]} at None to fall back.")

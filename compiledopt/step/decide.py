@@ -77,7 +77,7 @@ def _special(entry: Entry, group: Mapping[str, Any]) -> Choice | None:
     backend = compiled_for(param.device)
     reason = wish.reason
     if compiled:
-        found = f"there is no compiled executor for {param.device.type}" if backend is None else backend.objection(entry, group)
+        found = choose.without_executor(wish, param) if backend is None else backend.objection(entry, group)
         if found is None:
             return None
         reason = found
@@ -107,7 +107,7 @@ def _compiled(entry: Entry, group: Mapping[str, Any]) -> Choice:
     param, wish = entry.param, entry.choice
     backend = compiled_for(param.device)
     if backend is None:
-        reason: str | None = f"there is no compiled executor for {param.device.type}"
+        reason: str | None = choose.without_executor(wish, param)
     else:
         reason = backend.missing(param.device) or (reason_against(param) if is_distributed(param) else None)
         reason = reason or tensor_reason(local(param)) or backend.refusal(entry, group)
