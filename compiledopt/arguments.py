@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -50,9 +51,10 @@ def at_start(lr: Any) -> Any:
 
 @dataclass(frozen=True)
 class Bound:
-    """The range of an option, or of one of its elements, and what torch says of a number outside it. NaN is outside of all.
+    """The range of an option, or of its elements, and what torch says of a number outside it. NaN is outside of all.
 
-    least, above, below, most: its ends; those that are None do not bound. index: the element. optional: None is inside.
+    least, above, below, most: its ends; those that are None do not bound. index: the element; each: all of them.
+    optional: None is inside.
     """
 
     option: str
@@ -62,11 +64,23 @@ class Bound:
     below: float | None = None
     most: float | None = None
     index: int | None = None
+    each: bool = False
     optional: bool = False
 
     def element(self, index: int) -> Bound:
         """The same of one element."""
-        return replace(self, index=index, words=f"{self.words} at index {index}")
+        return replace(self, index=index, each=False, words=f"{self.words} at index {index}")
+
+    def elements(self, value: Any) -> list[tuple[Bound, Any]]:
+        """What of an option is bounded, with what bounds it. Raises: TypeError or IndexError where it is not there."""
+        try:
+            if self.each:
+                return [(self.element(index), number) for index, number in enumerate(value)]
+            return [(self, value if self.index is None else value[self.index])]
+        except (TypeError, IndexError) as error:
+            raise type(error)(
+                f"{self.option} must be a {'tuple' if self.each else 'pair'} of numbers, got {value!r}"
+            ) from error
 
     def check(self, value: Any) -> None:
         """Refuse a number outside. Raises: ValueError; TypeError for what is none, and for a schedule that cannot be."""
@@ -76,7 +90,7 @@ class Bound:
         if number is None and self.optional:
             return
         ends = (self.least, operator.ge), (self.above, operator.gt), (self.below, operator.lt), (self.most, operator.le)
-        for end, holds in ends:
+        for end, holds in ((-math.inf, operator.ge), *ends):
             try:
                 inside = end is None or holds(number, end)
             except TypeError as error:
@@ -106,12 +120,20 @@ def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
     check_one_element(options.get("lr"), "lr")
     for bound in bounds:
         if bound.option in options:
-            value = options[bound.option]
-            try:
-                number = value if bound.index is None else value[bound.index]
-            except (TypeError, IndexError) as error:
-                raise type(error)(f"{bound.option} must be a pair of numbers, got {value!r}") from error
-            bound.check(number)
+            for one, number in bound.elements(options[bound.option]):
+                one.check(number)
+
+
+def numbers(constructor: Any, bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """Of the options that are numbers by default and have no bounds, that they are numbers."""
+    known, found = {bound.option for bound in bounds}, []
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        default = parameter.default if isinstance(parameter.default, tuple) else (parameter.default,)
+        kinds = {type(number) for number in default}
+        if name not in known and float in kinds and kinds <= {float, int}:
+            free = Bound(name, f"Invalid {name} value", least=None, optional="None" in str(parameter.annotation))
+            found.append(replace(free, each=default is parameter.default))
+    return tuple(found)
 
 
 # ---- what a signature says ----

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import ParamsT
 
 from compiledopt import around
-from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off, numbers
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options, constructor
@@ -60,9 +60,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if (cls.__module__ or "").startswith(f"{__package__}."):
             cls.__module__ = __package__  # which pickles name: files may move
-        constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
+            if constructor is not None and not hasattr(torch.optim, cls.__name__):  # what torch's take is torch's
+                cls.bounds = (*cls.bounds, *numbers(constructor, cls.bounds))
         if constructor is not None:
             cls.missing = {**flags_off(constructor, rule), **cls.missing}
             if cls.__doc__ is not None:  # as it is under python -OO

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import math
 import re
 import typing
 
@@ -130,6 +131,25 @@ def test_constructors_are_annotated(name):
     """For mypy and for completion in editors; the rules beside them are not."""
     constructor = getattr(compiledopt, name).__init__
     assert set(typing.get_type_hints(constructor)) >= set(inspect.signature(constructor).parameters) - {"self"}
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in TORCHS])
+def test_what_is_no_number_is_refused(name):
+    """Every option that is a number by default, whether it has bounds or not; what torch's take is torch's."""
+    for option, parameter in inspect.signature(getattr(compiledopt, name)).parameters.items():
+        if type(parameter.default) is not float:
+            continue
+        kind, words = said(compiledopt, name, {option: math.nan})
+        assert kind is ValueError and words.endswith("nan")
+        kind, words = said(compiledopt, name, {option: "0.1"})
+        assert kind is TypeError and words == f"{option} must be a number, got '0.1' (str); float('0.1') makes one"
+
+
+def test_every_beta_of_aggmo_is_bounded():
+    for betas, index in (((0.1, 0.1, -0.1), 2), ((0.0, 1.0), 1)):
+        found = said(compiledopt, "AggMo", {"betas": betas})
+        assert found == (ValueError, f"Invalid beta parameter at index {index}: {betas[index]}")
+    assert said(compiledopt, "AggMo", {"betas": 0.9}) == (TypeError, "betas must be a tuple of numbers, got 0.9")
 
 
 def test_a_schedule_is_for_lr_alone():

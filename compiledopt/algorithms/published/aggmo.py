@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from compiledopt.algorithms.parts import with_decay, with_maximize
@@ -36,7 +37,7 @@ class AggMo(Optimizer):
     """
 
     rule = aggmo
-    bounds = (LR, BETA.element(0), WEIGHT_DECAY)
+    bounds = (LR, replace(BETA, each=True), WEIGHT_DECAY)
 
     def __init__(
         self,
