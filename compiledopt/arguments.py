@@ -169,6 +169,18 @@ def flags_off(constructor: Any, rule: Rule | None) -> dict[str, Any]:
     return {name: value for name, value in off.items() if name in known}
 
 
+def complete(kind: Any, constructor: Any) -> None:
+    """What a class has from its constructor's signature: what old groups lack, that its numbers are numbers, and help().
+    What torch's classes take is torch's. Mutates: the class."""
+    rule = getattr(kind, "rule", None)
+    kind.missing = {**flags_off(constructor, rule), **kind.missing}
+    if kind.__module__ == __package__ and not hasattr(torch.optim, kind.__name__):
+        kind.bounds = (*kind.bounds, *numbers(constructor, kind.bounds))
+    if kind.__doc__ is not None:  # as it is under python -OO
+        own = inspect.cleandoc(kind.__doc__)
+        kind.__doc__ = f"{own}\n\n{description(own, constructor, rule, kind.bounds)}"
+
+
 def description(own: str, constructor: Any, rule: Rule | None, bounds: Iterable[Bound]) -> str:
     """What help() says below an algorithm's own words: its arguments with their bounds and defaults, and what all share.
 

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import ParamsT
 
 from compiledopt import around
-from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, description, flags_off, numbers
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, complete
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options, constructor
@@ -60,16 +60,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        constructor, rule = cls.__dict__.get("__init__"), getattr(cls, "rule", None)
         if (cls.__module__ or "").startswith(f"{__package__}."):
             cls.__module__ = __package__  # which pickles name: files may move
-            if constructor is not None and not hasattr(torch.optim, cls.__name__):  # what torch's take is torch's
-                cls.bounds = (*cls.bounds, *numbers(constructor, cls.bounds))
+        constructor = cls.__dict__.get("__init__")
         if constructor is not None:
-            cls.missing = {**flags_off(constructor, rule), **cls.missing}
-            if cls.__doc__ is not None:  # as it is under python -OO
-                own = inspect.cleandoc(cls.__doc__)
-                cls.__doc__ = f"{own}\n\n{description(own, constructor, rule, cls.bounds)}"
+            complete(cls, constructor)
 
     @constructor
     def __init__(self, params: ParamsT, defaults: Mapping[str, Any]) -> None:
@@ -360,7 +355,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def make_states(self) -> None:
         """Make the states of all parameters now, as Adagrad does, instead of at their first gradients."""
-        self._stepper.make_states(self)
+        compiling = torch.compiler.is_compiling()
+        (outside_dynamo(Stepper.make_states) if compiling else Stepper.make_states)(self._stepper, self)
 
     def refresh(self) -> None:
         """Bring numbers of the groups that changed to the device, for replays of a captured step: with capturable=True, call it

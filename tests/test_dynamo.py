@@ -135,6 +135,14 @@ def test_fullgraph_of_the_step_and_what_it_raises():
         torch.compile(optimizer.step, backend="eager")()
 
 
+def test_states_that_a_constructor_makes_are_not_traced():
+    """Adagrad's, within a compiled function: it took a hundred frames, and Dynamo warned of what it met on the way."""
+    param = torch.nn.Parameter(torch.ones(10))
+    optimizer = torch.compile(lambda param: compiledopt.Adagrad([param]), backend="eager")(param)
+    assert optimizer.state[param]["sum"].tolist() == [0.0] * 10
+    assert 0 < counters["frames"]["total"] < 30
+
+
 def test_error_on_graph_break_is_the_same_wish():
     param = torch.nn.Parameter(torch.ones(10))
     param.grad = torch.ones(10)
