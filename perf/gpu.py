@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import inspect
+import itertools
 import json
 import os
 import statistics
@@ -42,6 +43,7 @@ from step import OPTIONS, bitsandbytes, optimi, torchao
 from supervised import LOST, note, noted, supervise
 
 import compiledopt
+from compiledopt.backends.triton import symmetric, tuning
 from compiledopt.backends.triton.tables import Tables
 from compiledopt.step import steady
 
@@ -53,6 +55,7 @@ WITHOUT_FUSED = [name for name in ELEMENTWISE if "fused" not in inspect.signatur
 WITH_FUSED = [name for name in ELEMENTWISE if name not in (*WITHOUT_FUSED, "AdamW")]  # which is measured by itself
 REDUCING = next(name for name in OPTIONS if CATALOG[name].reduces)  # of several launches
 LARGE = [(4096, 4096)] * 64  # 2^30 elements
+STACKS = [(12, 768, 768), (12, 768, 3072), (24, 1024, 4096), (4, 2048, 2048), (2, 4096, 4096), (2, 4096, 11008)]
 WARM = 3  # steps before any is timed: kernels are made, tables uploaded, the native step prepared
 STEPS = 5  # of a turn: few enough that the launches of an eager step all fit into the device's queue
 HOST_STEPS = 200  # of which the first quarter warms
@@ -426,6 +429,27 @@ def reducing() -> Iterator[Case]:
     yield from against("reducing", "Muon", "matrices", {"torch": torchs("Muon")})
 
 
+def products() -> Iterator[Case]:
+    """Half of a symmetric product against cuBLAS's whole one, as Newton–Schulz takes them of a transformer's matrices."""
+
+    def run(measure: Measure, shape: tuple[int, int, int], adds: bool) -> Found:
+        count, rows, columns = shape
+        x = torch.randn(count, rows, rows if adds else columns, device=DEVICE, dtype=torch.bfloat16) / columns**0.5
+        x = x + x.mT if adds else x
+        out = torch.empty(count, rows, rows, device=DEVICE, dtype=torch.bfloat16)
+        given = (x, x if adds else None, -4.775, 2.0315 if adds else 1.0, out)
+        tiling = tuning.best(
+            lambda one: tuning.elapsed(partial(symmetric.Product(one).write, *given), x.device), symmetric.CANDIDATES[1:]
+        )
+        if tiling is None:
+            raise RuntimeError("no tiling can run")
+        ours = partial(symmetric.Product(tiling).write, *given)
+        return *measure.pair(partial(symmetric.by_cublas, *given), ours), f"tile, depth, warps, stages: {tiling}"
+
+    for shape, (what, adds) in itertools.product(STACKS, (("x·xᵀ", False), ("β·A + α·A·A", True))):
+        yield Case("products", what, " x ".join(map(str, shape)), "cuBLAS", partial(run, shape=shape, adds=adds))
+
+
 def compile_step() -> Iterator[Case]:
     """torch.compile of torch's own step, which takes minutes to compile: last."""
     for shapes in ("even", *MODELS):
@@ -439,6 +463,7 @@ PARTS: dict[str, Callable[[], Iterator[Case]]] = {
     "host": host,
     "replay": replay,
     "reducing": reducing,
+    "products": products,
     "clipped": clipped,
     "stored": stored,
     "others": others,

@@ -3,6 +3,7 @@ process of its own."""
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ import compiledopt
 from compiledopt import schedules
 from compiledopt.algorithms import muon
 from compiledopt.backends import waves
-from compiledopt.backends.matrices import MatrixBatch
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import norm, shaped, tables
+from compiledopt.backends.triton import norm, shaped, symmetric, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
+from compiledopt.backends.triton.matrices import DeviceMatrices
 from compiledopt.backends.triton.stored import StoredBatch
 from compiledopt.rules import matrix_program
 
@@ -48,7 +49,7 @@ def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, toleran
         for one, params in ((expected, models[0]), (optimizer, models[1])):
             run(one, params, Gradients(dtype, skip=True), range(step, step + 1))
     batches = optimizer._plan.batches
-    assert optimizer.executor == "compiled" and all(type(batch) is MatrixBatch for batch in batches)
+    assert optimizer.executor == "compiled" and all(type(batch) is DeviceMatrices for batch in batches)
     kind = CapturableBatch if capturable or "skip_nonfinite" in more else TritonBatch
     assert all(type(part) is kind for batch in batches for wave in batch.waves for part in (wave.before, wave.after))
     effect, difference = rms(flat(models[0]) - start), rms(flat(models[1]) - flat(models[0]))
@@ -177,7 +178,7 @@ def test_states_that_are_kept_in_other_ways(name, kept, capturable, monkeypatch)
         optimizer.step()
     expected.step()
     (batch,) = optimizer._plan.batches
-    assert type(batch) is (MatrixBatch if kept == "bits alone" else StoredBatch) and optimizer.executor == "compiled"
+    assert type(batch) is (DeviceMatrices if kept == "bits alone" else StoredBatch) and optimizer.executor == "compiled"
     assert len(batch.waves) == (1 if capturable else 2 if name != "AdaMuon" or kept == "bits alone" else 3)
     products = [one for one in operations.found if one.split("::")[1].startswith(("bmm", "baddbmm"))]
     told = optimizer._explanation()
@@ -370,3 +371,78 @@ def test_what_has_no_program():
     asked = compiledopt.Muon(params, foreach=True)
     asked.step()
     assert asked.executor == "foreach"
+
+
+# ---- products whose result is symmetric ----
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(
+    ("size", "depth", "turned"), [(5, 40, False), (40, 33, True), pytest.param(150, 9, False, marks=pytest.mark.slow)]
+)
+def test_symmetric_products_by_their_definition(size, depth, turned, adds):
+    """Every tile, in all orders of groups, of every matrix; both halves alike bit for bit."""
+    depth = size if adds else depth
+    shape = (3, depth, size) if turned else (3, size, depth)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    x = x.mT if turned else x
+    if adds:
+        x = (x + x.mT) / 2
+    out = torch.full((3, size, size), math.nan, dtype=torch.bfloat16)
+    symmetric.Product((16, 16, 4, 2)).write(x, x if adds else None, -4.5, 0.25, out)
+    wanted = 0.25 * x.double() @ x.double().mT - (4.5 * x.double() if adds else 0)
+    assert wanted.abs().median() > 0.1 and torch.equal(out, out.mT)
+    torch.testing.assert_close(out.double(), wanted, rtol=2**-8, atol=2**-12)
+
+
+def with_symmetric_products(monkeypatch, rows="1"):
+    multiplying_in(monkeypatch, torch.bfloat16)
+    monkeypatch.setenv("COMPILEDOPT_SYMMETRIC_PRODUCTS", rows)
+    monkeypatch.setattr(symmetric, "_decided", {})
+    written = []
+    write = symmetric.Product.write
+    monkeypatch.setattr(
+        symmetric.Product, "write", lambda self, x, *rest: (written.append(tuple(x.shape)), write(self, x, *rest))[1]
+    )
+    return written
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("Muon", {}), pytest.param("NorMuon", {"state_dtype": "int8"}, marks=pytest.mark.slow)]
+)
+def test_rules_with_symmetric_products(name, more, monkeypatch):
+    """From so many rows on as the environment says; explain tells of it."""
+    written = with_symmetric_products(monkeypatch, rows="6")
+    shapes, given = [(6, 40), (40, 6), (1, 9)], {"steps": 2, "tolerance": 0.04, **more}
+    optimizer, _ = check(name, torch.float32, capturable=False, shapes=shapes, **given)
+    assert {shape[1:] for shape in written} == {(6, 40), (6, 6)}
+    told = "newton_schulz on 1 matrix of {}, by calls of torch: {}"
+    assert told.format("40 × 6", "5 copy, 5 baddbmm, 10 by a kernel for symmetric results") in optimizer.explain()
+    assert told.format("1 × 9", "5 bmm, 10 baddbmm, 5 copy") in optimizer.explain()
+
+
+def test_a_symmetric_product_that_is_wrong_is_left_to_cublas(monkeypatch):
+    with_symmetric_products(monkeypatch)
+    monkeypatch.setattr(symmetric.Product, "write", lambda self, x, total, beta, alpha, out: out.fill_(1.0))
+    monkeypatch.setattr(symmetric, "remembered", lambda of, device, find: find())
+    with pytest.warns(
+        UserWarning, match=r"leaves symmetric products of 6 × (40|6) matrices to cuBLAS: it does not compute what it"
+    ):
+        optimizer, _ = check("Muon", torch.float32, capturable=False, shapes=SHAPES[:1], tolerance=0.04)
+    assert "by a kernel for symmetric" not in optimizer.explain()
+
+
+def test_symmetric_products_are_timed_alone_only(monkeypatch):
+    """Replicas must compute the same."""
+    monkeypatch.setattr(symmetric, "is_capturing", lambda device: False)
+    place, half = torch.device("cuda"), torch.bfloat16
+    assert symmetric.is_possible(place, half) and not symmetric.is_possible(place, torch.float32)
+    assert not symmetric.is_possible(torch.device("cpu"), half)
+    with monkeypatch.context() as within:
+        within.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        assert not symmetric.is_possible(place, half)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert not symmetric.is_possible(place, half)
+    monkeypatch.setenv("COMPILEDOPT_SYMMETRIC_PRODUCTS", "4096")
+    assert symmetric.is_possible(place, half)

@@ -602,7 +602,7 @@ def test_tuning(monkeypatch, tmp_path):
         once = readiness.timer(kernel, [torch.float32] * 2, place)
         return lambda candidate: times.append((candidate, once(candidate))) or times[-1][1]
 
-    chosen = tuning.config(kernel, place, timer)
+    chosen = tuning.config(kernel.source, place, timer)
     assert chosen in tuning.CANDIDATES and len(times) == tuning.ROUNDS * len(tuning.CANDIDATES)
     assert all(milliseconds > 0.01 for _, milliseconds in times), "1.6e9 bytes"
     assert list(tmp_path.glob("*.json"))

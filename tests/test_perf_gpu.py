@@ -223,6 +223,9 @@ def test_every_part_runs(gpu, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "CATALOG", {**known, "AdamW": gpu.CATALOG["AdamW"]})
     monkeypatch.setattr(gpu, "MENU", {})
     monkeypatch.setattr(gpu, "WITHOUT_FUSED", [])
+    monkeypatch.setattr(gpu, "STACKS", [(2, 8, 16)])
+    monkeypatch.setattr(gpu.symmetric.Product, "write", lambda self, *given: gpu.symmetric.by_cublas(*given))
+    monkeypatch.setattr(gpu.tuning, "elapsed", lambda run, device: gpu.device_ms(run))
     parts = [name for name in gpu.PARTS if name not in ("host", "replay", "compile")]
     failed = gpu.run(parts, gpu.Measure(0.0, time.monotonic() + 1000), None)
     told = capsys.readouterr()

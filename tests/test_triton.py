@@ -17,7 +17,7 @@ from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import norm, tuning
+from compiledopt.backends.triton import norm, symmetric, tuning
 from compiledopt.backends.triton.forms import FORMS, PLAIN, chosen
 from compiledopt.backends.triton.reducing import reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
@@ -27,6 +27,9 @@ from compiledopt.rules.traced import traced
 
 if triton.missing():
     pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_for
 from triton.runtime.errors import OutOfResources
 
 ELEMENTWISE = [
@@ -397,7 +400,7 @@ def test_tuning_takes_the_fastest_and_survives_what_cannot_run():
     assert tuning.best(lambda _: (_ for _ in ()).throw(OutOfResources(2, 1, "registers"))) is None
     case = next(c for c in CASES if str(c) == "AdamW-default")
     kernel = triton.kernel(program_of(case), [torch.float32] * 4)
-    assert tuning.config(kernel, torch.device("cpu"), lambda: milliseconds) == tuning.DEFAULT
+    assert tuning.config(kernel.source, torch.device("cpu"), lambda: milliseconds) == tuning.DEFAULT
 
 
 def test_tuning_goes_around_and_takes_the_least():
@@ -422,9 +425,9 @@ def test_tuning_without_room_is_left_for_another_time(monkeypatch):
     monkeypatch.setattr(tuning, "_known", {})
     monkeypatch.setattr(tuning.cache, "load", lambda _: None)
     kernel = triton.kernel(program_of(next(c for c in CASES if str(c) == "AdamW-default")), [torch.float32] * 4)
-    assert tuning.config(kernel, torch.device("cuda"), no_room) == tuning.DEFAULT and not tuning._known
-    assert tuning.config(kernel, torch.device("cuda"), no_kernel) == tuning.DEFAULT and not tuning._known
-    assert tuning.config(kernel, torch.device("cuda"), lambda: lambda candidate: -candidate[0]) == (4096, 8)
+    assert tuning.config(kernel.source, torch.device("cuda"), no_room) == tuning.DEFAULT and not tuning._known
+    assert tuning.config(kernel.source, torch.device("cuda"), no_kernel) == tuning.DEFAULT and not tuning._known
+    assert tuning.config(kernel.source, torch.device("cuda"), lambda: lambda candidate: -candidate[0]) == (4096, 8)
 
 
 def test_explain_for_a_gpu_tells_of_the_norm(capsys):
@@ -495,3 +498,29 @@ def test_states_that_are_moved_under_inference_mode():
         relay(known, optimizer.param_groups[0]["params"][0], state)
     assert state["step"].device.type == "meta" and state["exp_avg"].is_contiguous()
     assert not any(value.is_inference() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("arch", "tiling"),
+    [
+        pytest.param(arch, tiling, marks=() if (arch, tiling) == (90, symmetric.CANDIDATES[1]) else pytest.mark.slow)
+        for arch in (80, 90)
+        for tiling in symmetric.CANDIDATES[1:]
+    ],
+)
+def test_symmetric_products_for_gpus(arch, tiling):
+    """Where rows and columns are multiples of 16: products of matrices by the tensor cores, loads that are under way meanwhile,
+    stores of 16 bytes; and no spills where tiles come first."""
+    tile, depth, warps, stages = tiling
+    function = symmetric.KERNEL.function
+    constants = {"ADDS": True, "TILE": tile, "DEPTH": depth, "x_column": 1}
+    types = {"x": "*bf16", "total": "*bf16", "out": "*bf16", "alpha": "fp32", "beta": "fp32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    odd = {"alpha", "beta", "tiles", *constants}
+    places = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(function.arg_names) if name not in odd}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=places)
+    ptx = compile_for(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages}).asm["ptx"]
+    registers, spills = triton._assembled(ptx, arch)
+    assert ("wgmma.mma_async" if arch == 90 else "mma.sync") in ptx and "cp.async" in ptx
+    assert re.search(r"st\.global[.\w]*\.v4", ptx) and not re.search(r"ld\.global\.b16|st\.global\.b16", ptx)
+    assert registers <= 255 and (spills == 0 or (arch, warps) == (80, 4))

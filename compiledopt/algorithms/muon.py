@@ -13,7 +13,7 @@ from compiledopt.algorithms.directions import moved
 from compiledopt.arguments import Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.pieces import piece
-from compiledopt.rules.products import Room, add_product, product, whole_matrices
+from compiledopt.rules.products import Room, add_product, add_square, gram_matrix, whole_matrices
 from compiledopt.rules.rule import rule
 from compiledopt.rules.spellings import op
 
@@ -51,8 +51,8 @@ def newton_schulz(x: Tensor, coefficients: Any, steps: int, room: Room | None) -
     wide = x.size(-2) <= x.size(-1)
     gram_at, polynomial_at, before_at = (None, None, None) if room is None else room
     for _ in range(steps):
-        gram = product(x, x.mT, gram_at) if wide else product(x.mT, x, gram_at)
-        polynomial = add_product(gram, gram, gram, b, c, polynomial_at)
+        gram = gram_matrix(x if wide else x.mT, gram_at)
+        polynomial = add_square(gram, b, c, polynomial_at)
         before = x if before_at is None else before_at.copy_(x, non_blocking=True)
         factors = (polynomial, before) if wide else (before, polynomial)
         x = add_product(x, *factors, a, 1.0, None if before_at is None else x)

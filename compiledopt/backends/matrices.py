@@ -20,11 +20,13 @@ from compiledopt.backends.batch import Context, Entry
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch, padded, waves
 from compiledopt.rules.matrix_program import MATRIX, MatrixProgram, Part, matrix_program
+from compiledopt.rules.pieces import Runner
 from compiledopt.rules.products import WholeMatrices
 from compiledopt.rules.program import COLUMN_AFTER_COLUMN, ROW_AFTER_ROW
 from compiledopt.rules.traced import order_of
 
 Kind = tuple[torch.Size, int]  # shape, order in memory
+BY_KERNEL = "by a kernel for symmetric results"  # in place of the name of a call of torch
 
 
 def program_of(entry: Entry) -> MatrixProgram | None:
@@ -84,6 +86,8 @@ class Stack:
 class MatrixWave(Wave):
     """entries: those of one shape and order side by side. memory: for the matrices; more: for what the function keeps."""
 
+    by: Runner | None = None  # who writes products that are symmetric
+
     def __init__(
         self,
         entries: list[Entry],
@@ -124,7 +128,7 @@ class MatrixWave(Wave):
 
     def multiply(self, matrices: torch.Tensor, room: Sequence[torch.Tensor]) -> None:
         """Let the function run on a stack. Mutates: matrices, room."""
-        self.program.function(matrices, *self.program.arguments, room=room)
+        self.program.function(matrices, *self.program.arguments, room=room, by=self.by)
 
     def _place(self, active: list[bool]) -> None:
         for stack in self.stacks:
@@ -199,10 +203,11 @@ def products(
     shapes: Iterable[Sequence[int]],
     most: int | None = None,
     together: Callable[[int], int] | None = None,
+    by: Callable[[dict[str, int]], Runner] | None = None,
 ) -> tuple[int, dict[tuple[int, ...], dict[str, int]]]:
     """(how many waves, {(matrices, rows, columns): {operation of torch: how often it is called}}), for matrices of these
     shapes that all have gradients. most: elements of a wave; together: how many matrices of so many elements are one stack, all
-    of a wave where it is None."""
+    of a wave where it is None; by: given what is counted, who writes products that are symmetric, and counts them."""
     kinds = sorted((tuple(shape), ROW_AFTER_ROW) for shape in shapes)
     cuts = waves([math.prod(shape) for shape, _ in kinds], most)
     found: dict[tuple[int, ...], dict[str, int]] = {}
@@ -218,7 +223,8 @@ def products(
             stack = Stack(kind, 0, count, own)
             stack.fit(count, program.function, more)
             with _Counted() as counted, torch.no_grad():
-                program.function(stack.run[0], *program.arguments, room=stack.run[1])
+                writing = None if by is None else by(counted.found)
+                program.function(stack.run[0], *program.arguments, room=stack.run[1], by=writing)
             calls = found.setdefault((count, *shape), {})
             for name, number in counted.found.items():
                 calls[name] = calls.get(name, 0) + number * -(-every // count)
@@ -229,7 +235,7 @@ def told(program: MatrixProgram, calls: Mapping[tuple[int, ...], Mapping[str, in
     """What `products` found, in words."""
     return tuple(
         f"{program.function.__name__} on {_counted(matrices)} of {rows} × {columns}, by calls of torch: "
-        + ", ".join(f"{number} {name}" for name, number in each.items())
+        + ", ".join(f"{number} {name}" for name, number in sorted(each.items(), key=lambda one: one[0] == BY_KERNEL))
         for (matrices, rows, columns), each in calls.items()
     )
 

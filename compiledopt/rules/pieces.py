@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -22,17 +22,24 @@ from compiledopt.rules.trace import Tracer
 Numbers = Mapping[str, Any]
 
 
-class Runner(Protocol):
-    """Who runs a rule. All return None where they leave it to torch's operations on new tensors."""
+class Runner:
+    """Who runs a rule. What it leaves to torch's operations on new tensors is None; here that is everything."""
 
     def run(self, piece: Piece, tensors: Sequence[Tensor], numbers: Numbers) -> tuple[Tensor, ...] | None:
         """What a piece returns; results that take the place of an argument may be that very tensor, written."""
+        return None
 
     def product(self, left: Tensor, right: Tensor) -> Tensor | None:
         """left·right."""
+        return None
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor | None:
         """β·total + α·left·right; it may be `total` itself, written."""
+        return None
+
+    def write_symmetric(self, x: Tensor, total: Tensor | None, beta: Any, alpha: Any, out: Tensor) -> bool:
+        """out ← β·total + α·x·xᵀ of stacks, total being symmetric, or None; whether it did. Mutates: out."""
+        return False
 
 
 class _Now(threading.local):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiledopt.rules.pieces import run_by, runner
+from compiledopt.rules.pieces import Runner, run_by, runner
 from compiledopt.torch_private import stacked_again, unstacked
 
 Room = Sequence[Tensor]
@@ -27,11 +27,12 @@ class WholeMatrices:
         self.function, self.shapes = function, shapes
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 
-    def __call__(self, x: Any, *arguments: Any, room: Room | None = None) -> Any:
+    def __call__(self, x: Any, *arguments: Any, room: Room | None = None, by: Runner | None = None) -> Any:
+        """by: who may write the products whose results are symmetric, where there is room for them."""
         if hasattr(x, "tracer"):
             return x.tracer.whole(self, x, arguments)
         stack, level = unstacked(x)  # once, and not at each of its products: eight times as fast on 8 × 8 matrices
-        with run_by(None):
+        with run_by(by):
             return stacked_again(self.function(stack, *arguments, room), level)
 
 
@@ -49,6 +50,21 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     one = runner()
     found = one.product(left, right) if one is not None and isinstance(left, Tensor) and isinstance(right, Tensor) else None
     return left @ right if found is None else found
+
+
+def gram_matrix(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """x·xᵀ, which is symmetric. out: where a stack goes."""
+    return out if out is not None and _writes(x, None, 0.0, 1.0, out) else product(x, x.mT, out)
+
+
+def add_square(x: Tensor, beta: Any, alpha: Any, out: Tensor | None = None) -> Tensor:
+    """β·x + α·x·x of a symmetric x, which is symmetric; rounded as by `add_product`. out: where a stack goes."""
+    return out if out is not None and _writes(x, x, beta, alpha, out) else add_product(x, x, x, beta, alpha, out)
+
+
+def _writes(x: Tensor, total: Tensor | None, beta: Any, alpha: Any, out: Tensor) -> bool:
+    one = runner()
+    return one is not None and one.write_symmetric(x, total, beta, alpha, out)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any, out: Tensor | None = None) -> Tensor:

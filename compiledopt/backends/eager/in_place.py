@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compiledopt.rules.pieces import Numbers, Piece, run_by
+from compiledopt.rules.pieces import Numbers, Piece, Runner, run_by
 from compiledopt.torch_private import mapped, stacked_again, unstacked
 
 __all__ = ["InPlace", "Met", "Trial", "as_number", "is_same", "is_stacked", "mapped"]
@@ -16,7 +16,7 @@ __all__ = ["InPlace", "Met", "Trial", "as_number", "is_same", "is_stacked", "map
 Met = tuple[Piece, Numbers, tuple[torch.dtype, ...]]  # a piece, the numbers and the dtypes of the tensors that it was given
 
 
-class InPlace:
+class InPlace(Runner):
     """Runs rules by torch's operations, but for products. owned: operands that may be written, since what takes their place is
     written there at last, and nothing reads the old value then (`Trial`). apart: (a stand-in for a stack, the tensors of which
     it would be one): of operands that nothing but pieces and products read; no two begin at the same place in memory."""
@@ -93,7 +93,7 @@ class InPlace:
         return stacked_again(home, level)
 
 
-class Trial:
+class Trial(Runner):
     """Watches a rule that is tried without data. operands: what it is given; met: the pieces that it calls; taken: operands
     whose new values it has; read: those of them that it reads all the same, or returns, so that they must stay; touched:
     operands that not only pieces and products read."""

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from compiledopt.backends.eager.played import Call, Number, Operation, Played, Seen
 from compiledopt.backends.eager.trial import ABOUT
 from compiledopt.backends.layout import HALF, is_dense
-from compiledopt.rules.pieces import Numbers, Piece, run_by
+from compiledopt.rules.pieces import Numbers, Piece, Runner, run_by
 from compiledopt.rules.program import NUMBER, Node, Program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.scalars import scalar_function
@@ -92,7 +92,7 @@ POINTWISE = frozenset(
 REDUCTIONS = {"sum": 1, "mean": 1, "amax": 1, "amin": 1, "norm": 2}
 
 
-class Tape(TorchFunctionMode, Played):
+class Tape(TorchFunctionMode, Played, Runner):
     """What a rule calls, from when it is called on tensors without data and on symbols for numbers."""
 
     def __init__(

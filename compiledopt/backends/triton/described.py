@@ -11,6 +11,7 @@ from compiledopt.backends.triton.capturable import is_on_device
 from compiledopt.backends.triton.parts import parts_of, several_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.stored import moved_alone, stored_of, stored_parts
+from compiledopt.backends.triton.symmetric import Told
 from compiledopt.backends.waves import share, waves
 from compiledopt.rules.scalars import scalar_source
 
@@ -45,7 +46,8 @@ def _several(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
     rows = sum(bool(part.program.scalars) for part in parts if part.program is not None) if there else 0
     count, calls = len(waves([entry.param.numel() for entry in entries], most)), dict[tuple[int, ...], dict[str, int]]()
     if program is not None:
-        count, calls = products(program, [entry.param.shape for entry in entries], most)
+        device, shapes = first.param.device, [entry.param.shape for entry in entries]
+        count, calls = products(program, shapes, most, by=lambda counted: Told(device, counted))
     return Description(
         calls=count * (kernels + rows) + sum(sum(of.values()) for of in calls.values()),
         kernels=kernels,

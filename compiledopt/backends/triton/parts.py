@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from compiledopt.backends.batch import Batch, Context, Entry
-from compiledopt.backends.matrices import MatrixBatch, program_of
+from compiledopt.backends.matrices import program_of
+from compiledopt.backends.triton.matrices import DeviceMatrices
 from compiledopt.backends.triton.stored import StoredBatch, inner_parts, stored_of, stored_parts
 from compiledopt.backends.waves import MakeBatch
 
@@ -30,4 +31,4 @@ def batch_of(entries: list[Entry], context: Context, make: MakeBatch) -> Batch:
     if stored is not None:
         return StoredBatch(entries, context, stored, make)
     matrices = program_of(entries[0])
-    return make(entries, context) if matrices is None else MatrixBatch(entries, context, matrices, make)
+    return make(entries, context) if matrices is None else DeviceMatrices(entries, context, matrices, make)

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.devices import is_capturing, on_device, ordinary, synchronize
+from compiledopt.backends.devices import is_capturing, ordinary, synchronize
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import passes_ready
 from compiledopt.backends.triton.proof import WRONG, proved
 from compiledopt.backends.triton.reducing import ReducingKernel, reducing_kernel
 from compiledopt.backends.triton.tables import Tables
-from compiledopt.backends.triton.tuning import Config, candidates_for, config
+from compiledopt.backends.triton.tuning import Config, candidates_for, config, elapsed
 from compiledopt.errors import CompileError
 from compiledopt.rules.traced import Traced, Variant
 
@@ -23,15 +23,13 @@ AnyKernel = triton.TritonKernel | ReducingKernel
 
 # What a kernel is timed on: far more than the caches hold, and longer on the device than a launch takes on the host.
 SCRATCH = 1 << 29  # bytes, of all tensors together
-RUNS = 20
 ROUND = 4096  # elements: whole blocks of whatever size
 FIRST = "CUDA graph capture of a first step(): run step() once before, to have kernels and states"
 
 
 def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: torch.device) -> Callable[[Config], float]:
-    """Times a kernel on aligned scratch tensors: milliseconds of one launch among RUNS.
+    """Times a kernel on aligned scratch tensors: milliseconds of one launch.
 
-    The launches are all between two events: an event for each would count the host's time too, while the device waits for it.
     The values are like a model's: the square root of zero takes another path.
     """
     length = SCRATCH // sum(dtype.itemsize for dtype in dtypes) // ROUND * ROUND
@@ -46,15 +44,7 @@ def timer(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype], device: to
         tables.fill(row)
         for tensor in tensors:
             tensor.uniform_(0.5, 1.0) if tensor.is_floating_point() else tensor.random_(1, 100)
-        with on_device(device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            tables.run(row)
-            start.record()
-            for _ in range(RUNS):
-                tables.run(row)
-            end.record()
-            end.synchronize()
-            return float(start.elapsed_time(end)) / RUNS
+        return elapsed(lambda: tables.run(row), device)
 
     return milliseconds
 
@@ -67,7 +57,7 @@ def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[
     nothing, so that no launch fails while others have written. Raises: CompileError."""
 
     def make() -> Config:
-        chosen = config(kernel, device, lambda: timer(kernel, dtypes, device), candidates_for(kernel, dtypes))
+        chosen = config(kernel.source, device, lambda: timer(kernel, dtypes, device), candidates_for(kernel, dtypes))
         _run_on_nothing(kernel, device, chosen)
         if (wrong := proved(kernel, runs.program, dtypes, device, chosen)) is not None:
             raise CompileError(f"{WRONG}: {wrong}")

@@ -12,7 +12,8 @@ import torch
 
 from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.devices import ordinary
-from compiledopt.backends.matrices import MatrixWave, in_stacks, matrix_parts, program_of, reserve
+from compiledopt.backends.matrices import in_stacks, matrix_parts, program_of, reserve
+from compiledopt.backends.triton.matrices import DeviceWave
 from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch, padded, share, waves
 from compiledopt.rules.program import OUTER, node_args
 from compiledopt.rules.traced import Traced, traced
@@ -142,7 +143,7 @@ def _inner(entries: list[Entry], context: Context, make: MakeBatch, memory: Sequ
     if program is None:
         return make(entries, context)
     own, more = memory
-    return MatrixWave(entries, context, program, make, own, more)
+    return DeviceWave(entries, context, program, make, own, more)
 
 
 class StoredBatch(WavedBatch):

@@ -197,9 +197,10 @@ def launch(
     constants: tuple[Any, ...],
     warps: int,
     most: int | None = None,
+    stages: int | None = None,
 ) -> None:
     """Run `count` blocks of a kernel. compiled: what triton.jit gave before, by `constants`, for one device; most: registers of
-    a thread, where it is to keep to them.
+    a thread, where it is to keep to them; stages: of loops that load ahead.
 
     From the second launch on without triton.jit, which looks at each argument to find what it compiled; and without what it
     returned, which makes a function for each launch, unless somebody watches launches.
@@ -214,7 +215,8 @@ def launch(
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             made.run(count, 1, 1, stream, made.function, made.packed_metadata, None, None, None, *given)
         return
-    options = {"num_warps": warps} if most is None else {"num_warps": warps, "maxnreg": most}
+    wanted = {"num_warps": warps, "maxnreg": most, "num_stages": stages}
+    options = {name: value for name, value in wanted.items() if value is not None}
     made = kernel.function[(count,)](*tensors, *numbers, *constants, **options)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made

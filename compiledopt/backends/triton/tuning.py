@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from compiledopt.backends import cache
+from compiledopt.backends.devices import on_device
 from compiledopt.backends.triton import kernels as triton
 
+C = TypeVar("C", bound=tuple[int, ...])
 Config = tuple[int, int]  # elements per block, warps
 DEFAULT: Config = (1024, 4)
 CANDIDATES: tuple[Config, ...] = (DEFAULT, (512, 4), (1024, 8), (2048, 8), (4096, 8), (2048, 4))
@@ -24,8 +27,9 @@ HALF: tuple[Config, ...] = ((2048, 4), DEFAULT, (1024, 8), (2048, 8), (4096, 8),
 # registers and lets int4 and float8 spill 16 and 8 bytes, with (512, 4) nothing is spilled.
 BLOCKED: tuple[Config, ...] = ((512, 4), (1024, 8), DEFAULT, (512, 2), (2048, 4), (2048, 8))
 ALL = tuple(dict.fromkeys((*CANDIDATES, *HALF, *BLOCKED)))
+RUNS = 20  # launches between two events
 ROUNDS = 4  # over all candidates: in the first one each is compiled, in the second the clocks rise, the least time counts
-_known: dict[tuple[str, str], Config] = {}
+_known: dict[tuple[str, str], Any] = {}
 
 
 def candidates_for(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype]) -> tuple[Config, ...]:
@@ -36,24 +40,24 @@ def candidates_for(kernel: triton.TritonKernel, dtypes: Sequence[torch.dtype]) -
 
 
 def config(
-    kernel: triton.TritonKernel,
+    source: str,
     device: torch.device,
-    timer: Callable[[], Callable[[Config], float]],
-    candidates: Sequence[Config] = CANDIDATES,
-) -> Config:
+    timer: Callable[[], Callable[[Any], float]],
+    candidates: Sequence[C] = CANDIDATES,  # type: ignore[assignment]
+) -> C:
     """The fastest candidate on this device; the first where there is no GPU, or COMPILEDOPT_TUNE=0.
 
-    timer: makes a function from a candidate to milliseconds.
+    source: of what is timed; timer: makes a function from a candidate to milliseconds.
     """
     if device.type != "cuda" or os.environ.get("COMPILEDOPT_TUNE") == "0":
         return candidates[0]
-    of = kernel.source, torch.cuda.get_device_name(device), triton.version(), tuple(candidates), ROUNDS
+    of = source, torch.cuda.get_device_name(device), triton.version(), tuple(candidates), ROUNDS
     name = cache.key("tuned", *of)
-    if (name, kernel.source) not in _known:
+    if (name, source) not in _known:
         content = cache.load(f"{name}.json")
         if content is None:
             try:
-                chosen = best(timer(), candidates)
+                chosen: Any = best(timer(), candidates)
             except torch.OutOfMemoryError:  # no room to try in: another time
                 chosen = None
             if chosen is None:
@@ -61,14 +65,18 @@ def config(
             cache.store(f"{name}.json", json.dumps(chosen).encode())
         else:
             chosen = tuple(json.loads(content))
-        _known[name, kernel.source] = chosen
-    return _known[name, kernel.source]
+        _known[name, source] = chosen
+    found: C = _known[name, source]
+    return found
 
 
-def best(milliseconds: Callable[[Config], float], candidates: Sequence[Config] = CANDIDATES) -> Config | None:
+def best(
+    milliseconds: Callable[[Any], float],
+    candidates: Sequence[C] = CANDIDATES,  # type: ignore[assignment]
+) -> C | None:
     """The candidate with the least time, in turns; one that cannot run (too little memory, too many registers) is passed over.
     None where none can."""
-    times: dict[Config, float] = {}
+    times: dict[C, float] = {}
     for number in range(ROUNDS):
         for candidate in candidates if number == 0 else tuple(times):
             try:
@@ -78,3 +86,17 @@ def best(milliseconds: Callable[[Config], float], candidates: Sequence[Config] =
                 continue
             times[candidate] = found if number < 2 else min(found, times[candidate])
     return min(times, key=times.__getitem__) if times else None
+
+
+def elapsed(run: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of a run on the device, among RUNS: an event for each would count the host's time too, while the device
+    waits for it."""
+    with on_device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        run()
+        start.record()
+        for _ in range(RUNS):
+            run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / RUNS
