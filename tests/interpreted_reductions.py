@@ -195,8 +195,8 @@ BITS = {"rounding": "stochastic", "state_dtype": "bfloat16"}
 
 
 def has_kernels(one):
-    """Whether it neither sums over all parameters nor has lists of states or 0-dim ones that follow from tensors: such are for
-    the CPU alone."""
+    """Whether it neither sums over all parameters nor has 0-dim states that follow from tensors: such are for the CPU alone.
+    One with lists of states moves nothing in three steps."""
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (3,))[: 1 + one.takes_vectors]]
     group = one.ours(params, **one.promised).param_groups[0]
     variants = [traced(one.rule, group).variant(param) for param in params]
