@@ -17,6 +17,7 @@ from typing_extensions import Unpack as Unpack
 
 from compiledopt import around, storage
 from compiledopt.around.transformation import check_one_element as check_one_element
+from compiledopt.rules.options import no_number
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 
@@ -94,8 +95,7 @@ class Bound:
             try:
                 inside = end is None or holds(number, end)
             except TypeError as error:
-                mend = f"; float({number!r}) makes one" if isinstance(number, str) else ""
-                raise TypeError(f"{self.option} must be a number, got {number!r} ({type(number).__name__}){mend}") from error
+                raise no_number(self.option, number) from error
             if not inside:
                 raise ValueError(f"{self.words}: {number}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from compiledopt.step.stepper import Stepper
 from compiledopt.torch_private import is_observed, is_profiled, is_watched_by_dynamo, outside_dynamo, wants_whole_graph
 
 StateDict = dict[str, Any]
+Loss = TypeVar("Loss")
 
 
 def _remember(optimizer: torch.optim.Optimizer, state_dict: StateDict) -> None:
@@ -221,9 +222,9 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
-    def step(self, closure: Callable[[], float] | None = None, /, **by_name: Any) -> float | None:  # type: ignore[misc]
+    def step(self, closure: Callable[[], Loss] | None = None, /, **by_name: Any) -> Loss | None:  # type: ignore[misc]
         """Update every parameter that has a gradient.
 
         closure: reevaluates the model and returns the loss; called with gradients enabled. Returns its loss, or None.
@@ -237,7 +238,7 @@ class Optimizer(torch.optim.Optimizer):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch's wrapper takes as long as a small step: only where it is seen
 
-    def _step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def _step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         if self._evaluated:
             raise RuntimeError("step() in eval mode: the parameters are what is evaluated; call optimizer.train() before it")
         loss = None

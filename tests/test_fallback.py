@@ -56,6 +56,12 @@ def inductor_raises(patch):
     patch.setattr(inductor, "_codegen", raises)
 
 
+def in_ascii(patch):
+    """A locale in whose encoding torch cannot read its own files."""
+    error = UnicodeDecodeError("ascii", b"\xe2", 0, 1, "ordinal not in range(128)")
+    patch.setattr(inductor, "_codegen", lambda *args: (_ for _ in ()).throw(error))
+
+
 def several_kernels(patch):
     patch.setattr(inductor, "_codegen", lambda *args: (["a", "b"], [1, 2], []))
 
@@ -106,6 +112,7 @@ WAYS = {
     failing_compiler: "the C++ compiler /bin/false failed",
     absent_compiler: "could not be run",
     inductor_raises: "could not lower adam",
+    in_ascii: "set PYTHONUTF8=1",
     several_kernels: "not one pass over memory",
     unknown_form: "a form that is not known",
     own_buffer: "a buffer of its own",

@@ -197,3 +197,57 @@ RAW = [
 def test_errors_of_rules_say_what_to_write(rule, declared, words):
     with pytest.raises((TypeError, RuntimeError), match=words):
         step_of(rule, **declared)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lr": "1e-3"}, r"lr must be a number, got '1e-3' \(str\); float\('1e-3'\) makes one"),  # as YAML reads it
+        ({"betas": ("0.9", 0.99)}, "betas must be a number, got '0.9'"),
+        ({"max_grad_norm": "1"}, r"max_grad_norm must be a number, got '1' \(str\)"),
+        ({"betas": 0.9}, "betas is one number, and the rule takes element 0 of it"),
+    ],
+    ids=["lr", "betas", "max_grad_norm", "one"],
+)
+def test_what_is_no_number_in_a_group_is_named(changed, words, mode):
+    params = [param.detach() for param in parameters(shapes=[(3,)])]
+    optimizer = compiledopt.AdamW(params, **MODES[mode])
+    run(optimizer, params, Gradients(), range(3))
+    before = params[0].clone()
+    optimizer.param_groups[0].update(changed)
+    with warnings.catch_warnings(), pytest.raises(TypeError, match=words):
+        warnings.simplefilter("error")
+        run(optimizer, params, Gradients(), range(1))
+    assert torch.equal(before, params[0])
+
+
+@pytest.mark.parametrize("kind", [tuple, type("Params", (list,), {})])
+def test_parameters_of_a_group_in_another_sequence(kind):
+    """A group is the user's to change; native code walks through lists alone."""
+    results = []
+    for change in (False, True):
+        params = parameters(shapes=[(3,), (4, 5)])
+        optimizer = compiledopt.AdamW(params)
+        run(optimizer, params, Gradients(), range(3))
+        if change:
+            optimizer.param_groups[0]["params"] = kind(params)
+        run(optimizer, params, Gradients(), range(3, 8))
+        results.append(params)
+    assert all(map(torch.equal, *results))
+
+
+def test_states_of_adagrad_in_shared_memory():
+    """Hogwild's: processes that share a model share its sums."""
+    params = parameters(shapes=[(3,), (4, 5)])
+    optimizer = compiledopt.Adagrad(params)
+    optimizer.share_memory()
+    run(optimizer, params, Gradients(), range(4))
+    for state in optimizer.state.values():
+        assert set(state) == {"step", "sum"} and all(value.is_shared() for value in state.values())
+
+
+@pytest.mark.parametrize("name", [one.name for one in CATALOG.values() if one.in_torch])
+def test_public_attributes_of_torchs_are_here(name):
+    made = [getattr(library, name)([torch.nn.Parameter(torch.ones(3, 3))], lr=0.1) for library in (compiledopt, torch.optim)]
+    assert [one for one in dir(made[1]) if not one.startswith("_") and not hasattr(made[0], one)] == []

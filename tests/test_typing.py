@@ -42,6 +42,7 @@ PROGRAM = """
     loss: float = optimizer.step(closure)
     loss = optimizer.step(closure=closure)
     loss = compiledopt.LBFGS(model.parameters(), line_search_fn="strong_wolfe").step(closure)
+    measured: Tensor = optimizer.step(lambda: model(torch.ones(1, 4)).sum())
     state: dict[str, Any] = optimizer.state_dict(precision="float32")
     norm: Tensor | None = optimizer.grad_norm
     averages: list[Tensor] = optimizer.ema_parameters()

@@ -56,3 +56,9 @@ class Adagrad(Optimizer):
     ) -> None:
         super().__init__(params, locals())
         self.make_states()
+
+    def share_memory(self) -> None:
+        """Move the states into memory that processes share, as `model.share_memory()` does the parameters. Mutates: `state`."""
+        for state in self.state.values():
+            for value in state.values():
+                value.share_memory_()

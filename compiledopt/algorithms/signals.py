@@ -17,7 +17,7 @@ class Signalled(Optimizer):
 
     signals: tuple[Callable[[], float | None], ...] = ()
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from compiledopt.rules.options import no_number
 from compiledopt.rules.rule import Rule
 
 
@@ -81,9 +82,14 @@ def check_reducing(rule: Rule | None, name: str) -> None:
 
 
 def check_number(value: Any, name: str, is_inside: Callable[[Any], Any], words: str) -> None:
-    """Refuse a flag, a tensor of several elements, and a number outside of its bounds. Raises: ValueError, with these words."""
+    """Refuse a flag, a tensor of several elements, and a number outside of its bounds. Raises: ValueError, with these words;
+    TypeError for what is no number."""
     check_one_element(value, name)
-    if isinstance(value, bool) or not is_inside(value):
+    try:
+        inside = not isinstance(value, bool) and is_inside(value)
+    except TypeError as error:
+        raise no_number(name, value) from error
+    if not inside:
         raise ValueError(words)
 
 

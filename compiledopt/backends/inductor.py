@@ -183,8 +183,10 @@ def _lower(
         with context():
             definitions, calls, names = _codegen(program, dtypes, options, device)
     except Exception as error:
+        # torch reads files of its own in the locale's encoding, at the import of Inductor already.
+        mend = "; set PYTHONUTF8=1, torch needs it in this locale" if isinstance(error, UnicodeDecodeError) else ""
         raise CompileError(
-            f"Inductor of torch {torch.__version__} could not lower {program.rule}: {type(error).__name__}: {error}"
+            f"Inductor of torch {torch.__version__} could not lower {program.rule}: {type(error).__name__}: {error}{mend}"
         ) from error
     if not definitions:
         raise CompileError(f"{program.rule} computes nothing: it returns what it was given")

@@ -36,12 +36,15 @@ def read(group: Mapping[str, Any], options: Iterable[str], branches: frozenset[s
         if name in static:
             flags.append((value,))
         elif isinstance(value, (tuple, list)):
+            for one in value:
+                refuse_text(name, one)
             flags.append("".join("-" if one is None else "n" for one in value))
             numbers.update((f"{name}[{index}]", one) for index, one in enumerate(value) if one is not None)
         elif is_number(value):
             flags.append(truthy(value) if name in branches else None)
             numbers[name] = value
         else:
+            refuse_text(name, value)
             flags.append((value,))
     return Read(tuple(flags), numbers)
 
@@ -54,6 +57,27 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "bool":
         return False
     return isinstance(value, (torch.Tensor, Real)) or getattr(value, "ndim", None) == 0
+
+
+def refuse_text(name: str, value: Any) -> None:
+    """Refuse a number that is written as text, as YAML has 1e-3. Raises: TypeError."""
+    if isinstance(value, str) and _mend(value):
+        raise no_number(name, value)
+
+
+def no_number(name: str, value: Any) -> TypeError:
+    """What to raise for an option that is no number."""
+    return TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}){_mend(value)}")
+
+
+def _mend(value: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return f"; float({value!r}) makes one"
 
 
 def as_float(value: Any) -> float:

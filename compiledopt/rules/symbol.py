@@ -130,6 +130,9 @@ class Symbol:
         raise TraceError(f"{author_line()}: len() wants a number that is known; write param.shape[0]")
 
     def __getitem__(self, key: Any) -> Symbol:
+        if isinstance(key, int) and self.node.scalar and not self.shaped:
+            what = f"{self.node.name} is" if self.node.op == "input" else "this is"
+            raise TraceError(f"{author_line()}: {what} one number, and the rule takes element {key} of it")
         if self.tracer.frame is None:
             raise not_compiled("indexing is not a pointwise operation")
         return self._as(indexed(self.shaped, key))

@@ -31,6 +31,7 @@ class Seen:
         branching = [self.group[name] for name in self.rule.branches if name in self.group]
         self.fixed = not any(isinstance(value, (list, dict)) for value in others)
         self.fixed &= all(isinstance(value, (float, int)) for value in branching)
+        self.fixed &= type(self.group["params"]) is list  # what native code walks through
 
     def is_as_before(self) -> bool:
         """Whether the group holds the very objects that it held, none of which can have changed."""

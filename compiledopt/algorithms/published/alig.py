@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -59,7 +60,7 @@ class AliG(Optimizer):
     ) -> None:
         super().__init__(params, locals())
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As every optimizer's, with the loss that the closure returns (`lambda: loss` will do); on a GPU it is waited for.
 
         Raises: RuntimeError where there is neither a closure nor a loss in the groups.
@@ -69,7 +70,7 @@ class AliG(Optimizer):
                 raise RuntimeError("AliG.step needs the loss: step(closure), or group['loss'] = loss.item() in each group")
             return super().step()  # type: ignore[call-overload,no-any-return]
 
-        def told() -> float:
+        def told() -> Any:
             loss = closure()
             for group in self.param_groups:
                 group["loss"] = loss.item() if isinstance(loss, torch.Tensor) else float(loss)
