@@ -2057,7 +2057,7 @@ fault(
     "rules/matrix_program.py",
     "return start if maker is None else",
     "return start if True else",
-    "test_circumstances.py::test_an_algorithm_in_a_circumstance[executors-AdaGO]",
+    "test_circumstances.py::test_a_part_of_a_rule_has_the_options_that_its_states_are_made_of",
 )
 fault(
     "eager:overflow-in-the-middle-of-an-update",
