@@ -106,7 +106,7 @@ def _explanation(
         launches_per_step=len(sources) + len(rows) + known.is_clipped + made.calls,
         loads_per_element=loads,
         stores_per_element=stores,
-        bytes_per_element=moved,
+        bytes_per_element=moved + known.is_clipped * dtype.itemsize,
         vector_loads=sum(one.vector_loads for one in first),
         vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),

@@ -1,16 +1,15 @@
 """What ptxas makes of the kernels of every algorithm, on any machine: python perf/kernels.py [--arch 80 90] [--save]
 
-A row for each kernel of a step: registers, bytes spilled, vector loads and stores, and how many blocks, warps and elements a
-processor holds at once. Those of elementwise rules are for one row of scalars as arguments, and of float32 for a few and for a
-table too; those of rules that reduce and multiply for a matrix of 1024 × 1024, and for a vector. All of it is the same at every
-run, whatever else the machine does.
+A row for each kernel of a step: registers, bytes spilled, shared memory, vector loads and stores, and how many blocks,
+warps and elements a processor holds at once. Those of elementwise rules are for one row of scalars as arguments, and of
+float32 on sm_90 for a few and for a table too; those of rules that reduce and multiply for a matrix of 1024 × 1024, and for
+a vector. All of it is the same at every run, whatever else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from common import append, circumstances
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
-from catalog import CATALOG, MENU
+from catalog import CATALOG, MENU, one_per_kind
 from occupancy import held
 
 import compiledopt
@@ -32,14 +31,14 @@ from compiledopt.backends.triton.built import built_for
 from compiledopt.backends.triton.capturable import ROWS
 from compiledopt.backends.triton.capturable import WARPS as OF_ROWS
 from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.reducing import TILES
 from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import ELEMENTS, scalar_program
+from compiledopt.rules.program import scalar_program
 from compiledopt.rules.traced import Traced, traced
 
 SHAPES = ((1024, 1024), (10_000,))
 CODECS = ("int8", "dynamic8", "int4", "float8_e4m3fn", {"exp_avg": "int4", "exp_avg_sq": "uint8"}, "bfloat16")
+KINDS = [one for one in one_per_kind() if one.rule.dense] + [one for one in MENU.values() if one.takes("trust_clip")]
 MORE: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("AdamW", {"state_dtype": codec}) for codec in CODECS),
     *(("AdamW", {"state_dtype": codec, "max_grad_norm": 1.0, "capturable": True}) for codec in ("int8", "int4")),
@@ -48,6 +47,7 @@ MORE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("AdamW", {"rounding": "split", "state_dtype": "bfloat16"}),
     ("AdamW", {"max_grad_norm": 1.0, "ema_decay": 0.9, "cautious": True, "corrected_decay": True, "skip_nonfinite": True}),
     ("LAMB", {"max_grad_norm": 1.0, "capturable": True}),
+    *((one.name, {"state_dtype": "int8"}) for one in KINDS),
 )
 
 
@@ -74,38 +74,33 @@ def rows(name: str, options: Mapping[str, Any], dtype: torch.dtype, arch: int) -
         except CompileError as error:
             print(f"{name} {options} of {shape}: {str(error)[:100]}", file=sys.stderr)
             continue
-        if group.get("capturable"):
+        if group.get("capturable") and known.elementwise:
             scalars = scalar_program(known.program)
             kernel = triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars))
-            found.append(("scalars", ROWS, OF_ROWS, triton.build_for(kernel, arch, block=ROWS, warps=OF_ROWS)))
+            found.append(("scalars", triton.build_for(kernel, arch, block=ROWS, warps=OF_ROWS)))
         if known.is_clipped:
-            built = triton.build_for(norm._kernel(dtype, (), 1), arch, block=norm.BLOCK, warps=norm.WARPS)
-            found.append(("norm", norm.BLOCK, norm.WARPS, built))
-        for which, block, warps, built in found:
+            found.append(("norm", triton.build_for(norm._kernel(dtype, (), 1), arch, block=norm.BLOCK, warps=norm.WARPS)))
+        for which, built in found:
             row = {"optimizer": name, "options": json.dumps(options), "dtype": str(dtype).removeprefix("torch.")}
-            row |= {"arch": f"sm_{arch}", "shape": " × ".join(map(str, shape)), "kernel": which, "block": block, "warps": warps}
-            row |= {"registers": built.registers, "spills": built.spills}
+            row |= {"arch": f"sm_{arch}", "shape": " × ".join(map(str, shape)), "kernel": which}
+            row |= {name: getattr(built, name) for name in ("block", "warps", "registers", "spills", "shared")}
             row |= {"vector_loads": built.vector_loads, "vector_stores": built.vector_stores}
-            yield {**row, **held(built.registers, block, warps), **circumstances()}
+            yield {**row, **held(built, arch), **circumstances()}
 
 
-Compiled = tuple[str, int, int, triton.Built]  # which, elements of a block, warps, what it became
-
-
-def kernels(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[Compiled]:
+def kernels(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[str, triton.Built]]:
     """Raises: CompileError."""
     if not known.elementwise:
         found = built_for(known, arch, dtype, shape).built
-        for number, built in enumerate(found):
-            yield f"{number + 1} of {len(found)}", math.prod(TILES[ELEMENTS][0]), built.warps, built
+        yield from ((f"{number + 1} of {len(found)}", built) for number, built in enumerate(found))
         return
     dtypes = (dtype, dtype, *known.dtypes_of(torch.empty(shape, dtype=dtype, device="meta")).values())
     kernel = kernel_of(known, dtypes)
     assert isinstance(kernel, triton.TritonKernel)
     block, warps = candidates_for(kernel, dtypes)[0]
     ways = (("one row", 1), ("few rows", triton.FEW), ("table", 0))
-    for which, count in ways if dtype is torch.float32 else ways[:1]:
-        yield which, block, warps, triton.build_for(kernel, arch, block, warps, count)
+    for which, count in ways if (dtype, arch) == (torch.float32, 90) else ways[:1]:
+        yield which, triton.build_for(kernel, arch, block, warps, count)
 
 
 def main() -> None:
@@ -122,7 +117,7 @@ def main() -> None:
             for dtype in arguments.dtype:
                 found = list(rows(name, options, getattr(torch, dtype), arch))
                 for one in found:
-                    print(*list(one.values())[:16], flush=True)
+                    print(*list(one.values())[:17], flush=True)
                 if found and arguments.save:
                     append("kernels.csv", found)
 

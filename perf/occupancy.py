@@ -30,7 +30,9 @@ KINDS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "dynamic8": (torch.float32, {"state_dtype": "dynamic8"}),
     "bfloat16, split": (torch.bfloat16, {"rounding": "split", "state_dtype": "bfloat16"}),
 }
-REGISTERS, THREADS, UNIT = 65536, 2048, 8  # of a processor; registers of a thread are given in units
+REGISTERS, UNIT = 65536, 8  # of a processor; registers of a thread are given in units
+# (threads, bytes of shared memory) of a processor; each block takes 1 KiB more.
+LIMITS = {80: (2048, 164 << 10), 90: (2048, 228 << 10), 100: (2048, 228 << 10), 120: (1536, 100 << 10)}
 
 
 def rows(arch: int) -> Iterator[dict[str, Any]]:
@@ -42,15 +44,15 @@ def rows(arch: int) -> Iterator[dict[str, Any]]:
         for block, warps in ALL:
             built = triton.build_for(kernel, arch, block=block, warps=warps)
             found = {"kind": kind, "arch": f"sm_{arch}", "block": block, "warps": warps, "registers": built.registers}
-            yield {**found, "spills": built.spills, **held(built.registers, block, warps), **circumstances()}
+            yield {**found, "spills": built.spills, **held(built, arch), **circumstances()}
 
 
-def held(registers: int, block: int, warps: int) -> dict[str, int]:
-    """What a processor has at once of blocks of so many elements and warps."""
-    threads = 32 * warps
-    given = -(-registers // UNIT) * UNIT * threads
-    blocks = min(REGISTERS // given, THREADS // threads)
-    return {"blocks": blocks, "warps_held": blocks * warps, "elements_held": blocks * block}
+def held(built: triton.Built, arch: int) -> dict[str, int]:
+    """What a processor has of it at once."""
+    (most, shared), warps, threads = LIMITS[arch], built.warps, 32 * built.warps
+    given = -(-built.registers // UNIT) * UNIT * threads
+    blocks = min(REGISTERS // given, most // threads, shared // (built.shared + 1024))
+    return {"blocks": blocks, "warps_held": blocks * warps, "elements_held": blocks * built.block}
 
 
 def main() -> None:

@@ -184,7 +184,7 @@ def gpu() -> str:
     columns = {"what": "what", "optimizer": "optimizer", "shapes": "tensors", "against": "against", **PAIR}
     columns |= {"their_wall_ms": "its ms in a loop", "our_wall_ms": "our ms in a loop", "wall_ratio": "ratio in a loop"}
     columns |= {"note": "note", "device": "device"}
-    keys = ["what", "optimizer", "shapes", "against", "note", "device"]
+    keys = ["what", "optimizer", "shapes", "against", "device"]
     return plain(
         "GPU",
         "Times on the device, and of a loop of steps, where the host counts too (`python perf/gpu.py`).",
@@ -321,6 +321,36 @@ def sharded() -> str:
     )
 
 
+KERNELS = """What ptxas of triton 3.6 makes of the kernels of every algorithm (`python perf/kernels.py`), on a machine
+without a GPU: how many spill registers; how many leave a processor no room for two blocks, of which one loads while the
+other computes; and the fewest warps that a processor has room for. Below, each that spills or is alone."""
+
+
+def kernels() -> str:
+    rows = latest(read("kernels.csv"), ["optimizer", "options", "dtype", "arch", "shape", "kernel"])
+    of: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        of.setdefault((row["arch"], row["dtype"]), []).append(row)
+    cells = []
+    for (arch, dtype), found in sorted(of.items()):
+        spilled, alone = [int(row["spills"]) for row in found], sum(int(row["blocks"]) < 2 for row in found)
+        spills = f"{sum(map(bool, spilled))}, {max(spilled)} bytes at most"
+        counts = [str(len({row["optimizer"] for row in found})), str(len(found)), spills, str(alone)]
+        cells.append([arch, dtype, *counts, str(min(int(row["warps_held"]) for row in found))])
+    header = ["architecture", "parameters", "algorithms", "kernels", "spill", "alone on a processor", "fewest warps"]
+    text = section("Kernels of GPUs", KERNELS, rows, header, cells)
+    names = {"optimizer": "optimizer", "options": "options", "dtype": "parameters", "arch": "architecture", "shape": "shape"}
+    names |= {
+        "kernel": "kernel",
+        "registers": "registers",
+        "spills": "bytes spilled",
+        "blocks": "blocks",
+        "warps_held": "warps",
+    }
+    worst = [row for row in rows if int(row["spills"]) or int(row["blocks"]) < 2]
+    return f"{text}\n{table(list(names.values()), [[row[name] for name in names] for row in worst])}\n" if worst else text
+
+
 def pictures() -> str:
     shown = [
         picture("steps", "Times of a step of AdamW, ours and torch's, in a loop of steps alone and inside training"),
@@ -331,7 +361,8 @@ def pictures() -> str:
 
 
 PARTS: list[Callable[[], str]] = [pictures, in_training, whole_trainings, alone, libraries, fewer_bytes, around, averages]
-PARTS += [published, for_matrices, combined, first_step, host_time, bandwidth, sharded, memory, eager, gpu, host_on_gpu]
+PARTS += [published, for_matrices, combined, first_step, host_time, bandwidth, sharded, memory, eager]
+PARTS += [gpu, host_on_gpu, kernels]
 
 
 def page() -> str:

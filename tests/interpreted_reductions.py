@@ -1,23 +1,28 @@
 """Rules that reduce, on CPU tensors under Triton's interpreter: run by test_triton.py in a process of its own."""
 
+import math
 import re
+from array import array
 from dataclasses import replace
 
 import pytest
 import torch
-from catalog import CATALOG, MENU
+from catalog import CATALOG, MENU, one_per_kind
 from helpers import Gradients, flat, parameters, rms, run
 from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
 from compiledopt import around
+from compiledopt.algorithms import muon
 from compiledopt.backends.triton import batch as batches
+from compiledopt.backends.triton import built, kernels, passes_ready, shaped, tables
 from compiledopt.backends.triton import capturable as capturables
-from compiledopt.backends.triton import passes_ready, shaped, tables
-from compiledopt.backends.triton.reducing import TILES, reducing_kernel
+from compiledopt.backends.triton.forms import FORMS, PLAIN
+from compiledopt.backends.triton.reducing import TILES, part_of, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
-from compiledopt.rules.program import OUTER
+from compiledopt.explain_gpu import explain_gpu
+from compiledopt.rules.program import ELEMENTS, OUTER, ROWS
 from compiledopt.rules.traced import traced
 
 round_to_nearest()
@@ -129,6 +134,28 @@ def test_launches_are_those_that_explain_tells_of(monkeypatch):
             launched.clear()
             optimizer.step()
             assert len(launched) == optimizer._explanation().launches_per_step == most + capturable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "one", [one_per_kind(lambda one: one.elementwise)[0], *one_per_kind(lambda one: not one.elementwise)], ids=str
+)
+def test_both_explanations_tell_of_the_same(one, monkeypatch):
+    """Of a GPU that is not here, and of an optimizer: launches, kernels and bytes, some of them read twice."""
+    monkeypatch.setattr(kernels, "build_for", lambda *_, **__: kernels.Built("", 8, 0, 8, 0, 4096))
+    monkeypatch.setattr(built, "best_for", lambda *_: kernels.Built("", 8, 0, 8, 0, 4096))
+    monkeypatch.setattr(muon, "product_dtype", lambda _: torch.float32)
+    for clipped in (False, True):
+        options = {"capturable": True, **({"max_grad_norm": 1.0} if clipped else {})}
+        param = torch.nn.Parameter(torch.zeros(20, 30))
+        optimizer = one.ours([param], **options)
+        told, group = optimizer._explanation(), optimizer.param_groups[0]
+        there = explain_gpu(one.name, type(optimizer).rule, group, 90, torch.float32)
+        (part,) = told.parts
+        assert (told.launches_per_step, told.kernels) == (there.launches_per_step, there.kernels)
+        assert part.bytes_read_per_element + part.bytes_written_per_element == there.bytes_per_element
+        once = 2 * param.element_size() + 2 * part.state_bytes_per_element + param.element_size()
+        assert (there.bytes_per_element - 4 * clipped > once) == (not one.elementwise)
 
 
 def test_replays(monkeypatch):
@@ -243,6 +270,24 @@ def passes_of(make, dtype, shape, **options):
     return kernel, variant.program, dtypes, masks_of(kernel, every), torch.device("cpu")
 
 
+@pytest.mark.parametrize("which", [2, 3])
+def test_tiles_that_are_split(which, monkeypatch):
+    """In the first launch and the last, not in those between: partial sums are found all the same."""
+    form = FORMS[which]
+    assert form.split == 2 ** (which - 1)
+
+    def form_of(stage, *_):
+        return form if stage in (kernel.stages[0], kernel.stages[-1]) else PLAIN
+
+    monkeypatch.setattr(shaped, "form_of", form_of)
+    monkeypatch.setattr(passes_ready, "SHAPES", passes_ready.SHAPES[:2])
+    kernel, *given = passes_of(Lamb, torch.float32, (40, 50))
+    assert passes_ready.difference(kernel, *given) is None
+    for axes, tile in ((ELEMENTS, (1, 32, 128)), (ELEMENTS, (1, 1, 4096)), (ELEMENTS, (256, 4, 4)), (ROWS, (1, 128, 1))):
+        own = part_of(tile, axes, form.split)
+        assert math.prod(own) * (form.split if axes == ELEMENTS else 1) == math.prod(tile) and own[2] >= min(4, tile[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["tl.sum(", "larger("])
 def test_a_kernel_with_a_fault_does_not_prove_itself(wrong, monkeypatch):
@@ -278,3 +323,26 @@ def test_every_rule_that_reduces_proves_itself(one):
         for shape in ((64, 96), (300,)) if one.takes_vectors else ((64, 96),):
             found = passes_ready.difference(*passes_of(one.ours, dtype, shape, **one.promised))
             assert found is None, (dtype, shape, found)
+
+
+@pytest.mark.slow
+def test_places_beyond_int32():
+    """The end of a vector of more than 2^31 elements, of which nothing else is there: pointers begin so far before it."""
+    kernel, _, dtypes, *_ = passes_of(Lamb, torch.float32, (5000,))
+    before, table = 2**31 + 4096, torch.linspace(0.1, 0.9, kernel.columns, dtype=torch.float64)
+    found = []
+    for away in (0, before):
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.rand(5000, generator=generator) for _ in dtypes]
+        given = shaped.ShapedTables(kernel, torch.device("cpu"))
+        pointers = [value.data_ptr() - value.element_size() * away for value in values]
+        numbers = (pointers, (1, 1, away + 5000, 0, 0), (0,))
+        given.update(*(array("q", each).tobytes() for each in numbers))
+        assert all(int(blocks[:, 2].max()) == (away + 4999) // 4096 for blocks in (given.laid.blocks[0], given.laid.blocks[-1]))
+        given.laid.blocks = [
+            blocks[blocks[:, 2] >= away // 4096] if len(blocks) > 2 else blocks for blocks in given.laid.blocks
+        ]
+        given.run(table)
+        found.append(values)
+    for near, far in zip(*found, strict=True):
+        torch.testing.assert_close(far, near, rtol=1e-6, atol=1e-7)

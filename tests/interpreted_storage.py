@@ -1,6 +1,7 @@
 """Values kept in other ways in the kernels of GPUs, in Triton's interpreter: test_triton.py runs it in a process of its own."""
 
 import dataclasses
+from array import array
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
+from compiledopt import around
 from compiledopt.backends import waves
 from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import kernels as triton
@@ -16,6 +18,8 @@ from compiledopt.backends.triton import norm, proof, shaped, tables
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.stored import StoredBatch
+from compiledopt.rules.program import BLOCKS
+from compiledopt.rules.traced import traced
 
 round_to_nearest()
 # Rows of whole blocks, rows with a rest, too small, a vector; and rows of whole blocks off alignment.
@@ -216,3 +220,44 @@ def test_noise_is_the_for_loops():
                 grads_for(params, step, skip=False)
                 optimizer.step()
         assert rms(flat(reference) - start) > 0.01 and (flat(mine) - flat(reference)).abs().max() <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [64, 300], ids=["whole", "ragged"])
+def test_places_beyond_int32(row):
+    """The last rows of a matrix of more than 2^31 elements, of which nothing else is there: pointers begin so far before them,
+    those of the scales of its blocks too."""
+    rows, gone = 80, 2**31 // row // 16 * 16 + 16
+    param = torch.nn.Parameter(torch.zeros(rows, row))
+    optimizer = compiledopt.AdamW([param], state_dtype="int8")
+    group = optimizer.param_groups[0]
+    known = traced(around.derived(optimizer.rule_of(group), group, param=param), group)
+    dtypes = (torch.float32, torch.float32, *known.dtypes_of(param).values())
+    kernel, found = triton.kernel(known.program, dtypes), []
+    blocks = -(-row // kernel.block)
+    for away in (0, gone):
+        generator, values, pointers = torch.Generator().manual_seed(0), [], []
+        for node, dtype in zip(known.program.tensors, dtypes, strict=True):
+            width = blocks if node.axes == BLOCKS else row
+            values.append((100 * torch.rand(rows * width, generator=generator)).to(dtype))
+            pointers.append(values[-1].data_ptr() - dtype.itemsize * away * width)
+        given, length = tables.Tables(kernel, param.device), (away + rows) * row
+        extents = length, length if row % kernel.block == 0 else row, 0, 0
+        given.update(*(array("q", each).tobytes() for each in (pointers, extents[: kernel.extents], (0,))))
+        assert (away == 0 or away * row > 2**31) and away * blocks * kernel.block % given.block == 0
+        given.blocks = given.blocks[away * blocks * kernel.block // given.block :]
+        given.run([0.5] * kernel.columns)
+        found.append(values)
+    for near, far in zip(*found, strict=True):
+        assert torch.equal(near, far)
+
+
+def test_the_norm_of_what_lies_beyond_int32():
+    """As above."""
+    values, place = torch.arange(5000.0), torch.zeros(2, dtype=torch.float64)
+    gone = 2**31 + norm.BLOCK
+    squares = norm.Squares(norm._kernel(torch.float32, (), 1), values.device, 2, torch.float32)
+    squares.update(array("q", (gone + 5000,)).tobytes())
+    squares.blocks = squares.blocks[gone // norm.BLOCK :]
+    squares.run(torch.tensor([0, values.data_ptr() - 4 * gone]), place, True, None, ())
+    assert place[0] == pytest.approx(values.double().square().sum().item(), rel=1e-6)

@@ -266,6 +266,20 @@ def test_the_driver_brings_pointers(launches, driver, options):
     step(last)  # where gradients lie that Python brought last, and native code exchanged since
 
 
+def test_more_pointers_than_the_driver_takes_along(launches, driver, monkeypatch):
+    """It may wait for all that is queued before it copies what is large and not pinned."""
+    monkeypatch.setattr(tables, "INLINE", 8 * 4 * 5)
+    for count, copied in ((5, 1), (6, 0)):
+        optimizer = steadied(compiledopt.AdamW(model(count), compiled=True))
+        params, before, _ = optimizer.param_groups[0]["params"], taken(optimizer), driver.copies()
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert (taken(optimizer) - before, driver.copies()) == (1, copied)
+        there = optimizer._plan.batches[0].tables.pointers
+        assert there[1::4].tolist() == [param.grad.data_ptr() for param in params]
+
+
 def test_a_driver_that_refuses_in_the_midst(launches, driver):
     """Nothing is launched twice: a scalar part on the device would count the step twice."""
     optimizer = steadied(compiledopt.AdamW(model(), compiled=True, capturable=True))

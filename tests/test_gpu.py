@@ -499,6 +499,26 @@ def test_nothing_synchronizes(capturable):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@BOTH
+def test_a_first_step_where_waiting_is_refused(monkeypatch, tmp_path, capturable):
+    """A kernel is tried all the same, which waits once; the mode stays, also for what brings pointers in a later step."""
+    monkeypatch.setenv("COMPILEDOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(readiness, "_ready", {})
+    expected, reference, optimizer, mine = pair(lr=0.05, capturable=capturable)
+    for step in range(5):
+        for params in (reference, mine):
+            set_gradients(params, step)
+        expected.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+            assert REHEARSED or torch.cuda.get_sync_debug_mode() == 2
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.executor == "compiled"
+    near(mine, reference)
+
+
 # ---- modes ----
 
 

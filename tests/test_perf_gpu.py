@@ -73,6 +73,19 @@ def test_rows_are_written_as_they_are_measured(gpu, tmp_path, monkeypatch, capsy
     assert "of a copy's bandwidth" in found[0]["note"]
 
 
+def test_what_is_asked_is_said(gpu, tmp_path, monkeypatch, capsys):
+    """In the row; and of what was missed once more, at the end."""
+    (case, *_), path = gpu.small(), tmp_path / "gpu.csv"
+    for their in (1.5, 9.0):
+        one = dataclasses.replace(case, run=lambda _, their=their: ([9.0, their], [1.0, 1.0], "so"))
+        monkeypatch.setitem(gpu.PARTS, "small", lambda one=one: [one])
+        gpu.run(["small"], gpu.Measure(0.0, time.monotonic() + 1000), path)
+    assert [row["note"] for row in rows(path)] == ["2 asked: missed, so", "2 asked: met, so"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["small", "missed:", "small"]
+    asked = [one.goal for name in ("bandwidth", "models", "small", "replay", "foreach") for one in gpu.PARTS[name]()]
+    assert None in asked and len(set(asked)) == 6
+
+
 def test_the_time_is_kept(gpu, tmp_path, capsys):
     path = tmp_path / "gpu.csv"
     assert gpu.run(list(gpu.PARTS), gpu.Measure(0.0, time.monotonic() - 1), path) == 0
@@ -222,7 +235,7 @@ def test_every_part_runs(gpu, monkeypatch, capsys):
     known = {one.name: one for one in one_per_kind(lambda one: one.rule.dense)}
     monkeypatch.setattr(gpu, "CATALOG", {**known, "AdamW": gpu.CATALOG["AdamW"]})
     monkeypatch.setattr(gpu, "MENU", {})
-    monkeypatch.setattr(gpu, "WITHOUT_FUSED", [])
+    monkeypatch.setattr(gpu, "WITHOUT_FUSED", gpu.WITHOUT_FUSED[:1])
     monkeypatch.setattr(gpu, "STACKS", [(2, 8, 16)])
     monkeypatch.setattr(gpu.symmetric.Product, "write", lambda self, *given: gpu.symmetric.by_cublas(*given))
     monkeypatch.setattr(gpu.tuning, "elapsed", lambda run, device: gpu.device_ms(run))

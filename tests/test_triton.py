@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from compiledopt import __main__, around, schedules
 from compiledopt.backends.gathered import MOST_TENSORS, relay, settle_scalars
 from compiledopt.backends.inductor import lower_triton
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton import norm, symmetric, tuning
+from compiledopt.backends.triton import norm, proof, readiness, symmetric, tuning
 from compiledopt.backends.triton.forms import FORMS, PLAIN, chosen
 from compiledopt.backends.triton.reducing import reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.errors import CompileError
 from compiledopt.rules.options import truthy
 from compiledopt.rules.program import scalar_program
 from compiledopt.rules.traced import traced
@@ -428,6 +430,43 @@ def test_tuning_without_room_is_left_for_another_time(monkeypatch):
     assert tuning.config(kernel.source, torch.device("cuda"), no_room) == tuning.DEFAULT and not tuning._known
     assert tuning.config(kernel.source, torch.device("cuda"), no_kernel) == tuning.DEFAULT and not tuning._known
     assert tuning.config(kernel.source, torch.device("cuda"), lambda: lambda candidate: -candidate[0]) == (4096, 8)
+
+
+def test_a_device_that_is_lost_is_no_fault_of_a_kernel(monkeypatch):
+    """An assertion that failed in the model's own kernels is told of where the first of ours waits: it must not be taken for
+    ours, and be answered by an eager executor."""
+    kernel = triton.kernel(program_of(next(c for c in CASES if str(c) == "AdamW-default")), [torch.float32] * 4)
+    place = torch.device("cuda", 7)
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "is_capturing", lambda _: False)
+    monkeypatch.setattr(readiness, "waiting", lambda _: nullcontext())
+    monkeypatch.setattr(torch.accelerator, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        readiness.made_ready(kernel, place, fail)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
+    with pytest.raises(CompileError, match="cannot run on cuda:7: RuntimeError: CUDA error"):
+        readiness.made_ready(kernel, place, fail)
+
+
+def test_a_first_step_may_wait(monkeypatch):
+    """Where set_sync_debug_mode refuses what waits, a kernel is tried all the same, and steps are looked at as before."""
+    mode, seen = [2], []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda value: mode.__setitem__(0, value))
+    monkeypatch.setattr(readiness, "_ready", {})
+    monkeypatch.setattr(readiness, "is_capturing", lambda _: False)
+    monkeypatch.setattr(proof.cache, "load", lambda _: None)
+    monkeypatch.setattr(proof.cache, "store", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    kernel = triton.kernel(program_of(next(c for c in CASES if str(c) == "AdamW-default")), [torch.float32] * 4)
+    place = torch.device("cuda", 7)
+    readiness.made_ready(kernel, place, lambda: seen.append(mode[0]))
+    proof.remembered(("this",), place, lambda: seen.append(mode[0]))
+    assert seen == [0, 0] and mode == [2]
 
 
 def test_explain_for_a_gpu_tells_of_the_norm(capsys):

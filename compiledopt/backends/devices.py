@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,6 +34,30 @@ def synchronize(device: torch.device) -> None:
     """Let what a kernel did wrong show now."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether every call of this process fails there, as after an address that is not its own or a failed assertion, whosever
+    kernel that was."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+@contextmanager
+def waiting(device: torch.device) -> Iterator[None]:
+    """While the host waits for a device on purpose, once for a kernel: set_sync_debug_mode looks for what waits in steps."""
+    before = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    if before == 0:  # to set it would warn of it
+        yield
+        return
+    torch.cuda.set_sync_debug_mode(0)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import best_for, masks_of, shape_of
 from compiledopt.backends.triton.stored import inner_parts, moved_alone, stored_of, stored_parts
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import ELEMENTS, Program
+from compiledopt.rules.program import Program
 from compiledopt.rules.traced import Traced
 
 
@@ -69,5 +68,4 @@ def _add(made: Made, part: Entry, arch: int) -> None:
     masks = masks_of(kernel, [shape_of(part.param, runs.order)])
     made.built += [best_for(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]
     made.sources += [stage.source for stage in kernel.stages]
-    moved = re.findall(rf"tl\.(?:load|store)\(p(\d+) \+ i{ELEMENTS},", kernel.source)
-    made.moved += sum(dtypes[int(index)].itemsize for index in moved)
+    made.moved += sum(kernel.bytes_per_element(dtypes))

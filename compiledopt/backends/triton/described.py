@@ -10,6 +10,7 @@ from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton.capturable import is_on_device
 from compiledopt.backends.triton.parts import parts_of, several_of
 from compiledopt.backends.triton.readiness import kernel_of
+from compiledopt.backends.triton.reducing import ReducingKernel
 from compiledopt.backends.triton.stored import moved_alone, stored_of, stored_parts
 from compiledopt.backends.triton.symmetric import Told
 from compiledopt.backends.waves import share, waves
@@ -24,9 +25,8 @@ def described(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description
         return _several(entries, group)
     runs, dtypes = first.runs, first.dtypes()
     kernel, scalars = kernel_of(runs, dtypes), scalar_source(runs.program)
-    passes = getattr(runs, "passes", None)
     launches = kernel.launches
-    moved: tuple[float, float] = passes.bytes_per_element(dtypes) if passes else bytes_moved(first)
+    moved = kernel.bytes_per_element(dtypes) if isinstance(kernel, ReducingKernel) else bytes_moved(first)
     calls = launches + is_on_device(runs, group, first.param, first.state)
     return Description(calls, launches, launches, *moved, runs.program, lambda: f"{scalars}\n\n{kernel.source}")
 

@@ -12,10 +12,11 @@ BLOCKS = 2
 
 @dataclass(frozen=True)
 class Form:
-    """most: registers of a thread, where the compiler is to keep to them."""
+    """most: registers of a thread, where the compiler is to keep to them; split: into how many the tiles of tensors are cut."""
 
     warps: int = 8
     most: int | None = None
+    split: int = 1
 
     def has_room(self, registers: int, spills: int) -> bool:
         return not spills and BLOCKS * 32 * self.warps * registers <= REGISTERS
@@ -24,8 +25,8 @@ class Form:
 PLAIN = Form()
 # By ptxas of triton 3.6 for sm_90, of float32 (perf/results/kernels.csv): most launches have room as they are, with 16 elements
 # a thread; Adafactor's third, of 168 registers, keeps to 128 without spilling; AdaMuon's last, of 186, spills 120 bytes then,
-# and takes 94 with 8 elements a thread.
-FORMS = (PLAIN, Form(most=REGISTERS // (BLOCKS * 32 * PLAIN.warps)), Form(warps=16))
+# and takes 94 with 8 elements a thread, of half a tile: with a whole one and 16 warps it would be alone on a processor.
+FORMS = (PLAIN, Form(most=REGISTERS // (BLOCKS * 32 * PLAIN.warps)), Form(split=2), Form(split=4))
 
 
 def chosen(compiled: Callable[[Form], tuple[int, int] | None]) -> Form:

@@ -311,6 +311,8 @@ class Built:
     registers: int
     spills: int  # bytes stored and loaded because registers ran out
     warps: int
+    shared: int  # bytes of shared memory, of a block
+    block: int  # elements of a block
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.ptx))
@@ -324,24 +326,13 @@ class Built:
         return self.count(r"st\.global[.\w]*\.v[248]\.")
 
 
-def build_for(
-    kernel: TritonKernel,
-    arch: int,
-    block: int = 1024,
-    warps: int = 4,
-    rows: int = 1,
-    kinds: int = 0,
-    most: int | None = None,
-) -> Built:
+def build_for(kernel: TritonKernel, arch: int, block: int = 1024, warps: int = 4, *given: Any, **named: Any) -> Built:
     """Compile a kernel, over a model or over rows, for an NVIDIA architecture (80, 90, ...), on any machine.
 
-    rows: of scalars that are arguments, 1 or FEW; 0 where they are in a table. kinds: of a stage of a rule that reduces, which
-    kinds of blocks and tiles there are, as bits. most: registers of a thread that the compiler is to keep to.
-
-    Raises: CompileError.
+    given, named: more for `compiled_for`. Raises: CompileError.
     """
-    ptx = compiled_for(kernel, ("cuda", arch, 32), block, warps, rows, kinds, most)["ptx"]
-    return Built(ptx, *_assembled(ptx, arch), warps)
+    made = compiled_for(kernel, ("cuda", arch, 32), block, warps, *given, **named)
+    return Built(made["ptx"], *_assembled(made["ptx"], arch), warps, made["shared"], block)
 
 
 def compiled_for(
@@ -352,24 +343,31 @@ def compiled_for(
     rows: int = 1,
     kinds: int = 0,
     most: int | None = None,
+    split: int = 1,
 ) -> dict[str, Any]:
-    """What Triton makes of a kernel at each stage. target: (backend, architecture, threads of a warp), ("hip", "gfx942", 64);
-    the rest as for `build_for`. Raises: CompileError."""
+    """What Triton makes of a kernel at each stage, and "shared", the bytes of shared memory of a block. target: (backend,
+    architecture, threads of a warp), ("hip", "gfx942", 64). rows: of scalars that are arguments, 1 or FEW; 0 where they are in
+    a table. kinds: of a stage of a rule that reduces, which kinds of blocks and tiles there are, as bits. most, split: as of a
+    Form.
+
+    Raises: CompileError.
+    """
     try:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
 
         given = kernel.function.arg_names
         types = {"pointers": "*i64", "lengths": "*i64", "rows": "*i64", "blocks": "*i32", "table": f"*{SHORT[kernel.scalar]}"}
-        types |= {"XBLOCK": "constexpr", "ROWS": "constexpr", "KINDS": "constexpr", "xnumel": "i32", "layout": "*i64"}
+        types |= dict.fromkeys(("XBLOCK", "ROWS", "KINDS", "SPLIT", "OPERANDS"), "constexpr")
         types |= dict.fromkeys(arguments_of(kernel.columns), SHORT[kernel.scalar])
         types |= {"partial": "*fp64", "counter": "*i32", "place": "*fp64", "bounds": "*fp64", "first": "i32", "count": "i32"}
-        types["OPERANDS"] = "constexpr"
-        known = {"XBLOCK": block, "ROWS": rows, "KINDS": kinds, "OPERANDS": kernel.operands}
+        types |= {"xnumel": "i32", "layout": "*i64"}
+        known = {"XBLOCK": block, "ROWS": rows, "KINDS": kinds, "SPLIT": split, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
         options = {"num_warps": warps} if most is None else {"num_warps": warps, "maxnreg": most}
-        return dict(compile(source, target=GPUTarget(*target), options=options).asm)
+        made = compile(source, target=GPUTarget(*target), options=options)
+        return {**made.asm, "shared": made.metadata.shared}
     except Exception as error:
         name = f"sm_{target[1]}" if target[0] == "cuda" else target[1]
         raise CompileError(f"triton could not compile for {name}: {error!r}") from error

@@ -65,11 +65,10 @@ def difference(
     after = [
         [on_device_at(value.reshape(-1), number % 2 * OFF, device) for value in values] for number, values in enumerate(before)
     ]
-    tables = ShapedTables(kernel, device)
+    tables = ShapedTables(kernel, device, masks=masks)
     sizes = [size for number, shape in enumerate(shapes) for size in (*shape, *_place(number))]
     numbers = ([one.data_ptr() for values in after for one in values], sizes, range(len(shapes)))
     tables.update(*(array("q", each).tobytes() for each in numbers))
-    tables.laid.masks = list(masks)
     tables.run(tables.fill(rows[:, : kernel.columns].reshape(-1).tolist()))
     for number, (shape, old, new, row) in enumerate(zip(shapes, before, after, rows, strict=True)):
         results = _expected(program, number, shape, old, row[: kernel.columns])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.devices import is_capturing, upload
+from compiledopt.backends.devices import is_capturing, upload, waiting
 
 # (cuLaunchKernel, function, blocks, threads, shared memory, types, values, first of the numbers of a step, rows of them).
 Launch = tuple[int, int, int, int, int, str, tuple[Any, ...], int, int]
@@ -46,7 +46,8 @@ def _copies(call: int, device: torch.device, stream: int) -> bool:
     numbers, there = array("q", range(1, 65)), upload(bytes(8 * 64), device)
     function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)(call)
     done = function(there.data_ptr(), numbers.buffer_info()[0], 8 * len(numbers), stream)
-    return done == 0 and there.tolist() == numbers.tolist()
+    with waiting(device):
+        return done == 0 and there.tolist() == numbers.tolist()
 
 
 def types_of(made: Any) -> str | None:

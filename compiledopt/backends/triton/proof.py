@@ -12,7 +12,7 @@ import torch
 
 from compiledopt.backends import cache
 from compiledopt.backends.blocks import Blocks, scales_of
-from compiledopt.backends.devices import ordinary
+from compiledopt.backends.devices import ordinary, waiting
 from compiledopt.backends.inductor import Bits, evaluate
 from compiledopt.backends.keys import seed_and_step
 from compiledopt.backends.triton import kernels as triton
@@ -52,7 +52,8 @@ def remembered(of: tuple[Any, ...], device: torch.device, find: Callable[[], str
     name = cache.key("proved", of, place, triton.version())
     content = cache.load(f"{name}.txt")
     if content is None:
-        content = (find() or "").encode()
+        with waiting(device):
+            content = (find() or "").encode()
         cache.store(f"{name}.txt", content)
     return content.decode() or None
 

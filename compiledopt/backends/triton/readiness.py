@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.devices import is_capturing, ordinary, synchronize
+from compiledopt.backends.devices import is_capturing, is_lost, ordinary, synchronize, waiting
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton import passes_ready
@@ -70,16 +70,17 @@ def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[
 @ordinary
 def made_ready(kernel: AnyKernel, device: torch.device, make: Callable[[], Any]) -> Any:
     """What `make` gives, which runs a kernel for the first time; asked once. Raises: CompileError where it cannot run, and
-    whatever says that memory is short, which is no property of the kernel."""
+    whatever says that memory is short or that the device is lost, which are no properties of the kernel."""
     key = (kernel.source, device)
     if key not in _ready:
         if is_capturing(device):
             raise RuntimeError(FIRST)
         try:
-            _ready[key] = make()
+            with waiting(device):
+                _ready[key] = make()
         # Triton's errors (OutOfResources, PTXASError, CompilationError) and subprocess's, from gcc, have only this in common.
         except Exception as error:
-            if isinstance(error, MemoryError) or "out of memory" in str(error):
+            if isinstance(error, MemoryError) or "out of memory" in str(error) or is_lost(device):
                 raise
             _ready[key] = CompileError(f"the kernel cannot run on {device}: {type(error).__name__}: {error}")
     known = _ready[key]

@@ -7,6 +7,7 @@ of tiles are in the dtype of the arithmetic, sums of those in float64, in an ord
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def kind{number}(pointers, layout, table, index, BM: tl.constexpr, BR: tl.conste
 """
 STAGE = """
 @triton.jit(do_not_specialize=["pointers", "layout", "rows", "blocks", "table"])
-def whole_model(pointers, layout, rows, blocks, table, KINDS: tl.constexpr):
+def whole_model(pointers, layout, rows, blocks, table, KINDS: tl.constexpr, SPLIT: tl.constexpr):
     code = tl.load(blocks + 3 * tl.program_id(0))
     tensor = tl.load(blocks + 3 * tl.program_id(0) + 1).to(tl.int64)
     index = tl.load(blocks + 3 * tl.program_id(0) + 2).to(tl.int64)
@@ -128,6 +129,12 @@ class ReducingKernel:
     def source(self) -> str:
         return "\n\n".join(stage.source for stage in self.stages)
 
+    def bytes_per_element(self, dtypes: Sequence[torch.dtype]) -> tuple[float, float]:
+        """Read and written, by all launches: what two of them read has left the caches between them. dtypes: of the tensors."""
+        of = [re.findall(rf"tl\.{what}\(p(\d+) \+ i{ELEMENTS},", self.source) for what in ("load", "store")]
+        read, written = (sum(dtypes[int(index)].itemsize for index in found) for found in of)
+        return read, written
+
 
 _kernels: dict[tuple[str, tuple[torch.dtype, ...]], ReducingKernel | CompileError] = {}
 
@@ -165,6 +172,18 @@ def tiles_of(kind: Kind, is_flat: bool) -> tuple[Tile, ...]:
     return ((1, 1, 4096),) if is_flat and kind.axes == ELEMENTS else TILES[kind.axes]
 
 
+def cut_along(tile: Tile, axes: int) -> int:
+    """The dimension along which a tile of tensors is split (forms.py); -1 of what is smaller than those."""
+    return next((dim for dim, size in enumerate(tile) if size > 1), -1) if axes == ELEMENTS else -1
+
+
+def part_of(tile: Tile, axes: int, split: int) -> Tile:
+    """What of it a block works on."""
+    cut = cut_along(tile, axes)
+    matrices, rows, columns = (size // split if dim == cut else size for dim, size in enumerate(tile))
+    return matrices, rows, columns
+
+
 class _Writer:
     """Writes the source of a rule's stages."""
 
@@ -193,7 +212,9 @@ class _Writer:
         for number, kind in enumerate(kinds):
             aligned = [f"tl.load(pointers + {i})" for i in self._whole(kind)]
             for tile in tiles_of(kind, self.passes.is_flat):
-                call = f"kind{number}(pointers, layout, table, index, {tile[0]}, {tile[1]}, {tile[2]}, {{}})"
+                cut = cut_along(tile, kind.axes)
+                sizes = ", ".join(f"{size} // SPLIT" if dim == cut else str(size) for dim, size in enumerate(tile))
+                call = f"kind{number}(pointers, layout, table, index, {sizes}, {{}})"
                 lines += [f"if (KINDS >> {code}) & 1:", f"    if code == {code}:"]
                 if kind.axes == ELEMENTS and tile in VECTORS:
                     bits = f"(({' | '.join(aligned or '0')}) % {ALIGNMENT} == 0) & (tl.load(layout + 2) % {self.unit} == 0)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from compiledopt.backends.devices import as_numbers, on_device, upload
 from compiledopt.backends.triton.forms import PLAIN, Form, chosen
 from compiledopt.backends.triton.kernels import Built, TritonKernel, build_for
 from compiledopt.backends.triton.prepared import Launch
-from compiledopt.backends.triton.reducing import AXES, SLOTS, Layout, ReducingKernel, Tile, tiles_of
+from compiledopt.backends.triton.reducing import AXES, SLOTS, TILES, Layout, ReducingKernel, Tile, part_of, tiles_of
 from compiledopt.backends.triton.stages import Kind
 from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
@@ -45,16 +46,17 @@ def shape_of(param: torch.Tensor, order: int) -> Shape:
     return param.numel() // max(1, rows * columns), rows, columns
 
 
-def tiles(kind: Kind, shape: Shape, is_flat: bool) -> tuple[int, Tile, int]:
-    """(which tile, the tile, how many of them) for a tensor: the first that needs few. A tile of many matrices takes whole
-    ones, so that neighbours in it are neighbours in memory. Those that come first have vector loads, for some more blocks: with
-    the fewest, 1000 × 1000 went by 16 columns at a time."""
+def tiles(kind: Kind, shape: Shape, is_flat: bool, split: int = 1) -> tuple[int, Tile, int]:
+    """(which tile, the tile, how many of them) for a tensor: the first that needs few, however it is split. A tile of many
+    matrices takes whole ones, so that neighbours in it are neighbours in memory. Those that come first have vector loads, for
+    some more blocks: with the fewest, 1000 × 1000 went by 16 columns at a time."""
     forms = tiles_of(kind, is_flat)
     whole = [number for number, tile in enumerate(forms) if tile[0] == 1 or _is_whole(kind.axes, shape, tile)]
     counts = {number: _count(kind.axes, shape, forms[number]) for number in whole}
     few = MORE * min(counts.values())
     number = next(number for number in whole if counts[number] <= few)
-    return number, forms[number], counts[number]
+    tile = part_of(forms[number], kind.axes, split)
+    return number, tile, _count(kind.axes, shape, tile)
 
 
 def _is_whole(axes: int, shape: Shape, tile: Tile) -> bool:
@@ -88,10 +90,14 @@ class Room:
         return start
 
 
-def laid_out(kernel: ReducingKernel, sizes: Sequence[Size], device: torch.device) -> Laid:
+def laid_out(kernel: ReducingKernel, sizes: Sequence[Size], masks: Sequence[int], device: torch.device) -> Laid:
+    """Where things lie, once `run_on_nothing` has chosen the form of each launch. masks: the kinds and tiles that each has, of
+    these sizes or more."""
     passes, layout, room = kernel.passes, Layout(kernel.passes), Room()
     shapes, own = [size[:3] for size in sizes], [size[3:] for size in sizes]
     numbers = max(1, passes.numbers - passes.columns)
+    splits = [form_of(stage, device, mask).split for stage, mask in zip(kernel.stages, masks, strict=True)]
+    split_of = {kind.sweep: split for kinds, split in zip(kernel.kinds, splits, strict=True) for kind in kinds}
     rows = []
     for tensor, shape in enumerate(shapes):
         row = [*shape, tensor * numbers, *own[tensor]]
@@ -99,7 +105,7 @@ def laid_out(kernel: ReducingKernel, sizes: Sequence[Size], device: torch.device
         for s, i in layout.reductions:
             sweep = passes.sweeps[s]
             target = sweep.reductions[i].target.axes
-            _, tile, _ = tiles(Kind(sweep.axes), shape, passes.is_flat)
+            _, tile, _ = tiles(Kind(sweep.axes), shape, passes.is_flat, split_of.get(s, 1))
             parts = _count(sweep.axes & ~target, shape, tile)
             row += [room.take(parts * _size(target, shape)), parts]
         rows.append(row)
@@ -111,20 +117,21 @@ def laid_out(kernel: ReducingKernel, sizes: Sequence[Size], device: torch.device
         for place in places:
             row[place] = memory.data_ptr() + memory.element_size() * row[place]
     table = upload(array("q", [value for row in rows for value in row]).tobytes(), device)
-    blocks, masks = zip(*(_blocks(kinds, shapes, passes.is_flat) for kinds in kernel.kinds), strict=True)
-    return Laid(table, (slots, memory), [upload(each, device) for each in blocks], list(masks))
+    ways = zip(kernel.kinds, splits, strict=True)
+    blocks = [upload(_blocks(kinds, shapes, passes.is_flat, split)[0], device) for kinds, split in ways]
+    return Laid(table, (slots, memory), blocks, list(masks))
 
 
 def masks_of(kernel: ReducingKernel, shapes: Sequence[Shape]) -> list[int]:
     return [_blocks(kinds, shapes, kernel.passes.is_flat)[1] for kinds in kernel.kinds]
 
 
-def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool) -> tuple[torch.Tensor, int]:
+def _blocks(kinds: Sequence[Kind], shapes: Sequence[Shape], is_flat: bool, split: int = 1) -> tuple[torch.Tensor, int]:
     """The blocks of a stage, kind after kind, and which kinds and tiles there are."""
     found, mask, code = [torch.empty(0, 3, dtype=torch.int32, device="cpu")], 0, 0
     for kind in kinds:
         for tensor, shape in enumerate(shapes):
-            number, _, count = tiles(kind, shape, is_flat)
+            number, _, count = tiles(kind, shape, is_flat, split)
             if _size(ELEMENTS, shape) == 0:
                 continue
             block = torch.empty(count, 3, dtype=torch.int32, device="cpu")
@@ -141,19 +148,23 @@ class ShapedTables(Tables):
 
     few = 0
 
-    def __init__(self, kernel: ReducingKernel, device: torch.device, prove: Prove = None) -> None:
-        """prove: what is asked of the kinds and forms of tiles before they are used; it may raise CompileError."""
+    def __init__(
+        self, kernel: ReducingKernel, device: torch.device, prove: Prove = None, masks: Sequence[int] | None = None
+    ) -> None:
+        """prove: what is asked of the kinds and forms of tiles before they are used; it may raise CompileError. masks: those
+        of the launches, where they are not those of the tensors alone."""
         super().__init__(kernel.stages[0], device)
-        self.stages, self.prove = kernel, prove
+        self.stages, self.prove, self.masks = kernel, prove, masks
         self.laid = Laid(self.lengths, (), [], [])
         self.compiled_stages: list[dict[Any, Any]] = [{} for _ in kernel.stages]
 
     def _arrange(self, sizes: bytes) -> Any:
-        laid = laid_out(self.stages, as_numbers(sizes).view(-1, self.stages.extents).tolist(), self.device)
-        run_on_nothing(self.stages, laid.masks, self.device)
+        found = as_numbers(sizes).view(-1, self.stages.extents).tolist()
+        masks = self.masks or masks_of(self.stages, [each[:3] for each in found])
+        run_on_nothing(self.stages, masks, self.device)
         if self.prove is not None:
-            self.prove(laid.masks)
-        return laid
+            self.prove(masks)
+        return laid_out(self.stages, found, masks, self.device)
 
     def _take(self, arranged: Any) -> None:
         self.laid = arranged
@@ -166,10 +177,9 @@ class ShapedTables(Tables):
         found = []
         for number, (blocks, mask) in enumerate(zip(self.laid.blocks, self.laid.masks, strict=True)):
             if blocks.shape[0]:
-                made, tensors = (
-                    self.compiled_stages[number].get((mask,)),
-                    [*given, blocks, self.numbers if table is None else table],
-                )
+                form = form_of(self.stages.stages[number], self.device, mask)
+                made = self.compiled_stages[number].get((mask, form.split))
+                tensors = [*given, blocks, self.numbers if table is None else table]
                 own = alone(made, self.streams, blocks.shape[0], tensors, ())
                 if own is None:
                     return None
@@ -185,11 +195,17 @@ class ShapedTables(Tables):
                 if blocks.shape[0]:
                     known = self.compiled_stages[number]
                     stage = self.stages.stages[number]
-                    form = _ready.get((stage.source, self.device, mask), PLAIN)
-                    launch(stage, known, blocks.shape[0], [*given, blocks, table], (), (mask,), form.warps, form.most)
+                    form = form_of(stage, self.device, mask)
+                    constants = (mask, form.split)
+                    launch(stage, known, blocks.shape[0], [*given, blocks, table], (), constants, form.warps, form.most)
 
 
 _ready: dict[tuple[str, torch.device, int], Form] = {}
+
+
+def form_of(stage: TritonKernel, device: torch.device, mask: int) -> Form:
+    """What `run_on_nothing` has chosen."""
+    return _ready.get((stage.source, device, mask), PLAIN)
 
 
 def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.device) -> None:
@@ -202,9 +218,10 @@ def run_on_nothing(kernel: ReducingKernel, masks: Sequence[int], device: torch.d
 
             def run(form: Form, stage: TritonKernel = stage, mask: int = mask) -> tuple[int, int] | None:
                 compiled: dict[Any, Any] = {}
+                given, constants = [numbers, numbers, numbers, nothing, table], (mask, form.split)
                 with on_device(device):
-                    launch(stage, compiled, 1, [numbers, numbers, numbers, nothing, table], (), (mask,), form.warps, form.most)
-                made = compiled.get((mask,))  # the interpreter makes nothing, and other GPUs have other registers
+                    launch(stage, compiled, 1, given, (), constants, form.warps, form.most)
+                made = compiled.get(constants)  # the interpreter makes nothing, and other GPUs have other registers
                 return (made.n_regs, made.n_spills) if made and made.metadata.target.backend == "cuda" else None
 
             _ready[stage.source, device, mask] = chosen(run)
@@ -215,7 +232,8 @@ def best_for(stage: TritonKernel, arch: int, mask: int) -> Built:
     found: dict[Form, Built] = {}
 
     def compiled(form: Form) -> tuple[int, int]:
-        found[form] = build_for(stage, arch, warps=form.warps, kinds=mask, most=form.most)
+        block = math.prod(TILES[ELEMENTS][0]) // form.split
+        found[form] = build_for(stage, arch, block, form.warps, kinds=mask, most=form.most, split=form.split)
         return found[form].registers, found[form].spills
 
     return found[chosen(compiled)]

@@ -19,6 +19,8 @@ from compiledopt.backends.triton.prepared import Launch, copying, current, launc
 from compiledopt.backends.triton.tuning import DEFAULT, Config
 
 STEPS = 16  # of one capture that may have gradients of their own
+# Of what is not pinned, the driver takes so many bytes along with the call; before it has more, it may wait for the stream.
+INLINE = 1 << 16
 Scalars = torch.Tensor | Sequence[float]  # a table with a row for each index in `rows`, or few rows, one after the other
 
 
@@ -49,8 +51,9 @@ class Tables:
         self.lent = False  # whether native code writes pointers to where they are: what is there is not known here
 
     def lend(self) -> tuple[int, int] | None:
-        """(the driver's function that copies, where the pointers are) for who brings others; None where a graph reads them."""
-        function = None if self.kept else copying(self.device)
+        """(the driver's function that copies, where the pointers are) for who brings others; None where a graph reads them, or
+        there are more of them than the driver copies without waiting."""
+        function = None if self.kept or 8 * self.pointers.numel() > INLINE else copying(self.device)
         if function is None:
             return None
         self.lent, self.known = True, (b"", *self.known[1:])
