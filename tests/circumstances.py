@@ -520,8 +520,8 @@ def surrounded(one: Algorithm) -> Iterator[str]:
 
 @circumstance
 def in_backward(one: Algorithm) -> Iterator[str]:
-    """An optimizer for each parameter, stepped in a hook of it, is the one for all."""
-    if one.sums or one.rule.shared or one.sparse_only:
+    """An optimizer for each parameter, stepped in a hook of it, is the one for all; random projections follow its number."""
+    if one.sums or one.rule.shared or one.rule.every:
         return
     for name, how in HOW.items():
         start = parameters(shapes=[s for s in shapes(one) if 0 not in s])
@@ -562,9 +562,8 @@ def told(one: Algorithm) -> Iterator[str]:
                 continue
         if not before or one.name not in after:
             yield f"{name}: {before[:80]!r}"
-    known = traced(one.rule, made(one, parameters(shapes=[(2, 2)])).param_groups[0])
-    if known.elementwise:
-        expressions(known.program)
+    if one.elementwise and not one.rule.every:
+        expressions(traced(one.rule, made(one, parameters(shapes=[(2, 2)])).param_groups[0]).program)
 
 
 @circumstance
