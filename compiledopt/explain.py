@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiledopt import around, storage
-from compiledopt.backends.batch import Entry
+from compiledopt.backends.batch import Entry, counted_of
 from compiledopt.rules.program import Program
 from compiledopt.rules.rule import Rule
 from compiledopt.step.foresee import foresee
@@ -249,4 +249,4 @@ def _formula(program: Program | None) -> Formula:
 
 
 def _steps(entry: Entry) -> tuple[float, ...]:
-    return tuple(float(entry.state[name]) for name in entry.traced.scalar_names if name in entry.state)
+    return tuple(float(entry.state[name]) for name in counted_of(entry.traced, entry.param) if name in entry.state)

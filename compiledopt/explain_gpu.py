@@ -13,7 +13,7 @@ import torch
 from compiledopt import around
 from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.built import Made, built_for
+from compiledopt.backends.triton.built import Made, built_for, check_for
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.rules.program import ELEMENTS, scalar_program
@@ -71,6 +71,7 @@ def explain_gpu(
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
     example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
     known = traced(around.derived(rule, group, param=example), group)
+    check_for(known, dtype, EXAMPLE)
     if not known.elementwise:
         made = built_for(known, arch, dtype, EXAMPLE)
         return _explanation(name, known, group, arch, dtype, made, source, ptx)
@@ -95,7 +96,8 @@ def _explanation(
     if known.elementwise:
         entry = Entry(torch.empty(EXAMPLE, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
         moved = sum(bytes_moved(entry), 0.0)
-    rows = [scalar_program(program) for program in made.programs if program.scalars and group.get("capturable")]
+    there = group.get("capturable") or known.measured(torch.empty(EXAMPLE, dtype=dtype, device="meta")).measures
+    rows = [scalar_program(program) for program in made.programs if program.scalars and there]
     for scalars in rows:
         text += "\n" + triton.rows_kernel(scalars, triton.usual_dtypes(scalars, known.rule.scalars)).source
     return GpuExplanation(

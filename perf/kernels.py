@@ -2,8 +2,9 @@
 
 A row for each kernel of a step: registers, bytes spilled, shared memory, vector loads and stores, and how many blocks,
 warps and elements a processor holds at once. Those of elementwise rules are for one row of scalars as arguments, and of
-float32 on sm_90 for a few and for a table too; those of rules that reduce and multiply for a matrix of 1024 × 1024, and for
-a vector. All of it is the same at every run, whatever else the machine does.
+float32 on sm_90 for a few and for a table too; those of rules that reduce and multiply for a matrix of 1024 × 1024, for a
+vector, and for a convolution where rows are of several dimensions. All of it is the same at every run, whatever else the
+machine does.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from compiledopt.backends.triton.capturable import WARPS as OF_ROWS
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.errors import CompileError
-from compiledopt.rules.program import scalar_program
-from compiledopt.rules.traced import Traced, traced
+from compiledopt.rules.program import OUTER, scalar_program
+from compiledopt.rules.traced import Traced, Variant, traced
 
-SHAPES = ((1024, 1024), (10_000,))
+SHAPES = ((1024, 1024), (10_000,), (256, 256, 3, 3))
 CODECS = ("int8", "dynamic8", "int4", "float8_e4m3fn", {"exp_avg": "int4", "exp_avg_sq": "uint8"}, "bfloat16")
 KINDS = [one for one in one_per_kind() if one.rule.dense] + [one for one in MENU.values() if one.takes("trust_clip")]
 MORE: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -67,7 +68,7 @@ def rows(name: str, options: Mapping[str, Any], dtype: torch.dtype, arch: int) -
         except (TypeError, ValueError):  # of matrices alone, or of a rounding of other dtypes
             continue
         known = traced(around.derived(algorithm.rule, group, param=param), group)
-        if known.elementwise and shape != SHAPES[0]:
+        if shape != SHAPES[0] and (known.elementwise or not _is_own(known, shape)):
             continue
         try:
             found = list(kernels(known, arch, dtype, shape))
@@ -86,6 +87,12 @@ def rows(name: str, options: Mapping[str, Any], dtype: torch.dtype, arch: int) -
             row |= {name: getattr(built, name) for name in ("block", "warps", "registers", "spills", "shared")}
             row |= {"vector_loads": built.vector_loads, "vector_stores": built.vector_stores}
             yield {**row, **held(built, arch), **circumstances()}
+
+
+def _is_own(known: Traced, shape: tuple[int, ...]) -> bool:
+    """Whether its kernels are others than those of a matrix: a vector's, and of rows of several dimensions."""
+    variant = known.variant(torch.empty(shape, device="meta"))
+    return len(shape) < 2 or (isinstance(variant, Variant) and bool(variant.order >> OUTER))
 
 
 def kernels(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[str, triton.Built]]:

@@ -13,16 +13,20 @@ from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
-from compiledopt import around
+from compiledopt import around, total
 from compiledopt.algorithms import muon
+from compiledopt.backends.batch import Choice, Entry, operand_dtypes
+from compiledopt.backends.gathered import settle_scalars
 from compiledopt.backends.triton import batch as batches
 from compiledopt.backends.triton import built, kernels, passes_ready, shaped, tables
 from compiledopt.backends.triton import capturable as capturables
+from compiledopt.backends.triton.capturable import is_on_device
 from compiledopt.backends.triton.forms import FORMS, PLAIN
 from compiledopt.backends.triton.reducing import TILES, part_of, reducing_kernel
 from compiledopt.backends.triton.shaped import masks_of
+from compiledopt.backends.triton.summed import SummedBatch
 from compiledopt.explain_gpu import explain_gpu
-from compiledopt.rules.program import ELEMENTS, OUTER, ROWS
+from compiledopt.rules.program import ELEMENTS, ROWS
 from compiledopt.rules.traced import traced
 
 round_to_nearest()
@@ -50,17 +54,34 @@ def Extremes(param, grad, momentum, *, lr=0.05):
     return param - lr * momentum / (high - low + 1e-3) - lr * grad / (norm + 1e-3), momentum
 
 
+@compiledopt.define(scalars=("second",))
+def Units(param, grad, second, *, lr=0.05):
+    """A 0-dim state that follows from the gradient, and a mean over all dimensions but the first."""
+    second = 0.9 * second + 0.1 * grad.square().mean()
+    if param.ndim > 1:
+        grad = grad - grad.mean(dim=tuple(range(1, grad.ndim)), keepdim=True)
+    return param - lr * grad / (second.sqrt() + 1e-3), second
+
+
 RULES = {
     "Adafactor": (compiledopt.Adafactor, {"lr": 0.05, "weight_decay": 0.1}),
     "Lamb": (Lamb, {}),
     "Extremes": (Extremes, {}),
+    "Units": (Units, {}),
+    "StableSPAM": (compiledopt.StableSPAM, {"lr": 0.05}),
+    "AdamP": (compiledopt.AdamP, {"lr": 0.05, "weight_decay": 0.1}),
+    "Nero": (compiledopt.Nero, {"lr": 0.05, "constraints": False}),
 }
+# Convolutions, in both orders of their dimensions; a stack of matrices; what has nothing in it.
+FEW = [(6, 4, 3, 3), (2, 3, 5), (9, 5), (0,)]
 
 
 def check(name, dtype, capturable, shapes, turned=False, **more):
-    make, options = RULES[name]
+    (make, options), is_turned = RULES[name], shapes is FEW
     shapes = [shape for shape in shapes if name != "Extremes" or (len(shape) > 1 and 0 not in shape)]
     models = [parameters(dtype, shapes) for _ in range(2)]
+    if is_turned:
+        models = [[torch.nn.Parameter(p.detach().to(memory_format=torch.channels_last)), *rest] for p, *rest in models]
     if turned:
         models = [[torch.nn.Parameter(p.detach().mT.contiguous().mT) if p.dim() > 1 else p for p in one] for one in models]
     start = flat(models[0])
@@ -95,6 +116,17 @@ def test_against_the_for_loop(name, dtype, capturable):
 @pytest.mark.parametrize("name", ["Adafactor", "Lamb"])
 def test_many_tiles_against_the_for_loop(name, dtype, capturable):
     check(name, dtype, capturable, [*SMALL, *LARGE])
+
+
+@pytest.mark.parametrize(("name", "dtype", "capturable"), [
+    ("Units", torch.float32, True),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+        ("Units", HALF, False), ("StableSPAM", HALF, True), ("AdamP", HALF, True), ("Nero", torch.float32, False)
+    )),
+])  # fmt: skip
+def test_states_of_one_number_and_rows_of_several_dimensions(name, dtype, capturable):
+    """0-dim states that follow from tensors, reductions over all dimensions but the first, and a mean of what rows have."""
+    check(name, dtype, capturable, FEW)
 
 
 @pytest.mark.slow
@@ -158,12 +190,13 @@ def test_both_explanations_tell_of_the_same(one, monkeypatch):
         assert (there.bytes_per_element - 4 * clipped > once) == (not one.elementwise)
 
 
-def test_replays(monkeypatch):
+@pytest.mark.parametrize("name", ["Adafactor", "Units"])
+def test_replays(name, monkeypatch):
     """Gradients made inside of the capture, and a rate that changes between replays."""
-    shapes = [(9, 5), (3, 2, 3, 3), (17,)]
+    make, shapes = RULES[name][0], [(9, 5), (3, 2, 3, 3), (17,)]
     reference, mine = parameters(shapes=shapes), parameters(shapes=shapes)
-    expected = compiledopt.Adafactor(reference, lr=0.05, foreach=False)
-    optimizer = compiledopt.Adafactor(mine, lr=0.05, compiled=True, capturable=True)
+    expected = make(reference, lr=0.05, foreach=False)
+    optimizer = make(mine, lr=0.05, compiled=True, capturable=True)
     for one, params in ((expected, reference), (optimizer, mine)):
         run(one, params, Gradients(), [0])
     with capture(monkeypatch) as graph:
@@ -194,20 +227,47 @@ def test_shapes_that_change():
     torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("AdaNorm", (4, 5)), ("AdamMini", (4, 3, 3, 3))])
-def test_what_the_cpu_alone_has_kernels_for(name, shape):
-    """Another executor there, and somebody is told."""
-    reference, mine = parameters(shapes=[shape]), parameters(shapes=[shape])
-    expected, optimizer = (getattr(compiledopt, name)(params, lr=0.05) for params in (reference, mine))
-    expected.param_groups[0]["foreach"] = False
-    for params in (reference, mine):
-        Gradients().set(params, 0)
-    expected.step()
-    with pytest.warns(UserWarning, match="which is compiled for the CPU alone"):
+@compiledopt.define(scalars=("step",))
+def Summing(param, grad, step, momentum, *, lr=0.05):
+    """A sum over all parameters, and one that is computed from it."""
+    step, share = step + 1, total(grad * grad) + 1.0
+    momentum = 0.9 * momentum + grad / share.sqrt()
+    return param - lr * momentum * (1 + 0.01 * total(grad * param * step / share)), step, momentum
+
+
+@pytest.mark.parametrize("make", [Summing, pytest.param(compiledopt.AdaGC, marks=pytest.mark.slow)])
+def test_sums_over_all_parameters(make, monkeypatch):
+    """In steps that some parameters are left out of, and in a graph."""
+    shapes = [(9, 5), (3, 2, 3, 3), (0,), (17,)]
+    reference, mine = parameters(shapes=shapes), parameters(shapes=shapes)
+    expected, optimizer = make(reference, lr=0.05, foreach=False), make(mine, lr=0.05, compiled=True, capturable=True)
+    for step in range(3):
+        for one, params in ((expected, reference), (optimizer, mine)):
+            run(one, params, Gradients(skip=step == 1), [step])
+    assert {type(batch) for batch in optimizer._plan.batches} == {SummedBatch} and optimizer.executor == "compiled"
+    with capture(monkeypatch) as graph:
         optimizer.step()
+    for step in range(3, 5):
+        for params in (reference, mine):
+            kept = [param.grad for param in params]
+            Gradients().set(params, step)
+            fresh = [param.grad for param in params]
+            for param, grad, value in zip(params, kept, fresh, strict=True):
+                param.grad = grad.copy_(value)
+        expected.step()
+        graph.replay()
     torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-5, atol=1e-6)
-    with pytest.raises(RuntimeError, match=r"compiled=True cannot be had: .*which is compiled for the CPU alone"):
-        getattr(compiledopt, name)(mine, lr=0.05, compiled=True).step()
+
+
+def test_where_0_dim_states_are():
+    """What follows from tensors is where they are, and the count of steps on the host, unless it is wanted on the device."""
+    param, group = torch.nn.Parameter(torch.empty(2, 3, device="meta")), {}
+    known = traced(compiledopt.AdaNorm.rule, compiledopt.AdaNorm([torch.nn.Parameter(torch.ones(2, 3))]).param_groups[0])
+    state = {"step": torch.zeros(()), "exp_grad_norm": torch.zeros(())}
+    settle_scalars(known, param, group, state)
+    assert [value.device.type for value in state.values()] == ["cpu", "meta"] and not is_on_device(known, group, param, state)
+    settle_scalars(known, param, {"capturable": True}, state)
+    assert [value.device.type for value in state.values()] == ["meta", "meta"] and is_on_device(known, group, param, state)
 
 
 def test_every_tile_is_the_best_of_some_shape():
@@ -222,12 +282,11 @@ BITS = {"rounding": "stochastic", "state_dtype": "bfloat16"}
 
 
 def has_kernels(one):
-    """Whether it neither sums over all parameters nor has 0-dim states that follow from tensors: such are for the CPU alone.
-    One with lists of states moves nothing in three steps."""
+    """Whether it does not sum over all parameters, and is compiled. One with lists of states moves nothing in three steps."""
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (3,))[: 1 + one.takes_vectors]]
     group = one.ours(params, **one.promised).param_groups[0]
     variants = [traced(one.rule, group).variant(param) for param in params]
-    return not any(isinstance(v, str) or v.fed or v.measures or v.order >> OUTER for v in variants)
+    return not any(isinstance(v, str) or v.measures for v in variants)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +321,7 @@ def passes_of(make, dtype, shape, **options):
     group = optimizer.param_groups[0]
     known = traced(around.derived(optimizer.rule_of(group), group, param=param), group)
     variant = known.variant(param)
-    if variant.fed or variant.order >> OUTER:
-        pytest.skip("for the CPU alone: 0-dim states that follow from tensors, and rows of several dimensions")
-    dtypes = (dtype, dtype, *known.dtypes_of(param).values())
+    dtypes = operand_dtypes(Entry(param, {}, 0, known, Choice("compiled", "")))
     kernel = reducing_kernel(variant.passes, dtypes)
     every = passes_ready.FLAT if variant.passes.is_flat else passes_ready.SHAPES
     return kernel, variant.program, dtypes, masks_of(kernel, every), torch.device("cpu")

@@ -11,6 +11,7 @@ from simulated import capture
 
 import compiledopt
 from compiledopt import around
+from compiledopt.around.loss_scale import Scaling
 from compiledopt.backends import waves
 from compiledopt.backends.triton import capturable as capturables
 from compiledopt.backends.triton import kernels as triton
@@ -20,6 +21,8 @@ from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.stored import StoredBatch
 from compiledopt.rules.program import BLOCKS
 from compiledopt.rules.traced import traced
+from compiledopt.step.owner import Owner
+from compiledopt.step.plan import Plan
 
 round_to_nearest()
 # Rows of whole blocks, rows with a rest, too small, a vector; and rows of whole blocks off alignment.
@@ -200,6 +203,41 @@ def test_rules_that_reduce(name, capturable, monkeypatch):
             assert found.dtype is value.dtype and found.shape == value.shape
             if not value.is_floating_point() and value.dtype is not torch.int16:
                 assert (found != value).float().mean() <= 0.02
+
+
+@compiledopt.define(scalars=("second",))
+def Layerwise(param, grad, momentum, second, *, lr=0.05):
+    second = 0.9 * second + 0.1 * (grad * grad).sum()
+    momentum = 0.9 * momentum + grad / (second.sqrt() + 1e-8)
+    return param - lr * momentum, momentum, second
+
+
+def test_a_verdict_on_a_rule_that_reduces():
+    """GradScaler's numbers go into the rule on values and into what encodes them: where it is left out, each code stays."""
+    params = []
+    for _ in range(2):
+        params.append([torch.nn.Parameter(torch.randn(9, 500, generator=torch.Generator().manual_seed(0)))])
+    (reference,), (mine,) = params
+    expected = Layerwise(params[0], foreach=False, state_dtype="int8")
+    optimizer = Layerwise(params[1], compiled=True, capturable=True, state_dtype="int8")
+    assert optimizer._step_supports_amp_scaling
+    scaling, plan = Scaling(), None
+    for step, bad in enumerate((False, True, False)):
+        Gradients().set(params[0], step)
+        mine.grad = 4.0 * reference.grad
+        mine.grad[3, 5] = torch.inf if bad else mine.grad[3, 5]
+        scaling.set(torch.tensor(4.0), torch.tensor(float(bad)))
+        if plan is None:
+            plan = Plan(Owner("Layerwise", [optimizer.rule], optimizer.param_groups, optimizer.state, set(), set(), scaling))
+        before = [mine.detach().clone(), *(value.clone() for value in optimizer.state[mine].values())]
+        assert plan.run() and type(plan.batches[0]) is StoredBatch
+        if bad:
+            assert all(map(torch.equal, before, (mine.detach(), *optimizer.state[mine].values())))
+        else:
+            expected.step()
+    torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+    apart = [(optimizer.state[mine][name].double() - value).abs() for name, value in expected.state[reference].items()]
+    assert all((one > 1).double().mean() < 0.01 for one in apart)
 
 
 def noisy(param, grad, *, lr=0.1, noise):

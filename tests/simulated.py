@@ -13,7 +13,7 @@ from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten
 HOST = (aten._local_scalar_dense.default, aten._pin_memory.default, aten.is_nonzero.default)
-PRODUCTS = (aten.bmm.out, aten.baddbmm.out)
+PRODUCTS = (aten.bmm.out, aten.baddbmm.out, aten.sum.IntList_out)
 RUNS = ("view", "detach", "select", "reshape", "remainder", "eq", "all", "bitwise_and", "equal", "alias", "slice", "is_pinned")
 RUNS = (*RUNS, "transpose")
 
@@ -37,7 +37,7 @@ class Graph:
     """Launches, copies and products with the tensors that they name, none of which it keeps alive."""
 
     def __init__(self):
-        self.recorded = []
+        self.recorded, self.own = [], []
 
     def record(self, function, *tensors, **options):
         self.recorded.append((function, list(map(named, tensors)), {name: named(one) for name, one in options.items()}))
@@ -62,6 +62,13 @@ class Recording(TorchDispatchMode):
                 self.graph.record(function, *args[:2])
                 return args[0]
             return function(*args, **kwargs)
+        if function is aten.zero_.default:
+            self.graph.record(function, *args)
+            return args[0]
+        if function is aten.add.Tensor:  # into memory of the graph's own
+            self.graph.own.append(torch.empty_like(args[0]))
+            self.graph.record(aten.add.out, *args, out=self.graph.own[-1])
+            return self.graph.own[-1]
         if function in PRODUCTS:
             self.graph.record(function, *args, **kwargs)
             return kwargs["out"]

@@ -96,19 +96,22 @@ def test_unscaled_at_some_steps_only(flag):
 
 
 def test_who_leaves_it_to_the_scaler():
-    """Rules that are not elementwise, sparse gradients, and all that is not asked for by name, as torch's fused=True is:
+    """Rules that have no kernel, sparse gradients, and all that is not asked for by name, as torch's fused=True is:
     Lightning takes an optimizer that unscales by itself for one whose gradients it must not clip."""
     params = parameters(shapes=[(4, 3)])
     assert not compiledopt.Adafactor(params)._step_supports_amp_scaling
+    assert not compiledopt.Shampoo(params, compiled=True)._step_supports_amp_scaling
+    assert compiledopt.Adafactor(params, compiled=True)._step_supports_amp_scaling
     assert not compiledopt.AdamW(params)._step_supports_amp_scaling
     optimizer = compiledopt.SGD(params, fused=True)
     assert optimizer._step_supports_amp_scaling
     params[0].grad = torch.ones(4, 3).to_sparse()
     assert not optimizer._step_supports_amp_scaling
-    plain, mine = parameters(shapes=[(4, 3)]), parameters(shapes=[(4, 3)])
-    run(compiledopt.Adafactor(plain), plain, Gradients(), range(3))
-    scaled_run(torch.amp.GradScaler("cpu", init_scale=4.0), compiledopt.Adafactor(mine), mine, range(3))
-    torch.testing.assert_close(plain[0], mine[0])
+    for options in ({}, {"compiled": True}):
+        plain, mine = parameters(shapes=[(4, 3)]), parameters(shapes=[(4, 3)])
+        run(compiledopt.Adafactor(plain), plain, Gradients(), range(3))
+        scaled_run(torch.amp.GradScaler("cpu", init_scale=4.0), compiledopt.Adafactor(mine, **options), mine, range(3))
+        torch.testing.assert_close(plain[0], mine[0])
 
 
 def test_no_recompile_when_the_scale_changes():

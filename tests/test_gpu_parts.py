@@ -24,6 +24,8 @@ from helpers import parameters, rms
 
 import compiledopt
 from compiledopt import around, schedules
+from compiledopt.rules.program import OUTER
+from compiledopt.rules.traced import Variant, traced
 from compiledopt.storage import CODECS
 from compiledopt.storage.parameters import ROUNDINGS
 
@@ -32,6 +34,8 @@ needs_a_gpu()
 
 # Matrices of whole blocks and ragged ones, large enough for states in blocks, and vectors.
 SHAPES, VECTORS = [(64, 96), (9, 700)], [(301,), (4200,)]
+EVERY = {**CATALOG, **MENU}
+CONVOLUTIONS = [(8, 6, 3, 3), (70, 3, 5, 5)]
 SMALL, SMALL_VECTORS = [(64, 96), (9, 70)], [(31,)]  # of rules that decompose matrices as wide as a parameter
 LATE = {"RAdamScheduleFree": 8}  # steps of a rule whose first five move nothing
 STATES = [name for name in CODECS if name not in {codec.unsigned for codec in CODECS.values()}]
@@ -63,13 +67,29 @@ class Subject:
 
 
 def algorithms():
-    for one in {**CATALOG, **MENU}.values():
+    for one in EVERY.values():
         if one.rule is None or one.sparse_only:
             continue
         matrices = not one.elementwise and not one.reduces
         shapes, vectors = (SMALL, SMALL_VECTORS) if matrices else (SHAPES, VECTORS)
         shapes = (*shapes, *vectors) if one.takes_vectors else shapes
         yield Subject(one.name, one.ours, one.promised, shapes=shapes, tolerance=0.1 if one.multiplies or matrices else 0.01)
+
+
+def of_units():
+    """Rules that reduce over all dimensions but the first."""
+    param = torch.nn.Parameter(torch.zeros(CONVOLUTIONS[0]))
+    for one in EVERY.values():
+        if one.rule is None or not one.reduces:
+            continue
+        try:
+            variant = traced(one.rule, one.ours([param], **one.promised).param_groups[0]).variant(param)
+        except ValueError:  # of matrices alone
+            continue
+        if isinstance(variant, Variant) and variant.order >> OUTER:
+            yield Subject(f"{one.name}-convolutions", one.ours, one.promised, shapes=CONVOLUTIONS)
+    yield Subject("Nero-free", compiledopt.Nero, {"lr": 0.05, "constraints": False}, shapes=[*SHAPES, *CONVOLUTIONS])
+    yield Subject("AdaNorm-int8", compiledopt.AdaNorm, {"lr": 0.05, "state_dtype": "int8"}, tolerance=0.05)
 
 
 def adamw(params, **options):
@@ -113,7 +133,14 @@ def lookahead(params, **flags):
 
 
 ALGORITHMS, STORED, SURROUNDED = list(algorithms()), list(stored()), list(surrounded())
-SUBJECTS = [*ALGORITHMS, *STORED, *SURROUNDED, Subject("Combined", combined, tolerance=0.1), Subject("Lookahead", lookahead)]
+SUBJECTS = [
+    *ALGORITHMS,
+    *of_units(),
+    *STORED,
+    *SURROUNDED,
+    Subject("Combined", combined, tolerance=0.1),
+    Subject("Lookahead", lookahead),
+]
 
 
 @pytest.fixture(autouse=True)

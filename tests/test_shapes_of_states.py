@@ -157,6 +157,30 @@ def test_large_parameters_are_reduced_by_all_threads():
         torch.testing.assert_close(param.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@compiledopt.define(initial={"size": lambda param: param.new_zeros((1,) * param.dim())})
+def Even(param, grad, size, *, lr=0.1):
+    """A mean of what rows have, over all of them, in a state of one number with the parameter's dimensions."""
+    rows = (param * param).sum(-1, keepdim=True).sqrt()
+    size = size.lerp(rows.mean(dim=tuple(range(param.ndim)), keepdim=True), 0.5)
+    return param - lr * size * grad, size
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 5)], ids=str)
+def test_a_mean_of_rows_is_over_all_matrices(shape):
+    generator = torch.Generator().manual_seed(0)
+    start, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    mine, oracle = torch.nn.Parameter(start.clone()), start.double()
+    mine.grad, size = grad, 0.0
+    optimizer = Even([mine])
+    for _ in range(2):
+        optimizer.step()
+        size = 0.5 * (size + oracle.square().sum(-1).sqrt().mean())
+        oracle = oracle - 0.1 * size * grad
+    assert optimizer.executor == "compiled"
+    torch.testing.assert_close(mine.detach().double(), oracle, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(optimizer.state[mine]["size"].double().reshape(()), size, rtol=1e-5, atol=1e-6)
+
+
 def test_another_shape_is_no_other_kernel():
     param = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
     param.grad = torch.randn_like(param)

@@ -275,8 +275,15 @@ def test_explain_for_a_gpu(name, capsys):
     assert __main__.main(["explain", name, "--device", "cuda", "--arch", "sm_80"]) == 0
     assert "nothing was run on a GPU" in capsys.readouterr().out
     assert __main__.main(["explain", "Shampoo", "--device", "cuda"]) == 1
-    assert __main__.main(["explain", "AdaNorm", "--device", "cuda"]) == 1
-    assert "reduces into a 0-dim state, which is compiled for the CPU alone" in capsys.readouterr().err
+
+
+def test_explain_of_a_state_of_one_number(capsys):
+    """What follows from a sum is known in the second launch, and kept in the third."""
+    assert __main__.main(["explain", "AdaNorm", "--device", "cuda", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"] == told["launches_per_step"] == 3 and told["spills"] == 0
+    assert __main__.main(["explain", "Prodigy", "--device", "cuda"]) == 1  # what a step would say
+    assert "share a state" in capsys.readouterr().err
 
 
 STORED = {

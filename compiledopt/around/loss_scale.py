@@ -34,14 +34,24 @@ class LossScaled(Transformation):
     def hold_codes(self, rule: Rule) -> Rule:
         """A scaled rule whose values are kept in blocks: what was left out keeps its codes too, bit for bit. The scale of a
         block is the largest of its values then as before, and kernels take no other for it."""
-        names = ("param", *rule.states)
+        made = _held(rule)
+        if (apart := rule.apart) is None:
+            return made
+        inner, encode = _held(apart.inner), _held(apart.encode)
+        return replace(made, apart=replace(apart, inner=inner, encode=encode, function=made.function))
 
-        def held(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
-            new = results(rule, param, grad, states, options)
-            kept = zip(names, (param, *states), new, strict=True)
-            return tuple(v if name in rule.in_blocks else _unless(options[FOUND], old, v) for name, old, v in kept)
 
-        return named(replace(rule, function=held), rule)
+def _held(rule: Rule) -> Rule:
+    """A rule whose results stay as they were where found_inf is not 0, but for the scales of blocks."""
+    names, reads = ("param", *rule.states), FOUND in rule.options
+
+    def held(param: Any, grad: Any, *states: Any, **options: Any) -> tuple[Any, ...]:
+        found_inf = options[FOUND] if reads else options.pop(FOUND)
+        new = results(rule, param, grad, states, options)
+        kept = zip(names, (param, *states), new, strict=True)
+        return tuple(v if v is old or name in rule.in_blocks else _unless(found_inf, old, v) for name, old, v in kept)
+
+    return named(replace(rule, function=held, options=rule.options if reads else (*rule.options, FOUND)), rule)
 
 
 def _unless(found_inf: Any, old: Any, new: Any) -> Any:

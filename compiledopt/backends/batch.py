@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from compiledopt.backends.distributed import local, placed, summed
-from compiledopt.backends.layout import as_real
+from compiledopt.backends.layout import as_real, scalar_dtype
 from compiledopt.rules.program import Node, Program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Runnable, Traced, Variant
@@ -84,6 +84,21 @@ def future_dtypes(traced: Traced, param: torch.Tensor, state: Mapping[str, Any])
     """The dtypes of the states that are not 0-dim, as they are, or as they will be made."""
     values = [(state.get(name), made) for name, made in traced.dtypes_of(param).items()]
     return tuple(value.dtype if isinstance(value, torch.Tensor) else made for value, made in values)
+
+
+def operand_dtypes(entry: Entry) -> tuple[torch.dtype, ...]:
+    """Of the operands of `runs`; of states that are not made yet, what they will be."""
+    runs, own = entry.runs, entry.dtypes()
+    if not isinstance(runs, Variant) or not runs.fed:
+        return own
+    fed = [entry.state.get(name) for name in runs.fed]
+    return (*own, *[value.dtype if isinstance(value, torch.Tensor) else scalar_dtype({}) for value in fed])
+
+
+def counted_of(traced: Traced | Variant, param: torch.Tensor) -> tuple[str, ...]:
+    """The 0-dim states of a parameter that follow from numbers; the others follow from tensors, and are where those are."""
+    variant = None if isinstance(traced, Variant) or traced.elementwise else traced.variant(param)
+    return variant.scalar_names if isinstance(variant, Variant) else traced.scalar_names
 
 
 @dataclass(eq=False)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged
+from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged, counted_of, operand_dtypes
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.layout import same_layout, scalar_dtype
-from compiledopt.rules.program import OUTER
+from compiledopt.backends.layout import same_layout
 from compiledopt.rules.traced import Traced, Variant
 
 READY, REGROUP = 0, 1
@@ -25,15 +24,6 @@ RowKey = tuple[int, float, tuple[float, ...], tuple[float, ...]]  # index of the
 def needs_staging(param: torch.Tensor, grad: torch.Tensor) -> bool:
     """Whether a gradient must be brought into its parameter's layout first."""
     return not same_layout(param, grad) or grad.is_conj() or grad.is_neg() or grad.is_inference()
-
-
-def operand_dtypes(entry: Entry) -> tuple[torch.dtype, ...]:
-    """Of the operands of `runs`; of states that are not made yet, what they will be."""
-    runs, own = entry.runs, entry.dtypes()
-    if not isinstance(runs, Variant) or not runs.fed:
-        return own
-    fed = [entry.state.get(name) for name in runs.fed]
-    return (*own, *[value.dtype if isinstance(value, torch.Tensor) else scalar_dtype({}) for value in fed])
 
 
 Bucket = tuple[Traced | Variant, tuple[torch.dtype, ...], tuple[torch.dtype, ...], bool, torch.device]
@@ -73,22 +63,17 @@ def _laid_like(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def settle_scalars(traced: Traced, param: torch.Tensor, group: Mapping[str, Any], state: MutableMapping[str, Any]) -> None:
-    """Bring the 0-dim states to one place where they are in several: all of a parameter's on its device, where `capturable`
-    or some of them want that, as after switching it on between steps, or where only the device knows what becomes of them."""
-    places = {state[name].device.type for name in traced.scalar_names}
-    on_device = group.get("capturable") or traced.rule.follows_norm
-    if (on_device and places != {param.device.type}) or len(places) > 1:
-        with torch.inference_mode(False), torch.no_grad():  # as above
-            for name in traced.scalar_names:
+    """Bring the 0-dim states that follow from tensors to the parameter's device, and the others to one place where they are in
+    several: there too, where `capturable` or some of them want that, as after switching it on between steps, or where only the
+    device knows what becomes of them."""
+    counted = counted_of(traced, param)
+    places = {state[name].device.type for name in counted}
+    on_device = group.get("capturable") or traced.rule.follows_norm or traced.measured(param).measures
+    is_settled = places == {param.device.type} if on_device else len(places) < 2
+    with torch.inference_mode(False), torch.no_grad():  # as above
+        for name in traced.scalar_names:
+            if name not in counted or not is_settled:
                 state[name] = state[name].to(param.device)
-
-
-def strange_frame(traced: Traced, variant: Variant) -> str | None:
-    """Why only a backend that `takes_any_frame` has passes for a variant, or None."""
-    if not (variant.fed or variant.order >> OUTER):
-        return None
-    what = "into a 0-dim state" if variant.fed else "over all but the first dimensions"
-    return f"{traced.rule.name} reduces {what}, which is compiled for the CPU alone"
 
 
 class GatheredBackend(Backend):
@@ -96,8 +81,6 @@ class GatheredBackend(Backend):
 
     executor = "compiled"
     takes_sources = True
-    # Whether its passes see a parameter in any rules.views.Frame, and write 0-dim states.
-    takes_any_frame: ClassVar[bool] = False
 
     def adopt(self, entry: Entry, group: Mapping[str, Any]) -> None:
         if not is_distributed(entry.param):
@@ -111,8 +94,7 @@ class GatheredBackend(Backend):
         traced = entry.traced
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
-            found = None if self.takes_any_frame else strange_frame(traced, variant)
-            return found or self.objection_to_passes(entry, group)
+            return self.objection_to_passes(entry, group)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 
     def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:

@@ -16,8 +16,9 @@ import torch
 
 from compiledopt.rules.author import TraceError
 from compiledopt.rules.products import WholeMatrices
-from compiledopt.rules.program import OUTER, Node, Program, depends_on, sources
+from compiledopt.rules.program import NORM, OUTER, Node, Program, depends_on, sources
 from compiledopt.rules.rule import Initial, Rule
+from compiledopt.rules.scalar_part import ScalarPart
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced, Variant
 
@@ -136,12 +137,23 @@ class Crossing:
         )
         sizes = {name: size for name, size in program.sizes.items() if name in names}
         made = Variant(rule, Program(self.rule.name, inputs, outputs, sizes=sizes), numbers, variant.order)
+        made.scalars = _counted(program, made)
         return Part(rule, states, self.reason, self.group, made)
 
     def _start(self, name: str, start: Initial) -> Initial:
         """What a state starts from: a part has not all of the options that a function may read."""
         maker = self.rule.maker(name)
         return start if maker is None else partial(maker, group=self.group)
+
+
+def _counted(program: Program, part: Variant) -> ScalarPart:
+    """The scalar part of a part on the host, with what becomes of the 0-dim states of which it reads what they were: written by
+    both parts, they are at the next step what each expects, and no rows are made anew."""
+    fresh = {name: program.outputs[name] for name in part.scalar_names if not depends_on(program.outputs[name], NORM)}
+    used = {*part.program.inputs}.union(*(sources(node) for node in fresh.values()))
+    inputs = tuple(node for node in program.inputs if node in used)
+    made = Program(program.rule, inputs, {**part.program.outputs, **fresh}, sizes=part.program.sizes)
+    return ScalarPart(made, part.scalar_names)
 
 
 def _matrix(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

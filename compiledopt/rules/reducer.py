@@ -103,7 +103,7 @@ class Reducer:
         gone = dims_of(tuple(value.shaped[place] for place in places))
         has = frame.dims_of(node.axes)
         axes = frame.axes(has - gone)
-        if axes == NUMBER and keepdim and node.axes not in (NUMBER, ELEMENTS) and frame.is_of_matrices:
+        if axes == NUMBER and keepdim and node.axes not in (NUMBER, ELEMENTS) and frame.is_matrix:
             axes = MATRICES  # of what has rows or columns, as of several matrices: one kernel for both
         if axes is None:
             raise not_compiled(
@@ -113,6 +113,11 @@ class Reducer:
         if op == "sum" and gone - has:  # the same value, so many times
             result = self.record("mul", (result, self.size(gone - has).node)).node
         return Symbol(self, result, shaped=reduced(value.shaped, places, keepdim))
+
+    def of_all(self, node: Node) -> Node:
+        """What the only matrix has, as a number of the parameter."""
+        is_such = self.frame is not None and self.frame.is_matrix and node.axes == MATRICES
+        return self._reduced("amax", self.number(node), NUMBER) if is_such else node
 
     def _reduced(self, op: str, node: Node, axes: int) -> Node:
         key = (op, node, axes)

@@ -307,6 +307,8 @@ def _outputs(rule: Rule, present: tuple[str, ...], returned: Any, inputs: Mappin
     outputs: dict[str, Node] = {}
     for name, value in named(rule, returned, present, Symbol).items():
         home = inputs[name]
+        if home.node.axes == NUMBER and not value.node.scalar:
+            value = Symbol(value.tracer, value.tracer.of_all(value.node), shaped=value.shaped)
         if home.node.scalar and not value.node.scalar:
             words = (
                 f"{value.node.line}: rule {rule.name} returned a tensor for {name}, which is 0-dim: such a state follows from "

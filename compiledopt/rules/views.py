@@ -27,7 +27,7 @@ class Frame:
         columns = range(dims - 1, dims) if outer == 0 else range(outer, dims)
         above, last = (COLUMNS, ROWS) if turned else (ROWS, COLUMNS)
         self.dims, self.split = dims, frozenset(range(split))
-        self.is_of_matrices = outer == 0 and dims > 1
+        self.is_matrix = outer == 0 and dims == 2
         self.parts = ((frozenset(rows), above), (frozenset(columns), last))
         self.whole: View = tuple((dim,) for dim in range(dims))
 

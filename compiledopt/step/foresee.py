@@ -49,9 +49,12 @@ def supports_loss_scale(optimizer: Any) -> bool:
     """Whether the step divides by the scale and leaves out what is not finite, without waiting for the device."""
     for group in optimizer.param_groups:
         on_device = group.get("capturable") or group.get("fused")
-        if not (group.get("fused") or group.get("compiled")) or not programs_of(optimizer, group).bare.elementwise:
+        program = programs_of(optimizer, group).bare
+        if not (group.get("fused") or group.get("compiled")):
             return False
         for param in group["params"]:
+            if not program.elementwise and isinstance(program.variant(param), str):
+                return False
             if is_sparse(param.grad) or (param.device.type != "cpu" and not on_device):
                 return False
     return True

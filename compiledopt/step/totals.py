@@ -97,7 +97,7 @@ class Totals:
                     self.context.more[index][node.name] = found.get((node.name, index), 0.0)
                     continue
                 for step in self.steps:
-                    step[node.name] = found.get((node.name, None), 0.0)
+                    _put(step, node.name, found.get((node.name, None), 0.0))
         self.context.add_more()
 
     # ---- shared states ----
@@ -148,6 +148,15 @@ def _totals(measured: Sequence[Runnable], round: int | None = None) -> Iterator[
 
 def _number(value: Any) -> Any:
     return value.reshape(()).double() if isinstance(value, torch.Tensor) else float(value)
+
+
+def _put(step: dict[str, Any], name: str, value: Value) -> None:
+    """Mutates: what is there already where that is a tensor, which a kernel reads."""
+    there = step.get(name)
+    if isinstance(there, torch.Tensor) and there is not value and not there.is_inference():
+        there.copy_(value, non_blocking=True) if isinstance(value, torch.Tensor) else there.fill_(value)
+    else:
+        step[name] = value
 
 
 def _sum(one: Value, other: Value) -> Value:

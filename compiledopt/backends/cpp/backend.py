@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, spread_of
+from compiledopt.backends.batch import Batch, Context, Description, Entry, bytes_moved, operand_dtypes, spread_of
 from compiledopt.backends.cpp import kernels, reducing
 from compiledopt.backends.cpp.batch import CppBatch, squares_kernel, totals_kernel
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.gathered import GatheredBackend, bucket_of, operand_dtypes, too_many
+from compiledopt.backends.gathered import GatheredBackend, bucket_of, too_many
 from compiledopt.backends.layout import kernel_dtypes
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source
@@ -20,8 +20,6 @@ from compiledopt.rules.traced import Variant
 
 class CppBackend(GatheredBackend):
     """Kernels in C++, and a native launcher that runs one over a whole model."""
-
-    takes_any_frame = True
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cpu"

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Description, Entry, Value
+from compiledopt.backends.batch import Batch, Context, Description, Entry, Value, operand_dtypes
 from compiledopt.backends.cpp.reducing import ReducingBatch, kernel, lies_otherwise
-from compiledopt.backends.gathered import bucket_of, operand_dtypes, relay, too_many
+from compiledopt.backends.gathered import bucket_of, relay, too_many
 from compiledopt.backends.matrices import MatrixBatch, MatrixWave, matrix_parts, products, program_of, told
 from compiledopt.errors import CompileError
 from compiledopt.rules.scalars import scalar_source

@@ -16,8 +16,9 @@ from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, is_on_device, option_dtypes
 from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.parts import batch_of, parts_of, several_of
+from compiledopt.backends.triton.parts import batch_of, check, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
+from compiledopt.errors import CompileError
 
 
 class TritonBackend(GatheredBackend):
@@ -42,12 +43,16 @@ class TritonBackend(GatheredBackend):
         return f"{entry.traced.rule.name} reduces, and a parameter is distributed" if _is_spread(entry) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
+        try:
+            check(entry)
+        except CompileError as error:
+            return str(error)
         there = is_on_device(entry.traced, group, entry.param, entry.state)
         return next((reason for part in parts_of(entry) if (reason := refusal_of(part, group, there)) is not None), None)
 
     def bucket(self, entry: Entry, context: Context) -> Hashable:
         there = is_on_device(entry.traced, context.groups[entry.group], entry.param, entry.state)
-        spread, parts = spread_of(entry) if entry.traced.is_clipped else None, parts_of(entry)
+        spread, parts = spread_of(entry) if entry.measured.is_measured else None, parts_of(entry)
         numbers = context.numbers[entry.group]
         options = [option_dtypes(part.runs, numbers, entry.param.device) if there else None for part in parts]
         return (there, several_of(entry), spread, *options, *map(bucket_of, parts))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from compiledopt.backends.batch import Choice, Entry
-from compiledopt.backends.gathered import strange_frame
+from compiledopt.backends.batch import Choice, Entry, operand_dtypes
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
+from compiledopt.backends.triton.parts import calls_of, check, inner_of, parts_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import best_for, masks_of, shape_of
-from compiledopt.backends.triton.stored import inner_parts, moved_alone, stored_of, stored_parts
+from compiledopt.backends.triton.stored import moved_alone
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.traced import Traced
@@ -32,16 +32,18 @@ class Made:
     calls: int = 0
 
 
+def check_for(known: Traced, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Whether a rule can have kernels at all. Raises: CompileError."""
+    check(Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", "")))
+
+
 def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
     """Of a rule that reduces or multiplies matrices, for parameters of a shape, on a GPU that need not be there. arch: 80, 90,
     and so on. Raises: CompileError."""
     entry = Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
-    stored = stored_of(entry)
-    decode, inner, encode = (None, entry, None) if stored is None else stored_parts(entry, stored)
+    inner = inner_of(entry)
     variant, matrices = inner.traced.variant(inner.param), program_of(inner)
     if not isinstance(variant, str):
-        if (reason := strange_frame(known, variant)) is not None:
-            raise CompileError(reason)
         made = Made(variant.program, [], [], [])
     elif matrices is None:
         raise CompileError(f"{known.reason}: {variant}")
@@ -49,15 +51,15 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ..
         _, calls = products(matrices, [shape])
         made = Made(matrices.whole, [], [], [], products=told(matrices, calls))
         made.calls = sum(sum(each.values()) for each in calls.values())
-    for part in (decode, *inner_parts(inner), encode):
-        if part is not None:
-            _add(made, part, arch)
+    for part in parts_of(entry):
+        _add(made, part, arch)
+    made.calls += calls_of(entry)
     return made
 
 
 def _add(made: Made, part: Entry, arch: int) -> None:
     """One program more. Mutates: made."""
-    runs, dtypes = part.runs, part.dtypes()
+    runs, dtypes = part.runs, operand_dtypes(part)
     kernel = kernel_of(runs, dtypes)
     made.programs = [*made.programs, runs.program]
     if isinstance(kernel, triton.TritonKernel):

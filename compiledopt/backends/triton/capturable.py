@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from compiledopt.backends.batch import Context
+from compiledopt.backends.batch import Context, counted_of
 from compiledopt.backends.devices import Streams, is_capturing, on_device, ordinary, synchronize, upload
 from compiledopt.backends.layout import scalar_dtype
 from compiledopt.backends.triton import kernels as triton
@@ -47,7 +47,7 @@ def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: 
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
     found = []
     for name in option_names(traced):
-        value = None if name == "first" or name in KEPT else numbers[name]
+        value = None if name == "first" or name in KEPT else numbers.get(name)  # no total is one of a group's
         found.append(value.dtype if lives_on(value, device) else KEPT.get(name, torch.float64))
     return tuple(found)
 
@@ -57,11 +57,16 @@ def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: 
 
 def is_on_device(traced: Traced | Variant, group: Mapping[str, Any], param: torch.Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the 0-dim states of a parameter are on its device, or will be made there."""
-    if group.get("capturable") or traced.rule.follows_norm:
+    if group.get("capturable") or traced.rule.follows_norm or _is_summed(traced, param):
         return True
     made = param.device if group.get("fused") else torch.device("cpu")
-    values = [state.get(name) for name in traced.scalar_names]
+    values = [state.get(name) for name in counted_of(traced, param)]
     return any((v.device if isinstance(v, torch.Tensor) else made).type != "cpu" for v in values)
+
+
+def _is_summed(traced: Traced | Variant, param: torch.Tensor) -> bool:
+    """Whether it reads sums over all parameters, which only the device knows."""
+    return bool((traced if isinstance(traced, Variant) else traced.measured(param)).measures)
 
 
 def check_scalars(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compiledopt.backends.batch import Description, Entry, bytes_moved
+from compiledopt.backends.batch import Description, Entry, bytes_moved, operand_dtypes
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton.capturable import is_on_device
-from compiledopt.backends.triton.parts import parts_of, several_of
+from compiledopt.backends.triton.parts import calls_of, parts_of, several_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.reducing import ReducingKernel
 from compiledopt.backends.triton.stored import moved_alone, stored_of, stored_parts
@@ -21,9 +21,12 @@ def described(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description
     """What a batch of these entries would do: one launch, of a rule that reduces a few, and one more where the scalar part is
     on the device; of a rule with products those before and after, and calls of torch."""
     first = entries[0]
-    if several_of(first) is not None:
-        return _several(entries, group)
-    runs, dtypes = first.runs, first.dtypes()
+    return _alone(first, group) if several_of(first) is None else _several(entries, group)
+
+
+def _alone(first: Entry, group: Mapping[str, Any]) -> Description:
+    """Of one program."""
+    runs, dtypes = first.runs, operand_dtypes(first)
     kernel, scalars = kernel_of(runs, dtypes), scalar_source(runs.program)
     launches = kernel.launches
     moved = kernel.bytes_per_element(dtypes) if isinstance(kernel, ReducingKernel) else bytes_moved(first)
@@ -37,24 +40,28 @@ def _several(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
     stored, each = stored_of(first), parts_of(first)
     inner = first if stored is None else stored_parts(first, stored)[1]
     most, program = None if stored is None else share(len(stored.values)), program_of(inner)
-    parts = [described([part], group) for part in each]
+    parts = [_alone(part, group) for part in each]
     ways = zip(each, parts, strict=True)
-    moved = [moved_alone(part) if part.traced.elementwise else (one.read, one.written) for part, one in ways]
+    moved = [
+        moved_alone(part) if stored is not None and part.traced.elementwise else (one.read, one.written) for part, one in ways
+    ]
     there = is_on_device(first.traced, group, first.param, first.state)
     kernels = sum(part.kernels for part in parts)
     # What has no scalar part has no launch for it.
     rows = sum(bool(part.program.scalars) for part in parts if part.program is not None) if there else 0
-    count, calls = len(waves([entry.param.numel() for entry in entries], most)), dict[tuple[int, ...], dict[str, int]]()
+    summed = calls_of(first)
+    count = 1 if summed else len(waves([entry.param.numel() for entry in entries], most))
+    calls = dict[tuple[int, ...], dict[str, int]]()
     if program is not None:
         device, shapes = first.param.device, [entry.param.shape for entry in entries]
         count, calls = products(program, shapes, most, by=lambda counted: Told(device, counted))
     return Description(
-        calls=count * (kernels + rows) + sum(sum(of.values()) for of in calls.values()),
+        calls=count * (kernels + rows) + sum(sum(of.values()) for of in calls.values()) + summed,
         kernels=kernels,
         passes=kernels,
         read=sum(read for read, _ in moved),
         written=sum(written for _, written in moved),
-        program=parts[1].program if program is None else program.whole,
+        program=parts[-1 if summed else 1].program if program is None else program.whole,
         source=lambda: "\n\n".join(part.source() for part in parts),
         products=() if program is None else told(program, calls),
         norms=count,

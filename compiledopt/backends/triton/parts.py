@@ -8,17 +8,39 @@ from compiledopt.backends.batch import Batch, Context, Entry
 from compiledopt.backends.matrices import program_of
 from compiledopt.backends.triton.matrices import DeviceMatrices
 from compiledopt.backends.triton.stored import StoredBatch, inner_parts, stored_of, stored_parts
+from compiledopt.backends.triton.summed import SummedBatch, in_common, summed_of, summed_parts
 from compiledopt.backends.waves import MakeBatch
+from compiledopt.errors import CompileError
 
 
 def several_of(entry: Entry) -> Hashable | None:
     """What runs for an entry whose rule is more than one program, or None."""
-    return stored_of(entry) or program_of(entry)
+    return stored_of(entry) or program_of(entry) or summed_of(entry.traced, entry.param)
+
+
+def check(entry: Entry) -> None:
+    """Raises: CompileError, where what its parameters have in common keeps a rule from having kernels."""
+    if (reason := in_common(entry.traced, entry.param)) is not None:
+        raise CompileError(reason)
+
+
+def inner_of(entry: Entry) -> Entry:
+    """The rule on values."""
+    stored = stored_of(entry)
+    return entry if stored is None else stored_parts(entry, stored)[1]
+
+
+def calls_of(entry: Entry) -> int:
+    """Of torch, between the programs, but for products."""
+    summed = None if stored_of(entry) else summed_of(entry.traced, entry.param)
+    return summed.calls if summed else 0
 
 
 def parts_of(entry: Entry) -> tuple[Entry, ...]:
     """An entry for each of the programs that run for it, one after the other."""
     stored = stored_of(entry)
+    if (summed := None if stored else summed_of(entry.traced, entry.param)) is not None:
+        return summed_parts(entry, summed)
     if stored is None:
         return inner_parts(entry)
     decode, inner, encode = stored_parts(entry, stored)
@@ -30,5 +52,7 @@ def batch_of(entries: list[Entry], context: Context, make: MakeBatch) -> Batch:
     stored = stored_of(entries[0])
     if stored is not None:
         return StoredBatch(entries, context, stored, make)
+    if (summed := summed_of(entries[0].traced, entries[0].param)) is not None:
+        return SummedBatch(entries, context, summed, make)
     matrices = program_of(entries[0])
     return make(entries, context) if matrices is None else DeviceMatrices(entries, context, matrices, make)

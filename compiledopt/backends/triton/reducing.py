@@ -23,7 +23,7 @@ from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, 
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
-from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, ROWS
+from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, NUMBER, ROWS
 from compiledopt.rules.reductions import SLOT, TENSOR, TILE, Pass, Passes
 
 AXES = (MATRICES, ROWS, COLUMNS)
@@ -82,7 +82,7 @@ def whole_model(pointers, layout, rows, blocks, table, KINDS: tl.constexpr, SPLI
     layout += tensor * {width}
     table += tl.load(rows + tensor) * {columns}
 """
-SLOTS, NUMBER, BUFFERS = 3, 4, 6  # of a row of the table of layouts, as Layout says
+SLOTS, PARAMETER, BUFFERS = 3, 4, 6  # of a row of the table of layouts, as Layout says
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class _Writer:
         lines = _places(kind.axes)
         every = [operand.axes for s in (*kind.before, kind.sweep) for operand in self.passes.sweeps[s].operands]
         sweep = self.passes.sweeps[kind.sweep]
-        for axes in sorted({kind.axes, *every, *(reduction.target.axes for reduction in sweep.reductions)}):
+        for axes in sorted({NUMBER, kind.axes, *every, *(reduction.target.axes for reduction in sweep.reductions)}):
             lines += _place(axes)
         made: dict[tuple[int, int], str] = {}
         for s in (*kind.before, kind.sweep):
@@ -279,7 +279,7 @@ class _Writer:
     def _place(self, sweep: Pass, axes: int) -> list[str]:
         """Where the elements of a tile are in their parameter, and the key of its random bits."""
         lines = random.place(
-            sweep.program, lambda n: f"tl.load(table + {sweep.columns[n]})", "tl.float64", f"layout + {NUMBER}", "[1, 1, 1]"
+            sweep.program, lambda n: f"tl.load(table + {sweep.columns[n]})", "tl.float64", f"layout + {PARAMETER}", "[1, 1, 1]"
         )
         return [f"x0 = i{axes}", *lines]
 

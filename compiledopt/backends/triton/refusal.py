@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compiledopt.backends.batch import Entry
+from compiledopt.backends.batch import Entry, operand_dtypes
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import local
 from compiledopt.backends.gathered import too_many
@@ -18,20 +18,18 @@ from compiledopt.errors import CompileError
 def refusal_of(entry: Entry, group: Mapping[str, Any], there: bool) -> str | None:
     """Make ready what one program over a parameter needs; why that cannot be, or None. there: whether the scalar part is on the
     device."""
-    runs, param = entry.runs, entry.param
+    runs, param, dtypes = entry.runs, entry.param, operand_dtypes(entry)
     if (reason := too_many(entry)) is not None:
         return reason
-    if runs.measures or runs.rule.shared:
-        return f"{runs.rule.name} sums over all parameters, or they share a state, and there is no Triton kernel for that"
     if not entry.traced.elementwise and runs.program.blocks:
         return f"{runs.rule.name} reduces and has states in blocks, and there is no Triton kernel for that"
     if runs.program.blocks and not local(param).is_contiguous():
         return "its states are kept in blocks of a row, and a parameter does not lie in memory row after row"
     try:
-        kernel = kernel_of(runs, entry.dtypes())
-        check_on_device(runs, param, entry.dtypes())
+        kernel = kernel_of(runs, dtypes)
+        check_on_device(runs, param, dtypes)
         if runs.is_clipped:
-            check_norm(runs, entry.dtypes(), kernel, param.device, there)
+            check_norm(runs, dtypes, kernel, param.device, there)
         if there:
             check_scalars(runs, group, param, entry.state, kernel)
         launcher()

@@ -17,7 +17,7 @@ from compiledopt.backends.triton.prepared import Launch
 from compiledopt.backends.triton.reducing import AXES, SLOTS, TILES, Layout, ReducingKernel, Tile, part_of, tiles_of
 from compiledopt.backends.triton.stages import Kind
 from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
-from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, ROW_AFTER_ROW, ROWS
+from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, OUTER, ROW_AFTER_ROW, ROWS
 
 UNIT = 16  # elements: what is kept begins on multiples of so many
 MORE = 1.25  # times the fewest blocks, for tiles with vector loads
@@ -40,6 +40,10 @@ class Laid:
 
 def shape_of(param: torch.Tensor, order: int) -> Shape:
     """(matrices, rows, columns), as they lie in memory."""
+    outer, order = order >> OUTER, order & ((1 << OUTER) - 1)
+    if outer:
+        rows = math.prod(param.shape[:outer])
+        return min(1, param.numel()), rows, param.numel() // max(1, rows)
     if order == ANY_ORDER or param.dim() < 2:
         return min(1, param.numel()), 1, param.numel()
     rows, columns = param.shape[-2:] if order == ROW_AFTER_ROW else param.shape[:-3:-1]

@@ -15,7 +15,7 @@ from compiledopt.backends.devices import ordinary
 from compiledopt.backends.matrices import in_stacks, matrix_parts, program_of, reserve
 from compiledopt.backends.triton.matrices import DeviceWave
 from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch, padded, share, waves
-from compiledopt.rules.program import OUTER, node_args
+from compiledopt.rules.program import node_args
 from compiledopt.rules.traced import Traced, traced
 
 
@@ -50,9 +50,7 @@ def _made(known: Traced) -> StoredProgram | None:
 def _runs(inner: Entry) -> bool:
     """Whether there are kernels for a rule on values."""
     variant = inner.traced.variant(inner.param)
-    if isinstance(variant, str):
-        return program_of(inner) is not None
-    return not variant.order >> OUTER and not variant.fed
+    return not isinstance(variant, str) or program_of(inner) is not None
 
 
 def inner_parts(inner: Entry) -> tuple[Entry, ...]:

@@ -1,0 +1,177 @@
+"""Rules that sum over all parameters: two launches reduce what is summed to one number for each parameter, those are added up
+where they lie, and the update reads the sum there, in its scalar part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
+from compiledopt.backends.devices import ordinary
+from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch
+from compiledopt.rules.matrix_program import Part
+from compiledopt.rules.program import ANY_ORDER, NUMBER, Node, Program
+from compiledopt.rules.rule import Initial
+from compiledopt.rules.scalar_part import Measurement
+from compiledopt.rules.traced import Runnable, Traced, Variant
+
+
+@dataclass(frozen=True, eq=False)
+class SummedProgram:
+    """sums: of each round, what reduces a parameter to numbers, which are states of its own, called as the totals are."""
+
+    sums: tuple[Part, ...]
+
+    @property
+    def calls(self) -> int:
+        """Of torch at a step: zeros, a sum and a copy of each of its results."""
+        return sum(2 + len(_totals(part)) for part in self.sums)
+
+
+def summed_of(traced: Traced, param: torch.Tensor) -> SummedProgram | None:
+    """What runs before the update of a rule that sums over all parameters, or None: sums over groups, and over what is kept in
+    blocks, have no kernels."""
+    runs = traced.measured(param)
+    if not runs.measures or runs.program.blocks or traced.rule.shared:
+        return None
+    if any(node.is_of_group for measure in runs.measures for node in measure.totals):
+        return None
+    key = SummedProgram, runs
+    if key not in traced.made:
+        traced.made[key] = SummedProgram(tuple(_part(traced, runs, measure) for measure in runs.measures))
+    found: SummedProgram = traced.made[key]
+    return found
+
+
+def in_common(traced: Traced, param: torch.Tensor) -> str | None:
+    """Why what parameters have in common keeps a rule from having kernels, or None."""
+    name = traced.rule.name
+    if traced.rule.shared:
+        return f"the parameters of {name} share a state, and there is no Triton kernel for that"
+    if not traced.measured(param).measures or summed_of(traced, param) is not None:
+        return None
+    return f"{name} sums over a group, or over what is kept in blocks, and there is no Triton kernel for that"
+
+
+def _part(traced: Traced, runs: Runnable, measure: Measurement) -> Part:
+    """The program of one round. It leaves the 0-dim states that it reads as they are."""
+    program, rule = runs.program, runs.rule
+    places = tuple(Node("input", (), False, node.name, axes=NUMBER) for node in measure.totals)
+    tensors = tuple(node for index, node in enumerate(program.tensors) if index < 2 or index in measure.reads)
+    numbers = tuple(node for node in program.scalars if node in set(measure.program.scalars))
+    outputs = {node.name: Node("mul", (_sum(node), 1.0), False, axes=NUMBER) for node in measure.totals}
+    counted = tuple(name for name in runs.scalar_names if name in {node.name for node in numbers})
+    outputs |= {node.name: node for node in numbers if node.name in counted}
+    states = (*(node.name for node in tensors[2:]), *counted, *(node.name for node in places))
+    read = {node.name.split("[")[0] for node in numbers}
+    initial = {name: _start(traced, name, start) for name, start in rule.initial.items() if name in states}
+    made = replace(
+        rule,
+        states=states,
+        options=tuple(name for name in rule.options if name in read),
+        scalars=frozenset(counted),
+        optional={},
+        initial={**initial, **{node.name: _number for node in places}},
+        branches=rule.branches & read,
+        static=rule.static & read,
+        added=rule.added & {*states},
+    )
+    only = Variant(made, Program(rule.name, (*tensors, *places, *numbers), outputs), counted, ANY_ORDER)
+    return Part(made, states, traced.reason, traced.options, only)
+
+
+def _start(traced: Traced, name: str, start: Initial) -> Initial:
+    """What a state starts from: a part has not all of the options that a function may read."""
+    maker = traced.rule.maker(name)
+    return start if maker is None else partial(maker, group=traced.options)
+
+
+def _sum(total: Node) -> Node:
+    return Node("sum", total.args, False, line=total.line, axes=NUMBER)
+
+
+def _number(param: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=_wide(param), device=param.device)
+
+
+def _wide(param: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def summed_parts(entry: Entry, program: SummedProgram) -> tuple[Entry, ...]:
+    """An entry for each round, and the update."""
+    meta = torch.empty((), dtype=_wide(entry.param), device="meta")
+    return (*(_part_of(entry, part, dict.fromkeys(_totals(part), meta)) for part in program.sums), entry)
+
+
+def _part_of(entry: Entry, part: Part, places: dict[str, torch.Tensor]) -> Entry:
+    own = {name: entry.state[name] for name in (*part.state_names, *part.scalar_names) if name in entry.state}
+    return replace(entry, traced=part, state={**own, **places})
+
+
+def _totals(part: Part) -> list[str]:
+    return [node.name for node in part.only.program.tensors if node.axes == NUMBER and node.name in part.only.program.outputs]
+
+
+class SummedWave(Wave):
+    """All parameters of a batch. sums: of each round, what reduces them; update: what reads the totals."""
+
+    def __init__(self, states: Sequence[tuple[Any, Any]], sums: Sequence[Batch], update: Batch) -> None:
+        self.states, self.update = states, update
+        self.batches, self.measures = (*sums, update), update
+
+    def prepare(self) -> bool:
+        for theirs, mine in self.states:
+            for name in mine:
+                if name in theirs and theirs[name] is not mine[name]:
+                    mine[name] = theirs[name]
+        return all(batch.prepare() for batch in self.batches)
+
+    def launch(self) -> None:
+        self.update.launch()
+
+
+class SummedBatch(WavedBatch):
+    """Of a rule that sums over all parameters. memory: of each round, for each total what each parameter adds to it."""
+
+    def __init__(self, entries: list[Entry], context: Context, program: SummedProgram, make: MakeBatch) -> None:
+        super().__init__(entries, context)
+        states = list[tuple[Any, Any]]()
+        self._keep_totals()
+        self.memory = tuple(self._reserve(len(_totals(part)), _wide(entries[0].param), len(entries)) for part in program.sums)
+        self.found = [self._reserve(len(memory), torch.float64) for memory in self.memory]
+        self.sums = []
+        for part, memory in zip(program.sums, self.memory, strict=True):
+            parts = [
+                _part_of(entry, part, dict(zip(_totals(part), memory[:, place].unbind(), strict=True)))
+                for place, entry in enumerate(entries)
+            ]
+            states += [(entry.state, own.state) for entry, own in zip(entries, parts, strict=True)]
+            self.sums.append(make(parts, context))
+        self.waves = [SummedWave(states, self.sums, make(entries, context))]
+
+    @ordinary
+    def _reserve(self, totals: int, dtype: torch.dtype, *each: int) -> torch.Tensor:
+        return torch.zeros(totals, *each, dtype=dtype, device=self.device)
+
+    @ordinary
+    def _keep_totals(self) -> None:
+        """Let each total have a place on the device, where kernels, and graphs, read it."""
+        for measure in self.entries[0].measured.measures:
+            for node in measure.totals:
+                if not isinstance(self.context.step.get(node.name), torch.Tensor):
+                    self.context.step[node.name] = torch.zeros((), dtype=torch.float64, device=self.device)  # type: ignore[index]
+
+    @torch.no_grad()
+    def totals(self, round: int) -> dict[TotalOf, Value]:
+        memory, measure = self.memory[round], self.entries[0].measured.measures[round]
+        found, first = self.found[round], self.entries[0]
+        memory.zero_()  # of those without a gradient
+        self.sums[round].launch()
+        torch.sum(memory, 1, dtype=torch.float64, out=found)
+        each = [(node, found[index]) for index, node in enumerate(measure.totals)]
+        return {total_of(node, first.group): over_processes(value, first) for node, value in each}
