@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from compiledopt.rules.author import TraceError
+from compiledopt.rules.options import NORM
 from compiledopt.rules.products import WholeMatrices
-from compiledopt.rules.program import NORM, OUTER, Node, Program, depends_on, sources
+from compiledopt.rules.program import OUTER, Node, Program, depends_on, sources
 from compiledopt.rules.rule import Initial, Rule
 from compiledopt.rules.scalar_part import ScalarPart
 from compiledopt.rules.trace import named
