@@ -16,9 +16,8 @@ from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, is_on_device, option_dtypes
 from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
-from compiledopt.backends.triton.parts import batch_of, check, parts_of, several_of
+from compiledopt.backends.triton.parts import batch_of, objection_to, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
-from compiledopt.errors import CompileError
 
 
 class TritonBackend(GatheredBackend):
@@ -43,10 +42,8 @@ class TritonBackend(GatheredBackend):
         return f"{entry.traced.rule.name} reduces, and a parameter is distributed" if _is_spread(entry) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        try:
-            check(entry)
-        except CompileError as error:
-            return str(error)
+        if (reason := objection_to(entry)) is not None:
+            return reason
         there = is_on_device(entry.traced, group, entry.param, entry.state)
         return next((reason for part in parts_of(entry) if (reason := refusal_of(part, group, there)) is not None), None)
 

@@ -18,9 +18,14 @@ def several_of(entry: Entry) -> Hashable | None:
     return stored_of(entry) or program_of(entry) or summed_of(entry.traced, entry.param)
 
 
+def objection_to(entry: Entry) -> str | None:
+    """Why what its parameters have in common keeps a rule from having kernels, or None."""
+    return in_common(entry.traced, entry.param)
+
+
 def check(entry: Entry) -> None:
-    """Raises: CompileError, where what its parameters have in common keeps a rule from having kernels."""
-    if (reason := in_common(entry.traced, entry.param)) is not None:
+    """Raises: CompileError, where there is such an objection."""
+    if (reason := objection_to(entry)) is not None:
         raise CompileError(reason)
 
 
