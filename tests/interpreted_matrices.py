@@ -446,3 +446,6 @@ def test_symmetric_products_are_timed_alone_only(monkeypatch):
     assert not symmetric.is_possible(place, half)
     monkeypatch.setenv("COMPILEDOPT_SYMMETRIC_PRODUCTS", "4096")
     assert symmetric.is_possible(place, half)
+    monkeypatch.setenv("COMPILEDOPT_SYMMETRIC_PRODUCTS", "yes")
+    with pytest.raises(ValueError, match=r"COMPILEDOPT_SYMMETRIC_PRODUCTS must be a number of rows, .* got 'yes'"):
+        symmetric._least_rows()

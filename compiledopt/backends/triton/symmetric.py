@@ -193,7 +193,7 @@ def _decide(kind: Kind, x: torch.Tensor, out: torch.Tensor) -> Product | None:
     _fill(x, kind.adds)
     of = f"{SOURCE}{tuple(x.shape)}{kind}"
     if FROM in os.environ:
-        tiling = CANDIDATES[1] if kind.size >= int(os.environ[FROM]) else CUBLAS
+        tiling = CANDIDATES[1] if kind.size >= _least_rows() else CUBLAS
     else:
         tiling = tuning.config(of, kind.device, lambda: lambda one: _milliseconds(one, kind, x, out), CANDIDATES)
     if tiling == CUBLAS:
@@ -210,6 +210,14 @@ def _decide(kind: Kind, x: torch.Tensor, out: torch.Tensor) -> Product | None:
     if wrong is not None:
         warn(f"compiledopt leaves symmetric products of {kind.size} × {kind.depth} matrices to cuBLAS: {wrong}")
     return None if wrong is not None else made
+
+
+def _least_rows() -> int:
+    """What the environment says. Raises: ValueError."""
+    told = os.environ[FROM]
+    if not told.isdecimal():
+        raise ValueError(f"{FROM} must be a number of rows, from which on the kernel takes products; got {told!r}")
+    return int(told)
 
 
 def _write(by: Product | None, kind: Kind, x: torch.Tensor, out: torch.Tensor) -> None:
