@@ -453,10 +453,10 @@ def test_a_device_that_is_lost_is_no_fault_of_a_kernel(monkeypatch):
     monkeypatch.setattr(readiness, "waiting", lambda _: nullcontext())
     monkeypatch.setattr(torch.accelerator, "synchronize", fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        readiness.made_ready(kernel, place, fail)
+        readiness.made_ready(kernel.source, place, fail)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     with pytest.raises(CompileError, match="cannot run on cuda:7: RuntimeError: CUDA error"):
-        readiness.made_ready(kernel, place, fail)
+        readiness.made_ready(kernel.source, place, fail)
 
 
 def test_a_first_step_may_wait(monkeypatch):
@@ -471,7 +471,7 @@ def test_a_first_step_may_wait(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     kernel = triton.kernel(program_of(next(c for c in CASES if str(c) == "AdamW-default")), [torch.float32] * 4)
     place = torch.device("cuda", 7)
-    readiness.made_ready(kernel, place, lambda: seen.append(mode[0]))
+    readiness.made_ready(kernel.source, place, lambda: seen.append(mode[0]))
     proof.remembered(("this",), place, lambda: seen.append(mode[0]))
     assert seen == [0, 0] and mode == [2]
 

@@ -104,7 +104,7 @@ def scalars_kernel(
         RowsLaunch(made, device)(torch.zeros(1, dtype=torch.int64, device=device), 0)
         synchronize(device)
 
-    made_ready(made, device, run_on_nothing)
+    made_ready(made.source, device, run_on_nothing)
     return made
 
 

@@ -99,7 +99,7 @@ def squares_kernel(
         if (wrong := proved(kernel, columns, len(program.columns), dtype, scalar, device)) is not None:
             raise CompileError(f"{WRONG}: {wrong}")
 
-    made_ready(kernel, device, run_on_nothing)
+    made_ready(kernel.source, device, run_on_nothing)
     return kernel
 
 

@@ -63,15 +63,18 @@ def ready(kernel: triton.TritonKernel, runs: Traced | Variant, dtypes: Sequence[
             raise CompileError(f"{WRONG}: {wrong}")
         return chosen
 
-    chosen: Config = made_ready(kernel, device, make)
+    chosen: Config = made_ready(kernel.source, device, make)
     return chosen
 
 
 @ordinary
-def made_ready(kernel: AnyKernel, device: torch.device, make: Callable[[], Any]) -> Any:
-    """What `make` gives, which runs a kernel for the first time; asked once. Raises: CompileError where it cannot run, and
-    whatever says that memory is short or that the device is lost, which are no properties of the kernel."""
-    key = (kernel.source, device)
+def made_ready(source: str, device: torch.device, make: Callable[[], Any]) -> Any:
+    """What `make` gives, which runs a kernel for the first time; asked once. source: of the kernel.
+
+    Raises: CompileError where it cannot run, and whatever says that memory is short or that the device is lost, which are no
+    properties of the kernel.
+    """
+    key = (source, device)
     if key not in _ready:
         if is_capturing(device):
             raise RuntimeError(FIRST)
@@ -114,7 +117,7 @@ def check_on_device(runs: Traced | Variant, param: torch.Tensor, dtypes: tuple[t
     """Compile and load what a parameter needs. Raises: CompileError."""
     kernel, device = kernel_of(runs, dtypes), param.device
     if isinstance(kernel, ReducingKernel):
-        made_ready(kernel, device, lambda: passes_ready.run_for(kernel, param, runs.order))
+        made_ready(kernel.source, device, lambda: passes_ready.run_for(kernel, param, runs.order))
     else:
         ready(kernel, runs, kernel_dtypes(dtypes), device)
 

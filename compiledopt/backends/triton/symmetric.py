@@ -20,8 +20,9 @@ from compiledopt.backends.matrices import BY_KERNEL
 from compiledopt.backends.triton import tuning
 from compiledopt.backends.triton.kernels import TritonKernel
 from compiledopt.backends.triton.proof import WRONG, remembered
+from compiledopt.backends.triton.readiness import made_ready
 from compiledopt.backends.triton.tables import launch
-from compiledopt.errors import warn
+from compiledopt.errors import CompileError, warn
 from compiledopt.rules.pieces import Runner
 
 Tiling = tuple[int, ...]  # rows and columns of a tile, how many products are added at a time, warps, stages
@@ -190,26 +191,32 @@ def is_possible(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _decide(kind: Kind, x: torch.Tensor, out: torch.Tensor) -> Product | None:
     """The kernel for products of a kind, compiled, loaded and tried; None where cuBLAS takes them. Mutates: x, out."""
-    _fill(x, kind.adds)
     of = f"{SOURCE}{tuple(x.shape)}{kind}"
-    if FROM in os.environ:
-        tiling = CANDIDATES[1] if kind.size >= _least_rows() else CUBLAS
-    else:
-        tiling = tuning.config(of, kind.device, lambda: lambda one: _milliseconds(one, kind, x, out), CANDIDATES)
-    if tiling == CUBLAS:
-        return None
-    made = Product(tiling)
-    try:
+
+    def make() -> Product | None:
+        _fill(x, kind.adds)
+        tiling = _tiling(of, kind, x, out)
+        if tiling == CUBLAS:
+            return None
+        made = Product(tiling)
         _write(made, kind, x, out)
         synchronize(kind.device)
-        wrong = remembered((of, tiling), kind.device, lambda: _difference(made, kind, x, out))
-    except Exception as error:  # triton's errors have no more in common, as in readiness.py
-        if isinstance(error, MemoryError) or "out of memory" in str(error):
-            raise
-        wrong = f"{type(error).__name__}: {error}"
-    if wrong is not None:
-        warn(f"compiledopt leaves symmetric products of {kind.size} × {kind.depth} matrices to cuBLAS: {wrong}")
-    return None if wrong is not None else made
+        if (wrong := remembered((of, tiling), kind.device, lambda: _difference(made, kind, x, out))) is not None:
+            raise CompileError(f"{WRONG}: {wrong}")
+        return made
+
+    try:
+        found: Product | None = made_ready(of, kind.device, make)
+    except CompileError as error:
+        warn(f"compiledopt leaves symmetric products of {kind.size} × {kind.depth} matrices to cuBLAS: {error}")
+        return None
+    return found
+
+
+def _tiling(of: str, kind: Kind, x: torch.Tensor, out: torch.Tensor) -> Tiling:
+    if FROM in os.environ:
+        return CANDIDATES[1] if kind.size >= _least_rows() else CUBLAS
+    return tuning.config(of, kind.device, lambda: lambda one: _milliseconds(one, kind, x, out), CANDIDATES)
 
 
 def _least_rows() -> int:
@@ -249,5 +256,5 @@ def _difference(made: Product, kind: Kind, x: torch.Tensor, out: torch.Tensor) -
         _write(None, kind, x[number : number + 1], wanted)
         apart = (found.float() - wanted[0].float()).abs() <= TOLERANCE * wanted[0].float()
         if not bool(apart.all()) or not bool((found == found.mT).all()):
-            return f"{WRONG}: {int((~apart).sum())} of {apart.numel()} elements of matrix {number}"
+            return f"{int((~apart).sum())} of {apart.numel()} elements of matrix {number}"
     return None
