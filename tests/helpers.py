@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from compiledopt.algorithms import muon
+from compiledopt.rules import matrix_program
+
 SHAPES = [(40, 50), (3001,), (), (0,), (1, 7)]
 
 
@@ -76,3 +79,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
+
+
+def multiplying_in(monkeypatch: Any, dtype: torch.dtype) -> None:
+    """Muon and its relatives, for programs that are made from here on: by itself it is bfloat16 where the hardware has that."""
+    monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
+    monkeypatch.setattr(matrix_program, "Crossing", type("Crossing", (matrix_program.Crossing,), {}))  # by which they are kept

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from catalog import CATALOG, PUBLISHED
-from helpers import Gradients, flat, parameters, rms, run, same, snapshot
+from helpers import Gradients, flat, multiplying_in, parameters, rms, run, same, snapshot
 from interpreter import round_to_nearest
 from simulated import capture, unwatched
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,19 +23,12 @@ from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch
 from compiledopt.backends.triton.matrices import DeviceMatrices
 from compiledopt.backends.triton.stored import StoredBatch
-from compiledopt.rules import matrix_program
 
 round_to_nearest()
 # Wide, tall and square ones, several of a shape, one row, none at all; and of several tiles.
 SHAPES = [(6, 40), (40, 6), (6, 40), (16, 16), (1, 9), (0, 5)]
 LARGE = [(9, 1), (40, 6), (6, 40), (70, 300)]
 NAMES = [name for name, one in {**CATALOG, **PUBLISHED}.items() if one.takes("ns_steps")]
-
-
-def multiplying_in(monkeypatch, dtype):
-    """For programs that are made from here on."""
-    monkeypatch.setattr(muon, "product_dtype", lambda device: dtype)
-    monkeypatch.setattr(matrix_program, "Crossing", type("Crossing", (matrix_program.Crossing,), {}))  # by which they are kept
 
 
 def check(name, dtype, capturable, steps=3, shapes=SHAPES, turned=False, tolerance=None, **more):

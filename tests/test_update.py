@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from catalog import CATALOG, EXECUTORS
-from helpers import Gradients, copies, flat, parameters, rms, run, same, snapshot
+from helpers import Gradients, copies, flat, multiplying_in, parameters, rms, run, same, snapshot
 
 import compiledopt
 from compiledopt import around, schedules, storage
@@ -93,7 +93,8 @@ class ByHand:
 
 
 @pytest.mark.parametrize(("case", "executor"), RUNS, ids=str)
-def test_against_torch(case, executor):
+def test_against_torch(case, executor, monkeypatch):
+    multiplying_in(monkeypatch, torch.bfloat16)  # as torch's Muon does everywhere
     dtype = torch.float64
     for options in [*EACH, ALL] if executor == "for-loop" else [ALL]:
         if "corrected_decay" in options and "weight_decay" not in case.of.rule.options:
