@@ -170,7 +170,9 @@ def test_launches_are_those_that_explain_tells_of(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "one", [one_per_kind(lambda one: one.elementwise)[0], *one_per_kind(lambda one: not one.elementwise)], ids=str
+    "one",
+    [one_per_kind(lambda one: one.elementwise)[0], *one_per_kind(lambda one: not one.elementwise and one.rule.dense)],
+    ids=str,
 )
 def test_both_explanations_tell_of_the_same(one, monkeypatch):
     """Of a GPU that is not here, and of an optimizer: launches, kernels and bytes, some of them read twice."""
