@@ -86,8 +86,6 @@ class Stack:
 class MatrixWave(Wave):
     """entries: those of one shape and order side by side. memory: for the matrices; more: for what the function keeps."""
 
-    by: Runner | None = None  # who writes products that are symmetric
-
     def __init__(
         self,
         entries: list[Entry],
@@ -113,6 +111,11 @@ class MatrixWave(Wave):
         self.active: list[bool] = []
         self.before, self.after = self.batches = [make(part, context) for part in given]
         self.measures = self.before
+        self.by = self.who_multiplies()
+
+    def who_multiplies(self) -> Runner | None:
+        """Who writes products that are symmetric, where not torch does. Mutates: the memory of the stacks."""
+        return None
 
     def prepare(self) -> bool:
         """Give those with a gradient the first places of their stacks, and read and check every tensor."""
