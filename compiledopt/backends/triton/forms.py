@@ -25,7 +25,8 @@ class Form:
 PLAIN = Form()
 # By ptxas of triton 3.6 for sm_90, of float32 (perf/results/kernels.csv): most launches have room as they are, with 16 elements
 # a thread; Adafactor's third, of 168 registers, keeps to 128 without spilling; AdaMuon's last, of 186, spills 120 bytes then,
-# and takes 94 with 8 elements a thread, of half a tile: with a whole one and 16 warps it would be alone on a processor.
+# and takes 96 of half a tile, with 8 elements a thread: of a whole one, with 16 warps, it would be alone on a processor. Rose's
+# fifth is alone in all of these forms.
 FORMS = (PLAIN, Form(most=REGISTERS // (BLOCKS * 32 * PLAIN.warps)), Form(split=2), Form(split=4))
 
 
