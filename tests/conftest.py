@@ -1,6 +1,8 @@
 import collections
+import math
 import os
 import tempfile
+import time
 
 # Before compiledopt is imported: no test reads or fills the user's cache. Kernels are shared within one run, its workers'
 # and its subprocesses' too.
@@ -16,6 +18,18 @@ import torch  # noqa: E402
 
 WORKERS = 2  # each has threads of its own besides; more than the run's two cores gain nothing
 REPORTED = 60  # seconds of a run from which on it says where they went
+NO_TIME = "no time is left of --minutes"
+BEGUN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, default=math.inf, help="what has not begun by then is skipped, and counted")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if time.monotonic() - BEGUN > 60 * item.config.option.minutes:
+        pytest.skip(NO_TIME)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,7 +59,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Which files took the time, all their tests together: the run has six minutes on two cores (CONTRIBUTING.md)."""
+    """Which files took the time, all their tests together: the run has six minutes on two cores (CONTRIBUTING.md); and how many
+    tests had none left."""
+    if late := [report for report in terminalreporter.stats.get("skipped", ()) if NO_TIME in str(report.longrepr)]:
+        terminalreporter.section(f"{len(late)} tests did not run: {NO_TIME}")
     seconds = collections.Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
