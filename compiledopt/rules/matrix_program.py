@@ -124,7 +124,9 @@ class Crossing:
         outputs |= {name: program.outputs[name] if name in scalars else known[name] for name in numbers}
         states = tuple(name for name in (*self.rule.states, MATRIX) if name in names)
         read = {name.split("[")[0] for name in names}
-        initial = {name: self._start(name, start) for name, start in self.rule.initial.items() if name in states}
+        initial = {
+            name: start_of(self.rule, name, start, self.group) for name, start in self.rule.initial.items() if name in states
+        }
         rule = replace(
             self.rule,
             states=states,
@@ -141,10 +143,11 @@ class Crossing:
         made.scalars = _counted(program, made)
         return Part(rule, states, self.reason, self.group, made)
 
-    def _start(self, name: str, start: Initial) -> Initial:
-        """What a state starts from: a part has not all of the options that a function may read."""
-        maker = self.rule.maker(name)
-        return start if maker is None else partial(maker, group=self.group)
+
+def start_of(rule: Rule, name: str, start: Initial, group: Mapping[str, Any]) -> Initial:
+    """What a state of a part starts from: a part has not all of the options of the rule, which a function may read."""
+    maker = rule.maker(name)
+    return start if maker is None else partial(maker, group=group)
 
 
 def _counted(program: Program, part: Variant) -> ScalarPart:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ import torch
 from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch
-from compiledopt.rules.matrix_program import Part
+from compiledopt.rules.matrix_program import Part, start_of
 from compiledopt.rules.program import ANY_ORDER, NUMBER, Node, Program
-from compiledopt.rules.rule import Initial
 from compiledopt.rules.scalar_part import Measurement
 from compiledopt.rules.traced import Runnable, Traced, Variant
 
@@ -68,7 +66,9 @@ def _part(traced: Traced, runs: Runnable, measure: Measurement) -> Part:
     outputs |= {node.name: node for node in numbers if node.name in counted}
     states = (*(node.name for node in tensors[2:]), *counted, *(node.name for node in places))
     read = {node.name.split("[")[0] for node in numbers}
-    initial = {name: _start(traced, name, start) for name, start in rule.initial.items() if name in states}
+    initial = {
+        name: start_of(traced.rule, name, start, traced.options) for name, start in rule.initial.items() if name in states
+    }
     made = replace(
         rule,
         states=states,
@@ -82,12 +82,6 @@ def _part(traced: Traced, runs: Runnable, measure: Measurement) -> Part:
     )
     only = Variant(made, Program(rule.name, (*tensors, *places, *numbers), outputs), counted, ANY_ORDER)
     return Part(made, states, traced.reason, traced.options, only)
-
-
-def _start(traced: Traced, name: str, start: Initial) -> Initial:
-    """What a state starts from: a part has not all of the options that a function may read."""
-    maker = traced.rule.maker(name)
-    return start if maker is None else partial(maker, group=traced.options)
 
 
 def _sum(total: Node) -> Node:
