@@ -233,7 +233,8 @@ def test_every_part_runs(gpu, monkeypatch, capsys):
     """As far as it goes on the host: no name is missing, and what is not installed is passed over."""
     monkeypatch.setattr(gpu, "in_a_process", lambda *_: 1.0)
     known = {one.name: one for one in one_per_kind(lambda one: one.rule.dense)}
-    monkeypatch.setattr(gpu, "CATALOG", {**known, "AdamW": gpu.CATALOG["AdamW"]})
+    needed = {name: gpu.CATALOG[name] for name in ("AdamW", gpu.WITHOUT_FUSED[0])}
+    monkeypatch.setattr(gpu, "CATALOG", known | needed)
     monkeypatch.setattr(gpu, "MENU", {})
     monkeypatch.setattr(gpu, "WITHOUT_FUSED", gpu.WITHOUT_FUSED[:1])
     monkeypatch.setattr(gpu, "STACKS", [(2, 8, 16)])
