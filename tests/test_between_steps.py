@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import signal
 import sys
 import sysconfig
 import threading
@@ -312,6 +313,26 @@ def test_the_parent_of_dataloader_workers(context):
     assert optimizer.executor == "compiled"
     for p, q in zip(net.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking a process with threads
+def test_a_fork_after_steps_by_several_threads():
+    """The child has none of the threads that OpenMP had, and waited for them: here, and in torch's operators."""
+    params, threads = parameters(shapes=[(50,)] * 300), torch.get_num_threads()
+    optimizer = compiledopt.AdamW(params, compiled=True)
+    torch.set_num_threads(2)
+    try:
+        run(optimizer, params, Gradients(), range(3))
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            optimizer.step()
+            torch.ones(1 << 20).exp_()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        optimizer.step()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from compiledopt.backends import cache
-from compiledopt.backends.cpp import blocks, draws, functions, processes
+from compiledopt.backends.cpp import blocks, draws, forks, functions, processes
 from compiledopt.backends.cpp.sources import (
     header,
     kernel_source,
@@ -310,7 +310,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=forks.let_threads_go, after_in_child=_after_fork)
 
 
 def launcher() -> ModuleType:
