@@ -94,6 +94,16 @@ def no_temporary_files(patch):
     patch.setattr(cache, "scratch", lambda name: (_ for _ in ()).throw(OSError("disk full")))
 
 
+def full_disk(patch):
+    """As the compiler meets it."""
+    patch.setattr(processes, "run", lambda *args: (1, "fatal error: error writing to /tmp/a.s: No space left on device"))
+
+
+def no_room_for_the_launcher(patch):
+    cpp._launcher = None
+    patch.setattr(cache, "scratch", lambda name, own=cache.scratch: own(name) / ("none" if "loaded" in name else ""))
+
+
 def no_place_to_load_from(patch):
     """A TMPDIR that is mounted noexec."""
     patch.setattr(cpp.ctypes, "CDLL", lambda *args: (_ for _ in ()).throw(OSError("failed to map segment")))
@@ -120,6 +130,8 @@ WAYS = {
     no_python_headers: "Python.h is not in",
     unknown_tensors: "keeps its tensors in a way",
     no_temporary_files: "no room for temporary files: disk full",
+    full_disk: "No space left on device. Optimizers made in 10 minutes",
+    no_room_for_the_launcher: "no room for temporary files: [Errno 2]",
     no_place_to_load_from: "the compiled kernel cannot be loaded: failed to map segment",
     on_windows: "not for Windows",
     on_macos: "not for macOS",

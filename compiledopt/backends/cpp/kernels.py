@@ -84,16 +84,17 @@ def _run(command: Sequence[str]) -> None:
         raise PassingCompileError(f"the C++ compiler {command[0]} could not be run: {error}") from error
     if status != 0:
         said = said.strip()[-800:]
-        killed = status < 0 or "Killed signal" in said  # as for want of memory; g++ says so of its parts
-        raise (PassingCompileError if killed else CompileError)(
+        # Killed as for want of memory, which g++ says of its parts; or no room for what it writes.
+        passing = status < 0 or "Killed signal" in said or "No space left" in said
+        raise (PassingCompileError if passing else CompileError)(
             f"the C++ compiler {command[0]} failed with status {status}: {said}"
         )
 
 
 def _environment() -> dict[str, str]:
-    """Zig keeps every object file that it made in caches of its own, which nobody would ever empty."""
+    """Zig keeps every object file that it made in caches of its own, which nobody would ever empty. `_run` reads English."""
     own = str(cache.scratch("zig"))
-    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
+    return {**os.environ, "LC_ALL": "C", "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
 
 
 def _runtime(compiler: Sequence[str]) -> list[str]:
@@ -270,13 +271,21 @@ def _with_torch_headers(name: str, source: str, first: CompileError) -> bytes:
 
 
 def _load_kernel(name: str, content: bytes) -> Kernel:
-    """Raises: OSError, AttributeError."""
+    """Raises: OSError, AttributeError; PassingCompileError."""
     source, _, library = content.partition(b"\0")
-    path = cache.scratch(f"{name}.loaded.so")
-    path.write_bytes(library)
-    loaded = ctypes.CDLL(str(path))
+    loaded = ctypes.CDLL(str(_to_load(name, library)))
     address = ctypes.cast(loaded.run, ctypes.c_void_p).value
     return Kernel(address or 0, loaded, source.decode())
+
+
+def _to_load(name: str, library: bytes) -> Path:
+    """A file of this process's own, with a library."""
+    try:
+        path = cache.scratch(f"{name}.loaded.so")
+        path.write_bytes(library)
+    except OSError as error:
+        raise PassingCompileError(f"no room for temporary files: {error}") from error
+    return path
 
 
 # ---- the launcher ----
@@ -360,8 +369,7 @@ def _openmp(libraries: Path) -> list[str]:
 
 
 def _import_launcher(name: str, content: bytes) -> ModuleType:
-    path = cache.scratch(f"{name}.loaded.so")
-    path.write_bytes(content)
+    path = _to_load(name, content)
     loader = importlib.machinery.ExtensionFileLoader("compiledopt_launcher", str(path))
     spec = importlib.util.spec_from_loader("compiledopt_launcher", loader)
     assert spec is not None
