@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import ParamsT
 
 from compiledopt import around
-from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, complete
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_matrices, check_numbers, complete
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options, constructor
@@ -58,6 +58,8 @@ class Optimizer(torch.optim.Optimizer):
     # What torch's __setstate__ fills into groups that were saved by an older version: the flags that are off by default,
     # which are found, and what a class says here.
     missing: ClassVar[Mapping[str, Any]] = {}
+    of_numbers: ClassVar[Mapping[str, bool]] = {}  # options of the rule, and which of them are tuples: what `complete` finds
+    for_matrices: ClassVar[bool] = False  # alone: other parameters are refused
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -173,7 +175,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
+        self.check_numbers(group)
+        if self.for_matrices:
+            check_matrices(type(self).__name__, group["params"])
         around.check(self.rule_of(group) if self._has_rules else None, group)
+
+    def check_numbers(self, group: Mapping[str, Any]) -> None:
+        """Refuse a group that has something else where a number belongs. Raises: TypeError."""
+        check_numbers(self._class_of(group).of_numbers, group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again

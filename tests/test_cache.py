@@ -14,6 +14,7 @@ import pytest
 import torch
 from catalog import CATALOG, MENU
 
+import compiledopt
 from compiledopt.backends import cache
 from compiledopt.backends.cpp import kernels as cpp
 from compiledopt.backends.cpp import processes
@@ -220,6 +221,17 @@ def test_a_directory_that_others_may_write_to_is_not_trusted(monkeypatch, entry,
     assert len(said) == 1 and said[0].filename == __file__
     assert not cache.store("entry", b"other") and not cache.store("more", b"content")  # and nothing is said twice
     assert [path.name for path in entry.iterdir()] == ["entry"]
+
+
+def test_the_first_optimizer_is_where_that_is_said(monkeypatch, entry):
+    """Not the thread that builds the launcher."""
+    monkeypatch.setattr(cpp, "_launcher", None)
+    monkeypatch.setattr(cpp, "_make_launcher", lambda: cache.load("entry"))
+    entry.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write") as said:
+        compiledopt.SGD([torch.nn.Parameter(torch.ones(3))])
+    assert cpp._launcher.result() is None  # and the thread says nothing
+    assert len(said) == 1 and said[0].filename == __file__
 
 
 def test_links_are_what_they_point_to(monkeypatch, entry, tmp_path):

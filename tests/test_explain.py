@@ -80,6 +80,27 @@ def test_command_line_errors(capsys):
         assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in compiledopt.__all__ if getattr(getattr(compiledopt, name), "for_matrices", False)]
+)
+def test_command_line_of_what_takes_matrices_alone(capsys, name):
+    assert main(["explain", name, "--option", "foreach=True", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] == 4
+
+
+def test_command_line_refuses_in_words(capsys):
+    for option, words in (
+        ("lr=fast", "lr must be a number, got 'fast'"),
+        ("other=1", "unexpected keyword"),
+        ("compiled=True", "cannot be had"),
+    ):
+        assert main(["explain", "SOAP", "--option", option]) == 1
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["explain", "AdamW", "--arch", "hopper"])
+    assert "an architecture is written sm_90, got 'hopper'" in capsys.readouterr().err
+
+
 def test_operations_are_counted():
     """What explain says of the eager executors, against what torch really calls."""
     params = parameters(shapes=[(3,), (4,)])

@@ -484,6 +484,68 @@ def test_bounds_are_those_of_the_defaults():
             Positive([param], **options)
 
 
+@compiledopt.define
+def Mixed(param, grad, average, *, lr=0.1, mix=(0.5, 0.5), mode="plain", extra=None):
+    average = mix[0] * average + mix[1] * grad
+    return param - lr * average, average
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": "fast"}, "lr must be a number, got 'fast' (str)"),
+        ({"lr": [0.1]}, "lr must be a number, got [0.1] (list)"),
+        ({"mix": 0.5}, "mix must be a tuple of numbers, got 0.5"),
+        ({"mix": (0.5, "a")}, "mix must be a number, got 'a' (str)"),
+        ({"extra": {"a": 1}}, "extra must be a number, a flag, text or a tuple of numbers, got {'a': 1}"),
+    ],
+)
+def test_what_is_no_number_is_named(options, words):
+    """In the constructor, in a group, and put there between steps."""
+    params = parameters(shapes=[(2, 3)])
+    Gradients().set(params, 0)
+    optimizer = Mixed(params)
+    optimizer.step()
+    optimizer.param_groups[0].update(options)
+    before = snapshot(optimizer)
+    with pytest.raises(TypeError, match=re.escape(words)):
+        optimizer.step()
+    assert same(before, snapshot(optimizer))
+    for make in (lambda: Mixed(params, **options), lambda: Mixed([{"params": params, **options}])):
+        with pytest.raises(TypeError, match=re.escape(words)):
+            make().step()  # an option without a number as its default is looked at by the step
+    assert Mixed(params, mode="other", mix=[0.5, 0.5], lr=torch.tensor(0.1)).step() is None
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor", "Muon"])
+def test_what_is_no_number_in_a_group_of_a_built_in_one(name):
+    params = parameters(shapes=[(2, 3)])
+    with pytest.raises(TypeError, match="lr must be a number, got 'fast'"):
+        getattr(compiledopt, name)([{"params": params, "lr": "fast"}])
+
+
+@pytest.mark.filterwarnings("ignore:.*returned a tensor of another shape:UserWarning")  # before it is refused
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("(param - lr * grad).sum(), average", r"returned a tensor of shape \(\) for param, which is \(4, 3\)"),
+        ("param, grad.mean(dim=-1, keepdim=True)", r"returned a tensor of shape \(4, 1\) for average, which is \(4, 3\)"),
+        ("[param - lr * grad, average]", r"must return \(param, average\), got list, which is no tuple"),
+        ("f'{grad:.3f}'", "author.py:2: a rule has no values that '.3f' could format"),
+    ],
+)
+def test_results_of_another_shape_or_kind(result, words, options):
+    """Nothing is spread over a parameter or a state silently."""
+    namespace = {}
+    source = f"def Bad(param, grad, average, *, lr=0.1):\n    return {result}"
+    exec(compile(source, "author.py", "exec"), namespace)
+    params = parameters(shapes=[(4, 3)])
+    Gradients().set(params, 0)
+    with pytest.raises(TraceError, match=words):
+        compiledopt.define(namespace["Bad"])(params, **options).step()
+
+
 def test_pythons_min_names_its_mend():
     @compiledopt.define(scalars=("step",))
     def Least(param, grad, step, *, lr=0.1):

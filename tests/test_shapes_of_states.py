@@ -243,3 +243,11 @@ def test_states_of_an_elementwise_rule_that_are_not_like_every_parameter(executo
         moved = 0.5 * ((0.1 + 0.19) + (1 + 2) * has + (1 + 2))
         torch.testing.assert_close(param.detach(), before.detach() - moved)
         assert list(first.state[param]) == ["exp_avg", *["extra"] * has] and second.state[param]["count"] == 2
+
+
+def test_why_states_that_some_lack_are_not_compiled_under_capture():
+    param = torch.nn.Parameter(torch.ones(9))
+    param.grad = torch.ones(9)
+    reason = "SumsOfMatrices has states that are not like every parameter, and such rules are not compiled with capturable=True"
+    with pytest.raises(RuntimeError, match=reason):
+        SumsOfMatrices([param], compiled=True, capturable=True).step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -88,13 +87,6 @@ def lr_ratio(adjust_lr_fn: str | None, rows: Any, columns: Any) -> Any:
     return op("sqrt", op("maximum", 1.0, rows / columns))
 
 
-def check_matrices(name: str, params: Iterable[Tensor]) -> None:
-    """Refuse what is no matrix. Raises: ValueError in torch's words."""
-    for param in params:
-        if param.ndim != 2:
-            raise ValueError(f"{name} only supports 2D parameters whereas we found a parameter with size: {param.size()}")
-
-
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
 def muon(param, grad, momentum_buffer, *, lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn):
     momentum_buffer, update = orthogonal_direction(grad, momentum_buffer, momentum, nesterov, ns_coefficients, ns_steps, eps)
@@ -121,6 +113,7 @@ class Muon(Optimizer):
     """
 
     rule = muon
+    for_matrices = True
     bounds = (
         Bound("lr", "Learning rate should be >= 0 but is"),
         Bound("momentum", "momentum should be >= 0 but is"),
@@ -153,7 +146,6 @@ class Muon(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        check_matrices("Muon", group["params"])
         if len(group["ns_coefficients"]) != 3:
             raise ValueError("Coefficients must be a tuple of exactly 3 values")
         if group["ns_steps"] >= 100:

@@ -94,11 +94,11 @@ class GatheredBackend(Backend):
         traced = entry.traced
         variant = traced.variant(entry.param)
         if isinstance(variant, Variant):
-            return self.objection_to_passes(entry, group)
+            return self.objection_to_passes(entry, group, variant.told)
         return variant if traced.rule.elementwise else f"{traced.reason}: {variant}"
 
-    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        """Why a rule that reduces cannot run here in passes, or None."""
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any], told: str) -> str | None:
+        """Why a rule cannot run here in passes, or None. told: why it would."""
         raise NotImplementedError
 
 

@@ -37,7 +37,8 @@ def read(group: Mapping[str, Any], options: Iterable[str], branches: frozenset[s
             flags.append((value,))
         elif isinstance(value, (tuple, list)):
             for one in value:
-                refuse_text(name, one)
+                if isinstance(one, str):
+                    raise no_number(name, one)
             flags.append("".join("-" if one is None else "n" for one in value))
             numbers.update((f"{name}[{index}]", one) for index, one in enumerate(value) if one is not None)
         elif is_number(value):
@@ -45,6 +46,8 @@ def read(group: Mapping[str, Any], options: Iterable[str], branches: frozenset[s
             numbers[name] = value
         else:
             refuse_text(name, value)
+            if isinstance(value, (dict, set)):  # no program can be known by it
+                raise TypeError(f"{name} must be a number, a flag, text or a tuple of numbers, got {value!r}")
             flags.append((value,))
     return Read(tuple(flags), numbers)
 

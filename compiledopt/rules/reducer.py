@@ -80,10 +80,6 @@ class Reducer:
 
         return Noise(bits)
 
-    def spreads(self, value: Symbol, home: Symbol) -> bool:
-        """Whether a value is as large as another, once spread over it."""
-        return broadcast([value.shaped, home.shaped]) == home.shaped
-
     def is_reduction(self, name: str) -> bool:
         return name in REDUCTIONS
 

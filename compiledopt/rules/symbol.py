@@ -209,6 +209,11 @@ class Symbol:
             f"{author_line()}: float() and the functions of math read a value; use torch's, as in torch.cos(x), torch.where"
         )
 
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise TraceError(f"{author_line()}: a rule has no values that {spec!r} could format; print outside of the rule")
+        return repr(self)
+
     def __index__(self) -> int:
         raise TraceError(
             f"{author_line()}: range(), int() and the like read a value; declare a number that the rule takes as it is in "

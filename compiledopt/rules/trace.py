@@ -292,9 +292,12 @@ def _check_shared(rule: Rule, name: str, value: Node, tracer: Tracer) -> None:
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
     """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
     expected = ("param", *rule.states)
-    returned = returned if isinstance(returned, tuple) else (returned,)
-    if len(returned) != len(expected):
-        raise TraceError(f"{rule.place}: rule {rule.name} must return ({', '.join(expected)}), got {len(returned)} values")
+    returned = (
+        (returned,) if isinstance(returned, kind) or (len(expected) == 1 and not isinstance(returned, tuple)) else returned
+    )
+    if not isinstance(returned, tuple) or len(returned) != len(expected):
+        got = f"{len(returned)} values" if isinstance(returned, tuple) else f"{type(returned).__name__}, which is no tuple"
+        raise TraceError(f"{rule.place}: rule {rule.name} must return ({', '.join(expected)}), got {got}")
     values = {name: value for name, value in zip(expected, returned, strict=True) if name == "param" or name in present}
     for name, value in values.items():
         if not isinstance(value, kind):
@@ -328,12 +331,12 @@ def _before(name: str, node: Node, outputs: Mapping[str, Node]) -> Node:
 
 
 def _fitted(rule: Rule, name: str, value: Symbol, home: Symbol) -> Node:
-    """A new value, spread over all that it is for. Raises: NotElementwise where it has another shape."""
+    """A new value, in every place where it is a number in all. Raises: NotElementwise where it has another shape."""
     tracer, node = value.tracer, value.tracer.number(value.node)
     like = node.axes == home.node.axes or home.node.axes == PACKED
     if tracer.frame is None or home.node.scalar or (value.shaped == home.shaped and like):
         return node  # type: ignore[no-any-return]
-    if value.node.axes != NUMBER and not tracer.spreads(value, home):
+    if value.shaped != home.shaped:
         raise NotElementwise(f"{value.node.line}: rule {rule.name} returned a tensor of another shape for {name}")
     same = tracer.record("eq", (home.node, home.node)).node
     return tracer.record("where", (same, node, node)).node  # type: ignore[no-any-return]

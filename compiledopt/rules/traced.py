@@ -19,6 +19,7 @@ from compiledopt.rules.program import (
     ELEMENTS,
     MATRICES,
     OUTER,
+    REDUCTIONS,
     ROW_AFTER_ROW,
     Program,
 )
@@ -59,7 +60,8 @@ class Runnable:
 
 
 class Variant(Runnable):
-    """A rule that reduces, for parameters of one number of dimensions, dtype and order in memory.
+    """A rule that reduces, or whose states are not like every parameter, for parameters of one number of dimensions, dtype and
+    order in memory.
 
     state_names: those that such parameters have, but for the 0-dim ones that follow from numbers; fed: the 0-dim ones among
     them; axes: those along which each operand varies.
@@ -72,6 +74,8 @@ class Variant(Runnable):
         self.scalars = ScalarPart(program, scalar_names)
         self.axes = tuple(node.axes for node in program.tensors)
         self.passes = cut(program)
+        reduces = any(node.op in REDUCTIONS for node in program.nodes)
+        self.told = f"{rule.name} {'reduces' if reduces else 'has states that are not like every parameter'}"
         self.measures, self.asked = measurements(program, scalar_names), program.asked
         self.order = ANY_ORDER if self.passes.is_flat and not program.blocks else order
 

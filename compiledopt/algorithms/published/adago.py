@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compiledopt.algorithms.directions import moved
 from compiledopt.algorithms.matrices import wide
-from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
+from compiledopt.algorithms.muon import COEFFICIENTS, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import over_all
 from compiledopt.arguments import LR, MOMENTUM, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
@@ -48,6 +48,7 @@ class AdaGO(Optimizer):
     """
 
     rule = adago
+    for_matrices = True
     bounds = (
         LR,
         WEIGHT_DECAY,
@@ -78,7 +79,3 @@ class AdaGO(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_matrices("AdaGO", group["params"])

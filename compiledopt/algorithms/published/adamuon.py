@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from compiledopt.algorithms.directions import moved
-from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, orthogonal_direction
+from compiledopt.algorithms.muon import COEFFICIENTS, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
@@ -40,6 +38,7 @@ class AdaMuon(Optimizer):
     """
 
     rule = adamuon
+    for_matrices = True
     bounds = (*BOUNDS, Bound("beta2", "Invalid beta2 value", below=1.0))
 
     def __init__(
@@ -62,7 +61,3 @@ class AdaMuon(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_matrices("AdaMuon", group["params"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from compiledopt.algorithms.directions import moved
-from compiledopt.algorithms.muon import COEFFICIENTS, check_matrices, lr_ratio, orthogonal_direction
+from compiledopt.algorithms.muon import COEFFICIENTS, lr_ratio, orthogonal_direction
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor
 from compiledopt.arguments import BOUNDS, Bound, Extras, LearningRate, ParamsT, Unpack
@@ -39,6 +37,7 @@ class NorMuon(Optimizer):
     """
 
     rule = normuon
+    for_matrices = True
     bounds = (*BOUNDS, Bound("beta2", "Invalid beta2 value", below=1.0))
 
     def __init__(
@@ -60,7 +59,3 @@ class NorMuon(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_matrices("NorMuon", group["params"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from compiledopt.algorithms.growth import limiter
-from compiledopt.algorithms.muon import check_matrices
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.algorithms.reduced import factor, one_number, over_all
 from compiledopt.algorithms.two_sided import scales
@@ -45,6 +42,7 @@ class RACS(Optimizer):
     """
 
     rule = racs
+    for_matrices = True
     bounds = (
         LR,
         Bound("beta", "Invalid beta value", below=1.0),
@@ -73,7 +71,3 @@ class RACS(Optimizer):
         **extras: Unpack[Extras],
     ) -> None:
         super().__init__(params, locals())
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_matrices("RACS", group["params"])

@@ -31,11 +31,10 @@ class CppBackend(GatheredBackend):
     def missing(self, device: torch.device) -> str | None:
         return kernels.platform_reason()
 
-    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        name = entry.traced.rule.name
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any], told: str) -> str | None:
         if group.get("capturable"):
-            return f"{name} reduces, and such rules are not compiled with capturable=True"
-        return f"{name} reduces, and a parameter is distributed" if is_distributed(entry.param) else None
+            return f"{told}, and such rules are not compiled with capturable=True"
+        return f"{told}, and a parameter is distributed" if is_distributed(entry.param) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         runs, dtypes = entry.runs, operand_dtypes(entry)

@@ -300,6 +300,7 @@ def launcher_soon() -> None:
         failed = _launcher.exception() if _launcher is not None and _launcher.done() else None
         if _launcher is None or (isinstance(failed, CompileError) and time.monotonic() >= failed.until):
             _launcher = Future()
+            cache.usable(cache.cache_dir())  # what is to be said of it is said at the caller's line
             threading.Thread(target=_fill, args=(_launcher,), daemon=True, name="compiledopt-launcher").start()
 
 

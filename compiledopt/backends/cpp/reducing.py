@@ -26,7 +26,7 @@ def lies_otherwise(runs: Traced | Variant, param: torch.Tensor) -> str | None:
     """Why passes over blocks of rows do not go over a parameter as it lies in memory, or None."""
     if not isinstance(runs, Variant) or not runs.program.blocks or local(param).is_contiguous():
         return None
-    return f"{runs.rule.name} reduces, its states are in blocks of a row, and a parameter does not lie row after row"
+    return f"{runs.told}, its states are in blocks of a row, and a parameter does not lie row after row"
 
 
 def described(variant: Variant, dtypes: tuple[torch.dtype, ...], functions: cpp.Kernel) -> array[int]:

@@ -38,8 +38,8 @@ class TritonBackend(GatheredBackend):
             return found
         return f"{entry.traced.rule.name} needs whole tensors, and a parameter is distributed" if _is_spread(entry) else None
 
-    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
-        return f"{entry.traced.rule.name} reduces, and a parameter is distributed" if _is_spread(entry) else None
+    def objection_to_passes(self, entry: Entry, group: Mapping[str, Any], told: str) -> str | None:
+        return f"{told}, and a parameter is distributed" if _is_spread(entry) else None
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         if (reason := objection_to(entry)) is not None:
