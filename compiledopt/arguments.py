@@ -17,7 +17,7 @@ from typing_extensions import Unpack as Unpack
 
 from compiledopt import around, storage
 from compiledopt.around.transformation import check_one_element as check_one_element
-from compiledopt.rules.options import is_number, no_number
+from compiledopt.rules.options import no_number, tuples_of_numbers
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 
@@ -124,30 +124,12 @@ def check_bounds(bounds: Iterable[Bound], options: Mapping[str, Any]) -> None:
                 one.check(number)
 
 
-def check_matrices(name: str, params: Iterable[Tensor]) -> None:
-    """Refuse what is no matrix. Raises: ValueError in torch's words."""
+def check_matrices(kind: Any, params: Iterable[Tensor]) -> None:
+    """Refuse what is no matrix, for a class that takes these alone. Raises: ValueError in torch's words."""
     for param in params:
-        if param.ndim != 2:
-            raise ValueError(f"{name} only supports 2D parameters whereas we found a parameter with size: {param.size()}")
-
-
-def of_numbers(constructor: Any, rule: Rule | None) -> dict[str, bool]:
-    """Of the options of a rule that are numbers by default, or tuples of them, which are tuples."""
-    known = rule.options if rule is not None else ()
-    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name in known}
-    several = {name: isinstance(default, tuple) for name, default in defaults.items()}
-    return {name: many for name, many in several.items() if all(map(is_number, defaults[name] if many else (defaults[name],)))}
-
-
-def check_numbers(several: Mapping[str, bool], group: Mapping[str, Any]) -> None:
-    """Refuse what stands for a number and is none, as text; None and flags a rule may take. Raises: TypeError, naming it."""
-    for name, many in several.items():
-        value = group.get(name)
-        if many and not isinstance(value, (tuple, list)):
-            raise TypeError(f"{name} must be a tuple of numbers, got {value!r}")
-        for one in value if many else (value,):  # type: ignore[union-attr]
-            if not (one is None or isinstance(one, (bool, Schedule)) or is_number(one)):
-                raise no_number(name, one)
+        if kind.for_matrices and param.ndim != 2:
+            words = f"{kind.__name__} only supports 2D parameters whereas we found a parameter with size: {param.size()}"
+            raise ValueError(words)
 
 
 def numbers(constructor: Any, bounds: Iterable[Bound]) -> tuple[Bound, ...]:
@@ -200,7 +182,9 @@ def complete(kind: Any, constructor: Any) -> None:
     What torch's classes take is torch's. Mutates: the class."""
     rule = getattr(kind, "rule", None)
     kind.missing = {**flags_off(constructor, rule), **kind.missing}
-    kind.of_numbers = of_numbers(constructor, rule)
+    if rule is not None:
+        defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items() if name in rule.options}
+        rule.of_numbers.update({**tuples_of_numbers(defaults), **rule.of_numbers})
     if kind.__module__ == __package__ and not hasattr(torch.optim, kind.__name__):
         kind.bounds = (*kind.bounds, *numbers(constructor, kind.bounds))
     if kind.__doc__ is not None:  # as it is under python -OO

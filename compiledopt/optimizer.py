@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import ParamsT
 
 from compiledopt import around
-from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_matrices, check_numbers, complete
+from compiledopt.arguments import BOUNDS, Bound, Extras, check_bounds, check_matrices, complete
 from compiledopt.explain import Explanation, explain
 from compiledopt.rules.rule import Rule
 from compiledopt.step.choose import check_options, constructor
@@ -53,12 +53,10 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
     # What numbers must be, in the order in which they are checked; those that a constructor does not take do not count.
     bounds: ClassVar[tuple[Bound, ...]] = BOUNDS
-    # Options that a class decides, whatever a group was saved with.
-    fixed: ClassVar[Mapping[str, Any]] = {}
+    fixed: ClassVar[Mapping[str, Any]] = {}  # options that a class decides, whatever a group was saved with
     # What torch's __setstate__ fills into groups that were saved by an older version: the flags that are off by default,
     # which are found, and what a class says here.
     missing: ClassVar[Mapping[str, Any]] = {}
-    of_numbers: ClassVar[Mapping[str, bool]] = {}  # options of the rule, and which of them are tuples: what `complete` finds
     for_matrices: ClassVar[bool] = False  # alone: other parameters are refused
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -175,15 +173,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group that was just added. Raises: ValueError."""
-        if not hasattr(torch.optim, type(self).__name__):  # as torch's: by the step
-            self.check_numbers(group)
-        if self.for_matrices:
-            check_matrices(type(self).__name__, group["params"])
+        check_matrices(type(self), group["params"])
         around.check(self.rule_of(group) if self._has_rules else None, group)
-
-    def check_numbers(self, group: Mapping[str, Any]) -> None:
-        """Refuse a group that has something else where a number belongs. Raises: TypeError."""
-        check_numbers(self._class_of(group).of_numbers, group)
 
     def _list_parameters(self) -> None:
         """All parameters, for Dynamo: looking into the groups would make it guard on every number there, and compile again

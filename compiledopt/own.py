@@ -11,7 +11,7 @@ from compiledopt import around
 from compiledopt.algorithms.parts import with_maximize
 from compiledopt.arguments import BETA, EPS, HABITS, LR, MOMENTUM, WEIGHT_DECAY, Bound, ParamsT, check_one_element
 from compiledopt.optimizer import Optimizer
-from compiledopt.rules.options import NOISE, RESERVED, SEED, is_number
+from compiledopt.rules.options import NOISE, RESERVED, SEED, check_numbers, is_number
 from compiledopt.rules.rule import rule
 
 Function = Callable[..., Any]
@@ -85,6 +85,7 @@ def _define(function: Function, name: str | None, declarations: Mapping[str, Any
     free = frozenset(_outside(missing))
 
     def _check_options(_: Optimizer, options: Mapping[str, Any]) -> None:
+        check_numbers(own.of_numbers, options)
         _check_numbers(options, free)
 
     return type(title, (Defined,), {**body, "_check_options": _check_options})

@@ -30,7 +30,7 @@ from compiledopt.around.schedule import (
 from compiledopt.around.skip_nonfinite import Skipping, skipped
 from compiledopt.around.transformation import Transformation
 from compiledopt.around.update_clipping import UpdateClipped
-from compiledopt.rules.options import NORM
+from compiledopt.rules.options import NORM, check_numbers
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.schedule import Schedule
 from compiledopt.rules.traced import Traced, traced
@@ -117,6 +117,7 @@ class Programs:
     """What updates the parameters of one group: a program for each kind of them that keeps its values in its own way."""
 
     def __init__(self, rule: Rule, group: Mapping[str, Any], scaled: bool = False) -> None:
+        check_numbers(rule.of_numbers, group)
         self.rule, self.group, self.scaled = rule, group, scaled
         self.is_one = not storage.is_asked(group)
         self.known: dict[Hashable, Traced] = {}

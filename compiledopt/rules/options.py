@@ -68,6 +68,23 @@ def refuse_text(name: str, value: Any) -> None:
         raise no_number(name, value)
 
 
+def tuples_of_numbers(defaults: Mapping[str, Any]) -> dict[str, bool]:
+    """Of the options that are numbers by default, or tuples of them, which are tuples."""
+    several = {name: isinstance(value, tuple) for name, value in defaults.items()}
+    return {name: many for name, many in several.items() if all(map(is_number, defaults[name] if many else [defaults[name]]))}
+
+
+def check_numbers(several: Mapping[str, bool], group: Mapping[str, Any]) -> None:
+    """Refuse what is no number where one belongs; None, flags and schedules may stand there. Raises: TypeError, naming it."""
+    for name, many in several.items():
+        value = group.get(name)
+        if many and not isinstance(value, (tuple, list)):
+            raise TypeError(f"{name} must be a tuple of numbers, got {value!r}")
+        for one in value if many else (value,):  # type: ignore[union-attr]
+            if not (one is None or isinstance(one, bool) or callable(one) or is_number(one)):
+                raise no_number(name, one)
+
+
 def no_number(name: str, value: Any) -> TypeError:
     """What to raise for an option that is no number."""
     return TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}){_mend(value)}")

@@ -82,7 +82,8 @@ class Rule:
     packed: likewise of those that have two elements to a byte.
     dense_alone: the options that brought those transformations which are for dense gradients alone.
     apart: the rule as three, where its states are kept in blocks.
-    derived: rules that were made of it, by the object, beside itself, with which they end; programs: what was traced of it.
+    derived: rules that were made of it, by the object, beside itself, with which they end; programs: what was traced of it;
+    of_numbers: the options that are numbers by a constructor's defaults, and whether they are tuples.
 
     Four options are not read from the group: `first` is 1.0 on a parameter's first update, when its states were just made,
     and 0.0 afterwards; `dtype` is the parameter's own, where the function computes in a wider one; `grad_norm` is
@@ -113,6 +114,7 @@ class Rule:
     never_negative: frozenset[str] = frozenset()
     apart: Apart | None = None
     derived: WeakKeyDictionary[Any, dict[Hashable, Rule]] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+    of_numbers: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     programs: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -30,8 +30,6 @@ class Stepped(Protocol):
 
     def rule_of(self, group: Mapping[str, Any]) -> Rule: ...
 
-    def check_numbers(self, group: Mapping[str, Any]) -> None: ...
-
 
 class Stepper:
     """Of one optimizer, which is handed in at each call: kept here, it would be in a cycle, and its tensors with it.
@@ -128,8 +126,6 @@ class Stepper:
         around.schedule_groups(optimizer)  # a schedule may have been put into a group by hand
         around.tell_ended(optimizer.param_groups, self.told)
         name, groups = type(optimizer).__name__, optimizer.param_groups
-        for group in groups:
-            optimizer.check_numbers(group)
         rules = [optimizer.rule_of(group) for group in groups]
         share(optimizer)  # a number may have been put in the place of one by hand
         around.take_over(rules, groups)
