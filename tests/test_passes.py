@@ -522,6 +522,16 @@ def test_the_passes_of_adafactor():
     assert text == variant_of(Lamb, torch.nn.Parameter(torch.zeros(7))).passes.text, "another shape is no other kernel"
 
 
+@compiledopt.define
+def Largest(param, grad, *, lr=0.1):
+    return param - lr * grad / grad.abs().amax()
+
+
+def test_what_is_reduced_divides():
+    """It is in float32, where the reciprocal of what is below 2⁻¹²⁸ is infinite, as a range of Rose's may be."""
+    assert "reciprocal" not in variant_of(Largest, torch.nn.Parameter(torch.ones(7))).passes.text
+
+
 def test_explain_tells_of_passes():
     params = parameters(shapes=[(6, 5), (9,)])
     optimizer = compiledopt.Adafactor(params)
