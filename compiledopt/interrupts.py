@@ -1,34 +1,65 @@
-"""Ctrl-C waits until what is being written is whole."""
+"""Ctrl-C, and other signals whose handlers are Python's, wait until what is being written is whole."""
 
 from __future__ import annotations
 
+import signal as names
+
 # Those of the module `signal` make enumerations of what they return, which takes 7 µs a pair instead of ½.
 from _signal import getsignal, signal  # type: ignore[import-not-found]
-from signal import SIGINT
 from threading import get_ident, main_thread
 from types import FrameType
 from typing import Any
 
+# Ctrl-C; what those who run jobs send before they end them; what timeouts send. Their handlers raise, or save what there is.
+SIGNALS = [
+    int(getattr(names, f"SIG{name}")) for name in ("INT", "TERM", "HUP", "USR1", "USR2", "ALRM") if hasattr(names, f"SIG{name}")
+]
+
 
 class Whole:
-    """Within, the handler of SIGINT waits: whoever catches KeyboardInterrupt and saves what there is saves whole steps.
+    """Within, handlers of these signals wait: whoever catches what they raise and saves what there is saves whole steps, and so
+    does a handler that saves.
 
     Python runs handlers in the main thread alone, between any two lines of it. A second Ctrl-C within adds nothing.
     """
 
     def __enter__(self) -> None:
-        self.handler: Any = None
-        self.waiting: list[FrameType | None] = []
-        if get_ident() == main_thread().ident and callable(handler := getsignal(SIGINT)):
-            self.handler = handler  # before it is exchanged: an interruption here leaves nothing to be put back
-            signal(SIGINT, self._wait)
+        self.handlers: dict[int, Any] = {}
+        self.waiting: dict[int, FrameType | None] = {}
+        self.within = True
+        if get_ident() != main_thread().ident:
+            return
+        try:
+            for number in SIGNALS:
+                if callable(handler := getsignal(number)):
+                    self.handlers[number] = (
+                        handler  # before it is exchanged: an interruption here leaves nothing to be put back
+                    )
+                    signal(number, self._wait)
+        except BaseException:  # of one whose turn had not come
+            self._put_back()
+            raise
 
     def _wait(self, number: int, frame: FrameType | None) -> None:
-        self.waiting.append(frame)
+        if self.within:
+            self.waiting.setdefault(number, frame)
+        else:  # while others are put back, which raised
+            self.handlers[number](number, frame)
+
+    def _put_back(self) -> None:
+        self.within = False
+        for number, handler in self.handlers.items():
+            signal(number, handler)
 
     def __exit__(self, *error: object) -> None:
-        if self.handler is None:
-            return
-        signal(SIGINT, self.handler)
+        self._put_back()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Each handler once, though another one raises."""
         if self.waiting:
-            self.handler(int(SIGINT), self.waiting[0])
+            number, frame = self.waiting.popitem()
+            try:
+                self.handlers[number](number, frame)
+            finally:
+                self._tell()

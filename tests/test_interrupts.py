@@ -25,12 +25,12 @@ def handled():
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler, "put back as it was"
 
 
-def interrupting(function):
-    """The same, and Ctrl-C right after it."""
+def interrupting(function, number=signal.SIGINT):
+    """The same, and Ctrl-C or another signal right after it."""
 
     def interrupted(*arguments):
         function(*arguments)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     return interrupted
 
@@ -131,6 +131,31 @@ def test_an_average_of_a_model_is_whole_and_counted(monkeypatch):
     assert averaged.n_averaged == 3 and len(averaged._known.parts) == 2
     for one, param in zip(averaged.parameters(), model, strict=True):
         torch.testing.assert_close(one, param - 2.0)
+
+
+def test_what_ends_jobs_waits_as_well(monkeypatch):
+    """Each handler is called once, though the one before raises, and all are put back."""
+
+    def ended(number, frame):
+        called.append((number, float(optimizer.state[params[-1]]["step"])))
+        raise SystemExit(number)
+
+    params, called = of_two_dtypes(), []
+    Gradients().set(params, 0)
+    optimizer = compiledopt.AdamW(params, lr=0.01)
+    optimizer.step()
+    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        kind = type(optimizer._plan.batches[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "launch", interrupting(interrupting(kind.launch, signal.SIGTERM), signal.SIGUSR1))
+            with pytest.raises(SystemExit):
+                optimizer.step()
+        assert sorted(called) == [(signal.SIGUSR1, 2.0), (signal.SIGTERM, 2.0)]
+        assert {signal.getsignal(number) for number in before} == {ended}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_in_other_threads_and_with_other_handlers():
