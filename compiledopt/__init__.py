@@ -263,6 +263,11 @@ if hasattr(torch.optim, "swap_in_optimizer_params_and_state"):  # since torch 2.
     from torch.optim import swap_in_optimizer_params_and_state
 
     __all__ += ["swap_in_optimizer_params_and_state"]
+if hasattr(torch.optim, "functional"):  # since torch 2.15
+    from torch.optim import functional  # type: ignore[attr-defined]
+
+    __all__ += ["functional"]
+    sys.modules[f"{__name__}.functional"] = functional
 __version__ = VERSION
 
 # A pickle names a class by its module: by these, whatever file it stands in, as those of the algorithms by this one.

@@ -136,11 +136,14 @@ def muon_by_definition(param, grad, buffer, nesterov, adjust_lr_fn, lr=0.02, mom
         gram = x @ x.T
         x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
     rows, columns = param.shape
-    ratio = 0.2 * max(rows, columns) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1, rows / columns) ** 0.5
+    ratio = {
+        "match_rms_adamw": 0.2 * max(rows, columns) ** 0.5,
+        "spectral_unclamped": (rows / columns) ** 0.5,
+    }.get(adjust_lr_fn, max(1, rows / columns) ** 0.5)
     return param - lr * weight_decay * param - lr * ratio * x, buffer
 
 
-@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
+@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw", "spectral_unclamped"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_muon_against_its_definition(executor, nesterov, adjust_lr_fn, monkeypatch):
@@ -469,6 +472,33 @@ def test_lbfgs_is_torchs(label):
     state, expected = next(iter(optimizer.state.values())), next(iter(reference.state.values()))
     assert state["n_iter"] == expected["n_iter"] and state["func_evals"] == expected["func_evals"]
     assert state.keys() == expected.keys() - {"al"}
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_climbs(search):
+    """Up the negative loss, as down the loss, and the loss that is returned is the closure's."""
+    down, up = Problem(), Problem()
+    losses = down.run(compiledopt.LBFGS(down.model.parameters(), lr=0.5, line_search_fn=search), 3)
+    optimizer = compiledopt.LBFGS(up.model.parameters(), lr=0.5, line_search_fn=search, maximize=True)
+
+    def closure():
+        up.model.zero_grad()
+        height = -(up.model(up.x) - up.y).square().mean()
+        height.backward()
+        return height
+
+    assert [-optimizer.step(closure).item() for _ in range(3)] == losses
+    for one, other in zip(up.model.parameters(), down.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    old = optimizer.state_dict()
+    del old["param_groups"][0]["maximize"]
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["maximize"] is False
+
+
+def test_lbfgs_without_parameters_returns_the_loss():
+    optimizer = compiledopt.LBFGS([{"params": []}])
+    assert optimizer.step(lambda: 7.0) == 7.0 and not optimizer.state and "0 tensors" in optimizer.explain()
 
 
 def test_lbfgs_exchanges_states():

@@ -34,6 +34,23 @@ def said(library, name, options):
     return None
 
 
+def test_all_that_torch_optim_has_is_here():
+    assert set(torch.optim.__all__) <= set(compiledopt.__all__)
+    if hasattr(torch.optim, "functional"):
+        from compiledopt.functional import adamw
+
+        assert adamw is torch.optim.functional.adamw
+
+
+# What torch refuses since 2.15, and is refused here with any.
+SINCE = {"ASGD": ("lambd", "alpha")}
+
+
+def unbounded(name, options):
+    """Whether only a later torch than this refuses one of the options."""
+    return any(said(torch.optim, name, {key: options[key]}) is None for key in SINCE.get(name, ()) if key in options)
+
+
 @pytest.mark.parametrize("name", TORCHS)
 def test_what_is_refused_and_in_which_order_is_as_in_torch(name):
     """One and two wrong options at a time: torch's error, word for word, and its first one."""
@@ -46,8 +63,9 @@ def test_what_is_refused_and_in_which_order_is_as_in_torch(name):
     found = 0
     for a, b in itertools.product(wrong, wrong):
         options = {a: wrong[a], b: wrong[b]}
-        theirs = said(torch.optim, name, options)
-        assert said(compiledopt, name, options) == theirs, options
+        theirs, mine = said(torch.optim, name, options), said(compiledopt, name, options)
+        later = unbounded(name, options) and mine == (ValueError, f"Invalid {'lambd' if 'lambd' in options else 'alpha'} value: -1.0")
+        assert mine == theirs or later, options
         found += theirs is not None
     assert found >= 1
 

@@ -29,6 +29,7 @@ from compiledopt.rules.traced import traced
 
 if triton.missing():
     pytest.skip(f"{triton.missing()}: the extra `triton` brings it where a wheel exists", allow_module_level=True)
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_for
@@ -215,6 +216,23 @@ def test_half_types_are_rounded_once():
         kernel = triton.kernel(program_of(case), [dtype] * 4)
         ptx = triton.build_for(kernel, 90).ptx
         assert f"cvt.rn.{word}" in ptx and "sqrt.rn.f32" in ptx
+
+
+def test_multiplications_and_additions_are_fused_whatever_triton_does_by_itself(monkeypatch):
+    """Triton 3.9 warns where nobody asks, and 3.10 is to fuse none; who sets Triton's variable decides."""
+    monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
+    monkeypatch.setattr(type(knobs.language), "default_fp_fusion", False, raising=False)
+    case = next(c for c in CASES if str(c) == "AdamW-default")
+    kernel = triton.kernel(program_of(case), [torch.float32] * 4)
+    rounded = r"\b(?:add|sub|mul)\.rn\.f32"  # which ptxas does not fuse
+    fused = triton.build_for(kernel, 90).count(rounded)
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    assert fused == 0 < triton.build_for(kernel, 90).count(rounded)
+
+
+def test_what_ptxas_refuses_names_the_version():
+    with pytest.raises(CompileError, match=re.escape(f"what triton {triton.version()} made")):
+        triton._assembled("no program", 90)
 
 
 def test_lowering_leaves_torch_as_it_was():

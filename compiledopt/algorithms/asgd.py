@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compiledopt.algorithms.parts import with_decay, with_maximize
-from compiledopt.arguments import Extras, LearningRate, ParamsT, Unpack
+from compiledopt.arguments import LR, WEIGHT_DECAY, Bound, Extras, LearningRate, ParamsT, Unpack
 from compiledopt.optimizer import Optimizer
 from compiledopt.rules.rule import rule
 
@@ -30,6 +30,7 @@ class ASGD(Optimizer):
     """
 
     rule = asgd
+    bounds = (LR, Bound("lambd", "Invalid lambd value"), Bound("alpha", "Invalid alpha value"), WEIGHT_DECAY)
 
     def __init__(
         self,

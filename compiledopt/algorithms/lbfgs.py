@@ -44,6 +44,8 @@ class LBFGS(Optimizer):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ) -> None:
         max_eval = max_iter * 5 // 4 if max_eval is None else max_eval
         super().__init__(params, locals())
@@ -61,7 +63,8 @@ class LBFGS(Optimizer):
 
     def _flat_gradient(self) -> Tensor:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        return torch.cat([_flat(grad.to_dense() if grad.layout is not torch.strided else grad) for grad in grads])
+        flat = torch.cat([_flat(grad.to_dense() if grad.layout is not torch.strided else grad) for grad in grads])
+        return flat.neg_() if self.param_groups[0]["maximize"] else flat
 
     def _place(self, flat: Tensor) -> None:
         for param, part in zip(self._params, torch.split(flat, [_flat(p).numel() for p in self._params]), strict=True):
@@ -69,8 +72,12 @@ class LBFGS(Optimizer):
             target.copy_(part.view(target.shape))
 
     def _evaluate(self, closure: Closure) -> tuple[float, Tensor]:
-        loss = float(closure())
+        loss = self._minimized(closure())
         return loss, self._flat_gradient()
+
+    def _minimized(self, loss: Any) -> float:
+        """The loss, or with maximize what is least where it is largest."""
+        return -float(loss) if self.param_groups[0]["maximize"] else float(loss)
 
     # ---- stepping ----
 
@@ -78,17 +85,19 @@ class LBFGS(Optimizer):
     def step(self, closure: Closure) -> Any:  # type: ignore[override]
         """Minimize for up to `max_iter` iterations; `closure` evaluates the model again and returns the loss.
 
-        Returns: the loss at the start. Mutates: parameters and state. Raises: what the closure raises, after bringing
+        Returns: the loss at the start, also where there are no parameters. Mutates: parameters and state. Raises: what the closure raises, after bringing
         parameters and state back to where they were.
         """
         group = self.param_groups[0]
         if group["line_search_fn"] not in (None, "strong_wolfe"):
             raise RuntimeError("only 'strong_wolfe' is supported")
+        if not self._params:
+            return torch.enable_grad()(closure)()
         position = torch.cat([_flat(param) for param in self._params])
         before = {k: list(v) if isinstance(v, list) else v for k, v in self.state[self._params[0]].items()}
         try:
             first_loss = torch.enable_grad()(closure)()
-            self._minimize(torch.enable_grad()(closure), group, position.clone(), float(first_loss))
+            self._minimize(torch.enable_grad()(closure), group, position.clone(), self._minimized(first_loss))
         except BaseException:
             self._place(position)
             self.state[self._params[0]].clear()
@@ -191,7 +200,7 @@ class LBFGS(Optimizer):
     def explain(self, *, source: bool = False) -> str:
         """What runs, and why, as text."""
         size = sum(_flat(param).numel() for param in self._params)
-        kept = len(self.state[self._params[0]].get("old_dirs", ())) if self._params[0] in self.state else 0
+        kept = max((len(state.get("old_dirs", ())) for state in self.state.values()), default=0)
         return (
             f"LBFGS: for-loop, {len(self._params)} tensors as one vector of {size:,} elements, {kept} pairs in its history\n"
             "products of whole vectors: not one pass over memory, so nothing is compiled"

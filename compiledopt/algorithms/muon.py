@@ -84,7 +84,7 @@ def orthogonal_direction(
 def lr_ratio(adjust_lr_fn: str | None, rows: Any, columns: Any) -> Any:
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * op("sqrt", op("maximum", rows, columns))
-    return op("sqrt", op("maximum", 1.0, rows / columns))
+    return op("sqrt", rows / columns if adjust_lr_fn == "spectral_unclamped" else op("maximum", 1.0, rows / columns))
 
 
 @rule(elementwise=False, static=("ns_coefficients", "ns_steps"))
@@ -102,13 +102,15 @@ class Muon(Optimizer):
 
     params: 2-dimensional ones. nesterov: look ahead by the momentum. eps: float, the least norm that is divided by.
     ns_coefficients: three floats, of x, x³ and x⁵. ns_steps: int, iterations, below 100.
-    adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns).
+    adjust_lr_fn: "original" or None: ratio √max(1, rows / columns); "match_rms_adamw": 0.2·√max(rows, columns);
+    "spectral_unclamped": √(rows / columns).
     foreach: None or True runs parameters of one shape as one batch; False one by one. compiled=True is refused on the CPU; on a
     GPU, where it is the default, kernels over all matrices stand around torch's products of stacks.
     State: `momentum_buffer` (b), like the parameter.
     Raises: ValueError for a parameter that is not 2-dimensional; RuntimeError at the step for complex ones and sparse
     gradients.
-    Source: Keller Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982.
+    Source: Keller Jordan 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982; Bernstein 2025,
+    https://jeremybernste.in/writing/deriving-muon.
     Deviations from torch: products are in bfloat16 where the hardware multiplies that, else in float32; lr is read live.
     """
 
@@ -141,7 +143,7 @@ class Muon(Optimizer):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
-        if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
             raise ValueError(f"Adjust learning rate function {options['adjust_lr_fn']} is not supported")
 
     def _check_group(self, group: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def _lower(
         raise CompileError(f"{program.rule} is not one pass over memory: Inductor made {len(definitions)} kernels of it")
     body = re.search(r"'''(.*)'''", definitions[0], re.DOTALL)
     if body is None:
-        raise CompileError("Inductor's kernel definition has a form that is not known here")
+        raise CompileError(f"the kernel of torch {torch.__version__}'s Inductor has a form that is not known here")
     known = {name: _kind(program, index) for index, name in enumerate(names)}
     given, types = calls[0]
     arguments = tuple(known.get(name, ("length", 0)) for name in given)

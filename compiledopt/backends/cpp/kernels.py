@@ -332,7 +332,7 @@ def launcher() -> ModuleType:
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError(f"the launcher could not be loaded: {error!r}") from error
+        raise CompileError(f"the launcher could not be loaded with torch {torch.__version__}: {error!r}") from error
 
 
 def _make_launcher() -> ModuleType:

@@ -43,8 +43,13 @@ def lowered(program: Program, dtypes: Sequence[torch.dtype]) -> tuple[ast.Functi
     names = [argument.arg for argument in function.args.args]
     given = [name for name, (kind, _) in zip(names, lowered.arguments, strict=False) if kind == "length"]
     if given != ["xnumel"] or not assigns(function.body[0], "xoffset"):
-        raise CompileError("Inductor's Triton kernel has a form that is not known here")
+        raise unknown_form()
     return function, lowered.arguments
+
+
+def unknown_form() -> CompileError:
+    """What another torch may have made."""
+    return CompileError(f"the Triton kernel of torch {torch.__version__}'s Inductor has a form that is not known here")
 
 
 def assigns(statement: ast.stmt, name: str) -> bool:
@@ -70,7 +75,7 @@ class Body(ast.NodeTransformer):
             return None
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
             if ast.unparse(statement.value.func) != "tl.store":
-                raise CompileError("Inductor's Triton kernel has a form that is not known here")
+                raise unknown_form()
             index = self.kinds[_pointer_of(statement.value)][1]
             self.written.add(index)
             return f"{self.result}{index} = {ast.unparse(self.visit(statement.value.args[1]))}"

@@ -300,6 +300,13 @@ def imports_of(body: str) -> str:
     return "\n".join(lines)
 
 
+def compile_options(**wanted: int | None) -> dict[str, Any]:
+    """What Triton is asked for beside its defaults: what is wanted, and fused multiply-adds, as Inductor asks for them, since
+    the default is to change (Triton 3.10, says 3.9); who sets TRITON_DEFAULT_FP_FUSION decides."""
+    fused = {} if "TRITON_DEFAULT_FP_FUSION" in os.environ else {"enable_fp_fusion": True}
+    return {**fused, **{name: value for name, value in wanted.items() if value is not None}}
+
+
 # ---- for a GPU that is not here ----
 
 
@@ -365,29 +372,27 @@ def compiled_for(
         known = {"XBLOCK": block, "ROWS": rows, "KINDS": kinds, "SPLIT": split, "OPERANDS": kernel.operands}
         constants = {name: value for name, value in known.items() if name in given}
         source = ASTSource(fn=kernel.function, signature={name: types[name] for name in given}, constexprs=constants)
-        options = {"num_warps": warps} if most is None else {"num_warps": warps, "maxnreg": most}
-        made = compile(source, target=GPUTarget(*target), options=options)
+        made = compile(source, target=GPUTarget(*target), options=compile_options(num_warps=warps, maxnreg=most))
         return {**made.asm, "shared": made.metadata.shared}
     except Exception as error:
         name = f"sm_{target[1]}" if target[0] == "cuda" else target[1]
-        raise CompileError(f"triton could not compile for {name}: {error!r}") from error
+        raise CompileError(f"triton {version()} could not compile for {name}: {error!r}") from error
 
 
 def _assembled(ptx: str, arch: int) -> tuple[int, int]:
-    """(registers, bytes of spills), by the ptxas that comes with triton."""
-    from triton import knobs
+    """(registers, bytes of spills), by the ptxas that triton takes for an architecture: each knows its own versions of PTX."""
+    from triton.backends.nvidia.compiler import get_ptxas
 
     file = cache.scratch("kernel.ptx")
     file.write_text(ptx, encoding="utf-8")
     target = re.search(r"\.target (\w+)", ptx)
     name = target.group(1) if target else f"sm_{arch}"
-    assembler = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas  # each knows its own versions of PTX
-    command = [str(assembler.path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
+    command = [str(get_ptxas(arch).path), "-v", f"--gpu-name={name}", str(file), "-o", os.devnull]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"ptxas could not be run: {error}") from error
     found = re.search(r"Used (\d+) registers", done.stderr)
     if done.returncode != 0 or found is None:
-        raise CompileError(f"ptxas failed: {done.stderr[-500:]}")
+        raise CompileError(f"ptxas failed on what triton {version()} made: {done.stderr[-500:]}")
     return int(found.group(1)), sum(int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr))

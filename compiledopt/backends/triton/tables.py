@@ -218,8 +218,7 @@ def launch(
             stream = driver.active.get_current_stream(driver.active.get_current_device())
             made.run(count, 1, 1, stream, made.function, made.packed_metadata, None, None, None, *given)
         return
-    wanted = {"num_warps": warps, "maxnreg": most, "num_stages": stages}
-    options = {name: value for name, value in wanted.items() if value is not None}
+    options = triton.compile_options(num_warps=warps, maxnreg=most, num_stages=stages)
     made = kernel.function[(count,)](*tensors, *numbers, *constants, **options)
     if hasattr(made, "packed_metadata"):  # the interpreter returns nothing
         compiled[constants] = made
