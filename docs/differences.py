@@ -117,6 +117,13 @@ WORKS_HERE = [
         "test_contract.py::test_kept_by_torch_and_here",
     ),
     Difference(
+        '`LBFGS(maximize=True)`, `Muon(adjust_lr_fn="spectral_unclamped")`, a step of LBFGS with an empty group',
+        "since torch 2.14",
+        "with any torch",
+        "a class has one signature",
+        "test_not_elementwise.py::test_lbfgs_climbs",
+    ),
+    Difference(
         "empty parameters in Adafactor",
         "ZeroDivisionError",
         "nothing to do",
@@ -125,6 +132,20 @@ WORKS_HERE = [
     ),
 ]
 DIFFERS = [
+    Difference(
+        "a negative `lambd` or `alpha` in ASGD",
+        "refused since torch 2.15, taken before",
+        "refused with any torch, in its words",
+        "such a rate or decay grows",
+        "test_signature.py::test_what_is_refused_and_in_which_order_is_as_in_torch",
+    ),
+    Difference(
+        "`functional`, updates of lists of tensors (since torch 2.15)",
+        "eager, one algorithm a function",
+        "torch's own, as `compiledopt.functional` where torch has it",
+        "there is no optimizer that could keep a plan; a class compiles",
+        "test_signature.py::test_all_that_torch_optim_has_is_here",
+    ),
     Difference(
         "several threads step one optimizer at once",
         "updates are lost, silently",
