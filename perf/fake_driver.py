@@ -33,7 +33,7 @@ SOURCE = r"""
 
 #define MOST 4096
 #define PARAMETERS 64
-typedef struct { int count, sizes[PARAMETERS]; } Kernel;
+typedef struct { int count, sizes[PARAMETERS], unloaded; } Kernel;
 typedef struct {
   int alone;  // whether it was no launch of Triton's
   unsigned int blocks, threads, shared;
@@ -87,12 +87,21 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice dev
   return CUDA_SUCCESS;
 }
 CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)1; return CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice *device) { *device = 0; return CUDA_SUCCESS; }
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+  *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  return CUDA_SUCCESS;
+}
 CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
 CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 0; return CUDA_SUCCESS; }
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)1; return CUDA_SUCCESS; }
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   *module = (CUmodule)kernel_of((const unsigned char *)image);
+  return CUDA_SUCCESS;
+}
+CUresult cuModuleUnload(CUmodule module) {  // triton 3.8 and later, where a kernel of its own is dropped
+  ((Kernel *)module)->unloaded = 1;
   return CUDA_SUCCESS;
 }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
@@ -117,6 +126,7 @@ CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstr
 }
 static CUresult launched(Seen one, CUfunction function, void **params) {
   const Kernel *kernel = (const Kernel *)function;
+  if (kernel->unloaded) return CUDA_ERROR_INVALID_HANDLE;
   if (one.alone && refused && --refused == 0) return refused = 1, CUDA_ERROR_INVALID_CONTEXT;
   for (int i = 0; i < kernel->count && i < PARAMETERS; ++i) memcpy(&one.given[i], params[i], kernel->sizes[i]);
   one.count = kernel->count;

@@ -85,8 +85,8 @@ class LBFGS(Optimizer):
     def step(self, closure: Closure) -> Any:  # type: ignore[override]
         """Minimize for up to `max_iter` iterations; `closure` evaluates the model again and returns the loss.
 
-        Returns: the loss at the start, also where there are no parameters. Mutates: parameters and state. Raises: what the closure raises, after bringing
-        parameters and state back to where they were.
+        Returns: the loss at the start, also where there are no parameters. Mutates: parameters and state. Raises: what the
+        closure raises, after bringing parameters and state back to where they were.
         """
         group = self.param_groups[0]
         if group["line_search_fn"] not in (None, "strong_wolfe"):

@@ -110,6 +110,7 @@ class TritonKernel:
 # Of which kernels in the cache are made.
 OWN = ("kernels", "blocks", "bodies", "random")
 TEXT = block_parts.TEXT + "".join(source_of(f"{__package__}.{name}") for name in OWN)
+# None is ever let go of: Triton 3.8 and later unload what nobody holds, and a captured graph may launch it still.
 _kernels: dict[tuple[str, tuple[torch.dtype, ...], bool], TritonKernel | CompileError] = {}
 _lock = threading.RLock()
 

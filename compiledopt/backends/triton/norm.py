@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -155,7 +155,7 @@ def check_norm(
     return squares_kernel(runs.program, dtypes[1].to_real(), kernel.scalar, device, on_device)
 
 
-@lru_cache
+@cache  # as of all kernels: none is let go of while a captured graph may launch it
 def _kernel(dtype: torch.dtype, written: tuple[tuple[int, str], ...], width: int) -> TritonKernel:
     wide = "tl.float64" if dtype is torch.float64 else "tl.float32"
     stores = [
