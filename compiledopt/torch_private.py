@@ -1,6 +1,7 @@
 """What is private of torch, but for backends/inductor.py and the launcher: what a new torch must be tried on.
 
-Each entry was tried on torch 2.11.0 and 2.13.0, and in the core tests on 2.15.0; what it says where torch does not know it any more stands beside it.
+Each entry was tried on torch 2.11.0 and 2.13.0, and by hand on 2.15.0 (CONTRIBUTING.md); what it says where torch does not
+know it any more stands beside it.
 """
 
 from __future__ import annotations
