@@ -252,3 +252,32 @@ def test_rows_of_a_rule_that_is_not_elementwise_are_refused():
     param.grad = torch.eye(4, 3).to_sparse(1)
     with pytest.raises(RuntimeError, match=r"sparse='rows' updates the rows alone .* not a pointwise"):
         Averaged([param]).step()
+
+
+LOST = ["parameter", "gradient", "transposed gradient", "exp_avg", "step"]
+# A later step of the eager executors looks at parameters alone.
+LOST_LATER = [({}, one, 3) for one in LOST] + [({"foreach": True}, "parameter", 3), ({"foreach": False}, "parameter", 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "which", "steps"),
+    [*[({"foreach": foreach}, one, 0) for foreach in (None, True, False) for one in LOST[:3]], *LOST_LATER],
+    ids=str,
+)
+def test_storage_that_was_resized_to_nothing(options, which, steps):
+    """As sharding does between its steps: an error instead of a crash, from Python's step and from the native one."""
+    params = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    optimizer = compiledopt.AdamW(params, **options)
+    for _ in range(steps):
+        Gradients().set(params, 0)
+        optimizer.step()
+    Gradients().set(params, 0)
+    if which == "transposed gradient":
+        params[1].grad = torch.ones(4, 4).t()
+    given = params[1] if which == "parameter" else params[1].grad
+    tensor = optimizer.state[params[1]][which] if which in LOST[3:] else given
+    before = params[0].detach().clone()
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"was resized to 0 bytes, which do not hold its elements; give it its memory back"):
+        optimizer.step()
+    assert torch.equal(before, params[0])

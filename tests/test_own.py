@@ -521,7 +521,7 @@ def test_what_is_no_number_in_a_group():
     """By the step: torch's constructors look at no group."""
     params = parameters(shapes=[(2, 3)])
     Gradients().set(params, 0)
-    for algorithm in CATALOG.values():
+    for algorithm in (one for one in CATALOG.values() if hasattr(one.ours, "rule")):
         with pytest.raises(TypeError, match="lr must be a number, got 'fast'"):
             algorithm.ours([{"params": params, "lr": "fast"}], **algorithm.promised | {"lr": 0.1}).step()
 

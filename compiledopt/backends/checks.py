@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compiledopt.backends.batch import Entry
-from compiledopt.backends.layout import is_sparse
+from compiledopt.backends.layout import is_sparse, lacks_memory
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
 
@@ -21,6 +21,16 @@ def check_layout(rule: Rule, param: torch.Tensor, grad: torch.Tensor, owner: str
         raise RuntimeError(f"{owner} does not support sparse gradients, please consider SparseAdam instead")
     elif param.is_complex():
         raise RuntimeError(f"{owner} does not support sparse gradients of complex parameters; use torch.view_as_real")
+
+
+def check_memory(what: str, tensor: torch.Tensor, owner: str) -> None:
+    """Refuse a tensor without memory behind it, which a kernel of anybody's would crash on. Raises: RuntimeError."""
+    if lacks_memory(tensor):
+        size = tensor.untyped_storage().nbytes()
+        raise RuntimeError(
+            f"{owner}: the storage of a {what} of shape {tuple(tensor.shape)} was resized to {size} bytes, which do not hold "
+            "its elements; give it its memory back before the step, or set the gradient to None"
+        )
 
 
 def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owner: str) -> None:
@@ -41,6 +51,8 @@ def check_gradient(traced: Traced, param: torch.Tensor, grad: torch.Tensor, owne
             f"{owner}: a gradient of shape {tuple(grad.shape)} does not fit its parameter of shape {tuple(param.shape)}; "
             "run backward again after resizing a parameter"
         )
+    check_memory("parameter", param, owner)
+    check_memory("gradient", grad, owner)
     if grad.device != param.device:
         raise RuntimeError(f"{owner}: parameter on {param.device}, gradient on {grad.device}; run backward again after moving")
     if grad.is_complex() != param.is_complex():
@@ -69,6 +81,7 @@ def check_state(entry: Entry, owner: str) -> None:
                 "in another way is no number here. To change `state_dtype` between steps, take state_dict(), set the group's, "
                 "and load_state_dict() it, which converts; or delete optimizer.state[param] to start afresh"
             )
+        check_memory(f"state {name!r}", value, owner)
         if value.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{owner}: state {name!r} is an inference tensor. Inplace update to inference tensor outside InferenceMode is "
@@ -83,3 +96,4 @@ def check_state(entry: Entry, owner: str) -> None:
         value = entry.state.get(name)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             raise RuntimeError(f"{owner}: state {name!r} must be a tensor of one element, got {value!r}")
+        check_memory(f"state {name!r}", value, owner)

@@ -12,7 +12,7 @@ import torch
 from compiledopt.backends.batch import Backend, Batch, Context, Entry, Unchanged, counted_of, operand_dtypes
 from compiledopt.backends.cpp.kernels import launcher
 from compiledopt.backends.distributed import is_distributed
-from compiledopt.backends.layout import same_layout
+from compiledopt.backends.layout import lacks_memory, same_layout
 from compiledopt.rules.traced import Traced, Variant
 
 READY, REGROUP = 0, 1
@@ -259,6 +259,6 @@ class GatheredBatch(Batch):
 
 def _staged(param: torch.Tensor) -> torch.Tensor | None:
     grad = param.grad
-    if grad is None or not needs_staging(param, grad):
+    if grad is None or not needs_staging(param, grad) or lacks_memory(grad):  # which the gather refuses
         return grad
     return torch.empty_like(param, dtype=grad.dtype, requires_grad=False).copy_(grad)

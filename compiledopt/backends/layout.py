@@ -29,6 +29,20 @@ def is_sparse(grad: torch.Tensor | None) -> bool:
     return grad is not None and grad.layout is not torch.strided
 
 
+def lacks_memory(tensor: torch.Tensor | None) -> bool:
+    """Whether the storage of a plain tensor has not all of its elements, as one that was resized to nothing meanwhile."""
+    if tensor is None or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    try:
+        size = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # what stands for a tensor under torch.func has none
+        return False
+    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return size < (last + 1) * tensor.element_size()
+
+
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
     """A complex tensor as twice as many reals, sharing memory unless it is lazily conjugated, as a gradient may be."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -19,6 +19,8 @@ from compiledopt.backends.inductor import Bits, compute_dtype, evaluate
 from compiledopt.backends.layout import HALF, as_real, held, is_sparse
 from compiledopt.rules.scalar_part import Measurement
 
+# 0 where the storage was resized to nothing. Of gradients and states too it would take a tenth of SGD's step.
+ADDRESS = torch.Tensor.data_ptr
 LIMIT = 64 * 2**20  # bytes of temporaries, where a longer list means fewer launches
 
 
@@ -50,6 +52,8 @@ class Row:
         self.dtypes = [grad.dtype for grad in self.grads]
         self.layouts = [grad.layout for grad in self.grads]
         self.devices = [param.device for param in self.params]
+        plain = set(map(type, self.params)) <= {torch.Tensor, torch.nn.Parameter}
+        self.lie_in_memory = plain and all(map(may_have_address, self.params))
         self.inference = torch.is_inference_mode_enabled()  # outside of it, some states cannot be written
 
     def is_as_before(self) -> bool:
@@ -60,6 +64,8 @@ class Row:
             if [grad.layout for grad in grads] != self.layouts or [grad.dtype for grad in grads] != self.dtypes:
                 return False
         except AttributeError:  # a gradient that is None
+            return False
+        if self.lie_in_memory and 0 in map(ADDRESS, self.params):
             return False
         if [grad.shape for grad in grads] != self.shapes or [param.shape for param in self.params] != self.shapes:
             return False
@@ -186,6 +192,11 @@ class EagerBatch(Batch):
 
     def update(self) -> None:
         raise NotImplementedError
+
+
+def may_have_address(param: torch.Tensor) -> bool:
+    """Whether a parameter has memory whose address is known, unless that was given back."""
+    return param.device.type in ("cpu", "cuda", "xpu") and param.layout is torch.strided and param.numel() > 0
 
 
 def totals_of(

@@ -27,7 +27,7 @@ from compiledopt.backends.eager.in_place import InPlace, Met, as_number, is_same
 from compiledopt.backends.eager.rows import LIMIT, bytes_of, cut
 from compiledopt.backends.eager.tape import Tape
 from compiledopt.backends.eager.trial import can_stack, try_rule, without_data
-from compiledopt.backends.layout import HALF, held, is_dense
+from compiledopt.backends.layout import HALF, held, is_dense, lacks_memory
 from compiledopt.rules.options import NOISE, NORM, SEED
 from compiledopt.rules.trace import named
 from compiledopt.rules.traced import Traced
@@ -116,6 +116,8 @@ class Stack:
         if any(entry.first is not self.first for entry in self.entries) or self.inference != torch.is_inference_mode_enabled():
             return False
         params = self.homes["param"]
+        if any(lacks_memory(tensor) for param in params for tensor in (param, param.grad)):
+            return False
         if (_seen(params), _seen([param.grad for param in params])) != self.seen:
             return False
         for name, tensors in self.states.items():

@@ -87,7 +87,7 @@ Status check_scalars(const Plan& plan, const Found& found, const Rows* table, in
     const TensorImpl* scalar = found.scalar(k);
     if (plan.device_scalars) {
       if (!is_plain(scalar, plan.dispatch_keys) || scalar->device() != plan.device || scalar->numel() != 1 ||
-          scalar->dtype() != plan.types[plan.operands + k])
+          !has_memory(scalar) || scalar->dtype() != plan.types[plan.operands + k])
         return kRebuild;
       continue;
     }
@@ -120,7 +120,7 @@ Status gather_entry(Plan& plan, int64_t index, const Given& given, bool alone) {
   for (int k = 0; k < plan.operands; ++k) {
     const TensorImpl* operand = found.operand(k);
     if (!is_plain(operand, plan.dispatch_keys) || operand->device() != plan.device || operand->dtype() != plan.types[k] ||
-        (k && alike && !same_layout(param, operand)))
+        (k && alike && !same_layout(param, operand)) || !has_memory(operand))
       return kRebuild;
   }
   if (!param->is_non_overlapping_and_dense()) return kRebuild;

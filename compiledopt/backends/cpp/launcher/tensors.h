@@ -90,6 +90,12 @@ bool is_reduced(const TensorImpl* param, const TensorImpl* impl, int axes, int o
   return at == own.size();
 }
 
+// Whether a tensor's storage has all of its elements: one that was resized to nothing, as sharding does, has no memory.
+bool has_memory(const TensorImpl* impl) {
+  const int64_t end = (impl->storage_offset() + impl->numel()) * static_cast<int64_t>(impl->itemsize());
+  return impl->numel() == 0 || static_cast<int64_t>(impl->unsafe_storage().unsafeGetStorageImpl()->nbytes()) >= end;
+}
+
 // TensorImpl::data() without its out-of-line checks: a plain dense tensor (`is_plain`) has a storage.
 void* data_of(const TensorImpl* impl, bool written) {
   const auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
@@ -113,7 +119,7 @@ void write_scalar(const TensorImpl* impl, double value) {
 }
 
 bool is_scalar(const TensorImpl* impl) {
-  return is_plain(impl, plain_keys) && impl->numel() == 1 &&
+  return is_plain(impl, plain_keys) && impl->numel() == 1 && has_memory(impl) &&
       (impl->dtype() == caffe2::TypeMeta::Make<float>() || impl->dtype() == caffe2::TypeMeta::Make<double>());
 }
 
