@@ -293,9 +293,8 @@ def _check_shared(rule: Rule, name: str, value: Node, tracer: Tracer) -> None:
 def named(rule: Rule, returned: Any, present: Sequence[str], kind: type[T]) -> dict[str, T]:
     """{"param" or state: new value} of what a rule returned. Raises: TraceError where it is not (param, *states)."""
     expected = ("param", *rule.states)
-    returned = (
-        (returned,) if isinstance(returned, kind) or (len(expected) == 1 and not isinstance(returned, tuple)) else returned
-    )
+    alone = not isinstance(returned, tuple) and (isinstance(returned, kind) or len(expected) == 1)
+    returned = (returned,) if alone else returned
     if not isinstance(returned, tuple) or len(returned) != len(expected):
         got = f"{len(returned)} values" if isinstance(returned, tuple) else f"{type(returned).__name__}, which is no tuple"
         raise TraceError(f"{rule.place}: rule {rule.name} must return ({', '.join(expected)}), got {got}")
