@@ -77,7 +77,8 @@ def tuples_of_numbers(defaults: Mapping[str, Any]) -> dict[str, bool]:
 def check_numbers(several: Mapping[str, bool], group: Mapping[str, Any]) -> None:
     """Refuse what is no number where one belongs; None, flags and schedules may stand there. Raises: TypeError, naming it."""
     for name, many in several.items():
-        value = group.get(name)
+        # What a schedule says is not asked for: that reads a step.
+        value = dict.get(group, name) if isinstance(group, dict) else group.get(name)
         if many and not isinstance(value, (tuple, list)):
             raise TypeError(f"{name} must be a tuple of numbers, got {value!r}")
         for one in value if many else (value,):  # type: ignore[union-attr]
