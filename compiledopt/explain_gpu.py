@@ -15,6 +15,7 @@ from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.built import Made, built_for, check_for
 from compiledopt.backends.triton.readiness import kernel_of
+from compiledopt.backends.triton.shared import launches_of
 from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.rules.program import ELEMENTS, scalar_program
 from compiledopt.rules.rule import Rule
@@ -72,7 +73,7 @@ def explain_gpu(
     example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
     known = traced(around.derived(rule, group, param=example), group)
     check_for(known, dtype, EXAMPLE)
-    if not known.elementwise:
+    if not known.elementwise or known.measures:
         made = built_for(known, arch, dtype, EXAMPLE)
         return _explanation(name, known, group, arch, dtype, made, source, ptx)
     dtypes = (dtype, dtype, *known.dtypes_of(example).values())
@@ -80,7 +81,8 @@ def explain_gpu(
     assert isinstance(kernel, triton.TritonKernel)
     block, warps = candidates_for(kernel, dtypes)[0]
     built = [triton.build_for(kernel, arch, block, warps, rows) for rows in (1, triton.FEW, 0)]
-    made = Made(known.program, [known.program], [kernel.source], built)
+    entry = Entry(example, {}, 0, known, Choice("compiled", ""))
+    made = Made(known.program, [known.program], [kernel.source], built, sum(bytes_moved(entry)))
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
 
 
@@ -92,10 +94,6 @@ def _explanation(
     sources, built = made.sources, made.built
     text, first = "\n".join(sources), built if len(sources) > 1 else built[:1]
     loads, stores = (len(re.findall(rf"tl\.{what}\(p\d+ \+ (x0|i{ELEMENTS})", text)) for what in ("load", "store"))
-    moved = made.moved
-    if known.elementwise:
-        entry = Entry(torch.empty(EXAMPLE, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
-        moved = sum(bytes_moved(entry), 0.0)
     there = group.get("capturable") or known.measured(torch.empty(EXAMPLE, dtype=dtype, device="meta")).measures
     rows = [scalar_program(program) for program in made.programs if program.scalars and there]
     for scalars in rows:
@@ -105,10 +103,10 @@ def _explanation(
         arch=f"sm_{arch}",
         dtype=str(dtype).removeprefix("torch."),
         kernels=len(sources),
-        launches_per_step=len(sources) + len(rows) + known.is_clipped + made.calls,
+        launches_per_step=len(sources) + len(rows) + known.is_clipped + made.calls + launches_of(known, group),
         loads_per_element=loads,
         stores_per_element=stores,
-        bytes_per_element=moved + known.is_clipped * dtype.itemsize,
+        bytes_per_element=made.moved + known.is_clipped * dtype.itemsize,
         vector_loads=sum(one.vector_loads for one in first),
         vector_stores=sum(one.vector_stores for one in first),
         registers=max(one.registers for one in built),

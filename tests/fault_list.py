@@ -2052,7 +2052,7 @@ fault(
 )
 fault(
     "step:shared-state-not-written",
-    "step/totals.py",
+    "step/shared.py",
     "target.fill_(value)",
     "None",
     "test_whole_model.py::test_against_the_authors",

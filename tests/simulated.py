@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compiledopt.backends import devices
-from compiledopt.backends.triton import batch, capturable
+from compiledopt.backends.triton import batch, capturable, shared
 from compiledopt.backends.triton.kernels import TritonKernel
 
 aten = torch.ops.aten
@@ -101,7 +101,7 @@ def capture(monkeypatch):
     with monkeypatch.context() as patch:
         unwatched(patch)
         patch.setattr(TritonKernel, "function", property(Launches))
-        for module in (batch, capturable, devices):
+        for module in (batch, capturable, devices, shared):
             patch.setattr(module, "is_capturing", lambda _: True)
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

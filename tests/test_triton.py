@@ -248,7 +248,7 @@ def test_lowering_leaves_torch_as_it_was():
 
 
 INTERPRETED = ["interpreted.py", "interpreted_captures.py", "interpreted_reductions.py", "interpreted_storage.py"]
-INTERPRETED += ["interpreted_matrices.py"]
+INTERPRETED += ["interpreted_matrices.py", "interpreted_shared.py"]
 
 
 @pytest.mark.processes
@@ -300,8 +300,25 @@ def test_explain_of_a_state_of_one_number(capsys):
     assert __main__.main(["explain", "AdaNorm", "--device", "cuda", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["kernels"] == told["launches_per_step"] == 3 and told["spills"] == 0
-    assert __main__.main(["explain", "Prodigy", "--device", "cuda"]) == 1  # what a step would say
-    assert "share a state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels", "calls"),
+    [("SGDScheduleFree", 1, {"": 1, "capturable=True": 3}), ("AvaGrad", 3, {"": 10, "capturable=True": 11})],
+)
+def test_explain_of_what_parameters_share(name, kernels, calls, capsys):
+    """Numbers alone are one launch more where they are on the device, beside that of the scalar part; sums are two kernels, and
+    what zeros and adds up what these leave."""
+    for option, launches in calls.items():
+        more = ["--option", option] if option else []
+        assert __main__.main(["explain", name, "--device", "cuda", "--json", *more]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["kernels"], told["launches_per_step"], told["spills"]) == (kernels, launches, 0)
+
+
+def test_explain_of_sums_over_blocks(capsys):
+    assert __main__.main(["explain", "Prodigy", "--device", "cuda", "--option", 'state_dtype="int8"']) == 1
+    assert "sums over what is kept in blocks" in capsys.readouterr().err  # what a step would say
 
 
 STORED = {

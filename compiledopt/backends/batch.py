@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar
@@ -155,7 +156,7 @@ class Batch(ABC):
     def launch(self) -> None:
         """Update what `prepare` saw. Mutates: parameters and states."""
 
-    @property
+    @cached_property
     def is_clipped(self) -> bool:
         return any(entry.traced.is_clipped for entry in self.entries)
 
@@ -168,11 +169,11 @@ class Batch(ABC):
         launch. first, last: of the batches that do so. Mutates: `place`. False: it cannot."""
         return False
 
-    @property
+    @cached_property
     def is_measured(self) -> bool:
         return any(entry.measured.is_measured for entry in self.entries)
 
-    @property
+    @cached_property
     def rounds_of_totals(self) -> int:
         """How often `totals` is to be asked: some are computed from others."""
         return max((len(entry.measured.measures) for entry in self.entries), default=0)
@@ -202,6 +203,27 @@ class Batch(ABC):
     def steady(self) -> Callable[[Standing], Steady | None] | None:
         """What makes one call of all further steps of a plan whose batches are all of this kind, or None."""
         return None
+
+
+class Sharing(ABC):
+    """Computes the new values of what parameters share, where that is."""
+
+    @abstractmethod
+    def prepare(self) -> bool:
+        """As of a batch."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Write the new values, after all batches."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """As of a batch."""
+
+    @property
+    @abstractmethod
+    def is_captured(self) -> bool:
+        """As of a batch."""
 
 
 def unchanged(groups: Any, params: Any, state: Any, states: Any, waiting: Any) -> bool:
@@ -315,6 +337,11 @@ class Backend(ABC):
     @abstractmethod
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         """Make a batch of entries of one bucket. Raises: CompileError."""
+
+    def sharing(self, traced: Traced, groups: Sequence[int], context: Context, device: torch.device) -> Sharing | None:
+        """What advances the shared states of groups whose rule is one program, by launches; None: by the scalar part, from
+        Python. Raises: CompileError."""
+        return None
 
     @abstractmethod
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:

@@ -144,8 +144,9 @@ class Program:
     def shared_part(self) -> Program:
         """The new values of the shared states, from numbers alone."""
         outputs = {name: self.outputs[name] for name in sorted(self.shared)}
-        used = [node for node in self.scalars if any(_follows_from(value, node) for value in outputs.values())]
-        return Program(f"{self.rule}_shared", tuple(used), outputs)
+        used = [n for n in self.scalars if n.name in outputs or any(_follows_from(value, n) for value in outputs.values())]
+        unread = [Node("input", (), True, name) for name in outputs if name not in {node.name for node in used}]
+        return Program(f"{self.rule}_shared", (*used, *unread), outputs)
 
     @cached_property
     def text(self) -> str:

@@ -14,7 +14,7 @@ from compiledopt.backends.batch import Batch
 from compiledopt.interrupts import Whole
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import give_modes
-from compiledopt.step.totals import give_shared
+from compiledopt.step.shared import give_shared
 
 
 class Turn:

@@ -7,13 +7,14 @@ write. Whatever raises before the last point leaves parameters and states as the
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Choice, Context, Entry, unchanged
+from compiledopt.backends.batch import Batch, Choice, Context, Entry, Sharing, unchanged
 from compiledopt.backends.checks import check_gradient, check_state
 from compiledopt.rules.traced import Traced
 from compiledopt.stats import STATS
@@ -21,6 +22,7 @@ from compiledopt.step.decide import decide, decide_watched, fall_back, kind_of, 
 from compiledopt.step.owner import Owner
 from compiledopt.step.seen import Seen
 from compiledopt.step.shards import Shards, runs_on_shards
+from compiledopt.step.shared import Shared
 from compiledopt.step.states import StateMaker, is_complete
 from compiledopt.step.totals import Totals
 
@@ -38,7 +40,8 @@ class Plan:
         self.main = Context(owner.name, list(owner.groups), self.rules, {}, self.numbers)
         self.flags = self.main.read()
         self.programs = owner.programs()
-        self.totals = Totals(self.main, self.programs, owner.watched is not None or self._is_captured())
+        self.totals = Totals(self.main, self.programs)
+        self.shared = Shared(self.main, self.programs, owner.watched is not None or self._is_captured())
         self.params = [param for group in owner.groups for param in group["params"]]
         self.waiting: list[torch.Tensor] = []
         self.shards = Shards()
@@ -47,7 +50,8 @@ class Plan:
         try:
             self._make_states(entries, maker)
             self.rounds = [self._settled(self._batches(part)) for part in _rounds(entries)]
-            self.prepared = all(batch.prepare() for batch in self.rounds[0]) if self.rounds else True
+            self.shared.settle(self.rounds, self.contexts)
+            self.prepared = all(map(self._is_prepared, range(len(self.rounds[:1]))))
         except BaseException:
             maker.undo()
             self.shards.drop_gradients()
@@ -112,7 +116,7 @@ class Plan:
         if device not in self.contexts:
             step = self.owner.step_on(device)
             self.totals.join(step)
-            self.contexts[device] = Context(self.owner.name, self.main.groups, self.rules, step, self.numbers)
+            self.contexts[device] = replace(self.main, step=step)
         return self.contexts[device]
 
     def _batches(self, entries: Sequence[Entry]) -> list[Batch]:
@@ -143,7 +147,7 @@ class Plan:
         """Whether it has the tensors of these groups and states: it may fit again, and keeps none alive that they do not."""
         if groups is not self.owner.groups or state is not self.owner.state or len(groups) != len(self.main.groups):
             return False
-        if not all(map(is_, groups, self.main.groups)) or any(batch.is_captured for batch in self.batches):
+        if not all(map(is_, groups, self.main.groups)) or any(one.is_captured for one in self.replayed):
             return False
         return self.unchanged(groups, self.params, state, self.states, [])
 
@@ -152,7 +156,7 @@ class Plan:
         owner = self.owner
         if groups is not owner.groups or state is not owner.state or len(self.rules) != len(groups):
             return False
-        if not all(map(is_, owner.groups, self.main.groups)) or not self.totals.fit():
+        if not all(map(is_, owner.groups, self.main.groups)) or not self.shared.fit():
             return False
         if not all(map(Seen.is_as_before, self.seen)) and not (
             all(map(Seen.fits, self.seen)) and self.main.read() == self.flags
@@ -172,7 +176,7 @@ class Plan:
 
     def _run(self) -> bool:
         for number, batches in enumerate(self.rounds):
-            if not self.prepared and not all(batch.prepare() for batch in batches):
+            if not self.prepared and not self._is_prepared(number):
                 if number == 0:
                     return False
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
@@ -180,13 +184,23 @@ class Plan:
             self.owner.measure(batches, again=number > 0)
             if self.totals.exist:
                 self.totals.measure(batches, again=number > 0)
+            if self.shared.states and number == 0:
+                self.shared.advance(batches, self.totals.steps[0])
             for batch in batches:
                 batch.launch()
-        self.totals.commit()
+        self.shared.commit()
         self.owner.count(self.batches)
         if self.owner.fresh:
             self.owner.fresh.difference_update(entry.param for batch in self.batches for entry in batch.entries)
         return True
+
+    def _is_prepared(self, number: int) -> bool:
+        return all(batch.prepare() for batch in self.rounds[number]) and (number > 0 or self.shared.prepare())
+
+    @property
+    def replayed(self) -> list[Batch | Sharing]:
+        """What captured graphs may read the tables of."""
+        return [*self.batches, *self.shared.sharing]
 
     @property
     def batches(self) -> list[Batch]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Batch, Entry, Steady
+from compiledopt.backends.batch import Batch, Entry, Sharing, Steady
 from compiledopt.rules.rule import Rule
 from compiledopt.step.evaluating import set_mode
 from compiledopt.step.foresee import foresee, programs_of, supports_loss_scale
@@ -39,7 +39,7 @@ class Stepper:
     their first update; reasons: fallbacks that were told of; told: schedules that ended and were told of.
     """
 
-    def __init__(self, captured: list[Batch] | None = None) -> None:
+    def __init__(self, captured: list[Batch | Sharing] | None = None) -> None:
         self.plan: Plan | None = None
         self.steady: Steady = never
         self.kept: list[tuple[Plan, Steadying]] = []
@@ -54,10 +54,10 @@ class Stepper:
 
     def again(self) -> Stepper:
         """Another for the same optimizer, after its groups and states were exchanged; graphs may still be replayed."""
-        return Stepper([*self.captured, *(batch for batch in self._batches() if batch.is_captured)])
+        return Stepper([*self.captured, *(one for one in self._replayed() if one.is_captured)])
 
-    def _batches(self) -> list[Batch]:
-        return [] if self.plan is None else self.plan.batches
+    def _replayed(self) -> list[Batch | Sharing]:
+        return [] if self.plan is None else self.plan.replayed
 
     def step(self, optimizer: Stepped) -> None:
         """Raises: RuntimeError or TypeError, before any write, for what cannot be updated or is stepped by another thread."""
@@ -107,7 +107,7 @@ class Stepper:
             self.clipping = clipping
 
     def _run_new_plan(self, optimizer: Stepped, scaling: around.Scaling | None) -> None:
-        self.captured += [batch for batch in self._batches() if batch.is_captured]  # they must outlive the plan
+        self.captured += [one for one in self._replayed() if one.is_captured]  # they must outlive the plan
         before = self._plans()
         self.plan, self.kept, self._steadying = None, [], Steadying()
         self.clipping = (self.clipping or around.Clipping()) if self._is_clipped(optimizer) else None
@@ -178,8 +178,8 @@ class Stepper:
 
     def refresh(self) -> None:
         """Bring numbers of the groups that changed to where captured graphs read them."""
-        for batch in (*self._batches(), *self.captured):
-            batch.refresh()
+        for one in (*self._replayed(), *self.captured):
+            one.refresh()
 
     # ---- knowing ----
 

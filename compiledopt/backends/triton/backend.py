@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Description, Entry, spread_of
+from compiledopt.backends.batch import Batch, Context, Description, Entry, Sharing, spread_of
 from compiledopt.backends.cpp.kernels import platform_reason
 from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of
@@ -18,6 +18,9 @@ from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
 from compiledopt.backends.triton.parts import batch_of, objection_to, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
+from compiledopt.backends.triton.shared import check_shared, sharing_of
+from compiledopt.errors import CompileError
+from compiledopt.rules.traced import Traced
 
 
 class TritonBackend(GatheredBackend):
@@ -44,6 +47,10 @@ class TritonBackend(GatheredBackend):
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         if (reason := objection_to(entry)) is not None:
             return reason
+        try:
+            check_shared(entry.traced, group, entry.param.device)
+        except CompileError as error:
+            return str(error)
         there = is_on_device(entry.traced, group, entry.param, entry.state)
         return next((reason for part in parts_of(entry) if (reason := refusal_of(part, group, there)) is not None), None)
 
@@ -58,6 +65,9 @@ class TritonBackend(GatheredBackend):
         first = entries[0]
         there = is_on_device(first.traced, context.groups[first.group], first.param, first.state)
         return batch_of(entries, context, CapturableBatch if there else TritonBatch)
+
+    def sharing(self, traced: Traced, groups: Sequence[int], context: Context, device: torch.device) -> Sharing | None:
+        return sharing_of(traced, groups, context, device)
 
     def runs_for(self, entry: Entry) -> Hashable:
         return (several_of(entry), *(part.runs for part in parts_of(entry)))

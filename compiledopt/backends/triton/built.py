@@ -1,4 +1,4 @@
-"""The kernels of a rule that is not elementwise, compiled on any machine, for who wants to know what they are."""
+"""The kernels of a rule that takes more than one, compiled on any machine, for who wants to know what they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compiledopt.backends.batch import Choice, Entry, operand_dtypes
+from compiledopt.backends.batch import Choice, Entry, bytes_moved, operand_dtypes
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.parts import calls_of, check, inner_of, parts_of
@@ -38,11 +38,12 @@ def check_for(known: Traced, dtype: torch.dtype, shape: tuple[int, ...]) -> None
 
 
 def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
-    """Of a rule that reduces or multiplies matrices, for parameters of a shape, on a GPU that need not be there. arch: 80, 90,
-    and so on. Raises: CompileError."""
+    """Of a rule that reduces, sums over parameters or multiplies matrices, for parameters of a shape, on a GPU that need not be
+    there. arch: 80, 90, and so on. Raises: CompileError."""
     entry = Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
     inner = inner_of(entry)
-    variant, matrices = inner.traced.variant(inner.param), program_of(inner)
+    variant = inner.traced if inner.traced.elementwise else inner.traced.variant(inner.param)
+    matrices = program_of(inner)
     if not isinstance(variant, str):
         made = Made(variant.program, [], [], [])
     elif matrices is None:
@@ -65,7 +66,7 @@ def _add(made: Made, part: Entry, arch: int) -> None:
     if isinstance(kernel, triton.TritonKernel):
         made.built.append(triton.build_for(kernel, arch))
         made.sources.append(kernel.source)
-        made.moved += sum(moved_alone(part))
+        made.moved += sum(bytes_moved(part) if part.traced.measures else moved_alone(part))
         return
     masks = masks_of(kernel, [shape_of(part.param, runs.order)])
     made.built += [best_for(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]

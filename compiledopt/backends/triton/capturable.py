@@ -27,6 +27,11 @@ from compiledopt.rules.traced import Traced, Variant
 ROWS, WARPS = 128, 4  # rows per block of the scalar kernel
 # What the library keeps on the device itself, beside the numbers of the groups: around/clip.py and around/loss_scale.py.
 KEPT = {NORM: torch.float64, SCALE: torch.float32, FOUND: torch.float32}
+STALE = "CUDA graph capture with numbers that changed since the last step(): call refresh() first"
+OTHERS = (
+    "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): run step() with "
+    "them before"
+)
 Key = tuple[Any, ...]
 
 
@@ -44,10 +49,14 @@ def option_names(traced: Traced | Variant) -> list[str]:
 
 
 def option_dtypes(traced: Traced | Variant, numbers: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
+    return number_dtypes(option_names(traced), numbers, device)
+
+
+def number_dtypes(names: Sequence[str], numbers: Mapping[str, Any], device: torch.device) -> tuple[torch.dtype, ...]:
     """The dtypes in which a scalar kernel finds the numbers of a group: those of tensors on the device, float64 mirrored."""
     found = []
-    for name in option_names(traced):
-        value = None if name == "first" or name in KEPT else numbers.get(name)  # no total is one of a group's
+    for name in names:
+        value = None if name == "first" or name in KEPT else numbers.get(name)  # a total of a group is float64, too
         found.append(value.dtype if lives_on(value, device) else KEPT.get(name, torch.float64))
     return tuple(found)
 
@@ -98,7 +107,12 @@ def scalars_kernel(
     dtypes = [next(each) for each in of]
     if not inputs:
         return None
-    made = _lowered(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns))
+    return rows_ready(traced.program, (*dtypes, *[kernel.scalar] * kernel.columns), device)
+
+
+def rows_ready(program: Program, dtypes: tuple[torch.dtype, ...], device: torch.device) -> triton.TritonKernel:
+    """The kernel of a program's scalar part, which has run on nothing. Raises: CompileError."""
+    made = _lowered(program, dtypes)
 
     def run_on_nothing() -> None:
         RowsLaunch(made, device)(torch.zeros(1, dtype=torch.int64, device=device), 0)
@@ -361,10 +375,7 @@ def check_capture(batch: CapturableBatch, ready: bool) -> None:
         pointers, lengths, _, states = batch.native.tables()
         key = batch.key_of(pointers, states)
         if key[2] == batch.key[2] and batch.mirror.stale():
-            raise RuntimeError("CUDA graph capture with numbers that changed since the last step(): call refresh() first")
+            raise RuntimeError(STALE)
         if key == batch.key and not batch.tables.unfit(pointers, batch._extents(lengths)):
             return
-    raise RuntimeError(
-        "CUDA graph capture with other parameters, states, sizes, or tensors as numbers than in the last step(): "
-        "run step() with them before"
-    )
+    raise RuntimeError(OTHERS)

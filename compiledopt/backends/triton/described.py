@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compiledopt.backends.batch import Description, Entry, bytes_moved, operand_dtypes
@@ -11,6 +12,7 @@ from compiledopt.backends.triton.capturable import is_on_device
 from compiledopt.backends.triton.parts import calls_of, parts_of, several_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.reducing import ReducingKernel
+from compiledopt.backends.triton.shared import launches_of
 from compiledopt.backends.triton.stored import moved_alone, stored_of, stored_parts
 from compiledopt.backends.triton.symmetric import Told
 from compiledopt.backends.waves import share, waves
@@ -19,9 +21,10 @@ from compiledopt.rules.scalars import scalar_source
 
 def described(entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
     """What a batch of these entries would do: one launch, of a rule that reduces a few, and one more where the scalar part is
-    on the device; of a rule with products those before and after, and calls of torch."""
+    on the device, and for what parameters share there; of a rule with products those before and after, and calls of torch."""
     first = entries[0]
-    return _alone(first, group) if several_of(first) is None else _several(entries, group)
+    found = _alone(first, group) if several_of(first) is None else _several(entries, group)
+    return replace(found, calls=found.calls + launches_of(first.traced, group))
 
 
 def _alone(first: Entry, group: Mapping[str, Any]) -> Description:

@@ -1,5 +1,5 @@
-"""Rules that sum over all parameters: two launches reduce what is summed to one number for each parameter, those are added up
-where they lie, and the update reads the sum there, in its scalar part."""
+"""Rules that sum over all parameters, or over those of a group: two launches reduce what is summed to one number for each
+parameter, those are added up where they lie, and the update reads the sum there, in its scalar part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes, total_of
+from compiledopt.backends.batch import Batch, Context, Entry, TotalOf, Value, over_processes
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.waves import MakeBatch, Wave, WavedBatch
 from compiledopt.rules.matrix_program import Part, start_of
@@ -31,12 +31,10 @@ class SummedProgram:
 
 
 def summed_of(traced: Traced, param: torch.Tensor) -> SummedProgram | None:
-    """What runs before the update of a rule that sums over all parameters, or None: sums over groups, and over what is kept in
-    blocks, have no kernels."""
+    """What runs before the update of a rule that sums over parameters, or None: sums over what is kept in blocks have no
+    kernels."""
     runs = traced.measured(param)
-    if not runs.measures or runs.program.blocks or traced.rule.shared:
-        return None
-    if any(node.is_of_group for measure in runs.measures for node in measure.totals):
+    if not runs.measures or runs.program.blocks:
         return None
     key = SummedProgram, runs
     if key not in traced.made:
@@ -48,11 +46,9 @@ def summed_of(traced: Traced, param: torch.Tensor) -> SummedProgram | None:
 def in_common(traced: Traced, param: torch.Tensor) -> str | None:
     """Why what parameters have in common keeps a rule from having kernels, or None."""
     name = traced.rule.name
-    if traced.rule.shared:
-        return f"the parameters of {name} share a state, and there is no Triton kernel for that"
     if not traced.measured(param).measures or summed_of(traced, param) is not None:
         return None
-    return f"{name} sums over a group, or over what is kept in blocks, and there is no Triton kernel for that"
+    return f"{name} sums over what is kept in blocks, and there is no Triton kernel for that"
 
 
 def _part(traced: Traced, runs: Runnable, measure: Measurement) -> Part:
@@ -66,13 +62,15 @@ def _part(traced: Traced, runs: Runnable, measure: Measurement) -> Part:
     outputs |= {node.name: node for node in numbers if node.name in counted}
     states = (*(node.name for node in tensors[2:]), *counted, *(node.name for node in places))
     read = {node.name.split("[")[0] for node in numbers}
+    asked = (*rule.options, *rule.shared)
     initial = {
         name: start_of(traced.rule, name, start, traced.options) for name, start in rule.initial.items() if name in states
     }
     made = replace(
         rule,
         states=states,
-        options=tuple(name for name in rule.options if name in read),
+        options=tuple(name for name in asked if name in read),
+        shared={},
         scalars=frozenset(counted),
         optional={},
         initial={**initial, **{node.name: _number for node in places}},
@@ -137,7 +135,7 @@ class SummedBatch(WavedBatch):
         states = list[tuple[Any, Any]]()
         self._keep_totals()
         self.memory = tuple(self._reserve(len(_totals(part)), _wide(entries[0].param), len(entries)) for part in program.sums)
-        self.found = [self._reserve(len(memory), torch.float64) for memory in self.memory]
+        self.found = [self._found(measure.totals) for measure in entries[0].measured.measures]
         self.sums = []
         for part, memory in zip(program.sums, self.memory, strict=True):
             parts = [
@@ -155,17 +153,35 @@ class SummedBatch(WavedBatch):
     @ordinary
     def _keep_totals(self) -> None:
         """Let each total have a place on the device, where kernels, and graphs, read it."""
-        for measure in self.entries[0].measured.measures:
-            for node in measure.totals:
-                if not isinstance(self.context.step.get(node.name), torch.Tensor):
-                    self.context.step[node.name] = torch.zeros((), dtype=torch.float64, device=self.device)  # type: ignore[index]
+        context = self.context
+        for node in (node for measure in self.entries[0].measured.measures for node in measure.totals):
+            theirs = [context.more[group] for group in self._groups] if node.is_of_group else [context.step]
+            for numbers in theirs:
+                if not isinstance(numbers.get(node.name), torch.Tensor):
+                    numbers[node.name] = torch.zeros((), dtype=torch.float64, device=self.device)  # type: ignore[index]
+        context.add_more()
+
+    @property
+    def _groups(self) -> dict[int, slice]:
+        """Which of the entries are of which group: they come group by group."""
+        groups = [entry.group for entry in self.entries]
+        return {group: slice(groups.index(group), groups.index(group) + groups.count(group)) for group in groups}
+
+    def _found(self, totals: Sequence[Node]) -> list[tuple[int | None, slice, torch.Tensor]]:
+        """Whose totals are to be added up: (the group, or None for all; its entries; the place of what is found)."""
+        wanted = {node.is_of_group for node in totals}
+        every = [(None, slice(None))] * (False in wanted) + [*self._groups.items()] * (True in wanted)
+        return [(group, members, self._reserve(len(totals), torch.float64)) for group, members in every]
 
     @torch.no_grad()
     def totals(self, round: int) -> dict[TotalOf, Value]:
-        memory, measure = self.memory[round], self.entries[0].measured.measures[round]
-        found, first = self.found[round], self.entries[0]
+        memory, measure, first = self.memory[round], self.entries[0].measured.measures[round], self.entries[0]
         memory.zero_()  # of those without a gradient
         self.sums[round].launch()
-        torch.sum(memory, 1, dtype=torch.float64, out=found)
-        each = [(node, found[index]) for index, node in enumerate(measure.totals)]
-        return {total_of(node, first.group): over_processes(value, first) for node, value in each}
+        found: dict[TotalOf, Value] = {}
+        for group, members, place in self.found[round]:
+            torch.sum(memory[:, members], 1, dtype=torch.float64, out=place)
+            for index, node in enumerate(measure.totals):
+                if node.is_of_group is (group is not None):
+                    found[node.name, group] = over_processes(place[index], first)
+        return found
