@@ -11,12 +11,9 @@ from typing import Any
 import torch
 
 from compiledopt import around
-from compiledopt.backends.batch import Choice, Entry, bytes_moved
 from compiledopt.backends.triton import kernels as triton
 from compiledopt.backends.triton.built import Made, built_for, check_for
-from compiledopt.backends.triton.readiness import kernel_of
-from compiledopt.backends.triton.shared import launches_of
-from compiledopt.backends.triton.tuning import candidates_for
+from compiledopt.backends.triton.capturable import launches_of
 from compiledopt.rules.program import ELEMENTS, scalar_program
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced, traced
@@ -70,19 +67,9 @@ def explain_gpu(
     name: str, rule: Rule, group: Mapping[str, Any], arch: int, dtype: torch.dtype, *, source: bool = False, ptx: bool = False
 ) -> GpuExplanation:
     """Compile an algorithm's kernel for an architecture (80, 90, ...). Raises: CompileError with the reason."""
-    example = torch.empty(EXAMPLE, dtype=dtype, device="meta")
-    known = traced(around.derived(rule, group, param=example), group)
+    known = traced(around.derived(rule, group, param=torch.empty(EXAMPLE, dtype=dtype, device="meta")), group)
     check_for(known, dtype, EXAMPLE)
-    if not known.elementwise or known.measures:
-        made = built_for(known, arch, dtype, EXAMPLE)
-        return _explanation(name, known, group, arch, dtype, made, source, ptx)
-    dtypes = (dtype, dtype, *known.dtypes_of(example).values())
-    kernel = kernel_of(known, dtypes)
-    assert isinstance(kernel, triton.TritonKernel)
-    block, warps = candidates_for(kernel, dtypes)[0]
-    built = [triton.build_for(kernel, arch, block, warps, rows) for rows in (1, triton.FEW, 0)]
-    entry = Entry(example, {}, 0, known, Choice("compiled", ""))
-    made = Made(known.program, [known.program], [kernel.source], built, sum(bytes_moved(entry)))
+    made = built_for(known, arch, dtype, EXAMPLE)
     return _explanation(name, known, group, arch, dtype, made, source, ptx)
 
 

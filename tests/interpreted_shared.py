@@ -8,14 +8,23 @@ from interpreter import round_to_nearest
 from simulated import capture
 
 import compiledopt
-from compiledopt.backends.triton import backend, capturable
+from compiledopt.backends.triton import capturable, refusal
 from compiledopt.backends.triton.shared import DeviceSharing
 from compiledopt.errors import CompileError
+from compiledopt.rules.traced import traced
 
 round_to_nearest()
 SHAPES = [(9, 5), (3, 2, 3, 3), (0,), (17,), ()]
 SHARING = [one for one in MENU.values() if one.rule is not None and one.rule.shared]
-HERE = ("AdamWScheduleFree", "Prodigy", "AvaGrad")  # numbers alone; sums over the model; sums over a group
+
+
+def kind(one):
+    """What is shared follows from numbers alone, or from sums over the model, or over a group."""
+    program = traced(one.rule, one.ours([torch.nn.Parameter(torch.zeros(2, 3))], **one.promised).param_groups[0]).program
+    return bool(program.totals), any(node.is_of_group for node in program.totals)
+
+
+HERE = [str(one) for one in {kind(one): one for one in SHARING}.values()]
 EACH = [pytest.param(one, marks=() if str(one) in HERE else pytest.mark.slow) for one in SHARING]
 LATE = {"RAdamScheduleFree": 5}  # steps that move nothing
 
@@ -44,7 +53,7 @@ def near(optimizer, expected, mine, reference):
 @pytest.mark.parametrize(
     ("one", "capturable"),
     [
-        pytest.param(one, capturable, marks=() if str(one) in HERE[: 3 if capturable else 1] else pytest.mark.slow)
+        pytest.param(one, capturable, marks=() if str(one) in HERE[: None if capturable else 1] else pytest.mark.slow)
         for one in SHARING
         for capturable in (False, True)
     ],
@@ -115,7 +124,7 @@ def test_a_kernel_that_cannot_be_had(monkeypatch):
     def refused(*_):
         raise CompileError("the kernel cannot run: refused")
 
-    monkeypatch.setattr(backend, "check_shared", refused)
+    monkeypatch.setattr(refusal, "check_shared", refused)
     _, _, optimizer, mine = pair(MENU["SGDScheduleFree"], capturable=True)
     optimizer.param_groups[0]["compiled"] = optimizer.param_groups[1]["compiled"] = None
     with pytest.warns(UserWarning, match="the kernel cannot run: refused"):

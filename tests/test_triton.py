@@ -304,7 +304,7 @@ def test_explain_of_a_state_of_one_number(capsys):
 
 @pytest.mark.parametrize(
     ("name", "kernels", "calls"),
-    [("SGDScheduleFree", 1, {"": 1, "capturable=True": 3}), ("AvaGrad", 3, {"": 10, "capturable=True": 11})],
+    [("SGDScheduleFree", 1, {"": 1, "capturable=True": 3}), ("AvaGrad", 3, {"": 9, "capturable=True": 10})],
 )
 def test_explain_of_what_parameters_share(name, kernels, calls, capsys):
     """Numbers alone are one launch more where they are on the device, beside that of the scalar part; sums are two kernels, and

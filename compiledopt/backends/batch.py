@@ -338,7 +338,8 @@ class Backend(ABC):
     def batch(self, entries: list[Entry], context: Context) -> Batch:
         """Make a batch of entries of one bucket. Raises: CompileError."""
 
-    def sharing(self, traced: Traced, groups: Sequence[int], context: Context, device: torch.device) -> Sharing | None:
+    @staticmethod
+    def sharing(traced: Traced, groups: Sequence[int], context: Context, device: torch.device) -> Sharing | None:
         """What advances the shared states of groups whose rule is one program, by launches; None: by the scalar part, from
         Python. Raises: CompileError."""
         return None

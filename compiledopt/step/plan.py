@@ -24,7 +24,6 @@ from compiledopt.step.seen import Seen
 from compiledopt.step.shards import Shards, runs_on_shards
 from compiledopt.step.shared import Shared
 from compiledopt.step.states import StateMaker, is_complete
-from compiledopt.step.totals import Totals
 
 
 class Plan:
@@ -40,7 +39,6 @@ class Plan:
         self.main = Context(owner.name, list(owner.groups), self.rules, {}, self.numbers)
         self.flags = self.main.read()
         self.programs = owner.programs()
-        self.totals = Totals(self.main, self.programs)
         self.shared = Shared(self.main, self.programs, owner.watched is not None or self._is_captured())
         self.params = [param for group in owner.groups for param in group["params"]]
         self.waiting: list[torch.Tensor] = []
@@ -115,7 +113,7 @@ class Plan:
     def _context(self, device: torch.device) -> Context:
         if device not in self.contexts:
             step = self.owner.step_on(device)
-            self.totals.join(step)
+            self.shared.join(step)
             self.contexts[device] = replace(self.main, step=step)
         return self.contexts[device]
 
@@ -182,10 +180,8 @@ class Plan:
                 raise RuntimeError(f"{self.owner.name}: a parameter listed twice changed during the step")
             self.prepared = False
             self.owner.measure(batches, again=number > 0)
-            if self.totals.exist:
-                self.totals.measure(batches, again=number > 0)
-            if self.shared.states and number == 0:
-                self.shared.advance(batches, self.totals.steps[0])
+            if self.shared.exist:
+                self.shared.measure(batches, again=number > 0)
             for batch in batches:
                 batch.launch()
         self.shared.commit()

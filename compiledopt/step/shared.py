@@ -1,4 +1,4 @@
-"""The states that parameters share, which live in the groups, and their new values at a step."""
+"""What parameters have in common: sums over them, and the states that they share, which live in the groups."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from compiledopt.rules.author import TraceError
 from compiledopt.rules.options import as_float
 from compiledopt.rules.rule import Rule
 from compiledopt.rules.traced import Traced
+from compiledopt.step.totals import Totals
 
 Group = dict[str, Any]
 
 
 class Shared:
-    """Of a plan. They follow from numbers alone, sums over parameters among them."""
+    """Of a plan: the states follow from numbers alone, sums over parameters among them."""
 
     def __init__(self, context: Context, kinds: Sequence[Programs], tensors: bool) -> None:
         """context: the one that reads the groups; kinds: the programs of each; tensors: whether no value may be read on the
-        host. Raises: TraceError, where a rule whose parameters share a state reduces."""
-        self.context, self.tensors = context, tensors
+        host. Raises: TraceError, where a rule whose parameters share a state reduces; RuntimeError, where one cannot sum."""
+        self.context, self.tensors, self.totals = context, tensors, Totals(context, kinds)
         self.programs = [each.bare for each in kinds]
         ways = list(zip(self.programs, context.groups, strict=True))
         self.states = [(group, name, group[name]) for program, group in ways for name in program.rule.shared]
         self.fresh: list[tuple[torch.Tensor, Any]] = []  # their new values
         self.sharing: list[Sharing] = []  # what launches instead
         self.is_due = False
+        self.exist = self.totals.exist or bool(self.states)
         for program in self.programs if self.states else ():
             if program.rule.shared and not program.elementwise:
                 raise TraceError(f"parameters share a state, and the rule is not one of pointwise operations: {program.reason}")
@@ -70,12 +72,22 @@ class Shared:
         """As of a batch."""
         return all(one.prepare() for one in self.sharing)
 
+    def join(self, step: dict[str, Any]) -> None:
+        """Keep the sums among a device's numbers of the step. Mutates: step."""
+        self.totals.join(step)
+
+    def measure(self, batches: Sequence[Batch], again: bool) -> None:
+        """Sum over what was gathered, and compute the new values. again: parameters that are listed twice, counted before."""
+        if self.totals.exist:
+            self.totals.measure(batches, again)
+        if not again and self.states:
+            self.is_due = any(entry.param.grad is not None for batch in batches for entry in batch.entries)
+            if self.is_due and not self.sharing:
+                self._advance(self.totals.steps[0])
+
     @torch.no_grad()
-    def advance(self, batches: Sequence[Batch], step: Mapping[str, Any]) -> None:
+    def _advance(self, step: Mapping[str, Any]) -> None:
         """Compute the new values, once all sums are known. step: the numbers of the step."""
-        self.is_due = any(entry.param.grad is not None for batch in batches for entry in batch.entries)
-        if not self.is_due or self.sharing:
-            return
         for index, program, targets in self._targets():
             new = self._new(program, self.context.numbers[index], step)
             values = zip(program.program.shared_part.outputs, new, strict=True)

@@ -44,7 +44,7 @@ def made(optimizer: Any, plan: Plan) -> Steady | None:
     owner = plan.owner
     native = [batch for batch in plan.batches if batch.steady is not None]
     ways, others = {batch.steady for batch in native}, [batch for batch in plan.batches if batch.steady is None]
-    around = owner.scaling is not None or owner.watched is not None or plan.totals.exist or bool(plan.shared.states)
+    around = owner.scaling is not None or owner.watched is not None or plan.shared.exist
     if (
         around
         or any(rule.every for rule in owner.rules)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from compiledopt.backends.batch import Batch, Context, Description, Entry, Sharing, spread_of
+from compiledopt.backends.batch import Batch, Context, Description, Entry, spread_of
 from compiledopt.backends.cpp.kernels import platform_reason
-from compiledopt.backends.distributed import is_distributed
 from compiledopt.backends.gathered import GatheredBackend, bucket_of
 from compiledopt.backends.triton.batch import TritonBatch
 from compiledopt.backends.triton.capturable import CapturableBatch, is_on_device, option_dtypes
@@ -18,15 +17,14 @@ from compiledopt.backends.triton.described import described
 from compiledopt.backends.triton.kernels import missing
 from compiledopt.backends.triton.parts import batch_of, objection_to, parts_of, several_of
 from compiledopt.backends.triton.refusal import refusal_of
-from compiledopt.backends.triton.shared import check_shared, sharing_of
-from compiledopt.errors import CompileError
-from compiledopt.rules.traced import Traced
+from compiledopt.backends.triton.shared import sharing_of
 
 
 class TritonBackend(GatheredBackend):
     """One Triton kernel over a whole model; the scalar part on the device too, where `capturable` or a state asks for it."""
 
     numbers_on_host = False
+    sharing = staticmethod(sharing_of)
 
     def serves(self, device: torch.device) -> bool:
         """COMPILEDOPT_TRITON_ON_CPU=1, with TRITON_INTERPRET=1: Triton's interpreter runs the kernels on CPU tensors."""
@@ -39,18 +37,15 @@ class TritonBackend(GatheredBackend):
         found = super().objection(entry, group)
         if found is None or several_of(entry) is None:
             return found
-        return f"{entry.traced.rule.name} needs whole tensors, and a parameter is distributed" if _is_spread(entry) else None
+        told = f"{entry.traced.rule.name} needs whole tensors"
+        return None if spread_of(entry) is None else f"{told}, and a parameter is distributed"
 
     def objection_to_passes(self, entry: Entry, group: Mapping[str, Any], told: str) -> str | None:
-        return f"{told}, and a parameter is distributed" if _is_spread(entry) else None
+        return None if spread_of(entry) is None else f"{told}, and a parameter is distributed"
 
     def refusal(self, entry: Entry, group: Mapping[str, Any]) -> str | None:
         if (reason := objection_to(entry)) is not None:
             return reason
-        try:
-            check_shared(entry.traced, group, entry.param.device)
-        except CompileError as error:
-            return str(error)
         there = is_on_device(entry.traced, group, entry.param, entry.state)
         return next((reason for part in parts_of(entry) if (reason := refusal_of(part, group, there)) is not None), None)
 
@@ -66,15 +61,8 @@ class TritonBackend(GatheredBackend):
         there = is_on_device(first.traced, context.groups[first.group], first.param, first.state)
         return batch_of(entries, context, CapturableBatch if there else TritonBatch)
 
-    def sharing(self, traced: Traced, groups: Sequence[int], context: Context, device: torch.device) -> Sharing | None:
-        return sharing_of(traced, groups, context, device)
-
     def runs_for(self, entry: Entry) -> Hashable:
         return (several_of(entry), *(part.runs for part in parts_of(entry)))
 
     def describe(self, entries: Sequence[Entry], group: Mapping[str, Any]) -> Description:
         return described(entries, group)
-
-
-def _is_spread(entry: Entry) -> bool:
-    return is_distributed(entry.param)

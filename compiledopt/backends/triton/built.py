@@ -1,4 +1,4 @@
-"""The kernels of a rule that takes more than one, compiled on any machine, for who wants to know what they are."""
+"""The kernels of a rule, compiled on any machine, for who wants to know what they are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from compiledopt.backends.batch import Choice, Entry, bytes_moved, operand_dtypes
 from compiledopt.backends.matrices import products, program_of, told
 from compiledopt.backends.triton import kernels as triton
-from compiledopt.backends.triton.parts import calls_of, check, inner_of, parts_of
+from compiledopt.backends.triton.parts import calls_of, check, inner_of, moved_of, parts_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.shaped import best_for, masks_of, shape_of
-from compiledopt.backends.triton.stored import moved_alone
+from compiledopt.backends.triton.tuning import candidates_for
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import Program
 from compiledopt.rules.traced import Traced
@@ -38,9 +38,10 @@ def check_for(known: Traced, dtype: torch.dtype, shape: tuple[int, ...]) -> None
 
 
 def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Made:
-    """Of a rule that reduces, sums over parameters or multiplies matrices, for parameters of a shape, on a GPU that need not be
-    there. arch: 80, 90, and so on. Raises: CompileError."""
+    """For parameters of a shape, on a GPU that need not be there. arch: 80, 90, and so on. Raises: CompileError."""
     entry = Entry(torch.empty(shape, dtype=dtype, device="meta"), {}, 0, known, Choice("compiled", ""))
+    if known.elementwise and not known.measures:
+        return _alone(entry, arch)
     inner = inner_of(entry)
     variant = inner.traced if inner.traced.elementwise else inner.traced.variant(inner.param)
     matrices = program_of(inner)
@@ -58,6 +59,16 @@ def built_for(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ..
     return made
 
 
+def _alone(entry: Entry, arch: int) -> Made:
+    """Of one kernel: for numbers that are arguments, of one row or a few, and in a table."""
+    runs, dtypes = entry.runs, operand_dtypes(entry)
+    kernel = kernel_of(runs, dtypes)
+    assert isinstance(kernel, triton.TritonKernel)
+    block, warps = candidates_for(kernel, dtypes)[0]
+    built = [triton.build_for(kernel, arch, block, warps, rows) for rows in (1, triton.FEW, 0)]
+    return Made(runs.program, [runs.program], [kernel.source], built, sum(bytes_moved(entry)))
+
+
 def _add(made: Made, part: Entry, arch: int) -> None:
     """One program more. Mutates: made."""
     runs, dtypes = part.runs, operand_dtypes(part)
@@ -66,7 +77,7 @@ def _add(made: Made, part: Entry, arch: int) -> None:
     if isinstance(kernel, triton.TritonKernel):
         made.built.append(triton.build_for(kernel, arch))
         made.sources.append(kernel.source)
-        made.moved += sum(bytes_moved(part) if part.traced.measures else moved_alone(part))
+        made.moved += sum(moved_of(part))
         return
     masks = masks_of(kernel, [shape_of(part.param, runs.order)])
     made.built += [best_for(stage, arch, mask) for stage, mask in zip(kernel.stages, masks, strict=True)]

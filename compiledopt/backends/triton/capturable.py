@@ -78,6 +78,11 @@ def _is_summed(traced: Traced | Variant, param: torch.Tensor) -> bool:
     return bool((traced if isinstance(traced, Variant) else traced.measured(param)).measures)
 
 
+def launches_of(traced: Traced, group: Mapping[str, Any]) -> int:
+    """At a step, for what parameters share (shared.py)."""
+    return int(bool(traced.rule.shared and group.get("capturable")))
+
+
 def check_scalars(
     traced: Traced | Variant,
     group: Mapping[str, Any],

@@ -8,11 +8,10 @@ from typing import Any
 
 from compiledopt.backends.batch import Description, Entry, bytes_moved, operand_dtypes
 from compiledopt.backends.matrices import products, program_of, told
-from compiledopt.backends.triton.capturable import is_on_device
+from compiledopt.backends.triton.capturable import is_on_device, launches_of
 from compiledopt.backends.triton.parts import calls_of, parts_of, several_of
 from compiledopt.backends.triton.readiness import kernel_of
 from compiledopt.backends.triton.reducing import ReducingKernel
-from compiledopt.backends.triton.shared import launches_of
 from compiledopt.backends.triton.stored import moved_alone, stored_of, stored_parts
 from compiledopt.backends.triton.symmetric import Told
 from compiledopt.backends.waves import share, waves

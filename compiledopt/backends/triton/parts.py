@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from compiledopt.backends.batch import Batch, Context, Entry
+from compiledopt.backends.batch import Batch, Context, Entry, bytes_moved
 from compiledopt.backends.matrices import program_of
 from compiledopt.backends.triton.matrices import DeviceMatrices
-from compiledopt.backends.triton.stored import StoredBatch, inner_parts, stored_of, stored_parts
+from compiledopt.backends.triton.stored import StoredBatch, inner_parts, moved_alone, stored_of, stored_parts
 from compiledopt.backends.triton.summed import SummedBatch, in_common, summed_of, summed_parts
 from compiledopt.backends.waves import MakeBatch
 from compiledopt.errors import CompileError
@@ -39,6 +39,11 @@ def calls_of(entry: Entry) -> int:
     """Of torch, between the programs, but for products."""
     summed = None if stored_of(entry) else summed_of(entry.traced, entry.param)
     return summed.calls if summed else 0
+
+
+def moved_of(part: Entry) -> tuple[float, float]:
+    """Bytes per element, read and written, by one program that is elementwise."""
+    return bytes_moved(part) if part.traced.measures else moved_alone(part)
 
 
 def parts_of(entry: Entry) -> tuple[Entry, ...]:

@@ -13,8 +13,9 @@ import torch
 from compiledopt.backends.devices import ordinary
 from compiledopt.backends.inductor import evaluate
 from compiledopt.backends.triton.forms import FORMS
+from compiledopt.backends.triton.places import AXES
 from compiledopt.backends.triton.proof import WRONG, bits_for, on_device_at, random_rows, remembered, unlike, unlike_bits
-from compiledopt.backends.triton.reducing import AXES, ReducingKernel
+from compiledopt.backends.triton.reducing import ReducingKernel
 from compiledopt.backends.triton.shaped import Shape, ShapedTables, masks_of, run_on_nothing, shape_of
 from compiledopt.errors import CompileError
 from compiledopt.rules.program import ELEMENTS, Program

@@ -20,13 +20,21 @@ from compiledopt.backends.triton import random
 from compiledopt.backends.triton.bodies import KEPT, Body, kept_source, lowered
 from compiledopt.backends.triton.bodies import TEXT as BODIES
 from compiledopt.backends.triton.kernels import ALIGNMENT, NAMES, TritonKernel, imports_of, missing
+from compiledopt.backends.triton.places import (
+    AXES,
+    constant_of,
+    elements_of,
+    lines_of_place,
+    lines_of_places,
+    shape_of,
+    size_of,
+)
 from compiledopt.backends.triton.stages import Kind, stages_of
 from compiledopt.errors import CompileError
 from compiledopt.files import source_of
 from compiledopt.rules.program import COLUMNS, ELEMENTS, MATRICES, NUMBER, ROWS
 from compiledopt.rules.reductions import SLOT, TENSOR, TILE, Pass, Passes
 
-AXES = (MATRICES, ROWS, COLUMNS)
 Tile = tuple[int, int, int]  # of matrices, rows and columns
 # The tiles that there are for what varies along these axes; a tensor goes by those that need the fewest. Of rows of one element
 # for long ones, of many for tall and narrow matrices, of many small matrices, and of the values of 1 × 1 convolutions.
@@ -234,15 +242,15 @@ class _Writer:
         assert kind.combined is not None
         s, i = kind.combined
         target = self.passes.sweeps[s].reductions[i].target
-        lines = [*_places(kind.axes), *_place(target.axes), *self._total("value", kind.combined)]
+        lines = [*lines_of_places(kind.axes), *lines_of_place(target.axes), *self._total("value", kind.combined)]
         return [*lines, self._store(target.kind, target.index, target.axes, "value")]
 
     def _sweep(self, kind: Kind) -> list[str]:
-        lines = _places(kind.axes)
+        lines = lines_of_places(kind.axes)
         every = [operand.axes for s in (*kind.before, kind.sweep) for operand in self.passes.sweeps[s].operands]
         sweep = self.passes.sweeps[kind.sweep]
         for axes in sorted({NUMBER, kind.axes, *every, *(reduction.target.axes for reduction in sweep.reductions)}):
-            lines += _place(axes)
+            lines += lines_of_place(axes)
         made: dict[tuple[int, int], str] = {}
         for s in (*kind.before, kind.sweep):
             lines += self._pass(s, kind, made)
@@ -309,7 +317,7 @@ class _Writer:
         return f"tl.load(layout + {self.layout.buffer(index)}).to(tl.pointer_type({self.wide}))"
 
     def _store(self, kind: int, index: int, axes: int, value: str) -> str:
-        shape = _shape(axes)
+        shape = shape_of(axes)
         if kind == TENSOR:
             write = f"tl.store(p{index} + i{axes}, tl.broadcast_to({value}, {shape}), k{axes})"
             return f"{self._pointer(index, axes)}\n{write}"
@@ -319,20 +327,23 @@ class _Writer:
 
     def _reduce(self, kind: Kind, number: int, value: str) -> list[str]:
         """The sums of one tile, as one of the partial sums of each result."""
-        reduction, name = self.passes.sweeps[kind.sweep].reductions[number], f"r{number}"
+        sweep, name = self.passes.sweeps[kind.sweep], f"r{number}"
+        reduction = sweep.reductions[number]
         over, target = kind.axes, reduction.target.axes
-        start = f"tl.full({_shape(over)}, {START[reduction.op]}, {self.wide})"
-        lines = [f"{name} = tl.where(k{over}, tl.broadcast_to({value}, {_shape(over)}).to({self.wide}), {start})"]
+        start = f"tl.full({shape_of(over)}, {START[reduction.op]}, {self.wide})"
+        lines = [f"{name} = tl.where(k{over}, tl.broadcast_to({value}, {shape_of(over)}).to({self.wide}), {start})"]
         for dim in (2, 1, 0):
             if over & AXES[dim] and not target & AXES[dim]:
                 lines.append(f"{name} = " + FOLD[reduction.op].format(name, dim))
+        if reduction.op == "sum" and target == NUMBER and (constant := constant_of(sweep, reduction)) is not None:
+            lines = [f"{name} = tl.zeros([1, 1, 1], {self.wide}) + {constant!r} * {elements_of(over)}"]
         part = "0"
         for axis, count, place in ((MATRICES, "1", "bm"), (ROWS, "down", "br"), (COLUMNS, "across", "bc")):
             if over & axis and not target & axis:
                 part = f"({part}) * {count} + {place}"
         column = self.layout.partial((kind.sweep, number))
         lines.append(f"q{number} = tl.load(layout + {column}).to(tl.pointer_type({self.wide}))")
-        return [*lines, f"tl.store(q{number} + ({part}) * {_size(target)} + i{target}, {name}, k{target})"]
+        return [*lines, f"tl.store(q{number} + ({part}) * {size_of(target)} + i{target}, {name}, k{target})"]
 
     def _total(self, name: str, reduced: tuple[int, int]) -> list[str]:
         """Adds up the partial sums of a reduction, many at a time along an axis that its results do not have."""
@@ -344,7 +355,7 @@ class _Writer:
         shape[spare] = f"{name}_many"
         index = ", ".join(":" if dim == spare else "None" for dim in range(3))
         column = self.layout.partial(reduced)
-        more = f"tl.load({name}_from + {name}_part * {_size(axes)} + i{axes}, k{axes} & ({name}_part < {name}_parts), "
+        more = f"tl.load({name}_from + {name}_part * {size_of(axes)} + i{axes}, k{axes} & ({name}_part < {name}_parts), "
         lines = [
             f"{name}_many: tl.constexpr = min({MOST_TOGETHER}, max(1, 2048 // ({blocks})))",
             f"{name}_from = tl.load(layout + {column}).to(tl.pointer_type({self.wide}))",
@@ -356,38 +367,4 @@ class _Writer:
             f"    {name} = " + JOIN[op].format(name, f"{name}_more"),
             f"{name} = " + FOLD[op].format(name, spare),
         ]
-        return lines if op != "mean" else [*lines, f"{name} = {name} * {_size(axes)} / ({_size(sweep.axes)})"]
-
-
-def _size(axes: int) -> str:
-    return " * ".join(n for axis, n in zip(AXES, ("matrices", "rows", "columns"), strict=True) if axes & axis) or "1"
-
-
-def _shape(axes: int) -> str:
-    return f"[{', '.join(b if axes & axis else '1' for axis, b in zip(AXES, ('BM', 'BR', 'BC'), strict=True))}]"
-
-
-def _places(axes: int) -> list[str]:
-    """Where a block's tile lies, along the axes that it has."""
-    lines = ["across = tl.cdiv(columns, BC)" if axes & COLUMNS else "across = 1"]
-    lines.append("down = tl.cdiv(rows, BR)" if axes & ROWS else "down = 1")
-    lines += ["bc = index % across", "br = index // across % down", "bm = index // (across * down)"]
-    nowhere = "tl.zeros([1, 1, 1], tl.int64)"
-    for axis, place, block, dims in (
-        (MATRICES, "m", "BM", ":, None, None"),
-        (ROWS, "r", "BR", "None, :, None"),
-        (COLUMNS, "c", "BC", "None, None, :"),
-    ):
-        lines.append(f"{place} = b{place} * {block} + tl.arange(0, {block})[{dims}]" if axes & axis else f"{place} = {nowhere}")
-    return lines
-
-
-def _place(axes: int) -> list[str]:
-    """Where a value that varies along some of a tile's axes lies in its tensor, and whether it is there."""
-    place = "m" if axes & MATRICES else ""
-    for axis, size, own in ((ROWS, "rows", "r"), (COLUMNS, "columns", "c")):
-        if axes & axis:
-            place = f"({place}) * {size} + {own}" if place else own
-    there = [f"({own} < {n})" for axis, own, n in zip(AXES, "mrc", ("matrices", "rows", "columns"), strict=True) if axes & axis]
-    nothing = ("tl.zeros([1, 1, 1], tl.int64)", "tl.full([1, 1, 1], 1, tl.int1)")
-    return [f"i{axes} = {place or nothing[0]}", f"k{axes} = {' & '.join(there) or nothing[1]}"]
+        return lines if op != "mean" else [*lines, f"{name} = {name} * {size_of(axes)} / ({size_of(sweep.axes)})"]

@@ -12,6 +12,7 @@ from compiledopt.backends.gathered import too_many
 from compiledopt.backends.triton.capturable import check_scalars
 from compiledopt.backends.triton.norm import check_norm
 from compiledopt.backends.triton.readiness import check_on_device, kernel_of
+from compiledopt.backends.triton.shared import check_shared
 from compiledopt.errors import CompileError
 
 
@@ -30,6 +31,7 @@ def refusal_of(entry: Entry, group: Mapping[str, Any], there: bool) -> str | Non
         check_on_device(runs, param, dtypes)
         if runs.is_clipped:
             check_norm(runs, dtypes, kernel, param.device, there)
+        check_shared(entry.traced, group, param.device)
         if there:
             check_scalars(runs, group, param, entry.state, kernel)
         launcher()

@@ -13,8 +13,9 @@ import torch
 from compiledopt.backends.devices import as_numbers, on_device, upload
 from compiledopt.backends.triton.forms import PLAIN, Form, chosen
 from compiledopt.backends.triton.kernels import Built, TritonKernel, build_for
+from compiledopt.backends.triton.places import AXES
 from compiledopt.backends.triton.prepared import Launch
-from compiledopt.backends.triton.reducing import AXES, SLOTS, TILES, Layout, ReducingKernel, Tile, part_of, tiles_of
+from compiledopt.backends.triton.reducing import SLOTS, TILES, Layout, ReducingKernel, Tile, part_of, tiles_of
 from compiledopt.backends.triton.stages import Kind
 from compiledopt.backends.triton.tables import Scalars, Tables, alone, launch
 from compiledopt.rules.program import ANY_ORDER, COLUMNS, ELEMENTS, OUTER, ROW_AFTER_ROW, ROWS

@@ -10,7 +10,16 @@ import torch
 
 from compiledopt.backends.batch import Context, Sharing
 from compiledopt.backends.devices import is_capturing, upload
-from compiledopt.backends.triton.capturable import OTHERS, STALE, Mirror, RowsLaunch, lives_on, number_dtypes, rows_ready
+from compiledopt.backends.triton.capturable import (
+    OTHERS,
+    STALE,
+    Mirror,
+    RowsLaunch,
+    launches_of,
+    lives_on,
+    number_dtypes,
+    rows_ready,
+)
 from compiledopt.rules.traced import Traced
 
 
@@ -63,11 +72,6 @@ def sharing_of(traced: Traced, groups: Sequence[int], context: Context, device: 
     """None where a shared state is not on the device. Raises: CompileError."""
     values = [context.groups[group].get(name) for group in groups for name in traced.rule.shared]
     return DeviceSharing(traced, groups, context, device) if all(lives_on(value, device) for value in values) else None
-
-
-def launches_of(traced: Traced, group: Mapping[str, Any]) -> int:
-    """At a step, for what the parameters of such groups share."""
-    return int(bool(traced.rule.shared and group.get("capturable")))
 
 
 def check_shared(traced: Traced, group: Mapping[str, Any], device: torch.device) -> None:
