@@ -32,9 +32,7 @@ class Whole:
         try:
             for number in SIGNALS:
                 if callable(handler := getsignal(number)):
-                    self.handlers[number] = (
-                        handler  # before it is exchanged: an interruption here leaves nothing to be put back
-                    )
+                    self.handlers[number] = handler  # before it is exchanged: nothing is lost by an interruption here
                     signal(number, self._wait)
         except BaseException:  # of one whose turn had not come
             self._put_back()
