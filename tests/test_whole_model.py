@@ -29,6 +29,7 @@ from compiledopt import (
     total,
 )
 from compiledopt.rules.trace import TraceError
+from compiledopt.rules.traced import Traced
 
 STEPS = 50
 
@@ -804,3 +805,17 @@ def test_totals_of_other_dimensions_that_are_called_the_same():
     Gradients().set(params, 0)
     with pytest.raises(RuntimeError, match="parameters of other dimensions"):
         compiledopt.define(odd)(params).step()
+
+
+def test_a_later_step_asks_no_parameter_for_its_program(monkeypatch):
+    """In Python, for each of them, that took most of a step of many small tensors."""
+    optimizer = AdaGC(params := parameters(), compiled=True)
+    run(optimizer, params, Gradients(), range(3))
+    start = flat(params)
+
+    def asked(*_):
+        raise AssertionError("a parameter was asked for its program")
+
+    monkeypatch.setattr(Traced, "variant", asked)
+    optimizer.step()
+    assert not torch.equal(flat(params), start)
