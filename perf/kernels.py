@@ -97,7 +97,7 @@ def _is_own(known: Traced, shape: tuple[int, ...]) -> bool:
 
 def kernels(known: Traced, arch: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[str, triton.Built]]:
     """Raises: CompileError."""
-    if not known.elementwise:
+    if not known.elementwise or known.measures:
         found = built_for(known, arch, dtype, shape).built
         yield from ((f"{number + 1} of {len(found)}", built) for number, built in enumerate(found))
         return

@@ -206,7 +206,7 @@ def test_errors_of_rules_say_what_to_write(rule, declared, words):
         ({"lr": "1e-3"}, r"lr must be a number, got '1e-3' \(str\); float\('1e-3'\) makes one"),  # as YAML reads it
         ({"betas": ("0.9", 0.99)}, "betas must be a number, got '0.9'"),
         ({"max_grad_norm": "1"}, r"max_grad_norm must be a number, got '1' \(str\)"),
-        ({"betas": 0.9}, "betas is one number, and the rule takes element 0 of it"),
+        ({"betas": 0.9}, "betas must be a tuple of numbers, got 0.9"),
     ],
     ids=["lr", "betas", "max_grad_norm", "one"],
 )
