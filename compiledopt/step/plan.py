@@ -49,7 +49,7 @@ class Plan:
             self._make_states(entries, maker)
             self.rounds = [self._settled(self._batches(part)) for part in _rounds(entries)]
             self.shared.settle(self.rounds, self.contexts)
-            self.prepared = all(map(self._is_prepared, range(len(self.rounds[:1]))))
+            self.prepared = not self.rounds or self._is_prepared(0)
         except BaseException:
             maker.undo()
             self.shards.drop_gradients()

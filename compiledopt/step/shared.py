@@ -44,8 +44,10 @@ class Shared:
 
     def settle(self, rounds: Sequence[Sequence[Batch]], contexts: Mapping[torch.device, Context]) -> None:
         """Leave them to who launches what runs, where all of it runs by one, on one device, and nothing is read on the host."""
-        of = {(entry.choice.backend, entry.param.device) for batches in rounds for batch in batches for entry in batch.entries}
-        if not self.states or len(rounds) != 1 or len(of) != 1 or not all(g.get("capturable") for g in self.context.groups):
+        if not self.states or len(rounds) != 1 or not all(group.get("capturable") for group in self.context.groups):
+            return
+        of = {(entry.choice.backend, entry.param.device) for batch in rounds[0] for entry in batch.entries}
+        if len(of) != 1:
             return
         (backend, device), whole = next(iter(of)), dict[Traced, list[int]]()
         for index, program, targets in self._targets():
